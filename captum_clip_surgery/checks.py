@@ -1,0 +1,148 @@
+"""What is refused at the door: images, features, targets and models that would mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_clip_surgery.towers import Tower
+
+Target = int | Tensor | Sequence[int] | None
+
+
+def check_images(images: Tensor, tower: Tower, device: torch.device) -> None:
+    """A finite floating-point batch (N, 3, H, W) on the model's device.
+
+    Raises:
+        TypeError: no tensor, or not of floating point.
+        ValueError: another shape, an empty batch, another device, NaN or infinity.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images are a {type(images).__name__}, not a tensor; clip.preprocess makes one"
+        )
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        hint = "; add the batch: images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images have shape {shape}, expected (N, 3, H, W){hint}")
+    if images.shape[1] != 3:
+        raise ValueError(f"images have {images.shape[1]} channels, expected 3: shape {shape}")
+    if not images.is_floating_point():
+        raise TypeError(f"images are {images.dtype}, expected floating point as preprocess gives")
+    if not len(images):
+        raise ValueError(f"the batch is empty: shape {shape}")
+    tower.grid(*images.shape[-2:])
+    if images.device != device:
+        raise ValueError(f"images are on {images.device}, the model on {device}")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinite pixels")
+
+
+def check_modes(model: nn.Module) -> None:
+    """No module that acts by chance or learns from what it sees.
+
+    Raises:
+        ValueError: such a module is in train mode.
+    """
+    for name, module in model.named_modules():
+        if module.training and _depends_on_mode(module):
+            raise ValueError(
+                f"{name} ({type(module).__name__}) is in train mode, which changes its results; "
+                "call model.eval() first"
+            )
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    # timm's DropPath and open_clip's PatchDropout name their probability so.
+    for name in ("drop_prob", "prob"):
+        probability: Any = getattr(module, name, 0)
+        if isinstance(probability, float) and probability > 0:
+            return True
+    return False
+
+
+def check_features(features: Tensor, width: int, what: str) -> None:
+    """Finite rows (K, width), none of them zero.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape, zero rows, NaN or infinity.
+    """
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"{what} are {kind}, expected a floating-point tensor")
+    if features.ndim != 2 or not len(features) or features.shape[1] != width:
+        raise ValueError(f"{what} have shape {tuple(features.shape)}, expected (K, {width})")
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{what} hold NaN or infinity")
+    zero = (features == 0).all(-1).nonzero().flatten().tolist()
+    if zero:
+        raise ValueError(f"{what} {zero[0]} is zero, which has no direction")
+
+
+def resolve_target(target: Target, batch: int, count: int, device: torch.device) -> Tensor:
+    """Captum's target as indices of texts: (1,) for all images, or (N, 1).
+
+    Args:
+        target: an int (negative counts from the end), a 0-d tensor or one of one element, a 1-D
+            tensor or list of one int for each image; None where there is one text.
+        batch: number of images, N.
+        count: number of texts.
+        device: where the indices go.
+
+    Raises:
+        TypeError: another kind.
+        ValueError: None with several texts, or a length that is not the batch's.
+        IndexError: an index past the texts.
+    """
+    if target is None:
+        if count != 1:
+            raise ValueError(f"target is None, but there are {count} texts; name one by its index")
+        target = 0
+    if isinstance(target, str):
+        raise TypeError(f"target is the string {target!r}; clip.index({target!r}) gives its index")
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.dtype == torch.bool or target.ndim > 1:
+            raise TypeError(
+                f"target is a {target.ndim}-d tensor of {target.dtype}, "
+                "expected integers, 0-d or one for each image"
+            )
+        target = target.item() if target.numel() == 1 else target.tolist()  # type: ignore
+    if _is_index(target):
+        return resolve_indices([target], count, device)  # type: ignore[list-item]
+    if not isinstance(target, list):
+        raise TypeError(
+            f"target is a {type(target).__name__} ({target!r}), expected an int, a tensor of ints "
+            "or a list of one int for each image"
+        )
+    if len(target) != batch:
+        raise ValueError(f"target has {len(target)} entries for {batch} images")
+    return resolve_indices(target, count, device)[:, None]
+
+
+def resolve_indices(indices: Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Indices of texts, negative ones counted from the end: (K,).
+
+    Raises:
+        TypeError: an entry that is no int.
+        IndexError: one past the texts.
+    """
+    for index in indices:
+        if not _is_index(index):
+            raise TypeError(f"target {index!r} is a {type(index).__name__}, expected an int")
+        if not -count <= index < count:
+            raise IndexError(f"target {index} is past the {count} texts")
+    return torch.tensor([int(index) % count for index in indices], device=device)
+
+
+def _is_index(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))

@@ -1,0 +1,473 @@
+"""A CLIP and its texts as an image classifier, which any Captum method explains."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.preprocessing import INTERPOLATIONS, Picture, Preprocess
+from captum_clip_surgery.prompts import (
+    TEMPLATES,
+    PromptEncoder,
+    Template,
+    Tokenizer,
+    check_texts,
+)
+from captum_clip_surgery.towers import adapt, unwrap
+
+
+class TokenGrid(nn.Module):
+    """A place to hook: the patch tokens entering a block pass through as (N, D, h, w)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+class ZeroShotClassifier(nn.Module):
+    """A CLIP and texts as an image classifier: images (N, 3, H, W) to logits (N, K texts).
+
+    logits = exp(logit_scale) * cosine (+ logit_bias), at every size the patch size divides. The
+    model is a submodule and is never altered. Forward calls its blocks, layer norms and
+    convolutions as modules, so hooks on them fire; those on containers (`visual`,
+    `visual.transformer`) do not.
+
+    Args:
+        model: any open_clip model whose image tower is supported; a compiled one is unwrapped.
+        texts: the classes; an attribution's target is an index into them.
+        rivals: further texts that compete in feature surgery but are no targets.
+        tokenizer: `open_clip.get_tokenizer(name)`; None is open_clip's own BPE, where the text
+            tower's vocabulary is its 49,408.
+        templates: format strings with a slot `{}`, or callables; a text's feature is the mean over
+            its prompts. None is the 85 of CLIP Surgery, an empty sequence the texts as they are.
+        truncate: cut prompts longer than the context instead of raising.
+        positions: how positional embeddings are resized for sizes that are not native, "bilinear"
+            as CLIP Surgery does or "bicubic" with antialiasing as open_clip does.
+
+    Raises:
+        TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
+            not defined; texts, templates of the wrong kind.
+        ValueError: no texts, an empty one, one longer than the context, a template without a slot.
+
+    Example::
+
+        >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
+        >>> clip(torch.zeros(1, 3, *clip.native_size)).shape
+        torch.Size([1, 2])
+    """
+
+    features: Tensor  # (texts + rivals, C), L2-normalised
+
+    def __init__(
+        self,
+        model: nn.Module,
+        texts: Iterable[str],
+        rivals: Iterable[str] | None = None,
+        tokenizer: Tokenizer | None = None,
+        templates: Sequence[Template] | None = None,
+        truncate: bool = False,
+        positions: str = "bilinear",
+    ) -> None:
+        super().__init__()
+        self._set_model(model, positions)
+        templates = TEMPLATES if templates is None else templates
+        self._encoder: PromptEncoder | None = PromptEncoder(
+            self.model, tokenizer, templates, truncate
+        )
+        self._vocabulary: tuple[str, ...] | None = None
+        self._given_empty: Tensor | None = None
+        self._set_texts(texts, rivals)
+
+    @classmethod
+    def _blank(cls) -> Self:
+        clip = cls.__new__(cls)
+        nn.Module.__init__(clip)
+        return clip
+
+    # --- ways to make one ------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        pretrained: str | None,
+        texts: Iterable[str],
+        rivals: Iterable[str] | None = None,
+        templates: Sequence[Template] | None = None,
+        truncate: bool = False,
+        positions: str = "bilinear",
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        interpolation: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """A model as `open_clip.create_model_and_transforms` loads it, in eval mode.
+
+        Args:
+            name: an open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
+            pretrained: an open_clip tag or a checkpoint file; None where `name` has a scheme.
+            texts, rivals, templates, truncate, positions: as for the class.
+            mean, std, interpolation: override the model's preprocessing. A checkpoint file does
+                not record any, so open_clip assumes OpenAI's; a warning says where that is likely
+                to be wrong.
+            **options: for open_clip: `precision`, `device`, `cache_dir`, `force_image_size`, ...
+
+        Raises:
+            FileNotFoundError: a checkpoint file or folder that is not there.
+            ValueError: a model or a tag that open_clip does not know, or no weights named.
+        """
+        _check_exists(name, pretrained)
+        if interpolation is not None and interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
+            )
+        if mean is None and std is None:
+            _warn_of_preprocessing(name, pretrained)
+        model, _, _ = open_clip.create_model_and_transforms(
+            name,
+            pretrained=pretrained,
+            image_mean=mean,
+            image_std=std,
+            image_interpolation=interpolation,
+            **options,
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+        return cls(model.eval(), texts, rivals, tokenizer, templates, truncate, positions)
+
+    @classmethod
+    def from_features(
+        cls,
+        model: nn.Module,
+        features: Tensor,
+        empty_features: Tensor | None = None,
+        texts: Iterable[str] | None = None,
+        positions: str = "bilinear",
+    ) -> Self:
+        """Ready text features instead of texts.
+
+        Args:
+            model: as for the class; its text tower is not used.
+            features: (K, C), L2-normalised on entry. Gradients flow to them.
+            empty_features: (C,) or (1, C), the feature of the empty text, for feature surgery's
+                "empty" form.
+            texts: names for the features, for `index` and figures.
+            positions: as for the class.
+
+        Raises:
+            ValueError: features of another width, or holding zero rows, NaN or infinity.
+        """
+        clip = cls._blank()
+        clip._set_model(model, positions)
+        clip._encoder = clip._vocabulary = None
+        width = clip._joint_width()
+        checks.check_features(features, width, "features")
+        names = [f"feature {i}" for i in range(len(features))] if texts is None else texts
+        clip.texts = check_texts(names)
+        if len(clip.texts) != len(features):
+            raise ValueError(f"{len(clip.texts)} texts name {len(features)} features")
+        clip.rivals = ()
+        clip.register_buffer("features", F.normalize(features, dim=-1), persistent=False)
+        clip._features_state = None
+        clip._given_empty = None
+        if empty_features is not None:
+            empty_features = empty_features.reshape(1, -1)
+            checks.check_features(empty_features, width, "empty_features")
+            clip._given_empty = F.normalize(empty_features[0], dim=-1)
+        return clip
+
+    @classmethod
+    def demo(
+        cls,
+        texts: Iterable[str],
+        rivals: Iterable[str] | None = None,
+        templates: Sequence[Template] | None = None,
+    ) -> Self:
+        """The embedded model: small, trained by this project on scenes of emoji it renders.
+
+        It knows the nouns in `.vocabulary` and warns of words it never learnt. By default it takes
+        the templates of its own training.
+
+        Example::
+
+            >>> clip = ZeroShotClassifier.demo(["camera", "mushroom"])
+            >>> clip.index("mushroom"), "pizza" in clip.vocabulary
+            (1, True)
+        """
+        from captum_clip_surgery import demo
+
+        templates = demo.prompt_templates() if templates is None else templates
+        name = f"local-dir:{demo.MODEL_FOLDER}"
+        clip = cls.from_pretrained(name, None, texts, rivals, templates)
+        clip._vocabulary = demo.nouns()
+        clip._warn_of_unknown_words()
+        return clip
+
+    def with_texts(self, texts: Iterable[str], rivals: Iterable[str] | None = None) -> Self:
+        """The same model, templates and remembered features under other texts."""
+        if self._encoder is None:
+            raise ValueError("a classifier made from_features has no texts to replace")
+        clip = self._blank()
+        for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary", "_given_empty"):
+            setattr(clip, shared, getattr(self, shared))
+        clip._grids = nn.ModuleDict()
+        clip.training = self.training
+        clip._set_texts(texts, rivals)
+        clip._warn_of_unknown_words()
+        return clip
+
+    def _set_model(self, model: nn.Module, positions: str) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}, not an open_clip model")
+        model = unwrap(model)
+        missing = [
+            name
+            for name in ("visual", "encode_image", "encode_text", "logit_scale")
+            if not hasattr(model, name)
+        ]
+        if missing:
+            raise TypeError(
+                f"{type(model).__name__} is no open_clip CLIP: it has no {', '.join(missing)}. "
+                "Load one with open_clip.create_model_and_transforms"
+            )
+        self.model = model
+        self.tower = adapt(model.visual, positions)  # type: ignore[arg-type]
+        self._preprocess = _preprocess_of(model, self.tower.native_size)
+        self._grids = nn.ModuleDict()
+        checks.check_modes(model)
+
+    def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
+        self.texts = check_texts(texts)
+        if not self.texts:
+            raise ValueError("no texts: a classifier needs at least one")
+        self.rivals = check_texts(() if rivals is None else rivals, "rival")
+        self.register_buffer("features", None, persistent=False)
+        self._features_state: object = None
+        self.text_features()
+
+    def _warn_of_unknown_words(self) -> None:
+        if self._vocabulary is None or self._encoder is None:
+            return
+        sentences = " ".join(str(template) for template in self._encoder.templates)
+        known = {*self._vocabulary, *re.findall(r"\w+", sentences), "and", "a", "an"}
+        words = re.findall(r"\w+", " ".join(self.texts + self.rivals).lower())
+        unknown = [word for word in dict.fromkeys(words) if word not in known]
+        if unknown:
+            warnings.warn(
+                f"the embedded model never learnt: {', '.join(unknown)}. What it knows is in "
+                ".vocabulary",
+                stacklevel=3,
+            )
+
+    # --- texts -----------------------------------------------------------------------------------
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The nouns the embedded model knows.
+
+        Raises:
+            AttributeError: for every other model, whose words nobody can list.
+        """
+        if self._vocabulary is None:
+            raise AttributeError("only the embedded model of ZeroShotClassifier.demo has one")
+        return self._vocabulary
+
+    def index(self, text: str) -> int:
+        """The target of a text.
+
+        Raises:
+            ValueError: a text that is not among the classes, or is twice.
+        """
+        found = [i for i, known in enumerate(self.texts) if known == text]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"text {text!r} stands at {found}; name the target by its index")
+        close = difflib.get_close_matches(str(text), self.texts, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
+
+    def text_features(self) -> Tensor:
+        """L2-normalised features (texts + rivals, C) in the order texts, rivals.
+
+        Computed anew when a parameter of the text tower has changed.
+        """
+        if self._encoder is not None:
+            state = self._encoder.state()
+            if state != self._features_state:
+                checks.check_modes(self.model)
+                self.features = self._encoder(self.texts + self.rivals)
+                self._features_state = state
+        return self.features
+
+    def empty_features(self) -> Tensor | None:
+        """The feature (C,) of the empty text; None if made from features without one."""
+        if self._encoder is None:
+            return self._given_empty
+        return self._encoder([""])[0]
+
+    # --- images ----------------------------------------------------------------------------------
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images the model was trained on."""
+        return self.tower.native_size
+
+    def preprocess(
+        self,
+        images: Picture | Sequence[Picture],
+        size: int | tuple[int, int] | None = None,
+        crop: bool = False,
+    ) -> Tensor:
+        """Pictures to a normalised batch (N, 3, H, W) on the model's device.
+
+        Args:
+            images: one or a list of PIL images, arrays or paths; see `load_picture`.
+            size: side or (height, width) in pixels; None is the native size.
+            crop: resize the shorter side and keep the middle, as open_clip's own preprocessing
+                does, instead of squashing the whole picture.
+
+        Raises:
+            ValueError: no images, an unreadable one, a size the patch size does not divide.
+            FileNotFoundError, TypeError: see `load_picture`.
+        """
+        batch = self._preprocess(images, size, crop)
+        self.tower.grid(*batch.shape[-2:])
+        return batch.to(self.device)
+
+    def unnormalize(self, images: Tensor) -> Tensor:
+        """A batch (..., 3, H, W) as colours in 0..1, for display."""
+        return self._preprocess.unnormalize(images)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """The model's own embedding of images, L2-normalised: (N, C)."""
+        checks.check_images(images, self.tower, self.device)
+        checks.check_modes(self.model)
+        taps = {int(index): grid for index, grid in self._grids.items()}
+        return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, 3, H, W) for the K texts."""
+        image = self.image_features(images)
+        text = self.text_features()[: len(self.texts)].to(image.dtype)
+        with full_precision(images):
+            logits = self.model.logit_scale.exp() * image @ text.T
+            bias = getattr(self.model, "logit_bias", None)
+            return (logits if bias is None else logits + bias).to(images.dtype)
+
+    def token_grid(self, index: int) -> nn.Module:
+        """A module through which the patch tokens entering block `index` pass as (N, D, h, w).
+
+        Captum's layer methods take it as a layer: on token sequences they would pool the wrong
+        axes. The classifier owns it; the model is not touched.
+
+        Raises:
+            IndexError: no such block; negative counts from the end.
+        """
+        count = len(self.tower.blocks)
+        if not -count <= index < count:
+            raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
+        key = str(index % count)
+        if key not in self._grids:
+            self._grids[key] = TokenGrid()
+        return self._grids[key]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.logit_scale.device  # type: ignore[union-attr,return-value]
+
+    def _joint_width(self) -> int:
+        """Width of the joint space, asked of the tower itself."""
+        with torch.no_grad():
+            patch = self.tower.patch_size
+            image = torch.zeros(1, 3, *patch, dtype=self.tower.dtype, device=self.device)
+            return self.tower.encode(image).shape[-1]
+
+    def extra_repr(self) -> str:
+        rows, columns = self.tower.grid(*self.native_size)
+        size = f"{self.native_size[0]} x {self.native_size[1]}"
+        return (
+            f"texts={list(self.texts)}, rivals={list(self.rivals)},\n"
+            f"tower={self.tower.family}, {len(self.tower.blocks)} blocks, "
+            f"{size} pixels in {rows} x {columns} patches"
+        )
+
+
+def normalized(features: Tensor) -> Tensor:
+    """L2-normalised in float32 or wider, whatever the model computes in."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.to(dtype), dim=-1)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """No autocast: scores are small differences of features, which half precision loses."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _preprocess_of(model: nn.Module, size: tuple[int, int]) -> Preprocess:
+    config = getattr(model.visual, "preprocess_cfg", None)
+    if not config:
+        warnings.warn(
+            "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=4
+        )
+        config = {}
+    mean = tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN))
+    std = tuple(config.get("std", open_clip.OPENAI_DATASET_STD))
+    return Preprocess(size, mean, std, config.get("interpolation") or "bicubic")
+
+
+def _check_exists(name: str, pretrained: str | None) -> None:
+    schemes = ("local-dir:", "hf-hub:")
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise FileNotFoundError(f"no open_clip_config.json in {folder}")
+    elif not name.startswith(schemes) and name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ValueError(f"open_clip has no model {name!r}{hint}")
+    if name.startswith(schemes):
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
+            + (f" or one of {', '.join(tags)}" if tags else "")
+        )
+    if Path(pretrained).is_file() or _tag(pretrained) in map(_tag, tags):
+        return
+    if "/" in pretrained or "." in pretrained:
+        raise FileNotFoundError(f"no checkpoint file at {pretrained}")
+    known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
+    raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}")
+
+
+def _tag(name: str) -> str:
+    """open_clip takes tags in any case, with dashes or underscores."""
+    return name.lower().replace("-", "_")
+
+
+def _warn_of_preprocessing(name: str, pretrained: str | None) -> None:
+    """Say so where a checkpoint file gets OpenAI's preprocessing and its family uses another."""
+    if pretrained is None or not Path(pretrained).is_file():
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    means = {tuple(open_clip.get_pretrained_cfg(name, tag).get("mean", ())) for tag in tags}
+    others = means - {(), tuple(open_clip.OPENAI_DATASET_MEAN)}
+    if others:
+        mean = sorted(others)[0]
+        warnings.warn(
+            f"a checkpoint file records no preprocessing, so {name} gets OpenAI's; its published "
+            f"weights use mean={mean}. Pass mean=, std= and interpolation=",
+            stacklevel=3,
+        )

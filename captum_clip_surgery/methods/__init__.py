@@ -1,0 +1,1 @@
+"""Methods that score patches for texts, and the shapes they share."""

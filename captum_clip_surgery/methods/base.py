@@ -1,0 +1,154 @@
+"""Shapes for every method: scores of patches for texts, as Captum's two kinds of attribution."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch.nn.functional as F
+from captum.attr import Attribution, LayerAttribution
+from captum.log import log_usage
+from torch import Tensor, nn
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.checks import Target
+from captum_clip_surgery.classifier import ZeroShotClassifier
+
+
+class MapAttribution(Attribution):  # type: ignore[misc]
+    """A method that scores every patch for every text.
+
+    A method implements `scores` alone. Maps are raw and signed; bringing them to a common scale is
+    the viewer's choice.
+    """
+
+    forward_func: ZeroShotClassifier
+
+    @abstractmethod
+    def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Scores of patches for texts.
+
+        Args:
+            images: (N, 3, H, W), checked.
+            targets: indices of texts, (K,) for all images or (N, K).
+
+        Returns:
+            (N, K, h, w).
+        """
+
+    @abstractmethod
+    def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (N, K, h, w) of images of `size` in the shape `attribute_all` returns."""
+
+    @abstractmethod
+    def spread(self, maps: Tensor) -> Tensor:
+        """Finished maps (N, 1, ., .) in the shape `attribute` returns."""
+
+    @overload
+    def attribute(self, inputs: Tensor, target: Target = ...) -> Tensor: ...
+    @overload
+    def attribute(self, inputs: tuple[Tensor], target: Target = ...) -> tuple[Tensor]: ...
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: Target = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor | tuple[Tensor]:
+        """The map of one text for each image.
+
+        Args:
+            inputs: images (N, 3, H, W), or a tuple of this one tensor.
+            target: index of a text (negative counts from the end), a tensor or list of one for
+                each image; may be None where there is one text. `clip.index(text)` gives it.
+            additional_forward_args: None, for Captum's sake.
+
+        Returns:
+            The attribution, raw and signed, in a tuple if the inputs came in one: (N, 1, h, w) for
+            `Layer...` classes, otherwise (N, 3, H, W), the map in equal thirds on the channels.
+
+        Raises:
+            TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
+        """
+        if additional_forward_args is not None:
+            raise TypeError("additional_forward_args must be None: texts belong to the classifier")
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise ValueError(f"inputs are a tuple of {len(inputs)}, expected of one tensor")
+            return (self.attribute(inputs[0], target),)
+        clip = self._check(inputs)
+        chosen = checks.resolve_target(target, len(inputs), len(clip.texts), inputs.device)
+        return self.spread(self._maps(inputs, chosen))
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+        """The maps of many texts, from one pass of the image tower.
+
+        Args:
+            inputs: images (N, 3, H, W).
+            targets: indices of the texts to return; None is all. Feature surgery lets all of the
+                classifier's texts and rivals compete, whatever is returned.
+
+        Returns:
+            (N, K, h, w) for `Layer...` classes, otherwise (N, K, H, W): one map for each text.
+
+        Raises:
+            TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
+        """
+        clip = self._check(inputs)
+        count = len(clip.texts)
+        if targets is not None and not len(targets):
+            raise ValueError("targets are empty; None returns every text")
+        chosen = range(count) if targets is None else targets
+        return self._maps(inputs, checks.resolve_indices(chosen, count, inputs.device))
+
+    def _check(self, images: Tensor) -> ZeroShotClassifier:
+        clip = self.forward_func
+        checks.check_images(images, clip.tower, clip.device)
+        checks.check_modes(clip.model)
+        return clip
+
+    def _maps(self, images: Tensor, targets: Tensor) -> Tensor:
+        maps = self.scores(images, targets).to(images.dtype)
+        return self.finish(maps, (images.shape[-2], images.shape[-1]))
+
+
+class GridMaps(MapAttribution, LayerAttribution):  # type: ignore[misc]
+    """Maps on the patch grid, as Captum's layer attributions are shaped."""
+
+    def __init__(self, forward_func: ZeroShotClassifier, layer: nn.Module | None = None) -> None:
+        LayerAttribution.__init__(self, check_classifier(forward_func), layer)
+
+    def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return maps
+
+    def spread(self, maps: Tensor) -> Tensor:
+        return maps
+
+
+class ImageMaps(MapAttribution):
+    """Maps shaped like the images, as Captum's input attributions are.
+
+    `attribute` carries the map in equal thirds on the three channels: their sum, which Captum's
+    visualization takes, is the map of `attribute_all`.
+    """
+
+    def __init__(self, forward_func: ZeroShotClassifier) -> None:
+        super().__init__(check_classifier(forward_func))
+
+    def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+    def spread(self, maps: Tensor) -> Tensor:
+        return (maps / 3).expand(-1, 3, -1, -1).contiguous()
+
+
+def check_classifier(forward_func: object) -> ZeroShotClassifier:
+    if not isinstance(forward_func, ZeroShotClassifier):
+        raise TypeError(
+            f"forward_func is a {type(forward_func).__name__}, expected a ZeroShotClassifier; "
+            "wrap the model: ZeroShotClassifier(model, texts)"
+        )
+    return forward_func

@@ -1,0 +1,158 @@
+"""Pictures of any kind to the batches a model takes, and back for display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Picture = Image.Image | np.ndarray | str | PathLike[str]
+
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """A picture as upright RGB.
+
+    Args:
+        picture: a PIL image of any mode, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
+            uint8, uint16, or floats in 0..1, or a path. EXIF orientation is applied, 16-bit grey
+            is scaled to 8, and what is transparent is laid on white.
+
+    Raises:
+        FileNotFoundError: a path where nothing is.
+        ValueError: a file that is no picture, or an array of another shape, type or range.
+        TypeError: something else.
+    """
+    if isinstance(picture, (str, PathLike)):
+        path = Path(picture)
+        if not path.is_file():
+            raise FileNotFoundError(f"no image file at {path}")
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+                return _to_rgb(ImageOps.exif_transpose(opened))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    if isinstance(picture, np.ndarray):
+        return _to_rgb(_from_array(picture))
+    if isinstance(picture, Image.Image):
+        return _to_rgb(ImageOps.exif_transpose(picture))
+    raise TypeError(
+        f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
+        + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")
+    )
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
+        raise ValueError(f"an image array is (H, W), or (H, W, 1, 3 or 4), not {array.shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError("an image array of floats must lie in 0..1; use uint8 for 0..255")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"an image array is uint8, uint16 or float, not {array.dtype}")
+    return Image.fromarray(array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _from_high_range(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_high_range(image: Image.Image) -> Image.Image:
+    """16-bit grey ("I;16", or "I" as PNG is read) and floats ("F") to 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        return _from_array(values)
+    if values.min() < 0 or values.max() > 65_535:
+        raise ValueError(
+            f"an image of mode {image.mode} must hold 0..65535, not {values.min()}..{values.max()}"
+        )
+    return _from_array(values.astype(np.uint16))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's own way from pictures to batches.
+
+    `mean` and `std` are per channel, of pixels in 0..1; `size` is (height, width).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        size: int | tuple[int, int] | None = None,
+        crop: bool = False,
+    ) -> Tensor:
+        """Whole pictures squashed to one size, or with `crop` their middle: (N, 3, H, W)."""
+        height, width = self.size if size is None else _height_width(size)
+        if isinstance(images, (str, PathLike, Image.Image, np.ndarray)):
+            images = [images]
+        if not len(images):
+            raise ValueError("no images to preprocess")
+        batch = [self._one(load_picture(image), height, width, crop) for image in images]
+        return torch.stack(batch).sub_(self._channels(self.mean)).div_(self._channels(self.std))
+
+    def unnormalize(self, images: Tensor) -> Tensor:
+        """Batches (..., 3, H, W) back to colours for display, limited to 0..1."""
+        mean, std = self._channels(self.mean).to(images), self._channels(self.std).to(images)
+        return (images * std + mean).clamp(0, 1)
+
+    def _one(self, image: Image.Image, height: int, width: int, crop: bool) -> Tensor:
+        resample = INTERPOLATIONS[self.interpolation]
+        if crop:
+            image = _crop_middle(image, height, width, resample)
+        elif image.size != (width, height):
+            image = image.resize((width, height), resample)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+
+    @staticmethod
+    def _channels(values: tuple[float, float, float]) -> Tensor:
+        return torch.tensor(values).reshape(3, 1, 1)
+
+
+def _crop_middle(image: Image.Image, height: int, width: int, resample: Any) -> Image.Image:
+    """The shorter side resized to fit, then the middle: open_clip's own preprocessing."""
+    scale = max(height / image.height, width / image.width)
+    scaled = (
+        max(width, int(image.width * scale + 1e-6)),
+        max(height, int(image.height * scale + 1e-6)),
+    )
+    if image.size != scaled:
+        image = image.resize(scaled, resample)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size {size!r} must be positive")
+    return height, width

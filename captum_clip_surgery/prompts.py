@@ -1,0 +1,245 @@
+"""Texts to text features: templates, the prompt ensemble, exact truncation and a cache."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+Template = str | Callable[[str], str]
+Tokenizer = Callable[..., Tensor]
+
+SCENE_TEMPLATES = (
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+#: The 85 prompts of CLIP Surgery: OpenAI's 80 for ImageNet and five about scenes.
+TEMPLATES: tuple[str, ...] = (
+    tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES) + SCENE_TEMPLATES
+)
+
+BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
+CHUNK = 512  # prompts that pass through the text tower at once
+
+
+def fill(template: Template, text: str) -> str:
+    """Put a text into a template.
+
+    Args:
+        template: a format string whose every slot is a plain `{}`, or a callable of the text.
+        text: what fills the slots.
+
+    Raises:
+        ValueError: a format string without a slot, or with one that is not plain `{}`.
+        TypeError: a template of another kind, or a callable that returns no string.
+
+    Example::
+
+        >>> fill("a photo of a {}.", "dog")
+        'a photo of a dog.'
+    """
+    if isinstance(template, str):
+        return "".join(literal + text * slots for literal, slots in _parse(template))
+    if not callable(template):
+        raise TypeError(f"template {template!r} is neither a format string nor a callable")
+    prompt = template(text)
+    if not isinstance(prompt, str):
+        raise TypeError(f"template {template!r} returned {prompt!r} for {text!r}, not a string")
+    return prompt
+
+
+def _parse(template: str) -> list[tuple[str, int]]:
+    """Literal pieces, each with the number of slots (0 or 1) that follow it."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r} is no format string: {error}") from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (field or spec or conversion):
+            raise ValueError(
+                f"template {template!r} has the slot {{{field}}}; only plain {{}} is filled"
+            )
+    if all(field is None for _, field, _, _ in parts):
+        raise ValueError(f"template {template!r} has no slot; write {{}} where the text goes")
+    return [(literal, int(field is not None)) for literal, field, _, _ in parts]
+
+
+def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
+    """Texts as a tuple, each a string with something in it.
+
+    Raises:
+        TypeError: one string where a list belongs, or something that is no string in it.
+        ValueError: an empty text.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"{what}s is the string {texts!r}; pass a list: [{texts!r}]")
+    texts = tuple(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} {index} is {text!r} of type {type(text).__name__}, no string")
+        if not text.strip():
+            raise ValueError(f"{what} {index} is empty")
+    return texts
+
+
+class PromptEncoder:
+    """The text side of one model: texts to L2-normalised features, remembered per text.
+
+    Args:
+        model: an open_clip model.
+        tokenizer: an open_clip tokenizer; None is open_clip's own BPE, where the text tower's
+            vocabulary is its 49,408.
+        templates: format strings or callables; a text's feature is the normalised mean of the
+            normalised features of its prompts (Li et al., "A Closer Look at the Explainability of
+            CLIP", Sec. 4). An empty sequence takes each text as it is.
+        truncate: cut prompts longer than the context instead of raising.
+
+    Raises:
+        ValueError: no tokenizer and a vocabulary that is not open_clip's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None = None,
+        templates: Sequence[Template] = TEMPLATES,
+        truncate: bool = False,
+    ) -> None:
+        if isinstance(templates, str):
+            raise TypeError(f"templates is the string {templates!r}; pass a list: [{templates!r}]")
+        for template in templates:
+            fill(template, "text")
+        self.model = model
+        self.templates: tuple[Template, ...] = tuple(templates) or ("{}",)
+        self.truncate = truncate
+        # The text tower is the model itself (CLIP) or its `text` (CustomTextCLIP).
+        self._tower: Any = getattr(model, "text", model)
+        if tokenizer is None:
+            vocabulary = getattr(self._tower, "vocab_size", None)
+            if vocabulary != BPE_VOCABULARY:
+                raise ValueError(
+                    f"the text tower's vocabulary is {vocabulary}, open_clip's own tokenizer's "
+                    f"{BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
+                )
+            tokenizer = open_clip.tokenize
+        self.tokenizer = tokenizer
+        self._cache: dict[str, Tensor] = {}
+        self._cached_for: object = None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Features (T, C) of texts, on the text tower's device, in float32 or wider.
+
+        Raises:
+            ValueError: a prompt longer than the context (unless `truncate`).
+        """
+        state = self.state()
+        if state != self._cached_for:
+            self._cache, self._cached_for = {}, state
+        cache = self._cache  # a change of state in another thread replaces, never empties it
+        missing = [text for text in dict.fromkeys(texts) if text not in cache]
+        if missing:
+            # Outside inference mode: a cached feature may meet autograd later.
+            with torch.inference_mode(False), torch.no_grad():
+                cache.update(zip(missing, self._encode(missing), strict=True))
+        device = self._parameters()[0].device
+        return torch.stack([cache[text].to(device) for text in texts])
+
+    def state(self) -> tuple[object, ...]:
+        """What cached features depend on; differs once a parameter of the text tower changed."""
+        return tuple(
+            (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
+            for p in self._parameters()
+        )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        if self._tower is not self.model:
+            return list(self._tower.parameters())
+        return [p for name, p in self.model.named_parameters() if not name.startswith("visual.")]
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        prompts = [fill(template, text) for text in texts for template in self.templates]
+        tokens = self._tokenize(prompts)
+        features = F.normalize(self._encode_tokens(tokens), dim=-1)
+        means = features.unflatten(0, (len(texts), len(self.templates))).mean(1)
+        return F.normalize(means, dim=-1)
+
+    def _tokenize(self, prompts: list[str]) -> Tensor:
+        context = self._tower.context_length
+        # A tokenizer cuts in silence; with one place more than the tower has, it shows.
+        padding = self.tokenizer([""], context_length=context + 1)[0, -1]
+        too_long = self.tokenizer(prompts, context_length=context + 1)[:, -1] != padding
+        if not self.truncate and too_long.any():
+            prompt = prompts[int(too_long.nonzero()[0])]
+            raise ValueError(
+                f"the prompt {prompt!r} is longer than the model's context of {context} tokens; "
+                "shorten it or pass truncate=True"
+            )
+        return self.tokenizer(prompts, context_length=context)
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Unnormalised features of token ids (P, context), in chunks of similar length."""
+        device = self._parameters()[0].device
+        exact = _pooled_at_end_of_text(self._tower)
+        lengths = _end_of_text(self._tower, tokens) + 1 if exact else None
+        order = lengths.argsort() if lengths is not None else torch.arange(len(tokens))
+        features: Tensor | None = None
+        for rows in order.split(CHUNK):
+            if lengths is not None:
+                part = tokens[rows, : int(lengths[rows].max())].to(device)
+                encoded = _encode_truncated(self._tower, part)
+            else:
+                encoded = self.model.encode_text(tokens[rows].to(device))  # type: ignore[operator]
+            if features is None:
+                dtype = torch.promote_types(encoded.dtype, torch.float32)
+                features = encoded.new_empty(len(tokens), encoded.shape[-1], dtype=dtype)
+            features[rows.to(device)] = encoded.to(features.dtype)
+        assert features is not None
+        return features
+
+
+def _pool_type(tower: Any) -> str:
+    return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
+
+
+def _end_of_text_id(tower: Any) -> int | None:
+    return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+
+
+def _pooled_at_end_of_text(tower: Any) -> bool:
+    """Whether nothing after the end of the text can change its feature."""
+    return (
+        isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
+        and getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+        and _pool_type(tower) in ("argmax", "eos")
+    )
+
+
+def _end_of_text(tower: Any, tokens: Tensor) -> Tensor:
+    if _pool_type(tower) == "argmax":
+        return tokens.argmax(-1)
+    return (tokens == _end_of_text_id(tower)).int().argmax(-1)
+
+
+def _encode_truncated(tower: Any, tokens: Tensor) -> Tensor:
+    """open_clip's `encode_text` on the first places of the context."""
+    length = tokens.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    pooled = text_global_pool(tower.ln_final(x), tokens, _pool_type(tower), _end_of_text_id(tower))
+    if tower.text_projection is None:
+        return pooled
+    if isinstance(tower.text_projection, nn.Linear):
+        return tower.text_projection(pooled)
+    return pooled @ tower.text_projection

@@ -1,0 +1,56 @@
+"""Image towers: one adapter per family of open_clip, and the way to the right one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from captum_clip_surgery.towers.base import Encoded, Heads, Recipe, Tower
+from captum_clip_surgery.towers.resnet import ModifiedResNetTower
+from captum_clip_surgery.towers.vit import VisionTransformerTower
+
+__all__ = ["FAMILIES", "Encoded", "Heads", "Recipe", "Tower", "adapt"]
+
+FAMILIES: tuple[type[Tower], ...] = (VisionTransformerTower, ModifiedResNetTower)
+
+
+def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
+    """The adapter for an image tower, beside which it computes.
+
+    Args:
+        visual: `model.visual` of an open_clip model; a compiled one is unwrapped.
+        positions: see `Tower`.
+
+    Raises:
+        TypeError: a scripted module, or a tower on which surgery is not defined; the message names
+            the families that work.
+    """
+    visual = unwrap(visual)
+    reasons = {}
+    for family in FAMILIES:
+        reason = family.supports(visual)
+        if reason is None:
+            return family(visual, positions)
+        reasons[family.family] = reason
+    works = "; ".join(reasons)
+    why = " and ".join(dict.fromkeys(reasons.values()))
+    raise TypeError(
+        f"the image tower {type(visual).__name__} is not supported: {why}. What works: {works}"
+    )
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside a compiled one.
+
+    Hooks added after a compiled call never fire, so its insides are used instead.
+
+    Raises:
+        TypeError: a ScriptModule, which takes hooks and never fires them.
+    """
+    module = getattr(module, "_orig_mod", module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{type(module).__name__} is a ScriptModule, whose hooks never fire; "
+            "load the model with jit=False"
+        )
+    return module

@@ -1,0 +1,240 @@
+"""What every image tower answers, and the one pass that all dual-path methods share.
+
+An adapter computes beside the model and never touches it: it holds the tower's modules, calls
+them, and reads their parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+POSITION_MODES = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What self-attention of one block works on.
+
+    `q`, `k`, `v` are (N, heads, L, d), `x` (N, L, D) the normalised input they were made from,
+    and `grid` the (rows, columns) of the patches, which follow the prefix tokens.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    x: Tensor
+    grid: Grid
+
+    def attend(self) -> Tensor:
+        """The block's own attention, (N, heads, L, d)."""
+        return F.scaled_dot_product_attention(self.q, self.k, self.v)
+
+    def first_queries(self, count: int) -> Heads:
+        """The same keys and values, asked only for the first tokens."""
+        return Heads(self.q[:, :, :count], self.k, self.v, self.x, self.grid)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A second path beside the last blocks of a tower, as data.
+
+    Args:
+        depth: how many of the last blocks the path spans; 0 gives the tower's own tokens.
+        attention: the block's heads to the attended values (N, heads, L, d).
+        residual: the path starts from the stream that enters the first of those blocks, and each
+            block adds to it; otherwise it is the last block's output alone.
+        mlp: whether the path runs the blocks' feed-forward.
+    """
+
+    depth: int
+    attention: Callable[[Heads], Tensor]
+    residual: bool = True
+    mlp: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images in the joint space, not normalised: `patches` (N, h*w, C) and `pooled` (N, C)."""
+
+    patches: Tensor
+    pooled: Tensor
+    grid: Grid
+
+
+class Tower(ABC):
+    """One family of image towers.
+
+    Args:
+        visual: the model's image tower, of a class that `supports` accepts.
+        positions: how positional embeddings are resized, "bilinear" as CLIP Surgery does, or
+            "bicubic" with antialiasing as open_clip does.
+    """
+
+    #: The family as error messages and listings name it.
+    family: ClassVar[str]
+    #: Tokens before the patches.
+    num_prefix_tokens: ClassVar[int] = 1
+    #: How many leading tokens the pooled embedding needs; None is all.
+    num_pooled_tokens: ClassVar[int | None] = 1
+    #: Whether a block adds to the stream that enters it.
+    has_residual: ClassVar[bool] = True
+
+    def __init__(self, visual: Any, positions: str = "bilinear") -> None:
+        if positions not in POSITION_MODES:
+            raise ValueError(f"positions {positions!r} is none of {', '.join(POSITION_MODES)}")
+        self.visual = visual
+        self.positions = positions
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, visual: nn.Module) -> str | None:
+        """None for a tower of this family, otherwise why it is not."""
+
+    # --- what a family answers -------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that surgery can run beside, first to last."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int]:
+        """Pixels of a grid cell (height, width)."""
+
+    @property
+    @abstractmethod
+    def native_size(self) -> tuple[int, int]:
+        """Pixels (height, width) that the tower was built for."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type in which images enter."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the tokens entering the first block, (N, L, D)."""
+
+    @abstractmethod
+    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+        """Block `index`'s queries, keys and values of the stream x."""
+
+    @abstractmethod
+    def merge(self, index: int, values: Tensor) -> Tensor:
+        """Attended values (N, heads, L, d) to what block `index` adds to the stream, (N, L, D)."""
+
+    @abstractmethod
+    def feed_forward(self, index: int, x: Tensor) -> Tensor:
+        """The stream after block `index`'s feed-forward."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Tokens after the last block to the joint space, each alone."""
+
+    @abstractmethod
+    def pool(self, x: Tensor) -> Tensor:
+        """The tower's own embedding (N, C) of its tokens after the last block."""
+
+    # --- what follows for all --------------------------------------------------------------------
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The patches (rows, columns) of an image.
+
+        Raises:
+            ValueError: a side the patch size does not divide.
+        """
+        rows, columns = self.patch_size
+        if height % rows or width % columns or not height or not width:
+            raise ValueError(
+                f"images of {height} x {width} pixels (height x width) do not divide into patches "
+                f"of {rows} x {columns}; preprocess(..., size=) takes multiples, such as "
+                f"{_nearest_multiple(height, rows)} x {_nearest_multiple(width, columns)}"
+            )
+        return height // rows, width // columns
+
+    def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        """The stream after block `index`, through the model's own module."""
+        out: Tensor = self.blocks[index](x)
+        return out
+
+    def encode(self, images: Tensor, taps: Mapping[int, nn.Module] | None = None) -> Tensor:
+        """The model's own embedding (N, C) of images, at any size.
+
+        Args:
+            images: (N, 3, H, W).
+            taps: for a block's index, a module through which the patch tokens entering that block
+                pass as (N, D, h, w).
+        """
+        grid = self.grid(*images.shape[-2:])
+        x = self.embed(images)
+        for index in range(len(self.blocks)):
+            if taps and index in taps:
+                x = self._tap(taps[index], x, grid)
+            x = self.run_block(index, x, grid)
+        return self.pool(x)
+
+    def _tap(self, module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        seen = module(patches.mT.unflatten(-1, grid).contiguous())
+        return torch.cat([prefix, seen.flatten(-2).mT], dim=1)
+
+    def dual_path(self, images: Tensor, recipe: Recipe) -> Encoded:
+        """One pass for both paths: patches of the recipe's, pooled embedding of the model's own."""
+        grid = self.grid(*images.shape[-2:])
+        last = len(self.blocks) - 1
+        first = last + 1 - recipe.depth
+        residual = recipe.residual and self.has_residual
+        x = self.embed(images)
+        for index in range(first):
+            x = self.run_block(index, x, grid)
+        path = x
+        for index in range(first, last + 1):
+            heads = self.heads(index, x, grid)
+            update = self.merge(index, recipe.attention(heads))
+            path = path + update if residual else update
+            if recipe.mlp:
+                path = self.feed_forward(index, path)
+            if index == last and self.num_pooled_tokens is not None:
+                # Nothing asks for the original path's patches any more.
+                heads = heads.first_queries(self.num_pooled_tokens)
+                x = x[:, : self.num_pooled_tokens]
+            update = self.merge(index, heads.attend())
+            x = self.feed_forward(index, x + update if self.has_residual else update)
+        if not recipe.depth:
+            path = x
+        return Encoded(self.project(path[:, self.num_prefix_tokens :]), self.pool(x), grid)
+
+
+def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, mode: str) -> Tensor:
+    """A positional embedding (prefix + h*w, D) resized from its native grid to another."""
+    if grid == native:
+        return positions
+    patches = positions[prefix:].T.reshape(1, -1, *native)
+    resized = F.interpolate(
+        patches.float(), grid, mode=mode, align_corners=False, antialias=mode == "bicubic"
+    )
+    return torch.cat([positions[:prefix], resized[0].flatten(1).T.to(positions.dtype)])
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(N, L, D) to (N, heads, L, D / heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(N, heads, L, d) to (N, L, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _nearest_multiple(size: int, step: int) -> int:
+    return max(1, round(size / step)) * step

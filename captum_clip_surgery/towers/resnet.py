@@ -1,0 +1,102 @@
+"""open_clip's ModifiedResNet: its attention pooling is the one block that surgery repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from captum_clip_surgery.towers.base import (
+    Grid,
+    Heads,
+    Tower,
+    join_heads,
+    resize_positions,
+    split_heads,
+)
+
+
+class ModifiedResNetTower(Tower):
+    """The mean of the patches stands first, where others have a class token."""
+
+    family = "open_clip ModifiedResNet"
+    has_residual = False
+
+    @classmethod
+    def supports(cls, visual: nn.Module) -> str | None:
+        if not isinstance(visual, ModifiedResNet):
+            return f"it is a {type(visual).__name__}"
+        return None
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return (self.visual.attnpool,)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return 32, 32
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        rows, columns = self._native_grid
+        return rows * 32, columns * 32
+
+    @property
+    def _native_grid(self) -> Grid:
+        side = round((len(self.visual.attnpool.positional_embedding) - 1) ** 0.5)
+        return side, side
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype  # type: ignore[no-any-return]
+
+    def _features(self, images: Tensor) -> Tensor:
+        """The convolutional part: (N, D, h, w)."""
+        visual = self.visual
+        x = visual.stem(images)
+        return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))  # type: ignore
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self._tokens(self._features(images))
+
+    def _tokens(self, features: Tensor) -> Tensor:
+        grid = (features.shape[-2], features.shape[-1])
+        patches = features.flatten(2).mT
+        positions = resize_positions(
+            self.visual.attnpool.positional_embedding, self._native_grid, grid, 1, self.positions
+        )
+        mean = patches.mean(1, keepdim=True)
+        return torch.cat([mean, patches], dim=1) + positions.to(patches.dtype)
+
+    def encode(self, images: Tensor, taps: Mapping[int, nn.Module] | None = None) -> Tensor:
+        grid = self.grid(*images.shape[-2:])
+        if grid != self._native_grid or taps:
+            return super().encode(images, taps)
+        # The model's own pooling knows one grid only; there, hooks on it fire.
+        pooled: Tensor = self.visual.attnpool(self._features(images))
+        return pooled
+
+    def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+        return self.merge(index, self.heads(index, x, grid).attend())
+
+    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+        pool = self.visual.attnpool
+        q, k, v = (
+            split_heads(project(x), pool.num_heads)
+            for project in (pool.q_proj, pool.k_proj, pool.v_proj)
+        )
+        return Heads(q, k, v, x, grid)
+
+    def merge(self, index: int, values: Tensor) -> Tensor:
+        return self.visual.attnpool.c_proj(join_heads(values))  # type: ignore[no-any-return]
+
+    def feed_forward(self, index: int, x: Tensor) -> Tensor:
+        return x
+
+    def project(self, x: Tensor) -> Tensor:
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x[:, 0]

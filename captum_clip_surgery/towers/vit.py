@@ -1,0 +1,93 @@
+"""open_clip's own VisionTransformer with a class token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from captum_clip_surgery.towers.base import (
+    Grid,
+    Heads,
+    Tower,
+    join_heads,
+    resize_positions,
+    split_heads,
+)
+
+
+class VisionTransformerTower(Tower):
+    """Class token first, patches after it; pooled and projected as `ln_post(x) @ proj`."""
+
+    family = "open_clip VisionTransformer with a class token"
+
+    @classmethod
+    def supports(cls, visual: nn.Module) -> str | None:
+        if not isinstance(visual, VisionTransformer):
+            return f"it is a {type(visual).__name__}"
+        if visual.attn_pool is not None:
+            return "it pools its tokens by attention"
+        if visual.pool_type != "tok":
+            return f"it pools its tokens by {visual.pool_type!r}, not by a class token"
+        blocks = visual.transformer.resblocks
+        if not all(type(block) is ResidualAttentionBlock for block in blocks):
+            return f"its blocks are {type(blocks[0]).__name__}, not ResidualAttentionBlock"
+        if not isinstance(blocks[0].attn, nn.MultiheadAttention):
+            return f"its attention is {type(blocks[0].attn).__name__}, not nn.MultiheadAttention"
+        return None
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.visual.transformer.resblocks  # type: ignore[no-any-return]
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        rows, columns = self.visual.conv1.kernel_size
+        return rows, columns
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        (rows, columns), (height, width) = self.visual.grid_size, self.patch_size
+        return rows * height, columns * width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.visual.conv1.weight.dtype  # type: ignore[no-any-return]
+
+    def embed(self, images: Tensor) -> Tensor:
+        visual = self.visual
+        patches = visual.conv1(images)
+        grid = (patches.shape[-2], patches.shape[-1])
+        patches = patches.flatten(2).mT
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        positions = resize_positions(
+            visual.positional_embedding, tuple(visual.grid_size), grid, 1, self.positions
+        )
+        tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
+        return visual.ln_pre(visual.patch_dropout(tokens))  # type: ignore[no-any-return]
+
+    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+        block = self.blocks[index]
+        attention: nn.MultiheadAttention = block.attn  # type: ignore[assignment]
+        normalised = block.ln_1(x)  # type: ignore[operator]
+        qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+        return Heads(q, k, v, normalised, grid)
+
+    def merge(self, index: int, values: Tensor) -> Tensor:
+        block = self.blocks[index]
+        return block.ls_1(block.attn.out_proj(join_heads(values)))  # type: ignore
+
+    def feed_forward(self, index: int, x: Tensor) -> Tensor:
+        block = self.blocks[index]
+        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore
+
+    def project(self, x: Tensor) -> Tensor:
+        x = self.visual.ln_post(x)
+        return x if self.visual.proj is None else x @ self.visual.proj
+
+    def pool(self, x: Tensor) -> Tensor:
+        return self.project(x[:, 0])
