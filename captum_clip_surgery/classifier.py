@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 import warnings
@@ -66,6 +65,7 @@ class ZeroShotClassifier(nn.Module):
         torch.Size([1, 2])
     """
 
+    model: Any
     features: Tensor  # (texts + rivals, C), L2-normalised
 
     def __init__(
@@ -240,7 +240,7 @@ class ZeroShotClassifier(nn.Module):
                 "Load one with open_clip.create_model_and_transforms"
             )
         self.model = model
-        self.tower = adapt(model.visual, positions)  # type: ignore[arg-type]
+        self.tower = adapt(self.model.visual, positions)
         self._preprocess = _preprocess_of(model, self.tower.native_size)
         self._grids = nn.ModuleDict()
         checks.check_modes(model)
@@ -384,7 +384,7 @@ class ZeroShotClassifier(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.logit_scale.device  # type: ignore[union-attr,return-value]
+        return self.model.logit_scale.device
 
     def _joint_width(self) -> int:
         """Width of the joint space, asked of the tower itself."""

@@ -210,7 +210,7 @@ def _pool_type(tower: Any) -> str:
     return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
 
 
-def _end_of_text_id(tower: Any) -> int | None:
+def _end_of_text_id(tower: Any) -> Any:
     return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
 
 
@@ -228,7 +228,7 @@ def _pooled_at_end_of_text(tower: Any) -> bool:
 def _end_of_text(tower: Any, tokens: Tensor) -> Tensor:
     if _pool_type(tower) == "argmax":
         return tokens.argmax(-1)
-    return (tokens == _end_of_text_id(tower)).int().argmax(-1)
+    return tokens.eq(_end_of_text_id(tower)).int().argmax(-1)
 
 
 def _encode_truncated(tower: Any, tokens: Tensor) -> Tensor:

@@ -68,11 +68,10 @@ def draw(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image:
         raise ValueError(f"the font has no picture for {emoji!r}")
     picture = canvas.crop(box)
     scale = SPRITE_SIDE / max(picture.size)
-    picture = picture.resize(
-        tuple(max(1, round(side * scale)) for side in picture.size), Image.Resampling.LANCZOS
-    )
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (SPRITE_SIDE, SPRITE_SIDE))
-    square.paste(picture, tuple((SPRITE_SIDE - side) // 2 for side in picture.size))
+    square.paste(picture, ((SPRITE_SIDE - width) // 2, (SPRITE_SIDE - height) // 2))
     return square
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -96,7 +97,11 @@ class Scenes(Sequence[Scene]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scene]: ...
+    def __getitem__(self, index: int | slice) -> Scene | list[Scene]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.length))]
         if not -self.length <= index < self.length:
@@ -171,9 +176,7 @@ def _place(rng: Generator, levels: tuple[Image.Image, ...], size: int, count: in
     a, b, d, e = cos * mirror, sin * mirror, -sin, cos
     middle, centre = sprite.width / 2, box / 2
     matrix = (a, b, middle - (a + b) * centre, d, e, middle - (d + e) * centre)
-    drawn = sprite.transform(
-        (box, box), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
-    )
+    drawn = sprite.transform((box, box), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     pixels = np.asarray(drawn, dtype=np.float32) / 255
     colour, alpha = pixels[..., :3] @ _tint(rng), pixels[..., 3:]
     top, left = (int(place * (size - box + 1)) for place in rng.random(2))

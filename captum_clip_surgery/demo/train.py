@@ -2,16 +2,15 @@
 
     python -m captum_clip_surgery.demo.train --output runs/demo
 
-Run it again to go on after an interruption. The folder then holds `log.jsonl`, `checkpoint.pt` and,
-under `model/`, the best weights as open_clip's `local-dir:` loads them. Best is the highest held-out
-contrastive accuracy; the explanation maps play no part in the choice.
+Run it again to go on after an interruption. The folder then holds `log.jsonl`, `checkpoint.pt`
+and, under `model/`, the best weights as open_clip's `local-dir:` loads them. Best is the highest
+held-out contrastive accuracy; the explanation maps play no part in the choice.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -281,8 +280,9 @@ def _resize_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
     """Write whole or not at all: a kill in the middle leaves the previous checkpoint."""
-    torch.save(content, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from captum_clip_surgery.checks import Target
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
 
-class MapAttribution(Attribution):  # type: ignore[misc]
+class MapAttribution(Attribution):
     """A method that scores every patch for every text.
 
     A method implements `scores` alone. Maps are raw and signed; bringing them to a common scale is
@@ -115,11 +115,15 @@ class MapAttribution(Attribution):  # type: ignore[misc]
         return self.finish(maps, (images.shape[-2], images.shape[-1]))
 
 
-class GridMaps(MapAttribution, LayerAttribution):  # type: ignore[misc]
-    """Maps on the patch grid, as Captum's layer attributions are shaped."""
+class GridMaps(MapAttribution, LayerAttribution):
+    """Maps on the patch grid, as Captum's layer attributions are shaped.
+
+    `layer` is the block where the method begins; None is the last one.
+    """
 
     def __init__(self, forward_func: ZeroShotClassifier, layer: nn.Module | None = None) -> None:
-        LayerAttribution.__init__(self, check_classifier(forward_func), layer)
+        blocks = check_classifier(forward_func).tower.blocks
+        LayerAttribution.__init__(self, forward_func, blocks[-1] if layer is None else layer)
 
     def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps

@@ -103,7 +103,7 @@ class Tower(ABC):
 
     @property
     @abstractmethod
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> Sequence[Any]:
         """The modules that surgery can run beside, first to last."""
 
     @property

@@ -50,13 +50,13 @@ class ModifiedResNetTower(Tower):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.visual.conv1.weight.dtype  # type: ignore[no-any-return]
+        return self.visual.conv1.weight.dtype
 
     def _features(self, images: Tensor) -> Tensor:
         """The convolutional part: (N, D, h, w)."""
         visual = self.visual
         x = visual.stem(images)
-        return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))  # type: ignore
+        return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
 
     def embed(self, images: Tensor) -> Tensor:
         return self._tokens(self._features(images))
@@ -90,7 +90,7 @@ class ModifiedResNetTower(Tower):
         return Heads(q, k, v, x, grid)
 
     def merge(self, index: int, values: Tensor) -> Tensor:
-        return self.visual.attnpool.c_proj(join_heads(values))  # type: ignore[no-any-return]
+        return self.visual.attnpool.c_proj(join_heads(values))
 
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         return x

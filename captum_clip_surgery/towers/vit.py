@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,8 @@ class VisionTransformerTower(Tower):
         return None
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.visual.transformer.resblocks  # type: ignore[no-any-return]
+    def blocks(self) -> Sequence[Any]:
+        return self.visual.transformer.resblocks
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -55,7 +56,7 @@ class VisionTransformerTower(Tower):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.visual.conv1.weight.dtype  # type: ignore[no-any-return]
+        return self.visual.conv1.weight.dtype
 
     def embed(self, images: Tensor) -> Tensor:
         visual = self.visual
@@ -67,23 +68,23 @@ class VisionTransformerTower(Tower):
             visual.positional_embedding, tuple(visual.grid_size), grid, 1, self.positions
         )
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
-        return visual.ln_pre(visual.patch_dropout(tokens))  # type: ignore[no-any-return]
+        return visual.ln_pre(visual.patch_dropout(tokens))
 
     def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
         block = self.blocks[index]
-        attention: nn.MultiheadAttention = block.attn  # type: ignore[assignment]
-        normalised = block.ln_1(x)  # type: ignore[operator]
+        attention: nn.MultiheadAttention = block.attn
+        normalised = block.ln_1(x)
         qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
         return Heads(q, k, v, normalised, grid)
 
     def merge(self, index: int, values: Tensor) -> Tensor:
         block = self.blocks[index]
-        return block.ls_1(block.attn.out_proj(join_heads(values)))  # type: ignore
+        return block.ls_1(block.attn.out_proj(join_heads(values)))
 
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         block = self.blocks[index]
-        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
 
     def project(self, x: Tensor) -> Tensor:
         x = self.visual.ln_post(x)

@@ -1,0 +1,5 @@
+"""`python -m captum_clip_surgery` is the command line."""
+
+from captum_clip_surgery.cli import main
+
+main()

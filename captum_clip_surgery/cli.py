@@ -1,0 +1,198 @@
+"""The command line: `clip-surgery demo` and `clip-surgery explain`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from tqdm import tqdm
+
+import captum_clip_surgery
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import METHODS, evaluate_scenes
+from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.metrics import Localization
+from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.surgery import LayerClipSurgery
+from captum_clip_surgery.visualization import compare_figure
+
+DEMO_SCENE = 4  # of the test scenes of two and three objects: all objects large and apart
+ABOUT_THE_DEMO_MODEL = (
+    "This is the embedded model: small, trained by this project on scenes of emoji, not for "
+    "photographs."
+)
+
+app = typer.Typer(
+    help="Explain what CLIP sees, and where.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend ends in one line, not in a traceback."""
+    try:
+        app()
+    except (ValueError, TypeError, IndexError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if show:
+        print(captum_clip_surgery.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path(
+        "clip-surgery-demo"
+    ),
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to measure on.")] = 20,
+) -> None:
+    """Explain a picture with the embedded model and measure each method on scenes."""
+    print(ABOUT_THE_DEMO_MODEL)
+    split = Scenes("test", max(scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
+    scene = split[DEMO_SCENE]
+    clip = ZeroShotClassifier.demo(scene.nouns)
+    maps = _explain(clip, clip.preprocess(scene.image))
+    path = _write_figure(output / "demo.png", scene.image, maps, clip.texts)
+    measured = evaluate_scenes(clip, split[:scenes], METHODS, progress=sys.stderr.isatty())
+    pairs = next(iter(measured.values())).pairs
+    print(f"\nLocalisation of {pairs} objects in {scenes} test scenes, against their masks:\n")
+    print(_table(measured))
+    print(f"\nThe figure is {path}.")
+    print(
+        "Next: clip-surgery explain photo.jpg --text dog --text cat"
+        " --model ViT-B-16 --pretrained openai"
+    )
+
+
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
+    rivals: Annotated[
+        Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag or checkpoint file.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels.")] = None,
+    feature_surgery: Annotated[
+        str, typer.Option(help=f"auto, {', '.join(FORMS)} or none.")
+    ] = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for figures and maps.")] = Path(
+        "clip-surgery-maps"
+    ),
+    npz: Annotated[bool, typer.Option(help="Also write the raw maps as NPZ files.")] = False,
+) -> None:
+    """Explain images for texts: a figure each, with the ranking of the texts."""
+    clip = _load(model, pretrained, text, _read_lines(rivals))
+    surgery = LayerClipSurgery(
+        clip, feature_surgery=None if feature_surgery == "none" else feature_surgery
+    )
+    failed = []
+    for path, stem in zip(images, _unique_stems(images), strict=True):
+        try:
+            picture = load_picture(path)
+        except (ValueError, OSError) as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            failed.append(path)
+            continue
+        batch = clip.preprocess(picture, size)
+        maps = _explain(clip, batch, surgery)
+        with torch.no_grad():
+            probabilities = clip(batch)[0].softmax(-1)
+        figure = _write_figure(output / f"{stem}.png", np.asarray(picture), maps, clip.texts)
+        print(f"{path} -> {figure}")
+        for index in probabilities.argsort(descending=True).tolist():
+            print(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
+        if npz:
+            _write_maps(output / f"{stem}.npz", maps, clip.texts)
+    if failed:
+        names = ", ".join(map(str, failed))
+        sys.exit(f"error: {len(failed)} of {len(images)} images could not be read: {names}")
+
+
+def _load(
+    model: str | None, pretrained: str | None, texts: Sequence[str], rivals: Sequence[str]
+) -> ZeroShotClassifier:
+    if model is None:
+        if pretrained is not None:
+            raise ValueError("--pretrained needs --model")
+        print(f"No --model given. {ABOUT_THE_DEMO_MODEL}")
+        return ZeroShotClassifier.demo(texts, rivals)
+    return ZeroShotClassifier.from_pretrained(model, pretrained, texts, rivals)
+
+
+def _explain(
+    clip: ZeroShotClassifier, batch: Tensor, surgery: LayerClipSurgery | None = None
+) -> dict[str, Tensor]:
+    """The maps of every method for one image."""
+    methods = dict(METHODS)
+    if surgery is not None:
+        methods["ClipSurgery"] = lambda _, image: surgery.attribute_all(image)[0].detach()
+    bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
+    maps = {}
+    for name, method in bar:
+        bar.set_description(name)
+        maps[name] = method(clip, batch).cpu()
+    return maps
+
+
+def _write_figure(
+    path: Path, picture: np.ndarray, maps: Mapping[str, Tensor], texts: Sequence[str]
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compare_figure(picture, maps, texts).savefig(path, dpi=150)
+    return path
+
+
+def _write_maps(path: Path, maps: Mapping[str, Tensor], texts: Sequence[str]) -> None:
+    """One array (K, h, w) a method, and the texts."""
+    arrays = {name: values.numpy() for name, values in maps.items()}
+    np.savez_compressed(path, texts=np.array(texts), **arrays)  # type: ignore[arg-type]
+
+
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """A file name for each image, numbered where two images share theirs."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
+    return stems
+
+
+def _read_lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line]
+
+
+def _table(measured: Mapping[str, Localization]) -> str:
+    width = max(map(len, measured))
+    lines = [f"{'method':{width}}  explanation IoU    mSC  pointing game"]
+    lines += [
+        f"{name:{width}}  {found.explanation_iou:15.1f}  {found.msc:5.1f}  {found.pointing:13.1f}"
+        for name, found in measured.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""The methods on which Captum's contract is tested, and the classifiers they explain.
+
+A later method is one more line in `METHODS`; its two forms then pass through every test of
+`test_captum.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from conftest import TOWERS, relative_error, tiny_model
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from captum_clip_surgery import (
+    ClipSimilarity,
+    ClipSurgery,
+    FeatureClipSurgery,
+    LayerClipSimilarity,
+    LayerClipSurgery,
+    LayerFeatureClipSurgery,
+    ZeroShotClassifier,
+)
+from captum_clip_surgery.methods.base import MapAttribution
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method in its image-shaped and its grid-shaped form, and how it is constructed."""
+
+    image: type[MapAttribution]
+    grid: type[MapAttribution]
+    options: dict[str, Any] = field(default_factory=dict)
+    towers: tuple[str, ...] = TOWERS
+
+
+METHODS = (
+    Method(ClipSurgery, LayerClipSurgery),
+    Method(ClipSurgery, LayerClipSurgery, {"depth": 1, "feature_surgery": "release"}),
+    Method(FeatureClipSurgery, LayerFeatureClipSurgery),
+    Method(FeatureClipSurgery, LayerFeatureClipSurgery, {"feature_surgery": "paper"}),
+    Method(ClipSimilarity, LayerClipSimilarity),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One form of a method on one tower."""
+
+    method: Method
+    on_grid: bool
+    tower: str
+
+    @property
+    def attribution(self) -> type[MapAttribution]:
+        return self.method.grid if self.on_grid else self.method.image
+
+    def build(self, clip: ZeroShotClassifier) -> MapAttribution:
+        return self.attribution(clip, **self.method.options)
+
+    def shaped(self, maps: Tensor) -> Tensor:
+        """Maps (N, 1, ., .) of `attribute_all` in the shape that `attribute` promises."""
+        return maps if self.on_grid else torch.cat([maps / 3] * 3, dim=1)
+
+    def __str__(self) -> str:
+        options = [str(value) for value in self.method.options.values()]
+        return "-".join([self.attribution.__name__, *options, self.tower])
+
+
+CASES = [
+    Case(method, on_grid, tower)
+    for method in METHODS
+    for on_grid in (True, False)
+    for tower in method.towers
+]
+
+
+@functools.cache
+def _shared_classifier(tower: str) -> ZeroShotClassifier:
+    model = tiny_model(tower)
+    if tower == "resnet":
+        _calibrate(model)
+    return ZeroShotClassifier(
+        model, ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["a photo of {}."]
+    )
+
+
+def _calibrate(model: CLIP) -> None:
+    """Give BatchNorm the statistics of its input.
+
+    With random ones the image hardly reaches the tokens, and whatever is asked of a map holds.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    generator = torch.Generator().manual_seed(1)
+    contrast = 2 * torch.rand(64, 1, 1, 1, generator=generator)
+    with torch.no_grad():
+        model.visual(contrast * torch.randn(64, 3, 64, 64, generator=generator))
+    model.eval()
+
+
+def tiny_classifier(tower: str) -> ZeroShotClassifier:
+    """A new classifier, with no token grids yet, on a tiny model that all tests share."""
+    shared = _shared_classifier(tower)
+    return shared.with_texts(shared.texts, shared.rivals)
+
+
+def assert_untouched(clip: ZeroShotClassifier) -> None:
+    """No hooks, gradients or modes left behind."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for name, module in clip.named_modules():
+        left = [kind for kind in kinds if getattr(module, kind)]
+        assert not left, f"{name} keeps {left}"
+    for name, parameter in clip.named_parameters():
+        assert parameter.grad is None, f"{name} has a gradient"
+        assert parameter.requires_grad, f"{name} lost requires_grad"
+    assert not any(module.training for module in clip.model.modules())
+
+
+def sized_images(clip: ZeroShotClassifier, grid: tuple[int, int], count: int = 3) -> Tensor:
+    """Random images that make a grid of so many (rows, columns)."""
+    rows, columns = clip.tower.patch_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, grid[0] * rows, grid[1] * columns, generator=generator)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    assert relative_error(actual, expected) < tolerance

@@ -1,0 +1,87 @@
+"""The mathematics against its definitions, spelled out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clip_surgery import functional
+
+
+def features(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+TOKENS, TEXTS, CLASS = features(2, 5, 7), features(4, 7, seed=1), features(2, 7, seed=2)
+
+
+def test_vv_attention_is_softmax_of_vv() -> None:
+    values = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    weights = (values @ values.mT / 8**0.5).softmax(-1)
+    torch.testing.assert_close(functional.vv_attention(values), weights @ values)
+
+
+def test_normalized_vv_attention() -> None:
+    values = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    unit = values / (values.norm(dim=-1, keepdim=True) + 1e-6)
+    weights = (8 * unit @ unit.mT / 8**0.5).softmax(-1)
+    torch.testing.assert_close(functional.normalized_vv_attention(values), weights @ values)
+
+
+@pytest.mark.parametrize("tau", [0.5, 2.0, 50.0])
+def test_release_and_paper_form_by_loops(tau: float) -> None:
+    release, paper = torch.empty(2, 4, 5).double(), torch.empty(2, 4, 5).double()
+    for n in range(2):
+        p = torch.tensor([float(tau * CLASS[n] @ text) for text in TEXTS]).double().softmax(0)
+        w = p / p.mean()
+        for i in range(5):
+            s = torch.stack([TOKENS[n, i] @ text for text in TEXTS])
+            release[n, :, i] = w * s - (w * s).mean()
+            paper[n, :, i] = s - (w * s).mean()
+    for form, expected in (("release", release), ("paper", paper)):
+        scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, form, tau)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
+
+
+def test_empty_form_is_the_score_of_the_difference() -> None:
+    empty = features(7, seed=3)
+    scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty", empty_features=empty)
+    torch.testing.assert_close(scores, ((TEXTS - empty) @ TOKENS.mT))
+
+
+def test_no_form_is_the_cosine() -> None:
+    scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, None)
+    torch.testing.assert_close(scores, F.cosine_similarity(TEXTS[:, None], TOKENS[:, None], dim=-1))
+
+
+def test_weights_are_positive_with_mean_one() -> None:
+    weights = functional.class_weights(CLASS @ TEXTS.T)
+    assert (weights > 0).all()
+    torch.testing.assert_close(weights.mean(-1), torch.ones(2).double())
+
+
+@pytest.mark.parametrize("form", [*functional.FORMS, None])
+@pytest.mark.parametrize("targets", [[2], [3, 0], [[1], [2]]])
+def test_targets_select_rows(form: str | None, targets: list[int] | list[list[int]]) -> None:
+    index = torch.tensor(targets)
+    options = {"form": form, "empty_features": features(7, seed=3)}
+    full = functional.feature_surgery(TOKENS, TEXTS, CLASS, **options)
+    part = functional.feature_surgery(TOKENS, TEXTS, CLASS, **options, targets=index)
+    rows = index if index.ndim == 2 else index.expand(2, -1)
+    torch.testing.assert_close(part, torch.stack([full[n, rows[n]] for n in range(2)]))
+
+
+def test_paper_form_keeps_the_ranking_of_texts() -> None:
+    plain = functional.feature_surgery(TOKENS, TEXTS, CLASS, None)
+    paper = functional.feature_surgery(TOKENS, TEXTS, CLASS, "paper")
+    assert torch.equal(plain.argsort(1), paper.argsort(1))
+
+
+def test_unknown_form_and_missing_empty_text() -> None:
+    with pytest.raises(ValueError, match="'published' is none of release, paper, empty"):
+        functional.feature_surgery(TOKENS, TEXTS, CLASS, "published")
+    with pytest.raises(ValueError, match="needs empty_features"):
+        functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty")
