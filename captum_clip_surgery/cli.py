@@ -16,9 +16,8 @@ from tqdm import tqdm
 import captum_clip_surgery
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import METHODS, evaluate_scenes
+from captum_clip_surgery.evaluation import METHODS, evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.metrics import Localization
 from captum_clip_surgery.preprocessing import load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure
@@ -60,7 +59,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path(
         "clip-surgery-demo"
     ),
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes to measure on.")] = 20,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to measure on.")] = 12,
 ) -> None:
     """Explain a picture with the embedded model and measure each method on scenes."""
     print(ABOUT_THE_DEMO_MODEL)
@@ -71,8 +70,14 @@ def demo(
     path = _write_figure(output / "demo.png", scene.image, maps, clip.texts)
     measured = evaluate_scenes(clip, split[:scenes], METHODS, progress=sys.stderr.isatty())
     pairs = next(iter(measured.values())).pairs
-    print(f"\nLocalisation of {pairs} objects in {scenes} test scenes, against their masks:\n")
-    print(_table(measured))
+    print(
+        f"\nHow well the maps find {pairs} objects in {scenes} test scenes, against their masks:\n"
+    )
+    print(to_markdown(measured))
+    print(
+        "\nmIoU: overlap with the mask in percent. mSC: score inside minus outside, in percent; "
+        "below zero\na method points at the background. pointing: percent of maxima inside."
+    )
     print(f"\nThe figure is {path}.")
     print(
         "Next: clip-surgery explain photo.jpg --text dog --text cat"
@@ -186,13 +191,3 @@ def _read_lines(path: Path | None) -> list[str]:
         return []
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line]
-
-
-def _table(measured: Mapping[str, Localization]) -> str:
-    width = max(map(len, measured))
-    lines = [f"{'method':{width}}  explanation IoU    mSC  pointing game"]
-    lines += [
-        f"{name:{width}}  {found.explanation_iou:15.1f}  {found.msc:5.1f}  {found.pointing:13.1f}"
-        for name, found in measured.items()
-    ]
-    return "\n".join(lines)

@@ -92,3 +92,17 @@ def evaluate_scenes(
         for name, explain in methods.items():
             pairs[name] += zip(explain(local, image).cpu(), masks, strict=True)
     return {name: localization(found) for name, found in pairs.items()}
+
+
+def to_markdown(measured: Mapping[str, Localization]) -> str:
+    """A table with one row for each method, aligned for the terminal as well."""
+    width = max(map(len, [*measured, "method"]))
+    lines = [
+        f"| {'method':{width}} |  mIoU |    mSC | pointing |",
+        f"|{'-' * (width + 2)}|------:|-------:|---------:|",
+    ]
+    lines += [
+        f"| {name:{width}} | {m.explanation_iou:5.1f} | {m.msc:+6.1f} | {m.pointing:8.1f} |"
+        for name, m in measured.items()
+    ]
+    return "\n".join(lines)

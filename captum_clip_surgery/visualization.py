@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-COLOURS = "turbo"
-OPACITY = 0.6
+COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
+OPACITY = 0.7
 OUTLIERS = 1.0  # percent of pixels at either end that may saturate
 
 
@@ -24,7 +24,7 @@ def compare_figure(
 ) -> Figure:
     """One row for each text, one column for each method, all on the same picture.
 
-    Each map runs from its own lowest (blue) to its own highest value (red), as the measures of
+    Each map runs from its own lowest value (dark) to its own highest (bright), as the measures of
     localisation see it.
 
     Args:
@@ -36,24 +36,42 @@ def compare_figure(
     Returns:
         A figure, free of pyplot: `.savefig(path)` writes it.
     """
-    height, width = picture.shape[:2]
-    side = 2.1
     columns, rows = len(maps) + 1, len(texts)
-    figure = Figure(
-        figsize=(side * columns, (side * height / width + 0.12) * rows + 0.75), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = _tight_grid(rows, columns, picture.shape[0] / picture.shape[1], bool(title))
     for row, text in enumerate(texts):
         show_picture(axes[row, 0], picture)
         axes[row, 0].set_ylabel(text, fontsize=12)
-        for axis, (name, values) in zip(axes[row, 1:], maps.items(), strict=True):
+        for axis, values in zip(axes[row, 1:], maps.values(), strict=True):
             show_map(axis, picture, values[row])
-            if row == 0:
-                axis.set_title(name, fontsize=11)
-    axes[0, 0].set_title("image", fontsize=11)
+    for axis, name in zip(axes[0], ["image", *maps], strict=True):
+        axis.set_title(name, fontsize=11)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _tight_grid(rows: int, columns: int, aspect: float, titled: bool) -> tuple[Figure, np.ndarray]:
+    """Axes that fit pictures of one aspect (height / width) with even gaps; lengths in inches."""
+    side, gap, left, right, bottom = 2.0, 0.08, 0.32, 0.08, 0.22
+    top = 0.6 if titled else 0.32
+    width = left + columns * side + (columns - 1) * gap + right
+    row = side * aspect
+    height = bottom + rows * row + (rows - 1) * gap + top
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - right / width,
+            "bottom": bottom / height,
+            "top": 1 - top / height,
+            "wspace": gap / side,
+            "hspace": gap / row,
+        },
+    )
+    return figure, axes
 
 
 def show_picture(axis: Axes, picture: np.ndarray) -> None:

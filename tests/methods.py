@@ -1,17 +1,18 @@
 """The methods on which Captum's contract is tested, and the classifiers they explain.
 
 A later method is one more line in `METHODS`; its two forms then pass through every test of
-`test_captum.py`.
+`test_captum.py` and `test_captum_tools.py`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from conftest import TOWERS, relative_error, tiny_model
+from conftest import TOWERS, random_images, relative_error, tiny_model
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
@@ -61,10 +62,6 @@ class Case:
     def build(self, clip: ZeroShotClassifier) -> MapAttribution:
         return self.attribution(clip, **self.method.options)
 
-    def shaped(self, maps: Tensor) -> Tensor:
-        """Maps (N, 1, ., .) of `attribute_all` in the shape that `attribute` promises."""
-        return maps if self.on_grid else torch.cat([maps / 3] * 3, dim=1)
-
     def __str__(self) -> str:
         options = [str(value) for value in self.method.options.values()]
         return "-".join([self.attribution.__name__, *options, self.tower])
@@ -82,25 +79,30 @@ CASES = [
 def _shared_classifier(tower: str) -> ZeroShotClassifier:
     model = tiny_model(tower)
     if tower == "resnet":
-        _calibrate(model)
+        _enliven(model)
     return ZeroShotClassifier(
         model, ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["a photo of {}."]
     )
 
 
-def _calibrate(model: CLIP) -> None:
-    """Give BatchNorm the statistics of its input.
+def _enliven(model: CLIP) -> None:
+    """Let images and places matter to a ResNet: BatchNorm with the statistics of its input, and
+    attention that prefers some tokens to others.
 
-    With random ones the image hardly reaches the tokens, and whatever is asked of a map holds.
+    With random statistics and small weights all maps are flat and alike, and whatever is asked of
+    them holds.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
+    for module in model.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            module.train()
     generator = torch.Generator().manual_seed(1)
     contrast = 2 * torch.rand(64, 1, 1, 1, generator=generator)
+    pool = model.visual.attnpool
     with torch.no_grad():
         model.visual(contrast * torch.randn(64, 3, 64, 64, generator=generator))
+        for projection in (pool.q_proj, pool.k_proj, pool.v_proj):
+            projection.weight.mul_(4)
     model.eval()
 
 
@@ -122,13 +124,44 @@ def assert_untouched(clip: ZeroShotClassifier) -> None:
     assert not any(module.training for module in clip.model.modules())
 
 
-def sized_images(clip: ZeroShotClassifier, grid: tuple[int, int], count: int = 3) -> Tensor:
-    """Random images that make a grid of so many (rows, columns)."""
+def sized_images(
+    clip: ZeroShotClassifier, grid: tuple[int, int] | None = None, count: int = 3
+) -> Tensor:
+    """Random images of native size, or that make a grid of so many (rows, columns)."""
     rows, columns = clip.tower.patch_size
+    size = clip.native_size if grid is None else (grid[0] * rows, grid[1] * columns)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, 3, grid[0] * rows, grid[1] * columns, generator=generator)
+    return torch.randn(count, 3, *size, generator=generator)
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert actual.shape == expected.shape
-    assert relative_error(actual, expected) < tolerance
+def assert_close(
+    actual: Tensor, expected: Tensor, tolerance: float = 1e-5, what: str = "result"
+) -> None:
+    assert actual.shape == expected.shape, what
+    error = relative_error(actual.detach(), expected.detach())
+    assert error < tolerance, f"{what} is off by {error:.1e}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A case set up: its attribution, the classifier explained, three images of native size."""
+
+    case: Case
+    clip: ZeroShotClassifier
+    attribution: MapAttribution
+    images: Tensor
+
+    def shaped(self, maps: Tensor) -> Tensor:
+        """Maps (N, 1, ., .) of `attribute_all` in the shape that `attribute` promises."""
+        return maps if self.case.on_grid else torch.cat([maps / 3] * 3, dim=1)
+
+
+def set_up(case: Case) -> Iterator[Bench]:
+    """What a fixture yields; afterwards, whatever was done, the model is as it was."""
+    clip = tiny_classifier(case.tower)
+    images = random_images(clip, 3)
+    before = images.clone()
+    yield Bench(case, clip, case.build(clip), images)
+    assert_untouched(clip)
+    assert torch.equal(images, before)
+    assert not images.requires_grad

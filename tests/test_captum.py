@@ -1,30 +1,23 @@
-"""Captum's contract, for every method of the table in `methods.py`."""
+"""Captum's contract for every method of the table in `methods.py`: targets, inputs, shapes."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pytest
 import torch
-from captum.attr import GradientAttribution, LayerAttribution, NoiseTunnel, visualization
-from captum.metrics import infidelity, sensitivity_max
+from captum.attr import GradientAttribution, LayerAttribution
 from conftest import TOWERS, random_images, relative_error
-from matplotlib.figure import Figure
 from methods import (
     CASES,
     METHODS,
-    Case,
+    Bench,
     Method,
     assert_close,
-    assert_untouched,
+    set_up,
     sized_images,
     tiny_classifier,
 )
@@ -35,7 +28,6 @@ from captum_clip_surgery import (
     FeatureClipSurgery,
     LayerClipSurgery,
     LayerFeatureClipSurgery,
-    ZeroShotClassifier,
 )
 from captum_clip_surgery.methods.base import MapAttribution
 
@@ -43,46 +35,16 @@ GRIDS = ((4, 4), (2, 2), (3, 5), (5, 2))  # (rows, columns), native for one towe
 
 
 @pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    yield from set_up(request.param)
 
 
-@pytest.fixture
-def clip(case: Case) -> Iterator[ZeroShotClassifier]:
-    clip = tiny_classifier(case.tower)
-    yield clip
-    assert_untouched(clip)
-
-
-@pytest.fixture
-def method(case: Case, clip: ZeroShotClassifier) -> MapAttribution:
-    return case.build(clip)
-
-
-@pytest.fixture
-def images(clip: ZeroShotClassifier) -> Tensor:
-    return random_images(clip, 3)
-
-
-def expected_maps(case: Case, method: MapAttribution, images: Tensor, texts: list[int]) -> Tensor:
-    """What `attribute` should give, one text for each image, cut from `attribute_all`."""
-    return case.shaped(method.attribute_all(images)[range(len(images)), texts][:, None])
-
-
-def image_shaped(case: Case, attribution: Tensor, images: Tensor) -> Tensor:
-    """An attribution as Captum's measures want it: shaped like the images."""
-    if not case.on_grid:
-        return attribution
-    size = (images.shape[-2], images.shape[-1])
-    return LayerAttribution.interpolate(attribution, size, "bilinear").expand(-1, 3, -1, -1)
-
-
-def test_what_is_compared_below_differs(method: MapAttribution, images: Tensor) -> None:
+def test_what_is_compared_below_differs(bench: Bench) -> None:
     """Between texts, images and places; otherwise the other tests would show nothing."""
-    maps = method.attribute_all(images).flatten(2)
+    maps = bench.attribution.attribute_all(bench.images).detach().flatten(2)
     assert relative_error(maps.roll(1, 0), maps) > 0.01
     assert relative_error(maps.roll(1, 1), maps) > 0.01
-    assert maps.std(-1).min() > 0.01 * maps.abs().max()
+    assert maps.std(-1).mean() > 0.03 * maps.abs().max()
 
 
 # --- target -------------------------------------------------------------------------------------
@@ -102,22 +64,20 @@ TARGETS: dict[str, tuple[Any, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TARGETS)
-def test_target(case: Case, method: MapAttribution, images: Tensor, kind: str) -> None:
-    target, texts = TARGETS[kind]
-    assert_close(method.attribute(images, target), expected_maps(case, method, images, texts))
+def test_target(bench: Bench) -> None:
+    every = bench.attribution.attribute_all(bench.images)
+    by_text = {"index of a text": (bench.clip.index("a cat"), [1, 1, 1])}
+    for kind, (target, texts) in (TARGETS | by_text).items():
+        found = bench.attribution.attribute(bench.images, target=target)
+        assert_close(found, bench.shaped(every[range(3), texts][:, None]), what=kind)
 
 
-def test_target_by_keyword_and_by_text(
-    case: Case, clip: ZeroShotClassifier, method: MapAttribution, images: Tensor
-) -> None:
-    found = method.attribute(images, target=clip.index("a cat"))
-    assert_close(found, expected_maps(case, method, images, [1, 1, 1]))
-
-
-def test_target_none_with_one_text(case: Case, clip: ZeroShotClassifier, images: Tensor) -> None:
-    method = case.build(clip.with_texts(["a cat"], rivals=["a car", "a dog"]))
-    assert_close(method.attribute(images), expected_maps(case, method, images, [0, 0, 0]))
+def test_target_none_with_one_text(bench: Bench) -> None:
+    one = bench.clip.with_texts(["a cat"], rivals=["a car", "a dog"])
+    attribution = bench.case.build(one)
+    expected = bench.shaped(attribution.attribute_all(bench.images))
+    assert_close(attribution.attribute(bench.images), expected)
+    assert_close(attribution.attribute(bench.images, None), expected)
 
 
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
@@ -137,7 +97,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "list of one": ([0], ValueError, "1 entries for 3 images"),
     "empty list": ([], ValueError, "0 entries for 3 images"),
     "tensor too long": (torch.tensor([0, 1, 2, 0]), ValueError, "4 entries for 3 images"),
-    "list with a float": ([0, 1.0, 2], TypeError, "target 1.0 is a float"),
+    "list with a float": ([0, 1.0, 2], TypeError, r"target 1\.0 is a float"),
     "list with a bool": ([0, True, 2], TypeError, "target True is a bool"),
     "list with a text": (["a dog"] * 3, TypeError, "target 'a dog' is a str"),
     "list of lists": ([[0], [1], [2]], TypeError, "is a list, expected an int"),
@@ -148,85 +108,93 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "list past the end": ([0, 5, 1], IndexError, "target 5 is past the 3 texts"),
     "tensor past the beginning": (torch.tensor([0, 1, -4]), IndexError, "target -4 is past"),
     "None": (None, ValueError, "there are 3 texts"),
-    # FAILS, a bug of checks._is_index: every ndarray has __index__, so these pass for an int. The
-    # first two end in numpy's own errors, the last two are taken as 1.
-    "array": (np.array([0, 1, 2]), TypeError, "target is a ndarray"),
-    "array of one": (np.array([1]), TypeError, "target is a ndarray"),
-    "float array": (np.array(1.7), TypeError, "target is a ndarray"),
-    "list with a float array": ([0, np.array(1.7), 2], TypeError, "is a ndarray"),
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_target_refused(method: MapAttribution, images: Tensor, kind: str) -> None:
-    target, error, message = REFUSED[kind]
-    with pytest.raises(error, match=message):
-        method.attribute(images, target)
+def test_target_refused(bench: Bench) -> None:
+    for target, error, message in REFUSED.values():
+        with pytest.raises(error, match=message):
+            bench.attribution.attribute(bench.images, target)
 
 
-@pytest.mark.parametrize("targets", [[2], [2, 0], (0, -1), [1, 1, 1, 0], [np.int64(1)], range(2)])
-def test_attribute_all_of_some_texts(
-    method: MapAttribution, images: Tensor, targets: list[int]
-) -> None:
-    every = method.attribute_all(images)
+# FAILS, a bug of checks._is_index: every ndarray has __index__, so these pass for an int. The first
+# two end in numpy's own errors, the last two are taken as 1.
+ARRAYS: dict[str, Any] = {
+    "array": np.array([0, 1, 2]),
+    "array of one": np.array([1]),
+    "float array": np.array(1.7),
+    "list with a float array": [0, np.array(1.7), 2],
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_target_array_refused(kind: str) -> None:
+    clip = tiny_classifier("vit")
+    with pytest.raises(TypeError, match="ndarray"):
+        LayerClipSurgery(clip).attribute(random_images(clip, 3), ARRAYS[kind])
+
+
+def test_attribute_all_of_some_texts(bench: Bench) -> None:
+    every = bench.attribution.attribute_all(bench.images)
     assert every.shape[:2] == (3, 3)
-    assert_close(method.attribute_all(images, targets=targets), every[:, list(targets)])
+    for targets in ([2], [2, 0], (0, -1), [1, 1, 1, 0], [np.int64(1)], range(2)):
+        found = bench.attribution.attribute_all(bench.images, targets=targets)
+        assert_close(found, every[:, list(targets)], what=str(targets))
 
 
-@pytest.mark.parametrize(
-    ("targets", "error", "message"),
-    [
-        ([], ValueError, "targets are empty"),
-        ([0, 3], IndexError, "target 3 is past the 3 texts"),
-        ([0, True], TypeError, "target True is a bool"),
-        ([1.0], TypeError, "target 1.0 is a float"),
-        # FAILS: "object of type 'int' has no len()" says nothing of targets.
-        (1, TypeError, "targets"),
-    ],
-)
-def test_attribute_all_refuses(
-    method: MapAttribution, images: Tensor, targets: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        method.attribute_all(images, targets)
+def test_attribute_all_refuses(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="targets are empty"):
+        bench.attribution.attribute_all(bench.images, [])
+    with pytest.raises(IndexError, match="target 3 is past the 3 texts"):
+        bench.attribution.attribute_all(bench.images, [0, 3])
+    with pytest.raises(TypeError, match="target True is a bool"):
+        bench.attribution.attribute_all(bench.images, [0, True])
+    with pytest.raises(TypeError, match=r"target 1\.0 is a float"):
+        bench.attribution.attribute_all(bench.images, [1.0])
+
+
+def test_attribute_all_refuses_an_int() -> None:
+    # FAILS: the error is Python's "object of type 'int' has no len()", which names no target.
+    clip = tiny_classifier("vit")
+    with pytest.raises(TypeError, match="target"):
+        LayerClipSurgery(clip).attribute_all(random_images(clip), 1)
 
 
 # --- inputs and shapes --------------------------------------------------------------------------
 
 
-def test_tuple_in_tuple_out(case: Case, method: MapAttribution, images: Tensor) -> None:
-    expected = expected_maps(case, method, images, [1, 2, 0])
-    found = method.attribute((images,), target=[1, 2, 0])
+def test_tuple_in_tuple_out(bench: Bench) -> None:
+    plain = bench.attribution.attribute(bench.images, target=[1, 2, 0])
+    assert isinstance(plain, Tensor)
+    found = bench.attribution.attribute((bench.images,), target=[1, 2, 0])
     assert isinstance(found, tuple)
     assert len(found) == 1
-    assert_close(found[0], expected)
-    assert isinstance(method.attribute(images, target=[1, 2, 0]), Tensor)
+    assert torch.equal(found[0], plain)
 
 
-def test_other_inputs_are_refused(method: MapAttribution, images: Tensor) -> None:
+def test_other_inputs_are_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="tuple of 2"):
-        method.attribute((images, images), target=0)
+        bench.attribution.attribute((bench.images, bench.images), target=0)
     with pytest.raises(TypeError, match="images are a list"):
-        method.attribute([images], target=0)
+        bench.attribution.attribute([bench.images], target=0)
 
 
-@pytest.mark.parametrize("arguments", [torch.zeros(3), (1,), "a dog", 0])
-def test_additional_forward_args_are_refused(
-    method: MapAttribution, images: Tensor, arguments: object
-) -> None:
-    with pytest.raises(TypeError, match="additional_forward_args must be None"):
-        method.attribute(images, 0, additional_forward_args=arguments)
-    assert method.attribute(images, 0, additional_forward_args=None) is not None
+def test_additional_forward_args_are_refused(bench: Bench) -> None:
+    for arguments in (torch.zeros(3), (1,), "a dog", 0):
+        with pytest.raises(TypeError, match="additional_forward_args must be None"):
+            bench.attribution.attribute(bench.images, 0, additional_forward_args=arguments)
+    allowed = bench.attribution.attribute(bench.images, 0, additional_forward_args=None)
+    assert torch.equal(allowed, bench.attribution.attribute(bench.images, 0))
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_shapes(case: Case, clip: ZeroShotClassifier, grid: tuple[int, int]) -> None:
-    images = sized_images(clip, grid)
-    method = case.build(clip)
-    every, one = method.attribute_all(images), method.attribute(images, target=1)
+def test_shapes(bench: Bench, grid: tuple[int, int]) -> None:
+    images = sized_images(bench.clip, grid)
+    every = bench.attribution.attribute_all(images)
+    one = bench.attribution.attribute(images, target=1)
     assert one.dtype == images.dtype
     assert one.is_contiguous()
-    if case.on_grid:
+    if bench.case.on_grid:
         assert every.shape == (3, 3, *grid)
         assert_close(one, every[:, 1:2])
     else:
@@ -237,13 +205,13 @@ def test_shapes(case: Case, clip: ZeroShotClassifier, grid: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.image.__name__)
+@pytest.mark.parametrize(
+    ("method", "tower"),
+    [pytest.param(case.method, case.tower, id=str(case)) for case in CASES if not case.on_grid],
+)
 def test_image_map_is_the_grid_map_enlarged(
     method: Method, tower: str, grid: tuple[int, int]
 ) -> None:
-    if tower not in method.towers:
-        pytest.skip(f"{method.image.__name__} is not for {tower}")
     clip = tiny_classifier(tower)
     images = sized_images(clip, grid)
     size = (images.shape[-2], images.shape[-1])
@@ -252,159 +220,34 @@ def test_image_map_is_the_grid_map_enlarged(
     assert_close(large, LayerAttribution.interpolate(small, size, "bilinear"))
 
 
-def test_batch_equals_one_by_one(case: Case, method: MapAttribution, images: Tensor) -> None:
-    every = [method.attribute_all(image[None]) for image in images]
-    assert_close(method.attribute_all(images), torch.cat(every))
-    texts = [2, 0, 1]
-    single = [
-        method.attribute(image[None], text) for image, text in zip(images, texts, strict=True)
-    ]
-    assert_close(method.attribute(images, texts), torch.cat(single))
+def test_batch_equals_one_by_one(bench: Bench) -> None:
+    attribution, images, texts = bench.attribution, bench.images, [2, 0, 1]
+    every = [attribution.attribute_all(image[None]) for image in images]
+    assert_close(attribution.attribute_all(images), torch.cat(every))
+    pairs = zip(images, texts, strict=True)
+    single = [attribution.attribute(image[None], text) for image, text in pairs]
+    assert_close(attribution.attribute(images, texts), torch.cat(single))
 
 
-# --- Captum around a method ---------------------------------------------------------------------
+# --- what kind of thing it is -------------------------------------------------------------------
 
 
-def test_name_reads_as_words(case: Case) -> None:
-    words = case.attribution.get_name().split(" ")
-    assert "".join(words) == case.attribution.__name__
-    assert all(re.fullmatch("[A-Z][a-z]+", word) for word in words)
-    assert (words[0] == "Layer") == case.on_grid
-    assert issubclass(case.attribution, LayerAttribution) == case.on_grid
-    # NoiseTunnel would switch on gradients of the images it is given.
-    assert not issubclass(case.attribution, GradientAttribution)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.image.__name__)
+def test_class(method: Method) -> None:
+    for attribution in (method.image, method.grid):
+        words = attribution.get_name().split(" ")
+        assert "".join(words) == attribution.__name__
+        assert all(re.fullmatch("[A-Z][a-z]+", word) for word in words)
+        # NoiseTunnel would switch on gradients of the images it is given.
+        assert not issubclass(attribution, GradientAttribution)
+    assert method.grid.get_name() == "Layer " + method.image.get_name()
+    assert issubclass(method.grid, LayerAttribution)
+    assert not issubclass(method.image, LayerAttribution)
 
 
 def test_names() -> None:
     assert ClipSurgery.get_name() == "Clip Surgery"
     assert LayerClipSurgery.get_name() == "Layer Clip Surgery"
-
-
-@pytest.mark.parametrize("target", [1, [1, 2, 0], torch.tensor([1, 2, 0])], ids=str)
-def test_noise_tunnel_without_noise(
-    method: MapAttribution, images: Tensor, target: int | list[int] | Tensor
-) -> None:
-    tunnel = NoiseTunnel(method)
-    plain = method.attribute(images, target)
-    # Three samples by two: a full batch of samples and a remainder.
-    samples = {"nt_samples": 3, "nt_samples_batch_size": 2, "stdevs": 0.0, "target": target}
-    assert_close(tunnel.attribute(images, nt_type="smoothgrad", **samples), plain)
-    assert_close(tunnel.attribute(images, nt_type="smoothgrad_sq", **samples), plain**2)
-    variance = tunnel.attribute(images, nt_type="vargrad", **samples)
-    assert variance.abs().max() < 1e-5 * (plain**2).max()
-    (inside,) = tunnel.attribute((images,), nt_type="smoothgrad", **samples)
-    assert_close(inside, plain)
-
-
-@pytest.mark.parametrize("target", [1, [1, 2, 0]], ids=str)
-@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
-def test_noise_tunnel(
-    method: MapAttribution, images: Tensor, kind: str, target: int | list[int]
-) -> None:
-    torch.manual_seed(0)
-    found = NoiseTunnel(method).attribute(
-        images, nt_type=kind, nt_samples=3, stdevs=0.5, target=target
-    )
-    torch.manual_seed(0)
-    noisy = images.repeat_interleave(3, dim=0)
-    noisy = noisy + torch.normal(0, torch.full_like(noisy, 0.5))
-    texts = target if isinstance(target, int) else [text for text in target for _ in range(3)]
-    samples = method.attribute(noisy, texts).unflatten(0, (3, 3))
-    expected = {
-        "smoothgrad": samples.mean(1),
-        "smoothgrad_sq": (samples**2).mean(1),
-        "vargrad": samples.var(1, correction=0),
-    }[kind]
-    assert torch.isfinite(found).all()
-    # Captum takes the variance as a difference of two means, which costs digits.
-    assert_close(found, expected, 1e-3 if kind == "vargrad" else 1e-5)
-    assert relative_error(found, method.attribute(images, target)) > 0.01
-
-
-@pytest.mark.parametrize("target", [1, [1, 2, 0]], ids=str)
-def test_sensitivity(method: MapAttribution, images: Tensor, target: int | list[int]) -> None:
-    nothing = sensitivity_max(
-        method.attribute, images, lambda inputs: inputs, n_perturb_samples=2, target=target
-    )
-    assert nothing.shape == (3,)
-    assert nothing.max() < 1e-5
-    something = sensitivity_max(
-        method.attribute, images, lambda inputs: inputs.flip(-1), n_perturb_samples=2, target=target
-    )
-    plain, flipped = method.attribute(images, target), method.attribute(images.flip(-1), target)
-    expected = (plain - flipped).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)
-    assert expected.min() > 0.01
-    assert_close(something, expected, 1e-4)
-
-
-def test_infidelity(
-    case: Case, clip: ZeroShotClassifier, method: MapAttribution, images: Tensor
-) -> None:
-    target = [1, 2, 0]
-    attribution = image_shaped(case, method.attribute(images, target), images).detach()
-
-    def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        change = 0.1 * inputs.flip(-1)
-        return change, inputs - change
-
-    found = infidelity(clip, perturb, images, attribution, target=target, n_perturb_samples=2)
-    change, perturbed = perturb(images)
-    difference = (clip(images) - clip(perturbed))[range(3), target]
-    expected = ((attribution * change).sum((1, 2, 3)) - difference) ** 2
-    assert torch.isfinite(found).all()
-    assert_close(found, expected, 1e-4)
-
-
-def picture(images: Tensor) -> np.ndarray:
-    return images[0].detach().permute(1, 2, 0).numpy()
-
-
-def assert_draws(figure: Figure) -> None:
-    """It renders, and not to an empty canvas."""
-    file = io.BytesIO()
-    figure.savefig(file, format="rgba", dpi=30)
-    pixels = np.frombuffer(file.getvalue(), np.uint8)
-    assert len(np.unique(pixels)) > 10
-    figure.clear()
-
-
-def scaled(maps: Tensor) -> np.ndarray:
-    """What Captum draws of a map with sign "all" and no outliers cut."""
-    return (maps / maps.abs().max()).detach().numpy()
-
-
-def test_visualize_image_attr(case: Case, method: MapAttribution, images: Tensor) -> None:
-    figure, axis = visualization.visualize_image_attr(
-        picture(method.attribute(images, target=1)),
-        sign="all",
-        outlier_perc=0,
-        fig_size=(2, 2),
-        use_pyplot=False,
-    )
-    drawn = axis.images[-1].get_array()
-    np.testing.assert_allclose(drawn, scaled(method.attribute_all(images)[0, 1]), atol=1e-5)
-    assert_draws(figure)
-
-
-def test_visualize_image_attr_multiple(
-    case: Case, clip: ZeroShotClassifier, method: MapAttribution, images: Tensor
-) -> None:
-    attribution = image_shaped(case, method.attribute(images, target=1), images)
-    figure, axes = visualization.visualize_image_attr_multiple(
-        picture(attribution),
-        picture(clip.unnormalize(images)),
-        methods=["original_image", "blended_heat_map", "heat_map", "masked_image"],
-        signs=["all", "all", "absolute_value", "absolute_value"],
-        titles=["image", clip.texts[1], method.get_name(), "mask"],
-        outlier_perc=0,
-        fig_size=(6, 2),
-        use_pyplot=False,
-    )
-    expected = scaled(attribution[0].sum(0))
-    np.testing.assert_allclose(axes[1].images[-1].get_array(), expected, atol=1e-5)
-    np.testing.assert_allclose(axes[2].images[-1].get_array(), np.abs(expected), atol=1e-5)
-    assert axes[2].get_title() == method.get_name()
-    assert_draws(figure)
 
 
 # --- feature surgery with few texts -------------------------------------------------------------
@@ -419,16 +262,15 @@ def test_two_texts(surgery: type[MapAttribution], tower: str) -> None:
     images = random_images(clip, 3)
 
     def two(form: str | None) -> tuple[Tensor, Tensor]:
-        method = surgery(clip, feature_surgery=form)
-        return method.attribute(images, 0), method.attribute(images, 1)
+        attribution = surgery(clip, feature_surgery=form)
+        return attribution.attribute(images, 0), attribution.attribute(images, 1)
 
     dog, cat = two("release")
     assert_close(cat, -dog)
     dog, cat = two("auto")
-    assert relative_error(cat, -dog) > 0.1
-    assert relative_error(cat, dog) > 0.1
-    default = surgery(clip).attribute(images, 1)
-    assert torch.equal(default, cat)
+    assert relative_error(cat.detach(), -dog.detach()) > 0.1
+    assert relative_error(cat.detach(), dog.detach()) > 0.1
+    assert torch.equal(surgery(clip).attribute(images, 1), cat)
 
 
 @pytest.mark.parametrize(("count", "form"), [(7, "empty"), (8, "release")])
@@ -440,10 +282,10 @@ def test_auto_counts_texts_and_rivals(
     rivals = ["a car", "a bus", "a bird", "a boat", "a chair", "a cow"][: count - 2]
     clip = tiny_classifier(tower).with_texts(["a dog", "a cat"], rivals)
     images = random_images(clip, 2)
-    forms = {
-        name: surgery(clip, feature_surgery=name).attribute_all(images)
+    maps = {
+        name: surgery(clip, feature_surgery=name).attribute_all(images).detach()
         for name in ("auto", "empty", "release")
     }
     (other,) = {"empty", "release"} - {form}
-    assert torch.equal(forms["auto"], forms[form])
-    assert relative_error(forms["auto"], forms[other]) > 0.1
+    assert torch.equal(maps["auto"], maps[form])
+    assert relative_error(maps["auto"], maps[other]) > 0.1

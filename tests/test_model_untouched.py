@@ -225,7 +225,7 @@ REACHED = {
 @pytest.mark.parametrize("family", TOWERS)
 def test_untouched_after_an_exception_in_any_submodule(family, grid):
     clip = make_clip(family)
-    images = resized(clip, grid)
+    images = resized(clip, grid)[:1]
     jobs: dict[str, Job] = {
         "forward": JOBS["forward"],
         # Depth 1, so that blocks before it are called whole and the last one part by part.
@@ -262,12 +262,12 @@ def test_untouched_after_an_exception_in_the_text_tower(family):
     expected = clip.with_texts(["a bird"])(images)
     before = snapshot(clip.model)
     reached = set()
-    for place, module in clip.model.named_modules():
+    for number, (place, module) in enumerate(clip.model.named_modules()):
         if place.startswith("visual") or not place:
             continue
         handle = module.register_forward_pre_hook(_raise)
         try:
-            clip.with_texts([f"text {len(reached)} of many"])
+            clip.with_texts([f"text number {number}"])
         except Halfway:
             reached.add(place)
         finally:

@@ -20,15 +20,7 @@ from captum_clip_surgery.prompts import CHUNK, fill
 CONTEXT = 16  # of the tiny models
 EOT = 49407
 # Of different lengths and out of order, so that a mistake in sorting shows.
-TEXTS = [
-    "a remote control on a table",
-    "dog",
-    "potted plant",
-    "cat",
-    "tv monitor, off",
-    "car",
-    "a b",
-]
+TEXTS = ["a remote control on a table", "dog", "potted plant", "cat", "tv monitor", "car", "a b"]
 
 
 def text_model(family: type[CLIP] | type[CustomTextCLIP] = CLIP, **text_cfg: Any) -> nn.Module:

@@ -13,12 +13,11 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
 import typer
 from open_clip.model import CLIP
 from safetensors.torch import save_file
@@ -26,6 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo.report import top1
 from captum_clip_surgery.demo.scenes import Scenes, nouns, prompt_templates
 
 MODEL: dict[str, Any] = {
@@ -53,7 +54,7 @@ PREPROCESS = {
 }
 # Picture size and number of steps: most of the learning at the cheap size, as OpenAI's CLIP
 # models for 336 px were made from those for 224.
-STAGES = ((128, 3300), (192, 300))
+STAGES = ((128, 3600), (192, 250))
 SEED = 0
 BATCH = 128
 LEARNING_RATE = 1e-3
@@ -62,7 +63,9 @@ WEIGHT_DECAY = 0.05
 EVALUATE_EVERY = 300
 SAVE_EVERY = 100
 HELD_OUT = 1024
+ONE_OBJECT = 500
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 tokenize = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
 
 
@@ -108,11 +111,12 @@ def build(size: int, state: dict[str, Tensor] | None = None) -> CLIP:
     """The model for pictures of `size`, with positions of `state` resized to its grid."""
     config = {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "image_size": size}}
     model = CLIP(**config)
+    open_clip.model.set_model_preprocess_cfg(model, {**PREPROCESS, "size": size})
     if state is not None:
         state = dict(state)
         open_clip.factory.resize_pos_embed(state, model)
         model.load_state_dict(state)
-    return model
+    return model.to(DEVICE)
 
 
 def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
@@ -126,41 +130,113 @@ def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def contrastive_accuracy(model: CLIP, size: int, device: torch.device) -> float:
+def contrastive_accuracy(model: CLIP, size: int) -> float:
     """Share of held-out pairs that find each other within their batch, both ways."""
     hits = []
     for images, tokens in DataLoader(Pairs(Scenes("validation", HELD_OUT, size)), BATCH):
-        image, text = _features(model, images.to(device), tokens.to(device))
+        image = model.encode_image(images.to(DEVICE), normalize=True)
+        text = model.encode_text(tokens.to(DEVICE), normalize=True)
         similarity = image @ text.T
-        right = torch.arange(len(similarity), device=device)
+        right = torch.arange(len(similarity), device=DEVICE)
         hits += [similarity.argmax(dim) == right for dim in (0, 1)]
     return torch.cat(hits).float().mean().item()
 
 
-def _features(model: CLIP, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    return model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
+def validation_top1(model: CLIP, size: int) -> float:
+    """Zero-shot accuracy in percent among all nouns on validation scenes of one object."""
+    clip = ZeroShotClassifier(model, nouns(), templates=prompt_templates())
+    return top1(clip, Scenes("validation", ONE_OBJECT, size, objects=[1]))
 
 
-@torch.no_grad()
-def top1(model: CLIP, split: str, size: int, device: torch.device, count: int = 500) -> float:
-    """Zero-shot accuracy among all nouns on scenes of one object."""
-    texts = []
-    for noun in nouns():
-        prompts = tokenize([template.format(noun) for template in prompt_templates()])
-        features = model.encode_text(prompts.to(device), normalize=True)
-        texts.append(F.normalize(features.mean(0), dim=0))
-    classifier = torch.stack(texts)
-    hits = 0
-    scenes = Scenes(split, count, size, objects=[1])
-    for start in range(0, count, BATCH):
-        batch = scenes[start : start + BATCH]
-        images = torch.stack([to_tensor(scene.image) for scene in batch]).to(device)
-        guesses = (model.encode_image(images, normalize=True) @ classifier.T).argmax(1)
-        hits += sum(
-            nouns()[guess] == scene.nouns[0]
-            for guess, scene in zip(guesses.tolist(), batch, strict=True)
-        )
-    return hits / count
+class Training:
+    """The state of training and its folder; made anew, it goes on where the last one was saved."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -1.0
+        self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
+        torch.manual_seed(SEED)
+        self.model = build(STAGES[0][0])
+        self.optimizer = optimizer_for(self.model)
+        if self._checkpoint.exists():
+            self._load(torch.load(self._checkpoint, map_location=DEVICE))
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
+        self.seen = saved["seen"]
+        self.model = build(saved["size"], saved["model"])
+        self.optimizer = optimizer_for(self.model)
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def save(self, size: int) -> None:
+        """Write whole or not at all: a kill in the middle leaves the previous checkpoint."""
+        content = {
+            "step": self.step,
+            "size": size,
+            "seconds": self.seconds,
+            "best": self.best,
+            "seen": self.seen,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self._checkpoint.with_suffix(".tmp")
+        torch.save(content, temporary)
+        temporary.replace(self._checkpoint)
+
+    def resize(self, size: int) -> None:
+        """Go on with pictures of another size; the resized positions' averages start anew."""
+        if size == self.model.visual.image_size[0]:
+            return
+        averages = self.optimizer.state_dict()
+        self.model = build(size, self.model.state_dict())
+        self.optimizer = optimizer_for(self.model)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, moments in averages["state"].items():
+            if moments["exp_avg"].shape != parameters[index].shape:
+                moments["exp_avg"] = torch.zeros_like(parameters[index])
+                moments["exp_avg_sq"] = torch.zeros_like(parameters[index])
+        self.optimizer.load_state_dict(averages)
+
+    def learn(self, images: Tensor, tokens: Tensor) -> float:
+        """One step on a batch of pairs; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step)
+        images, tokens = images.to(DEVICE), tokens.to(DEVICE)
+        self.seen[tokens.flatten()] = True
+        image_features, text_features, scale = self.model(images, tokens)[:3]
+        loss = open_clip.ClipLoss()(image_features, text_features, scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+        self.step += 1
+        return float(loss.detach())
+
+    def evaluate(self, size: int, loss: float) -> dict[str, float]:
+        """Log the model's accuracy, and export it if it is the best so far."""
+        record = {
+            "step": self.step,
+            "size": size,
+            "seconds": round(self.seconds),
+            "loss": round(loss, 4),
+            "contrastive_accuracy": contrastive_accuracy(self.model, size),
+            "validation_top1": validation_top1(self.model, size),
+        }
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(record) + "\n")
+        if record["contrastive_accuracy"] >= self.best:
+            self.best = record["contrastive_accuracy"]
+            export(self.model.state_dict(), self.seen, size, self.folder / "model")
+        return record
 
 
 def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> None:
@@ -177,112 +253,33 @@ def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> N
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    half = {
-        name: value.half().contiguous()
-        for name, value in state.items()
-        if value.is_floating_point() and name != "attn_mask"
-    }
+    half = {name: value.half().contiguous() for name, value in state.items()}
     save_file(half, folder / "open_clip_model.safetensors")
 
 
-def main(output: Path = Path("runs/demo"), workers: int = 0) -> None:
-    """Train, or go on training, the embedded model.
-
-    Args:
-        output: folder for the log, the checkpoint and the resulting model.
-        workers: processes that render scenes; 0 renders in the training process.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "checkpoint.pt"
-    torch.manual_seed(SEED)
-    saved = torch.load(path, map_location=device) if path.exists() else None
-    step = saved["step"] if saved else 0
-    state = saved["model"] if saved else build(STAGES[0][0]).state_dict()
-    optimizer_state = saved["optimizer"] if saved else None
-    seen = saved["seen"] if saved else torch.zeros(49408, dtype=torch.bool, device=device)
-    best = saved["best"] if saved else {"accuracy": -1.0}
+def main(
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    workers: Annotated[int, typer.Option(help="Processes that render scenes.")] = 0,
+) -> None:
+    """Train, or go on training, the embedded model."""
+    training = Training(output)
     total = sum(steps for _, steps in STAGES)
-    start_time = time.time() - (saved["seconds"] if saved else 0)
-    progress = tqdm(total=total, initial=step, smoothing=0.05)
-
-    while step < total:
-        size, end = stage_at(step)
-        model = build(size, state).to(device).train()
-        optimizer = optimizer_for(model)
-        if optimizer_state is not None:
-            _resize_moments(optimizer_state, optimizer)
-            optimizer.load_state_dict(optimizer_state)
-        loss_function = open_clip.ClipLoss()
-        scenes = Scenes("train", end * BATCH, size)
-        loader = DataLoader(Pairs(scenes, step * BATCH), BATCH, num_workers=workers)
-        for images, tokens in loader:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
-            images, tokens = images.to(device), tokens.to(device)
-            seen[tokens.flatten()] = True
-            image_features, text_features, scale = model(images, tokens)[:3]
-            loss = loss_function(image_features, text_features, scale)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))
-            step += 1
+    progress = tqdm(total=total, initial=training.step, smoothing=0.05)
+    while training.step < total:
+        size, end = stage_at(training.step)
+        training.resize(size)
+        pairs = Pairs(Scenes("train", end * BATCH, size), training.step * BATCH)
+        started = time.monotonic()
+        for images, tokens in DataLoader(pairs, BATCH, num_workers=workers):
+            loss = training.learn(images, tokens)
             progress.update()
-            progress.set_postfix(loss=f"{loss.item():.3f}", size=size)
-            state = model.state_dict()
-            if step % EVALUATE_EVERY == 0 or step == total:
-                model.eval()
-                record = {
-                    "step": step,
-                    "size": size,
-                    "seconds": round(time.time() - start_time),
-                    "loss": round(loss.item(), 4),
-                    "contrastive_accuracy": contrastive_accuracy(model, size, device),
-                    "validation_top1": top1(model, "validation", size, device),
-                }
-                model.train()
-                with (output / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(record) + "\n")
-                progress.write(json.dumps(record))
-                if record["contrastive_accuracy"] >= best["accuracy"]:
-                    weights = {name: value.detach().clone() for name, value in state.items()}
-                    best = {"accuracy": record["contrastive_accuracy"], **record}
-                    export(weights, seen, size, output / "model")
-            if step % SAVE_EVERY == 0 or step == total:
-                optimizer_state = optimizer.state_dict()
-                _save(
-                    path,
-                    {
-                        "step": step,
-                        "model": state,
-                        "optimizer": optimizer_state,
-                        "seen": seen,
-                        "best": best,
-                        "seconds": time.time() - start_time,
-                    },
-                )
-        optimizer_state = optimizer.state_dict()
-    print(json.dumps(best))
-
-
-def _resize_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Drop the averages of a parameter whose shape a new picture size has changed."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
-        moments = state["state"].get(index)
-        if moments is not None and moments["exp_avg"].shape != parameter.shape:
-            moments["exp_avg"] = torch.zeros_like(parameter)
-            moments["exp_avg_sq"] = torch.zeros_like(parameter)
-
-
-def _save(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all: a kill in the middle leaves the previous checkpoint."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+            progress.set_postfix(loss=f"{loss:.3f}", size=size)
+            if training.step % EVALUATE_EVERY == 0 or training.step == total:
+                progress.write(json.dumps(training.evaluate(size, loss)))
+            started, before = time.monotonic(), started
+            training.seconds += started - before
+            if training.step % SAVE_EVERY == 0 or training.step == total:
+                training.save(size)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Measure the embedded model and every form of surgery on scenes, as its model card reports.
+
+python -m captum_clip_surgery.demo.report [--scenes 500] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from captum_clip_surgery import LayerClipSurgery, LayerFeatureClipSurgery, ZeroShotClassifier
+from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns
+from captum_clip_surgery.evaluation import METHODS, Explain, evaluate_scenes, to_markdown
+from captum_clip_surgery.functional import FORMS
+
+BATCH = 100
+
+
+def forms_of_surgery() -> dict[str, Explain]:
+    """CLIP's own maps, architecture surgery, feature surgery, and both in each form."""
+    methods: dict[str, Explain] = {
+        "CLIP": METHODS["CLIP"],
+        "architecture surgery": _surgery(LayerClipSurgery, None),
+    }
+    methods |= {f"feature surgery, {f}": _surgery(LayerFeatureClipSurgery, f) for f in FORMS}
+    methods |= {f"both, {f}": _surgery(LayerClipSurgery, f) for f in FORMS}
+    return methods
+
+
+def _surgery(method: type, form: str | None) -> Explain:
+    def explain(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
+        with torch.no_grad():
+            maps: Tensor = method(clip, feature_surgery=form).attribute_all(image)[0]
+        return maps
+
+    return explain
+
+
+def top1(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> float:
+    """Zero-shot accuracy among all nouns on scenes of one object, in percent."""
+    every = clip.with_texts(nouns())
+    hits = 0
+    for start in range(0, len(scenes), BATCH):
+        batch = scenes[start : start + BATCH]
+        with torch.no_grad():
+            guesses = every(every.preprocess([scene.image for scene in batch])).argmax(1)
+        hits += sum(
+            nouns()[guess] == scene.nouns[0]
+            for guess, scene in zip(guesses.tolist(), batch, strict=True)
+        )
+    return 100 * hits / len(scenes)
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Test scenes.")] = 500,
+    size: Annotated[int | None, typer.Option(help="Side shown to the model; native.")] = None,
+    captum: Annotated[bool, typer.Option(help="Measure Captum's methods as well.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Print the tables of the model card."""
+    clip = ZeroShotClassifier.demo(["dog"])
+    render = size or clip.native_size[0]
+    found: dict[str, object] = {}
+    for split in ("validation", "test"):
+        accuracy = top1(clip, Scenes(split, scenes, render, objects=[1]))
+        found[f"top-1, {split}"] = accuracy
+        print(f"top-1 among {len(nouns())} nouns, {scenes} {split} scenes: {accuracy:.1f} %")
+    methods = forms_of_surgery()
+    if captum:
+        methods |= {name: METHODS[name] for name in ("IntegratedGradients", "LayerGradCam")}
+    for counts in ([1, 2, 3], [2, 3]):
+        chosen = Scenes("test", scenes, render, objects=counts)
+        for texts, rivals in (("the scene's own texts", ()), ("all nouns", nouns())):
+            measured = evaluate_scenes(clip, chosen, methods, rivals, size)
+            pairs = measured["CLIP"].pairs
+            title = f"scenes of {' or '.join(map(str, counts))} objects, {pairs} objects, {texts}"
+            print(f"\n{title}\n\n{to_markdown(measured)}")
+            found[title] = {name: asdict(value) for name, value in measured.items()}
+    if output is not None:
+        output.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,160 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import captum_clip_surgery
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
+
+SCENE = Scenes("test", 1, size=160, objects=[2])[0]
+METHOD_NAMES = ["CLIP", "ClipSurgery", "IntegratedGradients", "LayerGradCam"]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(SCENE.image).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integrated Gradients with its 50 passes is not what is tested here."""
+    methods = dict(cli.METHODS)
+    methods["IntegratedGradients"] = methods["CLIP"]
+    monkeypatch.setattr(cli, "METHODS", methods)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
+    """The exit code of the command, or the message it ends with."""
+    monkeypatch.setattr(sys, "argv", ["clip-surgery", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def explain(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
+    texts = [option for noun in SCENE.nouns for option in ("--text", noun)]
+    return run(monkeypatch, "explain", *arguments, *texts)
+
+
+def test_demo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "demo", "--scenes", 2, "--output", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "embedded model" in printed
+    assert all(name in printed for name in METHOD_NAMES)
+    assert str(tmp_path / "demo.png") in printed
+    pixels = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
+    assert pixels.std() > 30  # a drawing, not a blank page
+
+
+def test_explain_writes_figure_and_raw_maps(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explain(monkeypatch, photo, "--npz", "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "No --model given" in printed
+    assert all(noun in printed for noun in SCENE.nouns)
+    assert Image.open(tmp_path / "out" / "photo.png").size[0] > 500
+
+    arrays = np.load(tmp_path / "out" / "photo.npz")
+    assert set(arrays) == {"texts", *METHOD_NAMES}
+    assert tuple(arrays["texts"]) == SCENE.nouns
+    clip = ZeroShotClassifier.demo(SCENE.nouns)
+    with torch.no_grad():
+        expected = LayerClipSurgery(clip).attribute_all(clip.preprocess(photo))[0]
+    np.testing.assert_allclose(arrays["ClipSurgery"], expected.numpy(), atol=1e-6)
+
+
+def test_options_reach_the_method(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
+) -> None:
+    rivals = tmp_path / "rivals.txt"
+    rivals.write_text("dog\n\n  pizza  \n")
+    options = ["--size", 160, "--feature-surgery", "release", "--rivals", rivals]
+    model = ["--model", f"local-dir:{MODEL_FOLDER}"]
+    code = explain(monkeypatch, photo, "--npz", "--output", tmp_path, *options, *model)
+    assert code == 0
+    clip = ZeroShotClassifier.from_pretrained(
+        f"local-dir:{MODEL_FOLDER}", None, SCENE.nouns, ["dog", "pizza"]
+    )
+    method = LayerClipSurgery(clip, feature_surgery="release")
+    with torch.no_grad():
+        expected = method.attribute_all(clip.preprocess(photo, 160))[0]
+    found = np.load(tmp_path / "photo.npz")["ClipSurgery"]
+    assert found.shape == (2, 10, 10)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_goes_on_past_what_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photo.read_bytes()[:100])
+    missing = tmp_path / "missing.png"
+    out = tmp_path / "out"
+    ended = explain(monkeypatch, broken, missing, photo, "--output", out)
+    assert ended == f"error: 2 of 3 images could not be read: {broken}, {missing}"
+    assert (out / "photo.png").exists()
+    skipped = capsys.readouterr().err
+    assert "broken.png cannot be read as an image" in skipped
+    assert f"no image file at {missing}" in skipped
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    second = tmp_path / "more" / "photo.png"
+    second.write_bytes(photo.read_bytes())
+    out = tmp_path / "out"
+    assert explain(monkeypatch, photo, second, "--output", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["photo-2.png", "photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--feature-surgery", "best"], "error: feature_surgery 'best' is none of"),
+        (["--pretrained", "openai"], "error: --pretrained needs --model"),
+        (["--model", "ViT-B-61", "--pretrained", "x"], "error: open_clip has no model 'ViT-B-61'"),
+        (["--model", "ViT-B-16", "--pretrained", "a/b.pt"], "error: no checkpoint file at a/b.pt"),
+        (["--size", "100"], "error: images of 100 x 100 pixels"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    ended = explain(monkeypatch, photo, "--output", tmp_path / "out", *options)
+    assert str(ended).startswith(message)
+
+
+def test_a_text_is_required(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
+    assert run(monkeypatch, "explain", photo) == 2
+
+
+def test_as_a_process() -> None:
+    command = [sys.executable, "-m", "captum_clip_surgery", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == captum_clip_surgery.__version__

@@ -1,0 +1,89 @@
+"""Compiled models are unwrapped; scripted ones, whose hooks never fire, are refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from conftest import TINY, TOWERS, tiny_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from captum_clip_surgery import LayerClipSimilarity, LayerClipSurgery, ZeroShotClassifier
+
+TEXTS = ["dog", "cat"]
+TEMPLATES = ["a photo of a {}."]
+each_family = pytest.mark.parametrize("family", TOWERS)
+
+
+@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
+@pytest.mark.parametrize("what", ["model", "tower"])
+@each_family
+def test_compiled_models_are_unwrapped(family, what, called):
+    plain = ZeroShotClassifier(tiny_model(family), TEXTS, templates=TEMPLATES)
+    model = tiny_model(family)
+    given: Any = model
+    if what == "model":
+        given = torch.compile(model, backend="eager")
+    else:
+        model.visual = torch.compile(model.visual, backend="eager")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *plain.native_size, generator=generator)
+    if called:
+        with torch.no_grad():
+            given.encode_image(images) if what == "tower" else given(images)
+    clip = ZeroShotClassifier(given, TEXTS, templates=TEMPLATES)
+    assert clip.model is model
+    larger = torch.randn(1, 3, *[2 * side for side in plain.native_size], generator=generator)
+    for batch in (images, larger):
+        assert torch.equal(clip(batch), plain(batch))
+        for method in (LayerClipSurgery, LayerClipSimilarity):
+            actual, expected = (method(c).attribute_all(batch) for c in (clip, plain))
+            assert torch.equal(actual, expected)
+    fired: list[nn.Module] = []
+    handles = [
+        block.register_forward_hook(lambda module, *_: fired.append(module))
+        for block in clip.tower.blocks
+    ]
+    clip(images)
+    assert fired == [*clip.tower.blocks]
+    for handle in handles:
+        handle.remove()
+    torch.compiler.reset()
+
+
+def _script(module: nn.Module, *inputs: Tensor) -> nn.Module:
+    return torch.jit.script(module)
+
+
+def _trace(module: nn.Module, *inputs: Tensor) -> nn.Module:
+    return torch.jit.trace(module, inputs, check_trace=False)
+
+
+@pytest.mark.parametrize("convert", [_script, _trace], ids=["script", "trace"])
+@pytest.mark.parametrize("what", ["model", "tower"])
+@each_family
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_scripted_models_are_refused(family, what, convert):
+    model = tiny_model(family)
+    images = torch.zeros(1, 3, *ZeroShotClassifier(model, TEXTS, templates=TEMPLATES).native_size)
+    given: Any = model
+    if what == "model":
+        given = convert(model, images, open_clip.tokenize(TEXTS, model.context_length))
+    else:
+        model.visual = convert(model.visual, images)
+    with pytest.raises(TypeError, match="ScriptModule"):
+        ZeroShotClassifier(given, TEXTS, templates=TEMPLATES)
+
+
+@each_family
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_open_clip_scripts_is_refused(family, tmp_path):
+    config = {"model_cfg": TINY[family], "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(tiny_model(family).state_dict(), tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(TypeError, match="ScriptModule, whose hooks never fire; load the model"):
+        ZeroShotClassifier.from_pretrained(f"local-dir:{tmp_path}", None, TEXTS, jit=True)

@@ -1,0 +1,72 @@
+"""The embedded model: it knows its world, and surgery shows where it sees what it knows."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
+from captum_clip_surgery.demo.report import top1
+from captum_clip_surgery.evaluation import METHODS, evaluate_scenes
+
+
+def test_it_fits_the_repository() -> None:
+    weights = MODEL_FOLDER / "open_clip_model.safetensors"
+    assert weights.stat().st_size < 20e6
+    assert {value.dtype for value in load_file(weights).values()} == {torch.float16}
+
+
+def test_blocks_and_grid_are_as_fine_as_the_paper_s_partial_surgery_needs() -> None:
+    clip = ZeroShotClassifier.demo(["dog"])
+    assert len(clip.tower.blocks) >= 8
+    assert min(clip.tower.grid(*clip.native_size)) >= 8
+    assert not clip.model.training
+
+
+def test_it_names_what_it_sees() -> None:
+    clip = ZeroShotClassifier.demo(["dog"])
+    assert clip.vocabulary == nouns()
+    assert top1(clip, Scenes("test", 60, clip.native_size[0], objects=[1])) > 90
+
+
+def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
+    clip = ZeroShotClassifier.demo(["dog"])
+    scenes = Scenes("test", 25, clip.native_size[0], objects=[2, 3])
+    methods = {name: METHODS[name] for name in ("CLIP", "ClipSurgery")}
+    measured = evaluate_scenes(clip, scenes, methods, progress=False)
+    own, surgery = measured["CLIP"], measured["ClipSurgery"]
+    assert surgery.pairs == sum(len(scene.nouns) for scene in scenes)
+    assert surgery.explanation_iou > own.explanation_iou + 20
+    assert surgery.msc > own.msc + 30
+    assert surgery.pointing > 70 > own.pointing
+
+
+def test_unknown_words_are_named() -> None:
+    with pytest.warns(UserWarning, match="never learnt: bench, person"):
+        clip = ZeroShotClassifier.demo(["a bench", "a person", "a dog"])
+    with pytest.warns(UserWarning, match="never learnt: spaceship"):
+        clip.with_texts(["dog"], rivals=["spaceship"])
+
+
+def test_known_words_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip = ZeroShotClassifier.demo(["dog", "a pizza", "the cat and one heart"])
+        clip.with_texts(["Camera"])
+
+
+def test_templates_are_its_own() -> None:
+    own = ZeroShotClassifier.demo(["dog"]).text_features()
+    asked = ZeroShotClassifier.demo(["dog"], templates=prompt_templates()).text_features()
+    other = ZeroShotClassifier.demo(["dog"], templates=["a sketch of {}."]).text_features()
+    assert torch.equal(own, asked)
+    assert not torch.allclose(own, other, atol=1e-3)
+
+
+def test_only_it_has_a_vocabulary(clip: ZeroShotClassifier) -> None:
+    with pytest.raises(AttributeError, match="only the embedded model"):
+        _ = clip.vocabulary

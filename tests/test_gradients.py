@@ -1,0 +1,223 @@
+"""Gradients of maps equal finite differences; grad modes, now or while texts were encoded."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from conftest import TOWERS, relative_error, tiny_model
+from torch import Tensor
+
+from captum_clip_surgery import (
+    ClipSimilarity,
+    ClipSurgery,
+    LayerClipSimilarity,
+    LayerClipSurgery,
+    LayerFeatureClipSurgery,
+    ZeroShotClassifier,
+)
+from captum_clip_surgery.methods.base import MapAttribution
+
+TEXTS = ["dog", "cat", "tree", "car"]
+TEMPLATES = ["a photo of a {}."]
+FORMS = ("release", "paper", "empty", None)
+MAPS: dict[str, Callable[[ZeroShotClassifier], MapAttribution]] = {
+    **{
+        f"surgery {form}": functools.partial(LayerClipSurgery, feature_surgery=form)
+        for form in FORMS
+    },
+    "similarity": LayerClipSimilarity,
+    "normalised values": functools.partial(
+        LayerClipSurgery, depth=1, feature_surgery=None, normalize_values=True
+    ),
+    "feature surgery": functools.partial(LayerFeatureClipSurgery, feature_surgery="paper"),
+    "image-shaped": functools.partial(ClipSurgery, feature_surgery="release"),
+    "image-shaped similarity": ClipSimilarity,
+}
+each_family = pytest.mark.parametrize("family", TOWERS)
+at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other size"])
+
+
+@functools.cache
+def double_clip(family: str) -> ZeroShotClassifier:
+    model = tiny_model(family).double()
+    return ZeroShotClassifier(model, TEXTS[:3], rivals=TEXTS[3:], templates=TEMPLATES)
+
+
+def image_of(clip: ZeroShotClassifier, grid: tuple[int, int] | None) -> Tensor:
+    """One random image of a grid of patches; None is the native size."""
+    rows, columns = grid or clip.tower.grid(*clip.native_size)
+    height, width = clip.tower.patch_size
+    generator = torch.Generator().manual_seed(3)
+    size = (1, 3, rows * height, columns * width)
+    return torch.randn(size, generator=generator, dtype=torch.double)
+
+
+def check_gradients(
+    function: Callable[[], Tensor], inputs: Sequence[Tensor], step: float = 1e-5
+) -> list[Tensor | None]:
+    """Gradients of a function of leaves, held to central differences.
+
+    Along the gradient itself, where the difference is largest, and along a random direction.
+    `torch.autograd.gradcheck` has an absolute tolerance, under which these gradients vanish.
+
+    Returns:
+        The gradients; None for an input that has no say.
+    """
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.double)
+
+    weights = noise(function())
+    gradients = torch.autograd.grad((function() * weights).sum(), inputs, allow_unused=True)
+    filled = [
+        torch.zeros_like(x) if g is None else g for x, g in zip(inputs, gradients, strict=True)
+    ]
+    size = torch.stack([g.norm() for g in filled]).norm()
+    assert size > 0
+    for direction in (filled, [noise(x) for x in inputs]):
+        length = torch.stack([d.norm() for d in direction]).norm()
+        sides = []
+        for sign in (1, -1):
+            # There and back in place, since parameters cannot be exchanged.
+            originals = [x.detach().clone() for x in inputs]
+            with torch.no_grad():
+                for x, d in zip(inputs, direction, strict=True):
+                    x.add_(d / length, alpha=sign * step)
+                sides.append((function() * weights).sum())
+                for x, original in zip(inputs, originals, strict=True):
+                    x.copy_(original)
+        numeric = float(sides[0] - sides[1]) / (2 * step)
+        analytic = float(
+            sum((g * d).sum() for g, d in zip(filled, direction, strict=True)) / length
+        )
+        assert numeric == pytest.approx(analytic, abs=1e-5 * float(size))
+    return list(gradients)
+
+
+# --- against finite differences ------------------------------------------------------------------
+
+
+@each_family
+@at_sizes
+@pytest.mark.parametrize("method", MAPS)
+def test_gradients_with_respect_to_images(family, grid, method):
+    clip = double_clip(family)
+    attribution = MAPS[method](clip)
+    images = image_of(clip, grid).requires_grad_()
+    check_gradients(lambda: attribution.attribute_all(images), [images], step=1e-3)
+    check_gradients(lambda: attribution.attribute(images, target=-1), [images], step=1e-3)
+
+
+@each_family
+@at_sizes
+@pytest.mark.parametrize("method", MAPS)
+def test_gradients_with_respect_to_text_features(family, grid, method):
+    clip = double_clip(family)
+    images = image_of(clip, grid)
+    generator = torch.Generator().manual_seed(1)
+    width = clip.text_features().shape[1]
+    features, empty = (
+        torch.randn(size, generator=generator, dtype=torch.double).requires_grad_()
+        for size in ((4, width), (width,))
+    )
+
+    def maps() -> Tensor:
+        made = ZeroShotClassifier.from_features(clip.model, features, empty)
+        return MAPS[method](made).attribute_all(images)
+
+    gradients = check_gradients(maps, [features, empty])
+    assert (gradients[0] != 0).any(dim=1).all()
+    assert (gradients[1] is not None) == (method == "surgery empty")
+    # The leaf keeps its gradient as any other.
+    maps().square().sum().backward()
+    assert features.grad.any()
+
+
+@each_family
+@at_sizes
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_with_respect_to_parameters(family, grid, form):
+    # A copy, since differences are taken by moving its parameters.
+    clip = copy.deepcopy(double_clip(family))
+    surgery = LayerClipSurgery(clip, feature_surgery=form)
+    images = image_of(clip, grid)
+    parameters = dict(clip.model.visual.named_parameters())
+    gradients = check_gradients(lambda: surgery.attribute_all(images), [*parameters.values()])
+    unused = {name for name, g in zip(parameters, gradients, strict=True) if g is None}
+    if form in ("release", "paper"):
+        assert not unused
+    else:
+        # Only the weights of the texts ask for the image's pooled embedding.
+        last = ("transformer.resblocks.2", "attnpool.q_proj", "attnpool.k_proj")
+        assert all(name.startswith(last) for name in unused)
+    assert all(parameter.grad is None for parameter in parameters.values())
+
+
+# --- grad modes ----------------------------------------------------------------------------------
+
+MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_results_do_not_depend_on_the_grad_mode(clip, mode):
+    for grid in (None, (3, 2)):
+        images = image_of(clip, grid).float()
+        for make in MAPS.values():
+            method = make(clip)
+            expected = method.attribute(images, target=0), method.attribute_all(images)
+            with MODES[mode]():
+                actual = method.attribute(images, target=0), method.attribute_all(images)
+            for a, e in zip(actual, expected, strict=True):
+                assert e.requires_grad
+                assert not a.requires_grad
+                # nn.MultiheadAttention takes another way where nothing needs gradients.
+                assert relative_error(a, e.detach()) < 1e-5
+
+
+@each_family
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["made", "with_texts", "attribute", "from_features"])
+def test_text_features_of_another_grad_mode_allow_gradients_later(family, mode, where):
+    model = tiny_model(family)
+    plain = ZeroShotClassifier(model, TEXTS, templates=TEMPLATES)
+    features, empty = plain.text_features(), plain.empty_features()
+    make: Callable[[], ZeroShotClassifier] = functools.partial(
+        ZeroShotClassifier, model, TEXTS, templates=TEMPLATES
+    )
+    if where == "from_features":
+        make = functools.partial(ZeroShotClassifier.from_features, model, features, empty)
+    fresh = None if where in ("made", "from_features") else make()
+    images = image_of(plain, (3, 2)).float()
+    with MODES[mode]():
+        fresh = fresh or make()
+        if where == "with_texts":
+            fresh = fresh.with_texts(["bird"]).with_texts(TEXTS)
+        for form in FORMS:
+            LayerClipSurgery(fresh, feature_surgery=form).attribute_all(images)
+    images.requires_grad_()
+    for function in (
+        lambda c: c(images),
+        *(lambda c, m=m: m(c).attribute_all(images) for m in MAPS.values()),
+    ):
+        actual, expected = (
+            torch.autograd.grad(function(c).square().sum(), images)[0] for c in (fresh, plain)
+        )
+        assert relative_error(actual, expected) < 1e-5
+
+
+def test_a_model_made_in_inference_mode(clip):
+    images = image_of(clip, None).float()
+    with torch.inference_mode():
+        frozen = copy.deepcopy(clip.model)
+    made = ZeroShotClassifier(
+        frozen, clip.texts, rivals=clip.rivals, templates=clip._encoder.templates
+    )
+    for make in MAPS.values():
+        with torch.no_grad():
+            actual, expected = (make(c).attribute_all(images) for c in (made, clip))
+        assert relative_error(actual, expected) < 1e-5

@@ -1,0 +1,243 @@
+"""Models in half precision as open_clip builds them, autocast, and float64."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REFERENCE, TOWERS, load_reference_model, relative_error, tiny_model
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from captum_clip_surgery import (
+    ClipSimilarity,
+    ClipSurgery,
+    LayerClipSimilarity,
+    LayerClipSurgery,
+    ZeroShotClassifier,
+)
+from captum_clip_surgery.methods.base import MapAttribution
+
+TEXTS = ["dog", "cat", "remote control", "potted plant", "tv monitor"]
+TEMPLATES = ["a photo of a {}."]
+MAPS: dict[str, Callable[[ZeroShotClassifier], MapAttribution]] = {
+    **{
+        f"surgery {form}": functools.partial(ClipSurgery, feature_surgery=form)
+        for form in ("release", "paper", "empty", None)
+    },
+    "similarity": ClipSimilarity,
+}
+HALVES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "pure_fp16": torch.float16,
+    "pure_bf16": torch.bfloat16,
+}
+each_family = pytest.mark.parametrize("family", TOWERS)
+
+
+def structured(count: int, height: int, width: int, seed: int) -> Tensor:
+    """Noise of several scales, so that patches differ as they do in pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.zeros(count, 3, height, width)
+    for scale in (32, 8, 1):
+        noise = torch.randn(count, 3, -(-height // scale), -(-width // scale), generator=generator)
+        images += F.interpolate(noise, (height, width), mode="bilinear")
+    return images
+
+
+def images_of(clip: ZeroShotClassifier, grid: tuple[int, int]) -> Tensor:
+    rows, columns = clip.tower.patch_size
+    return structured(2, grid[0] * rows, grid[1] * columns, seed=7)
+
+
+def correlation(maps: Tensor, expected: Tensor) -> float:
+    """The least Pearson correlation of a map, of one image and text, with what is expected."""
+    assert maps.shape == expected.shape
+    assert torch.isfinite(maps).all()
+    rows = (m.detach().flatten(2).double() for m in (maps, expected))
+    a, b = (F.normalize(row - row.mean(-1, keepdim=True), dim=-1) for row in rows)
+    return float((a * b).sum(-1).min())
+
+
+def settled_resnet() -> CLIP:
+    """The reference ResNet with batch norms that have seen images, as training leaves them.
+
+    On its random weights and statistics attention is so peaked, and the tower's own tokens are so
+    alike, that bfloat16 decides where maps are high.
+    """
+    model = load_reference_model("resnet")
+    torch.manual_seed(0)
+    model.visual.init_parameters()
+    for module in model.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            module.momentum = None
+            module.train()
+    with torch.no_grad():
+        model.visual(structured(16, 64, 64, seed=5))
+    return model.eval()
+
+
+# --- half precision ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ZeroShotClassifier]:
+    """Models as open_clip builds them from a folder, in any precision."""
+    folders: dict[str, Path] = {}
+    for family in TOWERS:
+        model = settled_resnet() if family == "resnet" else load_reference_model(family)
+        folders[family] = tmp_path_factory.mktemp(family)
+        config = {"model_cfg": REFERENCE[family], "preprocess_cfg": {}}
+        (folders[family] / "open_clip_config.json").write_text(json.dumps(config))
+        save_file(model.state_dict(), folders[family] / "open_clip_model.safetensors")
+
+    @functools.cache
+    def loaded(family: str, precision: str = "fp32") -> ZeroShotClassifier:
+        name = f"local-dir:{folders[family]}"
+        return ZeroShotClassifier.from_pretrained(
+            name, None, TEXTS, templates=TEMPLATES, precision=precision
+        )
+
+    return loaded
+
+
+@each_family
+@pytest.mark.parametrize("grid", [(6, 6), (8, 5)], ids=str)
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("method", MAPS)
+def test_half_precision_models_give_the_maps_of_full_precision(
+    load, family, precision, grid, method
+):
+    full, half = load(family), load(family, precision)
+    assert half.model.visual.conv1.weight.dtype == HALVES[precision]
+    images = images_of(full, grid)
+    maps = MAPS[method](half).attribute_all(images)
+    assert maps.dtype == images.dtype
+    assert correlation(maps, MAPS[method](full).attribute_all(images)) > 0.99
+
+
+@each_family
+@pytest.mark.parametrize("precision", HALVES)
+def test_results_have_the_dtype_of_the_images(load, family, precision):
+    half = load(family, precision)
+    images = images_of(half, (6, 6)).to(HALVES[precision])
+    for make in (ClipSurgery, LayerClipSurgery, LayerClipSimilarity):
+        method = make(half)
+        for dtype in (images.dtype, torch.float32, torch.float64):
+            # The same pixels: what differs is the type of the result alone.
+            maps = method.attribute(images.to(dtype), target=1)
+            assert maps.dtype == dtype
+            assert torch.isfinite(maps).all()
+        exact = method.attribute_all(images.float())
+        assert relative_error(method.attribute_all(images).float(), exact) < 0.01
+    assert half(images).dtype == images.dtype
+    assert half.text_features().dtype == torch.float32
+
+
+@each_family
+@pytest.mark.parametrize("precision", HALVES)
+def test_half_precision_logits_are_close(load, family, precision):
+    full, half = load(family), load(family, precision)
+    for grid in (full.tower.grid(*full.native_size), (6, 4)):
+        images = images_of(full, grid)
+        assert half(images).dtype == torch.float32
+        assert relative_error(half(images).detach(), full(images).detach()) < 0.1
+
+
+@each_family
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", MAPS)
+def test_autocast(load, family, dtype, method):
+    clip = load(family)
+    images = images_of(clip, (8, 5))
+    maps = MAPS[method](clip)
+    expected, logits = maps.attribute_all(images), clip(images).detach()
+    with torch.autocast("cpu", dtype):
+        actual = maps.attribute_all(images)
+        assert relative_error(clip(images).detach(), logits) < 0.1
+    assert actual.dtype == images.dtype
+    assert not torch.equal(actual, expected)  # autocast did something
+    assert correlation(actual, expected) > 0.99
+
+
+@each_family
+@pytest.mark.parametrize("where", ["made", "with_texts", "attribute"])
+def test_text_features_remembered_under_autocast_are_exact(load, family, where):
+    """A cache outlives the mode it was filled in."""
+    clip = load(family)
+    images = images_of(clip, (6, 6))
+    expected = ClipSurgery(clip).attribute_all(images)
+    make = functools.partial(ZeroShotClassifier, clip.model, TEXTS, templates=TEMPLATES)
+    fresh = None if where == "made" else make()
+    with torch.autocast("cpu", torch.bfloat16):
+        fresh = fresh or make()
+        if where == "with_texts":
+            fresh = fresh.with_texts(["bird"]).with_texts(TEXTS)
+        elif where == "attribute":
+            ClipSurgery(fresh).attribute_all(images)
+    assert relative_error(fresh.text_features(), clip.text_features()) < 1e-6
+    assert relative_error(ClipSurgery(fresh).attribute_all(images), expected) < 1e-5
+
+
+# --- float64 -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def double_clip(family: str) -> ZeroShotClassifier:
+    model = tiny_model(family).double()
+    return ZeroShotClassifier(model, TEXTS[:3], rivals=TEXTS[3:], templates=TEMPLATES)
+
+
+at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other size"])
+
+
+@each_family
+@at_sizes
+@pytest.mark.parametrize("method", MAPS)
+def test_float64_in_float64_out(family, grid, method):
+    clip = double_clip(family)
+    single = ZeroShotClassifier(
+        tiny_model(family), clip.texts, rivals=clip.rivals, templates=TEMPLATES
+    )
+    images = images_of(clip, grid or clip.tower.grid(*clip.native_size)).double()
+    maps = MAPS[method](clip).attribute_all(images)
+    expected = MAPS[method](single).attribute_all(images.float())
+    assert maps.dtype == clip(images).dtype == clip.text_features().dtype == torch.float64
+    assert relative_error(maps.detach().float(), expected.detach()) < 1e-4
+
+
+@each_family
+@pytest.mark.parametrize("positions", ["bilinear", "bicubic"])
+def test_float64_models_are_computed_in_float64_at_any_size(family, positions):
+    """A model built for the size, its positions resized beforehand in float64, agrees to 1e-12."""
+    model = double_clip(family).model
+    clip = ZeroShotClassifier(model, TEXTS, templates=TEMPLATES, positions=positions)
+    native, side = clip.tower.grid(*clip.native_size), 3
+    built = copy.deepcopy(model)
+    owner = built.visual.attnpool if family == "resnet" else built.visual
+    embedding = owner.positional_embedding.detach()
+    resized = F.interpolate(
+        embedding[1:].T.reshape(1, -1, *native),
+        (side, side),
+        mode=positions,
+        antialias=positions == "bicubic",
+    )
+    owner.positional_embedding = nn.Parameter(
+        torch.cat([embedding[:1], resized.flatten(2)[0].T.contiguous()])
+    )
+    built.visual.grid_size = (side, side)
+    native_there = ZeroShotClassifier(built, TEXTS, templates=TEMPLATES)
+    assert native_there.tower.grid(*native_there.native_size) == (side, side)
+    images = images_of(clip, (side, side)).double()
+    for make in MAPS.values():
+        actual, expected = (make(c).attribute_all(images).detach() for c in (clip, native_there))
+        assert relative_error(actual, expected) < 1e-12
