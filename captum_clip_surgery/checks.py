@@ -70,8 +70,8 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return False
 
 
-def check_features(features: Tensor, width: int, what: str) -> None:
-    """Finite rows (K, width), none of them zero.
+def check_features(features: Tensor, width: int, what: str, rows: int | None = None) -> None:
+    """Finite rows (K, width), none of them zero; K is `rows` where that is given.
 
     Raises:
         TypeError: no floating-point tensor.
@@ -80,8 +80,10 @@ def check_features(features: Tensor, width: int, what: str) -> None:
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"{what} are {kind}, expected a floating-point tensor")
-    if features.ndim != 2 or not len(features) or features.shape[1] != width:
-        raise ValueError(f"{what} have shape {tuple(features.shape)}, expected (K, {width})")
+    shape = tuple(features.shape)
+    if features.ndim != 2 or not len(features) or shape[1] != width or rows not in (None, shape[0]):
+        expected = f"({'K' if rows is None else rows}, {width})"
+        raise ValueError(f"{what} have shape {shape}, expected {expected}")
     if not torch.isfinite(features).all():
         raise ValueError(f"{what} hold NaN or infinity")
     zero = (features == 0).all(-1).nonzero().flatten().tolist()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +26,9 @@ from captum_clip_surgery.prompts import (
     check_texts,
 )
 from captum_clip_surgery.towers import adapt, unwrap
+
+SCHEMES = ("local-dir:", "hf-hub:")
+WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 
 
 class TokenGrid(nn.Module):
@@ -67,6 +72,7 @@ class ZeroShotClassifier(nn.Module):
 
     model: Any
     features: Tensor  # (texts + rivals, C), L2-normalised
+    _given_empty: Tensor | None  # (C,), with ready features alone
 
     def __init__(
         self,
@@ -85,7 +91,6 @@ class ZeroShotClassifier(nn.Module):
             self.model, tokenizer, templates, truncate
         )
         self._vocabulary: tuple[str, ...] | None = None
-        self._given_empty: Tensor | None = None
         self._set_texts(texts, rivals)
 
     @classmethod
@@ -100,7 +105,7 @@ class ZeroShotClassifier(nn.Module):
     def from_pretrained(
         cls,
         name: str,
-        pretrained: str | None,
+        pretrained: str | PathLike[str] | None,
         texts: Iterable[str],
         rivals: Iterable[str] | None = None,
         templates: Sequence[Template] | None = None,
@@ -126,6 +131,9 @@ class ZeroShotClassifier(nn.Module):
             FileNotFoundError: a checkpoint file or folder that is not there.
             ValueError: a model or a tag that open_clip does not know, or no weights named.
         """
+        pretrained = None if pretrained is None else str(pretrained)
+        if not name.startswith(SCHEMES):
+            name = name.replace("/", "-")  # as open_clip does: ViT-B/16
         _check_exists(name, pretrained)
         if interpolation is not None and interpolation not in INTERPOLATIONS:
             raise ValueError(
@@ -136,6 +144,7 @@ class ZeroShotClassifier(nn.Module):
         model, _, _ = open_clip.create_model_and_transforms(
             name,
             pretrained=pretrained,
+            require_pretrained=True,
             image_mean=mean,
             image_std=std,
             image_interpolation=interpolation,
@@ -176,13 +185,13 @@ class ZeroShotClassifier(nn.Module):
         if len(clip.texts) != len(features):
             raise ValueError(f"{len(clip.texts)} texts name {len(features)} features")
         clip.rivals = ()
-        clip.register_buffer("features", F.normalize(features, dim=-1), persistent=False)
-        clip._features_state = None
-        clip._given_empty = None
+        clip.register_buffer("features", _own(features), persistent=False)
         if empty_features is not None:
-            empty_features = empty_features.reshape(1, -1)
-            checks.check_features(empty_features, width, "empty_features")
-            clip._given_empty = F.normalize(empty_features[0], dim=-1)
+            if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
+                empty_features = empty_features[None]
+            checks.check_features(empty_features, width, "empty_features", rows=1)
+            empty_features = _own(empty_features)[0]
+        clip.register_buffer("_given_empty", empty_features, persistent=False)
         return clip
 
     @classmethod
@@ -217,7 +226,7 @@ class ZeroShotClassifier(nn.Module):
         if self._encoder is None:
             raise ValueError("a classifier made from_features has no texts to replace")
         clip = self._blank()
-        for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary", "_given_empty"):
+        for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary"):
             setattr(clip, shared, getattr(self, shared))
         clip._grids = nn.ModuleDict()
         clip.training = self.training
@@ -227,7 +236,8 @@ class ZeroShotClassifier(nn.Module):
 
     def _set_model(self, model: nn.Module, positions: str) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}, not an open_clip model")
+            hint = "; from_pretrained loads by name" if isinstance(model, str) else ""
+            raise TypeError(f"model is a {type(model).__name__}, not an open_clip model{hint}")
         model = unwrap(model)
         missing = [
             name
@@ -240,6 +250,7 @@ class ZeroShotClassifier(nn.Module):
                 "Load one with open_clip.create_model_and_transforms"
             )
         self.model = model
+        self.training = model.training
         self.tower = adapt(self.model.visual, positions)
         self._preprocess = _preprocess_of(model, self.tower.native_size)
         self._grids = nn.ModuleDict()
@@ -251,7 +262,7 @@ class ZeroShotClassifier(nn.Module):
             raise ValueError("no texts: a classifier needs at least one")
         self.rivals = check_texts(() if rivals is None else rivals, "rival")
         self.register_buffer("features", None, persistent=False)
-        self._features_state: object = None
+        self._generation = 0
         self.text_features()
 
     def _warn_of_unknown_words(self) -> None:
@@ -271,14 +282,8 @@ class ZeroShotClassifier(nn.Module):
     # --- texts -----------------------------------------------------------------------------------
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """The nouns the embedded model knows.
-
-        Raises:
-            AttributeError: for every other model, whose words nobody can list.
-        """
-        if self._vocabulary is None:
-            raise AttributeError("only the embedded model of ZeroShotClassifier.demo has one")
+    def vocabulary(self) -> tuple[str, ...] | None:
+        """The nouns the embedded model knows; None for every other model: nobody can list them."""
         return self._vocabulary
 
     def index(self, text: str) -> int:
@@ -302,11 +307,11 @@ class ZeroShotClassifier(nn.Module):
         Computed anew when a parameter of the text tower has changed.
         """
         if self._encoder is not None:
-            state = self._encoder.state()
-            if state != self._features_state:
+            generation = self._encoder.generation()
+            if generation != self._generation:
                 checks.check_modes(self.model)
                 self.features = self._encoder(self.texts + self.rivals)
-                self._features_state = state
+                self._generation = generation
         return self.features
 
     def empty_features(self) -> Tensor | None:
@@ -372,7 +377,9 @@ class ZeroShotClassifier(nn.Module):
 
         Raises:
             IndexError: no such block; negative counts from the end.
+            TypeError: an index that is no int.
         """
+        index = operator.index(index)
         count = len(self.tower.blocks)
         if not -count <= index < count:
             raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
@@ -403,6 +410,12 @@ class ZeroShotClassifier(nn.Module):
         )
 
 
+def _own(features: Tensor) -> Tensor:
+    """Given features L2-normalised, fit for autograd even if inference mode is on."""
+    with torch.inference_mode(False):
+        return F.normalize(features, dim=-1)
+
+
 def normalized(features: Tensor) -> Tensor:
     """L2-normalised in float32 or wider, whatever the model computes in."""
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -427,16 +440,17 @@ def _preprocess_of(model: nn.Module, size: tuple[int, int]) -> Preprocess:
 
 
 def _check_exists(name: str, pretrained: str | None) -> None:
-    schemes = ("local-dir:", "hf-hub:")
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(f"no open_clip_config.json in {folder}")
-    elif not name.startswith(schemes) and name not in open_clip.list_models():
+        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+            raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
+    elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), 3)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise ValueError(f"open_clip has no model {name!r}{hint}")
-    if name.startswith(schemes):
+    if name.startswith(SCHEMES):
         return
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:

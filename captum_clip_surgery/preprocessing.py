@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -115,7 +116,9 @@ class Preprocess:
         height, width = self.size if size is None else _height_width(size)
         if isinstance(images, (str, PathLike, Image.Image, np.ndarray)):
             images = [images]
-        if not len(images):
+        if not isinstance(images, Sequence):
+            raise TypeError(f"images are a {type(images).__name__}, expected one or a list of them")
+        if not images:
             raise ValueError("no images to preprocess")
         batch = [self._one(load_picture(image), height, width, crop) for image in images]
         return torch.stack(batch).sub_(self._channels(self.mean)).div_(self._channels(self.std))
@@ -141,9 +144,11 @@ class Preprocess:
 def _crop_middle(image: Image.Image, height: int, width: int, resample: Any) -> Image.Image:
     """The shorter side resized to fit, then the middle: open_clip's own preprocessing."""
     scale = max(height / image.height, width / image.width)
+    # open_clip cuts off fractions for square targets and rounds for others.
+    whole = math.floor if height == width else round
     scaled = (
-        max(width, int(image.width * scale + 1e-6)),
-        max(height, int(image.height * scale + 1e-6)),
+        max(width, whole(image.width * scale + 1e-6)),
+        max(height, whole(image.height * scale + 1e-6)),
     )
     if image.size != scaled:
         image = image.resize(scaled, resample)
@@ -152,7 +157,10 @@ def _crop_middle(image: Image.Image, height: int, width: int, resample: Any) -> 
 
 
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(hasattr(side, "__index__") for side in sides):
+        raise TypeError(f"size {size!r} is neither an int nor (height, width)")
+    height, width = (int(side) for side in sides)
     if height < 1 or width < 1:
         raise ValueError(f"size {size!r} must be positive")
     return height, width

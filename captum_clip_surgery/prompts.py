@@ -65,8 +65,9 @@ def _parse(template: str) -> list[tuple[str, int]]:
         raise ValueError(f"template {template!r} is no format string: {error}") from None
     for _, field, spec, conversion in parts:
         if field is not None and (field or spec or conversion):
+            slot = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise ValueError(
-                f"template {template!r} has the slot {{{field}}}; only plain {{}} is filled"
+                f"template {template!r} has the slot {{{slot}}}; only plain {{}} is filled"
             )
     if all(field is None for _, field, _, _ in parts):
         raise ValueError(f"template {template!r} has no slot; write {{}} where the text goes")
@@ -82,6 +83,8 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
     """
     if isinstance(texts, str):
         raise TypeError(f"{what}s is the string {texts!r}; pass a list: [{texts!r}]")
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{what}s is a {type(texts).__name__}, expected a list of strings")
     texts = tuple(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -114,8 +117,8 @@ class PromptEncoder:
         templates: Sequence[Template] = TEMPLATES,
         truncate: bool = False,
     ) -> None:
-        if isinstance(templates, str):
-            raise TypeError(f"templates is the string {templates!r}; pass a list: [{templates!r}]")
+        if isinstance(templates, str) or callable(templates):
+            raise TypeError(f"templates is {templates!r} alone; pass a list: [{templates!r}]")
         for template in templates:
             fill(template, "text")
         self.model = model
@@ -134,6 +137,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self._cache: dict[str, Tensor] = {}
         self._cached_for: object = None
+        self._generation = 0
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Features (T, C) of texts, on the text tower's device, in float32 or wider.
@@ -141,24 +145,33 @@ class PromptEncoder:
         Raises:
             ValueError: a prompt longer than the context (unless `truncate`).
         """
-        state = self.state()
-        if state != self._cached_for:
-            self._cache, self._cached_for = {}, state
-        cache = self._cache  # a change of state in another thread replaces, never empties it
+        self.generation()
+        cache = self._cache  # a change in another thread replaces it, never empties it
         missing = [text for text in dict.fromkeys(texts) if text not in cache]
-        if missing:
-            # Outside inference mode: a cached feature may meet autograd later.
-            with torch.inference_mode(False), torch.no_grad():
-                cache.update(zip(missing, self._encode(missing), strict=True))
         device = self._parameters()[0].device
-        return torch.stack([cache[text].to(device) for text in texts])
+        # Remembered features may meet autograd, and full precision, later.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            if missing:
+                cache.update(zip(missing, self._encode(missing), strict=True))
+            return torch.stack([cache[text] for text in texts])
 
-    def state(self) -> tuple[object, ...]:
-        """What cached features depend on; differs once a parameter of the text tower changed."""
-        return tuple(
-            (p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version)
-            for p in self._parameters()
-        )
+    def generation(self) -> int:
+        """A number that grows when a parameter of the text tower has changed.
+
+        Changes through `p.data.mul_()` and its like, which leave no trace in torch, are not seen.
+        """
+        parameters = self._parameters()
+        state = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
+        if state != self._cached_for:
+            # Held, so that their memory is not handed to others, which would look the same.
+            self._held = [p.detach() for p in parameters]
+            self._cache, self._cached_for = {}, state
+            self._generation += 1
+        return self._generation
 
     def _parameters(self) -> list[nn.Parameter]:
         if self._tower is not self.model:

@@ -152,6 +152,7 @@ class LayerClipSurgery(DualPathMaps, GridMaps):
 
     Example::
 
+        >>> import torch
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
         >>> surgery = LayerClipSurgery(clip)
         >>> images = torch.zeros(2, 3, 128, 160)
@@ -183,6 +184,7 @@ class ClipSurgery(DualPathMaps, ImageMaps):
 
     Example::
 
+        >>> import torch
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
         >>> ClipSurgery(clip).attribute(torch.zeros(1, 3, 128, 128), target=0).shape
         torch.Size([1, 3, 128, 128])

@@ -66,7 +66,7 @@ def _trace(module: nn.Module, *inputs: Tensor) -> nn.Module:
 @pytest.mark.parametrize("convert", [_script, _trace], ids=["script", "trace"])
 @pytest.mark.parametrize("what", ["model", "tower"])
 @each_family
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_scripted_models_are_refused(family, what, convert):
     model = tiny_model(family)
     images = torch.zeros(1, 3, *ZeroShotClassifier(model, TEXTS, templates=TEMPLATES).native_size)
@@ -80,7 +80,7 @@ def test_scripted_models_are_refused(family, what, convert):
 
 
 @each_family
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_open_clip_scripts_is_refused(family, tmp_path):
     config = {"model_cfg": TINY[family], "preprocess_cfg": {}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))

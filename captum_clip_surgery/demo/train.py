@@ -54,7 +54,7 @@ PREPROCESS = {
 }
 # Picture size and number of steps: most of the learning at the cheap size, as OpenAI's CLIP
 # models for 336 px were made from those for 224.
-STAGES = ((128, 3600), (192, 250))
+STAGES = ((128, 2100), (192, 1050))
 SEED = 0
 BATCH = 128
 LEARNING_RATE = 1e-3
