@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -135,9 +136,17 @@ def resolve_indices(indices: Sequence[int], count: int, device: torch.device) ->
     """Indices of texts, negative ones counted from the end: (K,).
 
     Raises:
-        TypeError: an entry that is no int.
+        TypeError: no sequence, or an entry that is no int.
+        ValueError: no entry.
         IndexError: one past the texts.
     """
+    if not isinstance(indices, Sequence) or isinstance(indices, str):
+        raise TypeError(
+            f"targets is a {type(indices).__name__} ({indices!r}), expected a list of ints; "
+            "attribute takes a single target"
+        )
+    if not indices:
+        raise ValueError("targets are empty; None returns every text")
     for index in indices:
         if not _is_index(index):
             raise TypeError(f"target {index!r} is a {type(index).__name__}, expected an int")
@@ -147,4 +156,4 @@ def resolve_indices(indices: Sequence[int], count: int, device: torch.device) ->
 
 
 def _is_index(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's ints are Integral

@@ -8,16 +8,16 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery import checks
-from captum_clip_surgery.preprocessing import INTERPOLATIONS, Picture, Preprocess
+from captum_clip_surgery.functional import full_precision, normalized
+from captum_clip_surgery.loading import load
+from captum_clip_surgery.preprocessing import Picture, Preprocess
 from captum_clip_surgery.prompts import (
     TEMPLATES,
     PromptEncoder,
@@ -26,9 +26,6 @@ from captum_clip_surgery.prompts import (
     check_texts,
 )
 from captum_clip_surgery.towers import adapt, unwrap
-
-SCHEMES = ("local-dir:", "hf-hub:")
-WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 
 
 class TokenGrid(nn.Module):
@@ -131,27 +128,8 @@ class ZeroShotClassifier(nn.Module):
             FileNotFoundError: a checkpoint file or folder that is not there.
             ValueError: a model or a tag that open_clip does not know, or no weights named.
         """
-        pretrained = None if pretrained is None else str(pretrained)
-        if not name.startswith(SCHEMES):
-            name = name.replace("/", "-")  # as open_clip does: ViT-B/16
-        _check_exists(name, pretrained)
-        if interpolation is not None and interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
-            )
-        if mean is None and std is None:
-            _warn_of_preprocessing(name, pretrained)
-        model, _, _ = open_clip.create_model_and_transforms(
-            name,
-            pretrained=pretrained,
-            require_pretrained=True,
-            image_mean=mean,
-            image_std=std,
-            image_interpolation=interpolation,
-            **options,
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-        return cls(model.eval(), texts, rivals, tokenizer, templates, truncate, positions)
+        model, tokenizer = load(name, pretrained, mean, std, interpolation, **options)
+        return cls(model, texts, rivals, tokenizer, templates, truncate, positions)
 
     @classmethod
     def from_features(
@@ -252,7 +230,7 @@ class ZeroShotClassifier(nn.Module):
         self.model = model
         self.training = model.training
         self.tower = adapt(self.model.visual, positions)
-        self._preprocess = _preprocess_of(model, self.tower.native_size)
+        self._preprocess = Preprocess.of(model, self.tower.native_size)
         self._grids = nn.ModuleDict()
         checks.check_modes(model)
 
@@ -414,74 +392,3 @@ def _own(features: Tensor) -> Tensor:
     """Given features L2-normalised, fit for autograd even if inference mode is on."""
     with torch.inference_mode(False):
         return F.normalize(features, dim=-1)
-
-
-def normalized(features: Tensor) -> Tensor:
-    """L2-normalised in float32 or wider, whatever the model computes in."""
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    return F.normalize(features.to(dtype), dim=-1)
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """No autocast: scores are small differences of features, which half precision loses."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-def _preprocess_of(model: nn.Module, size: tuple[int, int]) -> Preprocess:
-    config = getattr(model.visual, "preprocess_cfg", None)
-    if not config:
-        warnings.warn(
-            "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=4
-        )
-        config = {}
-    mean = tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN))
-    std = tuple(config.get("std", open_clip.OPENAI_DATASET_STD))
-    return Preprocess(size, mean, std, config.get("interpolation") or "bicubic")
-
-
-def _check_exists(name: str, pretrained: str | None) -> None:
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise FileNotFoundError(f"no open_clip_config.json in {folder}")
-        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
-            raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
-    elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
-        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise ValueError(f"open_clip has no model {name!r}{hint}")
-    if name.startswith(SCHEMES):
-        return
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is None:
-        raise ValueError(
-            f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
-            + (f" or one of {', '.join(tags)}" if tags else "")
-        )
-    if Path(pretrained).is_file() or _tag(pretrained) in map(_tag, tags):
-        return
-    if "/" in pretrained or "." in pretrained:
-        raise FileNotFoundError(f"no checkpoint file at {pretrained}")
-    known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
-    raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}")
-
-
-def _tag(name: str) -> str:
-    """open_clip takes tags in any case, with dashes or underscores."""
-    return name.lower().replace("-", "_")
-
-
-def _warn_of_preprocessing(name: str, pretrained: str | None) -> None:
-    """Say so where a checkpoint file gets OpenAI's preprocessing and its family uses another."""
-    if pretrained is None or not Path(pretrained).is_file():
-        return
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    means = {tuple(open_clip.get_pretrained_cfg(name, tag).get("mean", ())) for tag in tags}
-    others = means - {(), tuple(open_clip.OPENAI_DATASET_MEAN)}
-    if others:
-        mean = sorted(others)[0]
-        warnings.warn(
-            f"a checkpoint file records no preprocessing, so {name} gets OpenAI's; its published "
-            f"weights use mean={mean}. Pass mean=, std= and interpolation=",
-            stacklevel=3,
-        )

@@ -127,3 +127,14 @@ def _select(weights: Tensor, targets: Tensor | None) -> Tensor:
     if targets is None:
         return weights
     return weights[:, targets] if targets.ndim == 1 else weights.gather(1, targets)
+
+
+def normalized(features: Tensor) -> Tensor:
+    """L2-normalised in float32 or wider, whatever the model computes in."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.to(dtype), dim=-1)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """No autocast: scores are small differences of features, which half precision loses."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -106,6 +108,19 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: str
 
+    @classmethod
+    def of(cls, model: Any, size: tuple[int, int]) -> Preprocess:
+        """What open_clip's factory left on a model; without it OpenAI's, with a warning."""
+        config = getattr(model.visual, "preprocess_cfg", None)
+        if not config:
+            warnings.warn(
+                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=5
+            )
+            config = {}
+        mean = tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN))
+        std = tuple(config.get("std", open_clip.OPENAI_DATASET_STD))
+        return cls(size, mean, std, config.get("interpolation") or "bicubic")
+
     def __call__(
         self,
         images: Picture | Sequence[Picture],
@@ -114,10 +129,8 @@ class Preprocess:
     ) -> Tensor:
         """Whole pictures squashed to one size, or with `crop` their middle: (N, 3, H, W)."""
         height, width = self.size if size is None else _height_width(size)
-        if isinstance(images, (str, PathLike, Image.Image, np.ndarray)):
+        if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
-        if not isinstance(images, Sequence):
-            raise TypeError(f"images are a {type(images).__name__}, expected one or a list of them")
         if not images:
             raise ValueError("no images to preprocess")
         batch = [self._one(load_picture(image), height, width, crop) for image in images]

@@ -174,9 +174,10 @@ class PromptEncoder:
         return self._generation
 
     def _parameters(self) -> list[nn.Parameter]:
-        if self._tower is not self.model:
-            return list(self._tower.parameters())
-        return [p for name, p in self.model.named_parameters() if not name.startswith("visual.")]
+        """The text tower's, without walking through the image tower."""
+        parts = (part for name, part in self._tower.named_children() if name != "visual")
+        inner = (parameter for part in parts for parameter in part.parameters())
+        return [*self._tower.parameters(recurse=False), *inner]
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         prompts = [fill(template, text) for text in texts for template in self.templates]

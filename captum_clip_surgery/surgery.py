@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.classifier import ZeroShotClassifier, full_precision, normalized
+from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.methods.base import GridMaps, ImageMaps, MapAttribution
 from captum_clip_surgery.towers import Heads, Recipe
 
@@ -69,8 +69,9 @@ class DualPathMaps(MapAttribution):
         clip = self.forward_func
         form = self.form()
         encoded = clip.tower.dual_path(images.to(clip.tower.dtype), self.recipe)
-        with full_precision(images):
-            tokens, pooled = normalized(encoded.patches), normalized(encoded.pooled)
+        with functional.full_precision(images):
+            tokens = functional.normalized(encoded.patches)
+            pooled = functional.normalized(encoded.pooled)
             empty = clip.empty_features() if form == "empty" else None
             scores = functional.feature_surgery(
                 tokens,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
 
@@ -82,12 +82,30 @@ def tiny_model(family: str, seed: int = 0) -> CLIP:
         for name, parameter in model.named_parameters():
             if "bias" in name or "bn3.weight" in name:
                 parameter.normal_(0, 0.3)
-    for name, buffer in model.named_buffers():
-        if "running_mean" in name:
-            buffer.normal_(0, 0.3)
-        elif "running_var" in name:
-            buffer.uniform_(0.5, 1.5)
+    if family == "resnet":
+        _enliven(model)
     return with_preprocessing(model.eval())
+
+
+def _enliven(model: CLIP) -> None:
+    """Let images and places matter to a ResNet: BatchNorm with the statistics of its input, and
+    attention that prefers some tokens to others.
+
+    With random statistics and small weights all maps are flat and alike, and whatever is asked of
+    them holds.
+    """
+    for module in model.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            module.train()
+    generator = torch.Generator().manual_seed(1)
+    contrast = 2 * torch.rand(64, 1, 1, 1, generator=generator)
+    pool = model.visual.attnpool
+    with torch.no_grad():
+        model.visual(contrast * torch.randn(64, 3, 64, 64, generator=generator))
+        for projection in (pool.q_proj, pool.k_proj, pool.v_proj):
+            projection.weight.mul_(4)
+    model.eval()
 
 
 def with_preprocessing(model: CLIP) -> CLIP:

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from conftest import TOWERS, random_images, relative_error, tiny_model
-from open_clip.model import CLIP
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_clip_surgery import (
     ClipSimilarity,
@@ -78,32 +77,9 @@ CASES = [
 @functools.cache
 def _shared_classifier(tower: str) -> ZeroShotClassifier:
     model = tiny_model(tower)
-    if tower == "resnet":
-        _enliven(model)
     return ZeroShotClassifier(
         model, ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["a photo of {}."]
     )
-
-
-def _enliven(model: CLIP) -> None:
-    """Let images and places matter to a ResNet: BatchNorm with the statistics of its input, and
-    attention that prefers some tokens to others.
-
-    With random statistics and small weights all maps are flat and alike, and whatever is asked of
-    them holds.
-    """
-    for module in model.visual.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-            module.train()
-    generator = torch.Generator().manual_seed(1)
-    contrast = 2 * torch.rand(64, 1, 1, 1, generator=generator)
-    pool = model.visual.attnpool
-    with torch.no_grad():
-        model.visual(contrast * torch.randn(64, 3, 64, 64, generator=generator))
-        for projection in (pool.q_proj, pool.k_proj, pool.v_proj):
-            projection.weight.mul_(4)
-    model.eval()
 
 
 def tiny_classifier(tower: str) -> ZeroShotClassifier:

@@ -117,8 +117,7 @@ def test_target_refused(bench: Bench) -> None:
             bench.attribution.attribute(bench.images, target)
 
 
-# FAILS, a bug of checks._is_index: every ndarray has __index__, so these pass for an int. The first
-# two end in numpy's own errors, the last two are taken as 1.
+# Every ndarray has __index__, and those of no dimension even turn into an int.
 ARRAYS: dict[str, Any] = {
     "array": np.array([0, 1, 2]),
     "array of one": np.array([1]),
@@ -154,7 +153,6 @@ def test_attribute_all_refuses(bench: Bench) -> None:
 
 
 def test_attribute_all_refuses_an_int() -> None:
-    # FAILS: the error is Python's "object of type 'int' has no len()", which names no target.
     clip = tiny_classifier("vit")
     with pytest.raises(TypeError, match="target"):
         LayerClipSurgery(clip).attribute_all(random_images(clip), 1)

@@ -150,8 +150,9 @@ def test_gradients_reach_features():
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_features_given_without_gradients_serve_gradients_later(mode):
+    model = tiny_model("vit")
     with mode():
-        clip = ZeroShotClassifier.from_features(tiny_model("vit"), unit_features(2))
+        clip = ZeroShotClassifier.from_features(model, unit_features(2))
     images = random_images(clip).requires_grad_()
     assert torch.autograd.grad(clip(images).sum(), images)[0].any()
 

@@ -99,8 +99,6 @@ class MapAttribution(Attribution):
         """
         clip = self._check(inputs)
         count = len(clip.texts)
-        if targets is not None and not len(targets):
-            raise ValueError("targets are empty; None returns every text")
         chosen = range(count) if targets is None else targets
         return self._maps(inputs, checks.resolve_indices(chosen, count, inputs.device))
 

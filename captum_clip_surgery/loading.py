@@ -1,0 +1,95 @@
+"""Models by name, as open_clip loads them, with its silent failures made loud."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from captum_clip_surgery.preprocessing import INTERPOLATIONS
+from captum_clip_surgery.prompts import Tokenizer
+
+SCHEMES = ("local-dir:", "hf-hub:")
+WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
+
+
+def load(
+    name: str,
+    pretrained: str | PathLike[str] | None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    interpolation: str | None = None,
+    **options: Any,
+) -> tuple[nn.Module, Tokenizer]:
+    """A model in eval mode and its tokenizer; see `ZeroShotClassifier.from_pretrained`."""
+    pretrained = None if pretrained is None else str(pretrained)
+    if not name.startswith(SCHEMES):
+        name = name.replace("/", "-")  # as open_clip does: ViT-B/16
+    _check_exists(name, pretrained)
+    if interpolation is not None and interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+    if mean is None and std is None:
+        _warn_of_preprocessing(name, pretrained)
+    model, _, _ = open_clip.create_model_and_transforms(
+        name,
+        pretrained=pretrained,
+        require_pretrained=True,
+        image_mean=mean,
+        image_std=std,
+        image_interpolation=interpolation,
+        **options,
+    )
+    return model.eval(), open_clip.get_tokenizer(name)
+
+
+def _check_exists(name: str, pretrained: str | None) -> None:
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise FileNotFoundError(f"no open_clip_config.json in {folder}")
+        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+            raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
+    elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
+        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise ValueError(f"open_clip has no model {name!r}{hint}")
+    if name.startswith(SCHEMES):
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise ValueError(
+            f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
+            + (f" or one of {', '.join(tags)}" if tags else "")
+        )
+    if Path(pretrained).is_file() or _tag(pretrained) in map(_tag, tags):
+        return
+    if "/" in pretrained or "." in pretrained:
+        raise FileNotFoundError(f"no checkpoint file at {pretrained}")
+    known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
+    raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}")
+
+
+def _tag(name: str) -> str:
+    """open_clip takes tags in any case, with dashes or underscores."""
+    return name.lower().replace("-", "_")
+
+
+def _warn_of_preprocessing(name: str, pretrained: str | None) -> None:
+    """Say so where a checkpoint file gets OpenAI's preprocessing and its family uses another."""
+    if pretrained is None or not Path(pretrained).is_file():
+        return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    means = {tuple(open_clip.get_pretrained_cfg(name, tag).get("mean", ())) for tag in tags}
+    others = means - {(), tuple(open_clip.OPENAI_DATASET_MEAN)}
+    if others:
+        mean = sorted(others)[0]
+        warnings.warn(
+            f"a checkpoint file records no preprocessing, so {name} gets OpenAI's; its published "
+            f"weights use mean={mean}. Pass mean=, std= and interpolation=",
+            stacklevel=4,
+        )
