@@ -71,12 +71,14 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return False
 
 
-def check_features(features: Tensor, width: int, what: str, rows: int | None = None) -> None:
-    """Finite rows (K, width), none of them zero; K is `rows` where that is given.
+def check_features(
+    features: Tensor, width: int, what: str, device: torch.device, rows: int | None = None
+) -> None:
+    """Finite rows (K, width) on a device, none of them zero; K is `rows` where that is given.
 
     Raises:
         TypeError: no floating-point tensor.
-        ValueError: another shape, zero rows, NaN or infinity.
+        ValueError: another shape or device, zero rows, NaN or infinity.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
@@ -85,6 +87,8 @@ def check_features(features: Tensor, width: int, what: str, rows: int | None = N
     if features.ndim != 2 or not len(features) or shape[1] != width or rows not in (None, shape[0]):
         expected = f"({'K' if rows is None else rows}, {width})"
         raise ValueError(f"{what} have shape {shape}, expected {expected}")
+    if features.device != device:
+        raise ValueError(f"{what} are on {features.device}, the model on {device}")
     if not torch.isfinite(features).all():
         raise ValueError(f"{what} hold NaN or infinity")
     zero = (features == 0).all(-1).nonzero().flatten().tolist()

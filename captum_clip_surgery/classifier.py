@@ -68,7 +68,7 @@ class ZeroShotClassifier(nn.Module):
     """
 
     model: Any
-    features: Tensor  # (texts + rivals, C), L2-normalised
+    features: Tensor  # (texts + rivals, C); as given, or L2-normalised of the texts
     _given_empty: Tensor | None  # (C,), with ready features alone
 
     def __init__(
@@ -144,7 +144,8 @@ class ZeroShotClassifier(nn.Module):
 
         Args:
             model: as for the class; its text tower is not used.
-            features: (K, C), L2-normalised on entry. Gradients flow to them.
+            features: (K, C), on the model's device; L2-normalised at each use, so that gradients
+                flow to them and changes to them show.
             empty_features: (C,) or (1, C), the feature of the empty text, for feature surgery's
                 "empty" form.
             texts: names for the features, for `index` and figures.
@@ -157,18 +158,18 @@ class ZeroShotClassifier(nn.Module):
         clip._set_model(model, positions)
         clip._encoder = clip._vocabulary = None
         width = clip._joint_width()
-        checks.check_features(features, width, "features")
+        checks.check_features(features, width, "features", clip.device)
         names = [f"feature {i}" for i in range(len(features))] if texts is None else texts
         clip.texts = check_texts(names)
         if len(clip.texts) != len(features):
             raise ValueError(f"{len(clip.texts)} texts name {len(features)} features")
         clip.rivals = ()
-        clip.register_buffer("features", _own(features), persistent=False)
+        clip.register_buffer("features", features, persistent=False)
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
-            checks.check_features(empty_features, width, "empty_features", rows=1)
-            empty_features = _own(empty_features)[0]
+            checks.check_features(empty_features, width, "empty_features", clip.device, rows=1)
+            empty_features = empty_features[0]
         clip.register_buffer("_given_empty", empty_features, persistent=False)
         return clip
 
@@ -206,7 +207,7 @@ class ZeroShotClassifier(nn.Module):
         clip = self._blank()
         for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary"):
             setattr(clip, shared, getattr(self, shared))
-        clip._grids = nn.ModuleDict()
+        clip._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         clip.training = self.training
         clip._set_texts(texts, rivals)
         clip._warn_of_unknown_words()
@@ -231,7 +232,7 @@ class ZeroShotClassifier(nn.Module):
         self.training = model.training
         self.tower = adapt(self.model.visual, positions)
         self._preprocess = Preprocess.of(model, self.tower.native_size)
-        self._grids = nn.ModuleDict()
+        self._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         checks.check_modes(model)
 
     def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
@@ -246,9 +247,12 @@ class ZeroShotClassifier(nn.Module):
     def _warn_of_unknown_words(self) -> None:
         if self._vocabulary is None or self._encoder is None:
             return
-        sentences = " ".join(str(template) for template in self._encoder.templates)
-        known = {*self._vocabulary, *re.findall(r"\w+", sentences), "and", "a", "an"}
-        words = re.findall(r"\w+", " ".join(self.texts + self.rivals).lower())
+        from captum_clip_surgery import demo
+
+        learnt = " ".join([*self._vocabulary, *demo.prompt_templates(), "and"])
+        known = set(re.findall(r"\w+", learnt))
+        own = [template for template in self._encoder.templates if isinstance(template, str)]
+        words = re.findall(r"\w+", " ".join([*self.texts, *self.rivals, *own]).lower())
         unknown = [word for word in dict.fromkeys(words) if word not in known]
         if unknown:
             warnings.warn(
@@ -290,13 +294,14 @@ class ZeroShotClassifier(nn.Module):
                 checks.check_modes(self.model)
                 self.features = self._encoder(self.texts + self.rivals)
                 self._generation = generation
-        return self.features
+            return self.features
+        return F.normalize(self.features, dim=-1)
 
     def empty_features(self) -> Tensor | None:
         """The feature (C,) of the empty text; None if made from features without one."""
-        if self._encoder is None:
-            return self._given_empty
-        return self._encoder([""])[0]
+        if self._encoder is not None:
+            return self._encoder([""])[0]
+        return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -335,7 +340,8 @@ class ZeroShotClassifier(nn.Module):
         """The model's own embedding of images, L2-normalised: (N, C)."""
         checks.check_images(images, self.tower, self.device)
         checks.check_modes(self.model)
-        taps = {int(index): grid for index, grid in self._grids.items()}
+        # Tokens make the detour only where somebody looks.
+        taps = {i: grid for i, grid in enumerate(self._grids) if _is_hooked(grid)}
         return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -361,10 +367,7 @@ class ZeroShotClassifier(nn.Module):
         count = len(self.tower.blocks)
         if not -count <= index < count:
             raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
-        key = str(index % count)
-        if key not in self._grids:
-            self._grids[key] = TokenGrid()
-        return self._grids[key]
+        return self._grids[index]
 
     @property
     def device(self) -> torch.device:
@@ -388,7 +391,6 @@ class ZeroShotClassifier(nn.Module):
         )
 
 
-def _own(features: Tensor) -> Tensor:
-    """Given features L2-normalised, fit for autograd even if inference mode is on."""
-    with torch.inference_mode(False):
-        return F.normalize(features, dim=-1)
+def _is_hooked(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)

@@ -22,7 +22,7 @@ from captum_clip_surgery.preprocessing import load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure
 
-DEMO_SCENE = 4  # of the test scenes of two and three objects: all objects large and apart
+DEMO_SCENE = 39  # of the test scenes of two and three objects: three, large and apart
 ABOUT_THE_DEMO_MODEL = (
     "This is the embedded model: small, trained by this project on scenes of emoji, not for "
     "photographs."
@@ -124,12 +124,12 @@ def explain(
         maps = _explain(clip, batch, surgery)
         with torch.no_grad():
             probabilities = clip(batch)[0].softmax(-1)
-        figure = _write_figure(output / f"{stem}.png", np.asarray(picture), maps, clip.texts)
+        figure = _write_figure(output / f"{stem}-maps.png", np.asarray(picture), maps, clip.texts)
         print(f"{path} -> {figure}")
         for index in probabilities.argsort(descending=True).tolist():
             print(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
         if npz:
-            _write_maps(output / f"{stem}.npz", maps, clip.texts)
+            _write_maps(output / f"{stem}-maps.npz", maps, clip.texts)
     if failed:
         names = ", ".join(map(str, failed))
         sys.exit(f"error: {len(failed)} of {len(images)} images could not be read: {names}")
@@ -176,7 +176,7 @@ def _write_maps(path: Path, maps: Mapping[str, Tensor], texts: Sequence[str]) ->
 
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:
-    """A file name for each image, numbered where two images share theirs."""
+    """A name for each image's results, numbered where two images share theirs."""
     stems: list[str] = []
     for path in paths:
         stem, number = path.stem, 2

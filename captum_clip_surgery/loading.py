@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from safetensors import SafetensorError  # comes with open_clip
 from torch import nn
 
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
@@ -26,24 +28,32 @@ def load(
     interpolation: str | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Tokenizer]:
-    """A model in eval mode and its tokenizer; see `ZeroShotClassifier.from_pretrained`."""
+    """A model in eval mode and its tokenizer; see `ZeroShotClassifier.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: a checkpoint file or folder that is not there.
+        ValueError: a model or tag that open_clip does not know, or weights that do not load.
+    """
     pretrained = None if pretrained is None else str(pretrained)
     if not name.startswith(SCHEMES):
         name = name.replace("/", "-")  # as open_clip does: ViT-B/16
     _check_exists(name, pretrained)
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
-    if mean is None and std is None:
+    if mean is None or std is None:
         _warn_of_preprocessing(name, pretrained)
-    model, _, _ = open_clip.create_model_and_transforms(
-        name,
-        pretrained=pretrained,
-        require_pretrained=True,
-        image_mean=mean,
-        image_std=std,
-        image_interpolation=interpolation,
-        **options,
-    )
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(
+            name,
+            pretrained=pretrained,
+            require_pretrained=True,
+            image_mean=mean,
+            image_std=std,
+            image_interpolation=interpolation,
+            **options,
+        )
+    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{pretrained or name} does not load as {name}: {error}") from error
     return model.eval(), open_clip.get_tokenizer(name)
 
 

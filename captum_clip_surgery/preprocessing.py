@@ -46,7 +46,12 @@ def load_picture(picture: Picture) -> Image.Image:
             with Image.open(path) as opened:
                 opened.load()
                 return _to_rgb(ImageOps.exif_transpose(opened))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            OSError,
+            SyntaxError,
+        ) as error:
             raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
@@ -114,7 +119,7 @@ class Preprocess:
         config = getattr(model.visual, "preprocess_cfg", None)
         if not config:
             warnings.warn(
-                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=5
+                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=4
             )
             config = {}
         mean = tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN))

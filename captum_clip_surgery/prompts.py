@@ -29,6 +29,7 @@ TEMPLATES: tuple[str, ...] = (
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 CHUNK = 512  # prompts that pass through the text tower at once
+TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
 
 
 def fill(template: Template, text: str) -> str:
@@ -78,11 +79,13 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
     """Texts as a tuple, each a string with something in it.
 
     Raises:
-        TypeError: one string where a list belongs, or something that is no string in it.
+        TypeError: one string or a set where a list belongs, or something that is no string in it.
         ValueError: an empty text.
     """
     if isinstance(texts, str):
         raise TypeError(f"{what}s is the string {texts!r}; pass a list: [{texts!r}]")
+    if isinstance(texts, (set, frozenset)):
+        raise TypeError(f"{what}s is a set, whose order changes; targets follow it, so pass a list")
     if not isinstance(texts, Iterable):
         raise TypeError(f"{what}s is a {type(texts).__name__}, expected a list of strings")
     texts = tuple(texts)
@@ -155,8 +158,9 @@ class PromptEncoder:
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            if missing:
-                cache.update(zip(missing, self._encode(missing), strict=True))
+            for start in range(0, len(missing), TEXTS_AT_ONCE):
+                part = missing[start : start + TEXTS_AT_ONCE]
+                cache.update(zip(part, self._encode(part), strict=True))
             return torch.stack([cache[text] for text in texts])
 
     def generation(self) -> int:
@@ -190,14 +194,18 @@ class PromptEncoder:
         context = self._tower.context_length
         # A tokenizer cuts in silence; with one place more than the tower has, it shows.
         padding = self.tokenizer([""], context_length=context + 1)[0, -1]
-        too_long = self.tokenizer(prompts, context_length=context + 1)[:, -1] != padding
-        if not self.truncate and too_long.any():
-            prompt = prompts[int(too_long.nonzero()[0])]
+        tokens = self.tokenizer(prompts, context_length=context + 1)
+        too_long = (tokens[:, -1] != padding).nonzero().flatten().tolist()
+        tokens = tokens[:, :-1]
+        if too_long and not self.truncate:
             raise ValueError(
-                f"the prompt {prompt!r} is longer than the model's context of {context} tokens; "
-                "shorten it or pass truncate=True"
+                f"the prompt {prompts[too_long[0]]!r} is longer than the model's context of "
+                f"{context} tokens; shorten it or pass truncate=True"
             )
-        return self.tokenizer(prompts, context_length=context)
+        if too_long:
+            cut = self.tokenizer([prompts[i] for i in too_long], context_length=context)
+            tokens[too_long] = cut
+        return tokens
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         """Unnormalised features of token ids (P, context), in chunks of similar length."""

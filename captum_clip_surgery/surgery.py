@@ -10,6 +10,9 @@ Language-Image Pre-training" (arXiv 2304.05653).
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 from torch import Tensor, nn
 
 from captum_clip_surgery import functional
@@ -42,6 +45,8 @@ class DualPathMaps(MapAttribution):
         if feature_surgery not in ("auto", *functional.FORMS, None):
             forms = ", ".join(map(repr, ("auto", *functional.FORMS)))
             raise ValueError(f"feature_surgery {feature_surgery!r} is none of {forms} and None")
+        if isinstance(tau, bool) or not isinstance(tau, Real) or not math.isfinite(tau):
+            raise ValueError(f"tau {tau!r} must be a finite number")
         self.recipe = recipe
         self.feature_surgery = feature_surgery
         self.tau = tau
@@ -50,18 +55,26 @@ class DualPathMaps(MapAttribution):
         """The form of feature surgery that "auto" comes to with the classifier's texts.
 
         Raises:
-            ValueError: "empty" for a classifier made from features without `empty_features`.
+            ValueError: "empty" for a classifier made from features without `empty_features`, or a
+                form that contrasts texts where there is one.
         """
         clip = self.forward_func
         count = len(clip.text_features())
         form = self.feature_surgery
         if form == "auto":
             form = "empty" if count < AUTO_TEXTS else "release"
+        if form in ("release", "paper") and count == 1:
+            raise ValueError(
+                f"feature_surgery {form!r} contrasts texts, and there is one: its map would be "
+                'zero. Choose "empty" or None, or give rivals'
+            )
         if form == "empty" and clip.empty_features() is None:
+            other = "feature_surgery=None, plain cosines"
+            if count > 1:
+                other = 'feature_surgery="release", which contrasts the features given'
             raise ValueError(
                 f"feature_surgery {self.feature_surgery!r} with {count} features needs the feature "
-                "of the empty text: pass empty_features= to from_features, or choose "
-                'feature_surgery="release", which contrasts the features given'
+                f"of the empty text: pass empty_features= to from_features, or choose {other}"
             )
         return form
 

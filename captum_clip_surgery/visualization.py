@@ -24,8 +24,8 @@ def compare_figure(
 ) -> Figure:
     """One row for each text, one column for each method, all on the same picture.
 
-    Each map runs from its own lowest value (dark) to its own highest (bright), as the measures of
-    localisation see it.
+    Each map has a scale of its own, from its lowest values (dark) to its highest (bright), with
+    one percent of the pixels cut off at either end.
 
     Args:
         picture: (H, W, 3), uint8 or floats in 0..1.

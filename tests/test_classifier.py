@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,62 @@ def test_a_file_records_no_preprocessing(
 def test_what_cannot_be_loaded(registered, name, pretrained, options, error, message):
     with pytest.raises(error, match=re.compile(message)):
         ZeroShotClassifier.from_pretrained(name, pretrained, TEXTS, **options)
+
+
+def test_features_can_be_learnt():
+    """Two steps: nothing of the first is left in the second."""
+    features = unit_features(2).requires_grad_()
+    clip = ZeroShotClassifier.from_features(tiny_model("vit"), features)
+    images = random_images(clip)
+    optimizer = torch.optim.SGD([features], lr=1e-3)
+    for _ in range(2):
+        before = clip(images).detach()
+        optimizer.zero_grad()
+        clip(images)[:, 0].sum().backward()
+        optimizer.step()
+        assert (clip(images)[:, 0] > before[:, 0]).all()
+    fresh = ZeroShotClassifier.from_features(clip.model, features.detach())
+    torch.testing.assert_close(clip(images), fresh(images))
+    torch.testing.assert_close(copy.deepcopy(clip)(images), fresh(images))
+
+
+@pytest.mark.parametrize("form", ["release", "paper"])
+def test_forms_that_contrast_texts_need_several(clip, form):
+    images = random_images(clip)
+    alone = clip.with_texts(["a dog"])
+    with pytest.raises(ValueError, match=f"'{form}' contrasts texts, and there is one"):
+        LayerClipSurgery(alone, feature_surgery=form).attribute(images)
+    with_rival = clip.with_texts(["a dog"], rivals=["a cat"])
+    assert LayerClipSurgery(with_rival, feature_surgery=form).attribute(images).any()
+
+
+@pytest.mark.parametrize("tau", [float("nan"), float("inf"), "2", None, True])
+def test_tau_is_a_finite_number(clip, tau):
+    with pytest.raises(ValueError, match="must be a finite number"):
+        LayerClipSurgery(clip, tau=tau)
+
+
+def test_one_token_grid_for_every_thread(clip):
+    """Asked for at once from many threads, a block has one grid, and each thread's hook fires."""
+    images = random_images(clip)
+    seen = []
+
+    def look(_):
+        grid = clip.token_grid(0)
+        grid.register_forward_hook(lambda *args: seen.append(args[2].shape))
+        return grid
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len({id(grid) for grid in pool.map(look, range(8))}) == 1
+    clip(images)
+    assert len(seen) == 8
+
+
+def test_a_token_grid_nobody_looks_at_changes_nothing():
+    clip = ZeroShotClassifier(tiny_model("resnet"), ["a dog"], templates=())
+    fired = []
+    handle = clip.model.visual.attnpool.register_forward_hook(lambda *_: fired.append(1))
+    clip.token_grid(0)
+    clip(random_images(clip))
+    handle.remove()
+    assert fired == [1]

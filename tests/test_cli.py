@@ -69,9 +69,9 @@ def test_explain_writes_figure_and_raw_maps(
     printed = capsys.readouterr().out
     assert "No --model given" in printed
     assert all(noun in printed for noun in SCENE.nouns)
-    assert Image.open(tmp_path / "out" / "photo.png").size[0] > 500
+    assert Image.open(tmp_path / "out" / "photo-maps.png").size[0] > 500
 
-    arrays = np.load(tmp_path / "out" / "photo.npz")
+    arrays = np.load(tmp_path / "out" / "photo-maps.npz")
     assert set(arrays) == {"texts", *METHOD_NAMES}
     assert tuple(arrays["texts"]) == SCENE.nouns
     clip = ZeroShotClassifier.demo(SCENE.nouns)
@@ -95,9 +95,17 @@ def test_options_reach_the_method(
     method = LayerClipSurgery(clip, feature_surgery="release")
     with torch.no_grad():
         expected = method.attribute_all(clip.preprocess(photo, 160))[0]
-    found = np.load(tmp_path / "photo.npz")["ClipSurgery"]
+    found = np.load(tmp_path / "photo-maps.npz")["ClipSurgery"]
     assert found.shape == (2, 10, 10)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_an_image_is_never_overwritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
+) -> None:
+    before = photo.read_bytes()
+    assert explain(monkeypatch, photo, "--output", tmp_path) == 0
+    assert photo.read_bytes() == before
 
 
 def test_goes_on_past_what_it_cannot_read(
@@ -112,7 +120,7 @@ def test_goes_on_past_what_it_cannot_read(
     out = tmp_path / "out"
     ended = explain(monkeypatch, broken, missing, photo, "--output", out)
     assert ended == f"error: 2 of 3 images could not be read: {broken}, {missing}"
-    assert (out / "photo.png").exists()
+    assert (out / "photo-maps.png").exists()
     skipped = capsys.readouterr().err
     assert "broken.png cannot be read as an image" in skipped
     assert f"no image file at {missing}" in skipped
@@ -126,7 +134,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(
     second.write_bytes(photo.read_bytes())
     out = tmp_path / "out"
     assert explain(monkeypatch, photo, second, "--output", out) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["photo-2.png", "photo.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["photo-2-maps.png", "photo-maps.png"]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +145,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(
         (["--model", "ViT-B-61", "--pretrained", "x"], "error: open_clip has no model 'ViT-B-61'"),
         (["--model", "ViT-B-16", "--pretrained", "a/b.pt"], "error: no checkpoint file at a/b.pt"),
         (["--size", "100"], "error: images of 100 x 100 pixels"),
+        (["--model", "RN50", "--pretrained", __file__], "error: " + __file__),
     ],
 )
 def test_mistakes_end_in_one_line(

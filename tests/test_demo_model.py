@@ -52,6 +52,11 @@ def test_unknown_words_are_named() -> None:
         clip.with_texts(["dog"], rivals=["spaceship"])
 
 
+def test_words_of_other_templates_are_named_too() -> None:
+    with pytest.warns(UserWarning, match="never learnt: lambda, sketch"):
+        ZeroShotClassifier.demo(["a lambda"], templates=["a sketch of {}.", lambda text: text])
+
+
 def test_known_words_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -62,7 +67,7 @@ def test_known_words_do_not_warn() -> None:
 def test_templates_are_its_own() -> None:
     own = ZeroShotClassifier.demo(["dog"]).text_features()
     asked = ZeroShotClassifier.demo(["dog"], templates=prompt_templates()).text_features()
-    other = ZeroShotClassifier.demo(["dog"], templates=["a sketch of {}."]).text_features()
+    other = ZeroShotClassifier.demo(["dog"], templates=["one {}"]).text_features()
     assert torch.equal(own, asked)
     assert not torch.allclose(own, other, atol=1e-3)
 

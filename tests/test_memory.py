@@ -42,9 +42,7 @@ def allocations(function: Callable[[], object], folder: Path) -> list[int]:
     profiler.export_chrome_trace(str(trace))
     events = json.loads(trace.read_text())["traceEvents"]
     begin = max((e["ts"] for e in events if e["name"] == TOWER_ENDS), default=0)
-    memory = sorted(
-        (e for e in events if e["name"] == "[memory]"), key=lambda e: e["args"]["Ev Idx"]
-    )
+    memory = [e for e in events if e["name"] == "[memory]" and e["ts"] >= begin]
     assert memory, "the profiler saw nothing"
     sizes: list[int] = []
     ours = set()

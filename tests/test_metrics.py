@@ -36,12 +36,13 @@ def test_constant_map_gets_nothing() -> None:
     assert (found.explanation_iou, found.msc, found.pointing, found.pairs) == (0, 0, 0, 1)
 
 
-def test_empty_mask_is_skipped_and_counted() -> None:
-    empty = torch.zeros(8, 8, dtype=torch.bool)
-    found = localization([(MASK.float(), MASK), (random_map(0), empty)])
-    assert (found.explanation_iou, found.pairs, found.skipped) == (100, 1, 1)
+@pytest.mark.parametrize("value", [True, False])
+def test_empty_and_full_masks_are_skipped_and_counted(value: bool) -> None:
+    mask = torch.full((8, 8), value)
+    found = localization([(MASK.float(), MASK), (random_map(0), mask)])
+    assert (found.explanation_iou, found.msc, found.pairs, found.skipped) == (100, 100, 1, 1)
     with pytest.raises(ValueError, match=r"no pair to measure \(1 skipped"):
-        localization([(random_map(0), empty)])
+        localization([(random_map(0), mask)])
 
 
 def test_iou_curve_against_scikit_learn() -> None:
@@ -102,7 +103,6 @@ def test_maps_are_normalised_before_they_are_resized() -> None:
         (torch.zeros(3, 8, 8), MASK, "summed over channels first"),
         (torch.zeros(8, 8), MASK.float(), "a mask is of bool"),
         (torch.full((8, 8), torch.nan), MASK, "NaN or infinity"),
-        (random_map(0), torch.ones(8, 8, dtype=torch.bool), "no outside"),
     ],
 )
 def test_refused_pairs(attribution: Tensor, mask: Tensor, message: str) -> None:

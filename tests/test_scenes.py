@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from captum_clip_surgery.demo.scenes import BACKGROUNDS, MIN_VISIBLE, STREAMS
 
 def test_vocabulary() -> None:
     assert len(nouns()) >= 150
+    assert (files("captum_clip_surgery.demo") / "sprites.png").stat().st_size < 3e6
     assert len(set(nouns())) == len(nouns())
 
 

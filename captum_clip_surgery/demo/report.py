@@ -75,14 +75,18 @@ def main(
     methods = forms_of_surgery()
     if captum:
         methods |= {name: METHODS[name] for name in ("IntegratedGradients", "LayerGradCam")}
-    for counts in ([1, 2, 3], [2, 3]):
+    several, one = [2, 3], [1]
+    for counts, texts, rivals in (
+        (several, "the scene's own texts", ()),
+        (several, "all nouns", nouns()),
+        (one, "all nouns", nouns()),
+    ):
         chosen = Scenes("test", scenes, render, objects=counts)
-        for texts, rivals in (("the scene's own texts", ()), ("all nouns", nouns())):
-            measured = evaluate_scenes(clip, chosen, methods, rivals, size)
-            pairs = measured["CLIP"].pairs
-            title = f"scenes of {' or '.join(map(str, counts))} objects, {pairs} objects, {texts}"
-            print(f"\n{title}\n\n{to_markdown(measured)}")
-            found[title] = {name: asdict(value) for name, value in measured.items()}
+        measured = evaluate_scenes(clip, chosen, methods, rivals, size)
+        count = " or ".join(map(str, counts))
+        title = f"{scenes} scenes of {count}, {measured['CLIP'].pairs} objects, {texts}"
+        print(f"\n{title}\n\n{to_markdown(measured)}")
+        found[title] = {name: asdict(value) for name, value in measured.items()}
     if output is not None:
         output.write_text(json.dumps(found, indent=2) + "\n")
 

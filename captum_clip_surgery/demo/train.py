@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,12 +55,28 @@ PREPROCESS = {
     "interpolation": "bicubic",
     "resize_mode": "squash",
 }
-# Picture size and number of steps: most of the learning at the cheap size, as OpenAI's CLIP
-# models for 336 px were made from those for 224.
-STAGES = ((128, 2100), (192, 1050))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Pictures of one size; the learning rate falls along half a cosine."""
+
+    size: int
+    steps: int
+    rate: float
+    last_rate: float
+    objects: tuple[int, ...] = (1, 2, 3)  # a number that stands twice is drawn twice as often
+
+
+# Most of the learning at the cheap size, as OpenAI's CLIP for 336 pixels was made from that for
+# 224; then the whole at the size it is used in.
+STAGES = (
+    Stage(128, 2100, 1e-3, 2.65e-4),
+    Stage(192, 900, 2.65e-4, 6e-6),
+    Stage(192, 560, 2.5e-4, 0.0, objects=(1, 1, 2, 3)),
+)
 SEED = 0
 BATCH = 128
-LEARNING_RATE = 1e-3
 WARM_UP = 100
 WEIGHT_DECAY = 0.05
 EVALUATE_EVERY = 300
@@ -88,23 +107,22 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
 
 
-def stage_at(step: int) -> tuple[int, int]:
-    """The picture size at a step, and the step at which its stage ends."""
-    end = 0
-    for size, steps in STAGES:
-        end += steps
-        if step < end:
-            return size, end
-    raise ValueError(f"step {step} is past the end of training, {end}")
+def stage_at(step: int) -> tuple[Stage, int]:
+    """The stage of a step, and the step at which it began."""
+    begin = 0
+    for stage in STAGES:
+        if step < begin + stage.steps:
+            return stage, begin
+        begin += stage.steps
+    raise ValueError(f"step {step} is past the end of training, {begin}")
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, then a cosine to zero over all stages."""
-    total = sum(steps for _, steps in STAGES)
-    if step < WARM_UP:
-        return LEARNING_RATE * (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / (total - WARM_UP)
-    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
+    """The stage's own, after a linear warm-up at the very start."""
+    stage, begin = stage_at(step)
+    progress = (step - begin) / stage.steps
+    rate = stage.last_rate + (stage.rate - stage.last_rate) * (1 + math.cos(math.pi * progress)) / 2
+    return rate * min(1.0, (step + 1) / WARM_UP)
 
 
 def build(size: int, state: dict[str, Tensor] | None = None) -> CLIP:
@@ -126,7 +144,7 @@ def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 @torch.no_grad()
@@ -159,7 +177,7 @@ class Training:
         self.best = -1.0
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
-        self.model = build(STAGES[0][0])
+        self.model = build(STAGES[0].size)
         self.optimizer = optimizer_for(self.model)
         if self._checkpoint.exists():
             self._load(torch.load(self._checkpoint, map_location=DEVICE))
@@ -168,12 +186,20 @@ class Training:
     def _checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log.jsonl"
+
     def _load(self, saved: dict[str, Any]) -> None:
         self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
         self.seen = saved["seen"]
         self.model = build(saved["size"], saved["model"])
         self.optimizer = optimizer_for(self.model)
         self.optimizer.load_state_dict(saved["optimizer"])
+        # What was logged after this checkpoint is about to happen again.
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        self._log.write_text("".join(f"{line}\n" for line in kept))
 
     def save(self, size: int) -> None:
         """Write whole or not at all: a kill in the middle leaves the previous checkpoint."""
@@ -231,7 +257,7 @@ class Training:
             "contrastive_accuracy": contrastive_accuracy(self.model, size),
             "validation_top1": validation_top1(self.model, size),
         }
-        with (self.folder / "log.jsonl").open("a") as log:
+        with self._log.open("a") as log:
             log.write(json.dumps(record) + "\n")
         if record["contrastive_accuracy"] >= self.best:
             self.best = record["contrastive_accuracy"]
@@ -251,35 +277,47 @@ def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> N
         "model_cfg": {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "image_size": size}},
         "preprocess_cfg": PREPROCESS,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    partial = folder.with_suffix(".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     half = {name: value.half().contiguous() for name, value in state.items()}
-    save_file(half, folder / "open_clip_model.safetensors")
+    save_file(half, partial / "open_clip_model.safetensors")
+    # Config and weights change together, or a kill between them would leave a pair that misfits.
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.replace(folder)
 
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    workers: Annotated[int, typer.Option(help="Processes that render scenes.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that render scenes; all cores but one beside a GPU, else 0."),
+    ] = None,
 ) -> None:
     """Train, or go on training, the embedded model."""
+    if workers is None:  # without a GPU, training itself takes all cores
+        workers = max(0, (os.cpu_count() or 1) - 1) if DEVICE.type == "cuda" else 0
     training = Training(output)
-    total = sum(steps for _, steps in STAGES)
+    total = sum(stage.steps for stage in STAGES)
     progress = tqdm(total=total, initial=training.step, smoothing=0.05)
     while training.step < total:
-        size, end = stage_at(training.step)
-        training.resize(size)
-        pairs = Pairs(Scenes("train", end * BATCH, size), training.step * BATCH)
+        stage, begin = stage_at(training.step)
+        training.resize(stage.size)
+        scenes = Scenes("train", (begin + stage.steps) * BATCH, stage.size, stage.objects)
         started = time.monotonic()
-        for images, tokens in DataLoader(pairs, BATCH, num_workers=workers):
+        for images, tokens in DataLoader(
+            Pairs(scenes, training.step * BATCH), BATCH, num_workers=workers
+        ):
             loss = training.learn(images, tokens)
             progress.update()
-            progress.set_postfix(loss=f"{loss:.3f}", size=size)
+            progress.set_postfix(loss=f"{loss:.3f}", size=stage.size)
             if training.step % EVALUATE_EVERY == 0 or training.step == total:
-                progress.write(json.dumps(training.evaluate(size, loss)))
+                progress.write(json.dumps(training.evaluate(stage.size, loss)))
             started, before = time.monotonic(), started
             training.seconds += started - before
             if training.step % SAVE_EVERY == 0 or training.step == total:
-                training.save(size)
+                training.save(stage.size)
 
 
 if __name__ == "__main__":

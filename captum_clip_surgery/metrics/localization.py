@@ -1,8 +1,8 @@
 """How well maps show where objects are, against their masks.
 
 Order, for every measure: a map is min-max normalised at its own size, then resized bilinearly to
-its mask. Figures are times 100. A constant map gets 0; a pair with an empty mask is skipped and
-counted as skipped.
+its mask. Figures are times 100. A constant map gets 0. A pair whose mask is empty, or leaves no
+outside, is skipped and counted as skipped.
 
 Source: Li et al. (arXiv 2304.05653), Sec. 4: explanation IoU ("mIoU" there) and mSC; Zhang et al.,
 "Top-down Neural Attention by Excitation Backprop" (ECCV 2016): pointing game.
@@ -27,7 +27,7 @@ class Localization:
 
     `explanation_iou` (mean IoU in percent at the one best `threshold`), `msc` (mean score inside
     minus outside, in percent; negative is opposite visualization), `pointing` (percent of maxima
-    inside), the number of `pairs`, and of pairs `skipped` because their mask is empty.
+    inside), the number of `pairs`, and of pairs `skipped` because their mask is empty or full.
     """
 
     explanation_iou: float
@@ -58,7 +58,8 @@ skipped=0)
     skipped = 0
     for attribution, mask in pairs:
         _check_pair(attribution, mask)
-        if not mask.any():
+        attribution, mask = attribution.detach().cpu(), mask.cpu()
+        if not mask.any() or mask.all():
             skipped += 1
             continue
         prepared = prepare(attribution, mask)
@@ -66,7 +67,7 @@ skipped=0)
         contrasts.append(score_contrast(prepared, mask))
         hits.append(pointing_game(prepared, mask))
     if not curves:
-        raise ValueError(f"no pair to measure ({skipped} skipped for an empty mask)")
+        raise ValueError(f"no pair to measure ({skipped} skipped for an empty or full mask)")
     mean = torch.stack(curves).mean(0)
     best = int(mean.argmax())
     return Localization(
@@ -109,13 +110,7 @@ def _counts_at_least(values: Tensor) -> Tensor:
 
 
 def score_contrast(prepared: Tensor | None, mask: Tensor) -> float:
-    """Mean score inside the mask minus outside, in -1..1; a mask of the whole image has no outside.
-
-    Raises:
-        ValueError: a mask without an outside.
-    """
-    if mask.all():
-        raise ValueError("a mask that covers the whole image leaves no outside to compare with")
+    """Mean score inside the mask minus outside, in -1..1."""
     if prepared is None:
         return 0.0
     return float(prepared[mask].mean() - prepared[~mask].mean())

@@ -220,8 +220,9 @@ def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, m
     if grid == native:
         return positions
     patches = positions[prefix:].T.reshape(1, -1, *native)
+    wide = torch.promote_types(patches.dtype, torch.float32)
     resized = F.interpolate(
-        patches.float(), grid, mode=mode, align_corners=False, antialias=mode == "bicubic"
+        patches.to(wide), grid, mode=mode, align_corners=False, antialias=mode == "bicubic"
     )
     return torch.cat([positions[:prefix], resized[0].flatten(1).T.to(positions.dtype)])
 

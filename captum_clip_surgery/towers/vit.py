@@ -33,11 +33,12 @@ class VisionTransformerTower(Tower):
             return "it pools its tokens by attention"
         if visual.pool_type != "tok":
             return f"it pools its tokens by {visual.pool_type!r}, not by a class token"
-        blocks = visual.transformer.resblocks
-        if not all(type(block) is ResidualAttentionBlock for block in blocks):
-            return f"its blocks are {type(blocks[0]).__name__}, not ResidualAttentionBlock"
-        if not isinstance(blocks[0].attn, nn.MultiheadAttention):
-            return f"its attention is {type(blocks[0].attn).__name__}, not nn.MultiheadAttention"
+        for index, block in enumerate(visual.transformer.resblocks):
+            if type(block) is not ResidualAttentionBlock:
+                return f"block {index} is a {type(block).__name__}, not a ResidualAttentionBlock"
+            if not isinstance(block.attn, nn.MultiheadAttention):
+                kind = type(block.attn).__name__
+                return f"the attention of block {index} is {kind}, not nn.MultiheadAttention"
         return None
 
     @property
