@@ -140,6 +140,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self._cache: dict[str, Tensor] = {}
         self._cached_for: object = None
+        self._held: list[Tensor] = []
         self._generation = 0
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -176,6 +177,10 @@ class PromptEncoder:
             self._cache, self._cached_for = {}, state
             self._generation += 1
         return self._generation
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what only tells this process's parameters apart, the text tower among it."""
+        return {**self.__dict__, "_held": [], "_cached_for": None}
 
     def _parameters(self) -> list[nn.Parameter]:
         """The text tower's, without walking through the image tower."""

@@ -221,36 +221,31 @@ class ClipSurgery(DualPathMaps, ImageMaps):
 OWN_TOKENS = Recipe(0, vv)  # at depth 0 no attention is replaced
 
 
-class LayerFeatureClipSurgery(DualPathMaps, GridMaps):
+class OwnTokenMaps(DualPathMaps):
+    """Feature surgery on CLIP's own patch tokens."""
+
+    def __init__(
+        self,
+        forward_func: ZeroShotClassifier,
+        feature_surgery: str | None = "auto",
+        tau: float = functional.TAU,
+    ) -> None:
+        super().__init__(forward_func)
+        self._configure(OWN_TOKENS, feature_surgery, tau)
+
+
+class LayerFeatureClipSurgery(OwnTokenMaps, GridMaps):
     """Feature surgery on CLIP's own patch tokens, on the patch grid: (N, 1, h, w) for a text.
 
     Arguments and forms as for `LayerClipSurgery`.
     """
 
-    def __init__(
-        self,
-        forward_func: ZeroShotClassifier,
-        feature_surgery: str | None = "auto",
-        tau: float = functional.TAU,
-    ) -> None:
-        super().__init__(forward_func)
-        self._configure(OWN_TOKENS, feature_surgery, tau)
 
-
-class FeatureClipSurgery(DualPathMaps, ImageMaps):
+class FeatureClipSurgery(OwnTokenMaps, ImageMaps):
     """Feature surgery on CLIP's own patch tokens, shaped like the images.
 
     Arguments and forms as for `LayerClipSurgery`.
     """
-
-    def __init__(
-        self,
-        forward_func: ZeroShotClassifier,
-        feature_surgery: str | None = "auto",
-        tau: float = functional.TAU,
-    ) -> None:
-        super().__init__(forward_func)
-        self._configure(OWN_TOKENS, feature_surgery, tau)
 
 
 class LayerClipSimilarity(DualPathMaps, GridMaps):

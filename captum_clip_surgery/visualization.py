@@ -97,7 +97,8 @@ def show_map(axis: Axes, picture: np.ndarray, attribution: Tensor) -> None:
         axis.set_xlabel("the same everywhere", fontsize=8)
         return
     size = (picture.shape[0], picture.shape[1])
-    values = F.interpolate(attribution[None, None].double().cpu(), size, mode="bilinear")[0, 0]
+    enlarged = F.interpolate(attribution[None, None].double().cpu(), size, mode="bilinear")
+    values = enlarged[0, 0].numpy()
     low, high = np.percentile(values, [OUTLIERS, 100 - OUTLIERS])
     if low == high:  # a few pixels hold all there is
         low, high = float(values.min()), float(values.max())

@@ -370,7 +370,7 @@ def test_features_can_be_learnt():
     for _ in range(2):
         before = clip(images).detach()
         optimizer.zero_grad()
-        clip(images)[:, 0].sum().backward()
+        (-clip(images)[:, 0].sum()).backward()
         optimizer.step()
         assert (clip(images)[:, 0] > before[:, 0]).all()
     fresh = ZeroShotClassifier.from_features(clip.model, features.detach())
@@ -418,3 +418,31 @@ def test_a_token_grid_nobody_looks_at_changes_nothing():
     clip(random_images(clip))
     handle.remove()
     assert fired == [1]
+
+
+def test_a_layer_names_the_depth():
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=())
+    images = random_images(clip)
+    blocks = clip.model.visual.transformer.resblocks
+    for depth in (1, 2, 3):
+        by_depth = LayerClipSurgery(clip, depth=depth)
+        by_layer = LayerClipSurgery(clip, blocks[-depth])
+        assert by_depth.layer is by_layer.layer is blocks[-depth]
+        assert torch.equal(by_depth.attribute(images), by_layer.attribute(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 4}, "depth 4 must be an int from 0 to the tower's 3"),
+        ({"depth": -1}, "depth -1 must be"),
+        ({"depth": True}, "depth True must be"),
+        ({"depth": 1.0}, "depth 1.0 must be"),
+        ({"layer": torch.nn.Identity()}, "Identity is none of the tower's 3 blocks"),
+        ({"layer": torch.nn.Identity(), "depth": 1}, "pass one"),
+    ],
+)
+def test_refused_depths(options, message):
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=())
+    with pytest.raises(ValueError, match=message):
+        LayerClipSurgery(clip, **options)

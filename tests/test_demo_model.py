@@ -27,10 +27,12 @@ def test_blocks_and_grid_are_as_fine_as_the_paper_s_partial_surgery_needs() -> N
     assert not clip.model.training
 
 
-def test_it_names_what_it_sees() -> None:
+@pytest.mark.parametrize(("split", "least"), [("validation", 88), ("test", 78)])
+def test_it_names_what_it_sees(split: str, least: float) -> None:
+    """On 100 scenes; the model card has the figures on 500, 95.0 % and 87.6 %."""
     clip = ZeroShotClassifier.demo(["dog"])
     assert clip.vocabulary == nouns()
-    assert top1(clip, Scenes("test", 60, clip.native_size[0], objects=[1])) > 90
+    assert top1(clip, Scenes(split, 100, clip.native_size[0], objects=[1])) > least
 
 
 def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:

@@ -61,7 +61,11 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "is a ScriptModule, whose hooks never fire; load the model with jit=False",
     ),
     "scripted tower": (scripted_part, TypeError, "is a ScriptModule.*jit=False"),
-    "timm": (lambda: built(CustomTextCLIP, TIMM), TypeError, f"it is a TimmModel.*{WORKS}"),
+    "timm": (
+        lambda: built(CustomTextCLIP, TIMM),
+        TypeError,
+        f"TimmModel is not supported: no family of towers has its class.*{WORKS}",
+    ),
     "average": (lambda: built(vision=dict(pool_type="avg")), TypeError, f"by 'avg'.*{WORKS}"),
     "attention": (
         lambda: built(vision=dict(attentional_pool=True, attn_pooler_heads=2)),
@@ -71,7 +75,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "other blocks": (
         lambda: built(vision=dict(qk_norm=True)),
         TypeError,
-        f"its blocks are CustomResidualAttentionBlock.*{WORKS}",
+        f"block 0 is a CustomResidualAttentionBlock.*{WORKS}",
     ),
     "other vocabulary": (
         lambda: built(text=dict(vocab_size=100)),

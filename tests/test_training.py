@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from operator import itemgetter
 from pathlib import Path
 
 import open_clip
@@ -66,7 +67,7 @@ def test_what_is_exported(tmp_path: Path) -> None:
     train.main(tmp_path)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    best = max(records, key=lambda record: (record["contrastive_accuracy"], record["step"]))
+    best = max(records, key=itemgetter("contrastive_accuracy", "step", "size"))
     assert model.visual.image_size == (best["size"], best["size"])
     # Words that no caption holds say nothing; those of every caption do.
     table = model.token_embedding.weight

@@ -109,8 +109,8 @@ class MapAttribution(Attribution):
         return clip
 
     def _maps(self, images: Tensor, targets: Tensor) -> Tensor:
-        maps = self.scores(images, targets).to(images.dtype)
-        return self.finish(maps, (images.shape[-2], images.shape[-1]))
+        maps = self.finish(self.scores(images, targets), (images.shape[-2], images.shape[-1]))
+        return maps.to(images.dtype)
 
 
 class GridMaps(MapAttribution, LayerAttribution):

@@ -26,14 +26,15 @@ def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
             the families that work.
     """
     visual = unwrap(visual)
-    reasons = {}
+    reasons = []
     for family in FAMILIES:
-        reason = family.supports(visual)
-        if reason is None:
-            return family(visual, positions)
-        reasons[family.family] = reason
-    works = "; ".join(reasons)
-    why = " and ".join(dict.fromkeys(reasons.values()))
+        if isinstance(visual, family.visual_class):
+            reason = family.supports(visual)
+            if reason is None:
+                return family(visual, positions)
+            reasons.append(reason)
+    why = " and ".join(reasons) or "no family of towers has its class"
+    works = "; ".join(family.family for family in FAMILIES)
     raise TypeError(
         f"the image tower {type(visual).__name__} is not supported: {why}. What works: {works}"
     )

@@ -81,6 +81,8 @@ class Tower(ABC):
 
     #: The family as error messages and listings name it.
     family: ClassVar[str]
+    #: The class of its image towers.
+    visual_class: ClassVar[type[nn.Module]]
     #: Tokens before the patches.
     num_prefix_tokens: ClassVar[int] = 1
     #: How many leading tokens the pooled embedding needs; None is all.
@@ -96,8 +98,8 @@ class Tower(ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, visual: nn.Module) -> str | None:
-        """None for a tower of this family, otherwise why it is not."""
+    def supports(cls, visual: Any) -> str | None:
+        """None for a tower (of `visual_class`) of this family, otherwise why it is not."""
 
     # --- what a family answers -------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -22,12 +23,11 @@ class ModifiedResNetTower(Tower):
     """The mean of the patches stands first, where others have a class token."""
 
     family = "open_clip ModifiedResNet"
+    visual_class = ModifiedResNet
     has_residual = False
 
     @classmethod
-    def supports(cls, visual: nn.Module) -> str | None:
-        if not isinstance(visual, ModifiedResNet):
-            return f"it is a {type(visual).__name__}"
+    def supports(cls, visual: Any) -> str | None:
         return None
 
     @property

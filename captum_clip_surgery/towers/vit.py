@@ -24,11 +24,10 @@ class VisionTransformerTower(Tower):
     """Class token first, patches after it; pooled and projected as `ln_post(x) @ proj`."""
 
     family = "open_clip VisionTransformer with a class token"
+    visual_class = VisionTransformer
 
     @classmethod
-    def supports(cls, visual: nn.Module) -> str | None:
-        if not isinstance(visual, VisionTransformer):
-            return f"it is a {type(visual).__name__}"
+    def supports(cls, visual: Any) -> str | None:
         if visual.attn_pool is not None:
             return "it pools its tokens by attention"
         if visual.pool_type != "tok":
