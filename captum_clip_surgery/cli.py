@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; what a user can mend ends in one line, not in a traceback."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()
     except (ValueError, TypeError, IndexError, OSError) as error:
@@ -59,7 +61,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path(
         "clip-surgery-demo"
     ),
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes to measure on.")] = 12,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to measure on.")] = 8,
 ) -> None:
     """Explain a picture with the embedded model and measure each method on scenes."""
     print(ABOUT_THE_DEMO_MODEL)
