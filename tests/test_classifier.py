@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -376,73 +375,3 @@ def test_features_can_be_learnt():
     fresh = ZeroShotClassifier.from_features(clip.model, features.detach())
     torch.testing.assert_close(clip(images), fresh(images))
     torch.testing.assert_close(copy.deepcopy(clip)(images), fresh(images))
-
-
-@pytest.mark.parametrize("form", ["release", "paper"])
-def test_forms_that_contrast_texts_need_several(clip, form):
-    images = random_images(clip)
-    alone = clip.with_texts(["a dog"])
-    with pytest.raises(ValueError, match=f"'{form}' contrasts texts, and there is one"):
-        LayerClipSurgery(alone, feature_surgery=form).attribute(images)
-    with_rival = clip.with_texts(["a dog"], rivals=["a cat"])
-    assert LayerClipSurgery(with_rival, feature_surgery=form).attribute(images).any()
-
-
-@pytest.mark.parametrize("tau", [float("nan"), float("inf"), "2", None, True])
-def test_tau_is_a_finite_number(clip, tau):
-    with pytest.raises(ValueError, match="must be a finite number"):
-        LayerClipSurgery(clip, tau=tau)
-
-
-def test_one_token_grid_for_every_thread(clip):
-    """Asked for at once from many threads, a block has one grid, and each thread's hook fires."""
-    images = random_images(clip)
-    seen = []
-
-    def look(_):
-        grid = clip.token_grid(0)
-        grid.register_forward_hook(lambda *args: seen.append(args[2].shape))
-        return grid
-
-    with ThreadPoolExecutor(8) as pool:
-        assert len({id(grid) for grid in pool.map(look, range(8))}) == 1
-    clip(images)
-    assert len(seen) == 8
-
-
-def test_a_token_grid_nobody_looks_at_changes_nothing():
-    clip = ZeroShotClassifier(tiny_model("resnet"), ["a dog"], templates=())
-    fired = []
-    handle = clip.model.visual.attnpool.register_forward_hook(lambda *_: fired.append(1))
-    clip.token_grid(0)
-    clip(random_images(clip))
-    handle.remove()
-    assert fired == [1]
-
-
-def test_a_layer_names_the_depth():
-    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=())
-    images = random_images(clip)
-    blocks = clip.model.visual.transformer.resblocks
-    for depth in (1, 2, 3):
-        by_depth = LayerClipSurgery(clip, depth=depth)
-        by_layer = LayerClipSurgery(clip, blocks[-depth])
-        assert by_depth.layer is by_layer.layer is blocks[-depth]
-        assert torch.equal(by_depth.attribute(images), by_layer.attribute(images))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"depth": 4}, "depth 4 must be an int from 0 to the tower's 3"),
-        ({"depth": -1}, "depth -1 must be"),
-        ({"depth": True}, "depth True must be"),
-        ({"depth": 1.0}, "depth 1.0 must be"),
-        ({"layer": torch.nn.Identity()}, "Identity is none of the tower's 3 blocks"),
-        ({"layer": torch.nn.Identity(), "depth": 1}, "pass one"),
-    ],
-)
-def test_refused_depths(options, message):
-    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=())
-    with pytest.raises(ValueError, match=message):
-        LayerClipSurgery(clip, **options)
