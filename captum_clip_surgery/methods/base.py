@@ -141,7 +141,11 @@ class ImageMaps(MapAttribution):
         super().__init__(check_classifier(forward_func))
 
     def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        rows, columns = self.forward_func.tower.patch_size
+        seen = (maps.shape[-2] * rows, maps.shape[-1] * columns)
+        maps = F.interpolate(maps, seen, mode="bilinear", align_corners=False)
+        # A tower whose native size its patches do not divide never sees the last pixels.
+        return F.pad(maps, (0, size[1] - seen[1], 0, size[0] - seen[0]))
 
     def spread(self, maps: Tensor) -> Tensor:
         return (maps / 3).expand(-1, 3, -1, -1).contiguous()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from captum_clip_surgery.towers.base import Encoded, Heads, Recipe, Tower
+from captum_clip_surgery.towers.base import Encoded, Heads, Layout, Recipe, Tower
 from captum_clip_surgery.towers.resnet import ModifiedResNetTower
+from captum_clip_surgery.towers.timm import EvaTower, TimmVisionTransformerTower, why_not_defined
 from captum_clip_surgery.towers.vit import VisionTransformerTower
 
-__all__ = ["FAMILIES", "Encoded", "Heads", "Recipe", "Tower", "adapt"]
+__all__ = ["FAMILIES", "Encoded", "Heads", "Layout", "Recipe", "Tower", "adapt", "unwrap"]
 
-FAMILIES: tuple[type[Tower], ...] = (VisionTransformerTower, ModifiedResNetTower)
+FAMILIES: tuple[type[Tower], ...] = (
+    VisionTransformerTower,
+    ModifiedResNetTower,
+    TimmVisionTransformerTower,
+    EvaTower,
+)
 
 
 def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
@@ -26,17 +32,17 @@ def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
             the families that work.
     """
     visual = unwrap(visual)
-    reasons = []
+    reason = why_not_defined(visual) or "no family of towers has its class"
     for family in FAMILIES:
-        if isinstance(visual, family.visual_class):
-            reason = family.supports(visual)
-            if reason is None:
+        if family.claims(visual):
+            why_not = family.supports(visual)
+            if why_not is None:
                 return family(visual, positions)
-            reasons.append(reason)
-    why = " and ".join(reasons) or "no family of towers has its class"
+            reason = why_not
     works = "; ".join(family.family for family in FAMILIES)
     raise TypeError(
-        f"the image tower {type(visual).__name__} is not supported: {why}. What works: {works}"
+        f"the image tower {type(visual).__name__} is not supported: {reason}. What works: {works}. "
+        "clip-surgery models lists open_clip's configurations"
     )
 
 

@@ -21,11 +21,23 @@ POSITION_MODES = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one pass stand: patches on a grid, behind the prefix tokens.
+
+    `rope` is the rotary embedding of that grid, for towers that turn queries and keys by it.
+    """
+
+    grid: Grid
+    rope: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Heads:
     """What self-attention of one block works on.
 
-    `q`, `k`, `v` are (N, heads, L, d), `x` (N, L, D) the normalised input they were made from,
-    and `grid` the (rows, columns) of the patches, which follow the prefix tokens.
+    `q`, `k`, `v` are (N, heads, L, d), `x` (N, L, D) the input they were made from (normalised,
+    but for post-norm blocks), and `grid` the (rows, columns) of the patches, which follow the
+    prefix tokens.
     """
 
     q: Tensor
@@ -40,7 +52,7 @@ class Heads:
 
     def first_queries(self, count: int) -> Heads:
         """The same keys and values, asked only for the first tokens."""
-        return Heads(self.q[:, :, :count], self.k, self.v, self.x, self.grid)
+        return Heads(self.q[:, :, :count], self.k, self.v, self.x[:, :count], self.grid)
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,6 @@ class Tower(ABC):
 
     #: The family as error messages and listings name it.
     family: ClassVar[str]
-    #: The class of its image towers.
-    visual_class: ClassVar[type[nn.Module]]
-    #: Tokens before the patches.
-    num_prefix_tokens: ClassVar[int] = 1
-    #: How many leading tokens the pooled embedding needs; None is all.
-    num_pooled_tokens: ClassVar[int | None] = 1
     #: Whether a block adds to the stream that enters it.
     has_residual: ClassVar[bool] = True
 
@@ -98,8 +104,13 @@ class Tower(ABC):
 
     @classmethod
     @abstractmethod
+    def claims(cls, visual: nn.Module) -> bool:
+        """Whether an image tower is of this family's classes."""
+
+    @classmethod
+    @abstractmethod
     def supports(cls, visual: Any) -> str | None:
-        """None for a tower (of `visual_class`) of this family, otherwise why it is not."""
+        """None for a tower of this family on which surgery is defined, otherwise why it is not."""
 
     # --- what a family answers -------------------------------------------------------------------
 
@@ -107,6 +118,21 @@ class Tower(ABC):
     @abstractmethod
     def blocks(self) -> Sequence[Any]:
         """The modules that surgery can run beside, first to last."""
+
+    @property
+    @abstractmethod
+    def pooling(self) -> str:
+        """What makes one embedding of the tokens: "class token", "average" or "attention"."""
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches."""
+        return 1
+
+    @property
+    def num_pooled_tokens(self) -> int | None:
+        """How many leading tokens the pooled embedding needs; None is all."""
+        return 1 if self.pooling == "class token" else None
 
     @property
     @abstractmethod
@@ -124,16 +150,19 @@ class Tower(ABC):
         """The type in which images enter."""
 
     @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> tuple[Tensor, Layout]:
         """Images (N, 3, H, W) to the tokens entering the first block, (N, L, D)."""
 
     @abstractmethod
-    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
         """Block `index`'s queries, keys and values of the stream x."""
 
     @abstractmethod
-    def merge(self, index: int, values: Tensor) -> Tensor:
-        """Attended values (N, heads, L, d) to what block `index` adds to the stream, (N, L, D)."""
+    def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
+        """What block `index` adds to the stream, (N, L, D), of attended values (N, heads, L, d).
+
+        `x` is the input of the attention, `Heads.x`, by which some blocks gate its output.
+        """
 
     @abstractmethod
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
@@ -164,7 +193,7 @@ class Tower(ABC):
             )
         return height // rows, width // columns
 
-    def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
+    def run_block(self, index: int, x: Tensor, layout: Layout) -> Tensor:
         """The stream after block `index`, through the model's own module."""
         out: Tensor = self.blocks[index](x)
         return out
@@ -177,13 +206,22 @@ class Tower(ABC):
             taps: for a block's index, a module through which the patch tokens entering that block
                 pass as (N, D, h, w).
         """
-        grid = self.grid(*images.shape[-2:])
-        x = self.embed(images)
+        self.grid(*images.shape[-2:])
+        x, layout = self.embed(images)
         for index in range(len(self.blocks)):
             if taps and index in taps:
-                x = self._tap(taps[index], x, grid)
-            x = self.run_block(index, x, grid)
+                x = self._tap(taps[index], x, layout.grid)
+            x = self.run_block(index, x, layout)
         return self.pool(x)
+
+    def describe(self) -> str:
+        """The tower in one line: family, pooling, blocks, size and patches."""
+        (height, width), (rows, columns) = self.native_size, self.patch_size
+        grid, count = self.grid(height, width), len(self.blocks)
+        return (
+            f"{self.family}, pooled by {self.pooling}, {count} block{'s' * (count > 1)}, "
+            f"{height} x {width} pixels in {grid[0]} x {grid[1]} patches of {rows} x {columns}"
+        )
 
     def _tap(self, module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
@@ -192,17 +230,17 @@ class Tower(ABC):
 
     def dual_path(self, images: Tensor, recipe: Recipe) -> Encoded:
         """One pass for both paths: patches of the recipe's, pooled embedding of the model's own."""
-        grid = self.grid(*images.shape[-2:])
+        self.grid(*images.shape[-2:])
         last = len(self.blocks) - 1
         first = last + 1 - recipe.depth
         residual = recipe.residual and self.has_residual
-        x = self.embed(images)
+        x, layout = self.embed(images)
         for index in range(first):
-            x = self.run_block(index, x, grid)
+            x = self.run_block(index, x, layout)
         path = x
         for index in range(first, last + 1):
-            heads = self.heads(index, x, grid)
-            update = self.merge(index, recipe.attention(heads))
+            heads = self.heads(index, x, layout)
+            update = self.merge(index, recipe.attention(heads), heads.x)
             path = path + update if residual else update
             if recipe.mlp:
                 path = self.feed_forward(index, path)
@@ -210,11 +248,12 @@ class Tower(ABC):
                 # Nothing asks for the original path's patches any more.
                 heads = heads.first_queries(self.num_pooled_tokens)
                 x = x[:, : self.num_pooled_tokens]
-            update = self.merge(index, heads.attend())
+            update = self.merge(index, heads.attend(), heads.x)
             x = self.feed_forward(index, x + update if self.has_residual else update)
         if not recipe.depth:
             path = x
-        return Encoded(self.project(path[:, self.num_prefix_tokens :]), self.pool(x), grid)
+        patches = self.project(path[:, self.num_prefix_tokens :])
+        return Encoded(patches, self.pool(x), layout.grid)
 
 
 def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, mode: str) -> Tensor:

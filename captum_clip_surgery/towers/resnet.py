@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_clip_surgery.towers.base import (
     Grid,
     Heads,
+    Layout,
     Tower,
     join_heads,
     resize_positions,
@@ -23,8 +24,13 @@ class ModifiedResNetTower(Tower):
     """The mean of the patches stands first, where others have a class token."""
 
     family = "open_clip ModifiedResNet"
-    visual_class = ModifiedResNet
+    pooling = "attention"
+    num_pooled_tokens = 1  # the mean token's query
     has_residual = False
+
+    @classmethod
+    def claims(cls, visual: nn.Module) -> bool:
+        return isinstance(visual, ModifiedResNet)
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
@@ -58,17 +64,15 @@ class ModifiedResNetTower(Tower):
         x = visual.stem(images)
         return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
 
-    def embed(self, images: Tensor) -> Tensor:
-        return self._tokens(self._features(images))
-
-    def _tokens(self, features: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> tuple[Tensor, Layout]:
+        features = self._features(images)
         grid = (features.shape[-2], features.shape[-1])
         patches = features.flatten(2).mT
         positions = resize_positions(
             self.visual.attnpool.positional_embedding, self._native_grid, grid, 1, self.positions
         )
         mean = patches.mean(1, keepdim=True)
-        return torch.cat([mean, patches], dim=1) + positions.to(patches.dtype)
+        return torch.cat([mean, patches], dim=1) + positions.to(patches.dtype), Layout(grid)
 
     def encode(self, images: Tensor, taps: Mapping[int, nn.Module] | None = None) -> Tensor:
         grid = self.grid(*images.shape[-2:])
@@ -78,18 +82,19 @@ class ModifiedResNetTower(Tower):
         pooled: Tensor = self.visual.attnpool(self._features(images))
         return pooled
 
-    def run_block(self, index: int, x: Tensor, grid: Grid) -> Tensor:
-        return self.merge(index, self.heads(index, x, grid).attend())
+    def run_block(self, index: int, x: Tensor, layout: Layout) -> Tensor:
+        heads = self.heads(index, x, layout)
+        return self.merge(index, heads.attend(), heads.x)
 
-    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
         pool = self.visual.attnpool
         q, k, v = (
             split_heads(project(x), pool.num_heads)
             for project in (pool.q_proj, pool.k_proj, pool.v_proj)
         )
-        return Heads(q, k, v, x, grid)
+        return Heads(q, k, v, x, layout.grid)
 
-    def merge(self, index: int, values: Tensor) -> Tensor:
+    def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return self.visual.attnpool.c_proj(join_heads(values))
 
     def feed_forward(self, index: int, x: Tensor) -> Tensor:

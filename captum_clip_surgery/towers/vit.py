@@ -1,4 +1,4 @@
-"""open_clip's own VisionTransformer with a class token."""
+"""open_clip's own VisionTransformer: CLIP's, CLIPA's and CoCa's."""
 
 from __future__ import annotations
 
@@ -7,42 +7,66 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import (
+    Attention,
+    AttentionalPooler,
+    CustomResidualAttentionBlock,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from captum_clip_surgery.towers.base import (
     Grid,
     Heads,
+    Layout,
     Tower,
     join_heads,
     resize_positions,
     split_heads,
 )
 
+BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+
 
 class VisionTransformerTower(Tower):
-    """Class token first, patches after it; pooled and projected as `ln_post(x) @ proj`."""
+    """A class token first, patches after it.
 
-    family = "open_clip VisionTransformer with a class token"
-    visual_class = VisionTransformer
+    Pooled by the class token (CLIP), by the mean of the patches with the LayerNorm after it
+    (CLIPA), or by attention of learned queries (CoCa). A patch is projected as the pooled embedding
+    is: `ln_post(.) @ proj`, after passing alone through the attentional pooler where there is one.
+    """
+
+    family = "open_clip VisionTransformer"
+
+    @classmethod
+    def claims(cls, visual: nn.Module) -> bool:
+        return isinstance(visual, VisionTransformer)
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
-        if visual.attn_pool is not None:
-            return "it pools its tokens by attention"
-        if visual.pool_type != "tok":
-            return f"it pools its tokens by {visual.pool_type!r}, not by a class token"
+        if getattr(visual, "attn_pool_contrastive", None) is not None:
+            return (
+                f"its attentional pooling is of kind {visual.attn_pool_type!r}, which open_clip "
+                "calls untested; surgery is defined for attentional_pool=True"
+            )
+        if visual.pool_type not in ("tok", "avg"):
+            return f"it pools its tokens by {visual.pool_type!r}, which gives no single embedding"
         for index, block in enumerate(visual.transformer.resblocks):
-            if type(block) is not ResidualAttentionBlock:
-                return f"block {index} is a {type(block).__name__}, not a ResidualAttentionBlock"
-            if not isinstance(block.attn, nn.MultiheadAttention):
-                kind = type(block.attn).__name__
-                return f"the attention of block {index} is {kind}, not nn.MultiheadAttention"
+            reason = _why_not(block)
+            if reason:
+                return f"block {index} {reason}"
         return None
 
     @property
     def blocks(self) -> Sequence[Any]:
         return self.visual.transformer.resblocks
+
+    @property
+    def pooling(self) -> str:
+        if self.visual.attn_pool is not None:
+            return "attention"
+        return {"tok": "class token", "avg": "average"}[self.visual.pool_type]
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -51,44 +75,93 @@ class VisionTransformerTower(Tower):
 
     @property
     def native_size(self) -> tuple[int, int]:
-        (rows, columns), (height, width) = self.visual.grid_size, self.patch_size
+        (rows, columns), (height, width) = self._native_grid, self.patch_size
         return rows * height, columns * width
+
+    @property
+    def _native_grid(self) -> Grid:
+        rows, columns = self.visual.grid_size
+        return rows, columns
 
     @property
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> tuple[Tensor, Layout]:
         visual = self.visual
         patches = visual.conv1(images)
         grid = (patches.shape[-2], patches.shape[-1])
         patches = patches.flatten(2).mT
         class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = resize_positions(
-            visual.positional_embedding, tuple(visual.grid_size), grid, 1, self.positions
+            visual.positional_embedding, self._native_grid, grid, 1, self.positions
         )
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
-        return visual.ln_pre(visual.patch_dropout(tokens))
+        return visual.ln_pre(visual.patch_dropout(tokens)), Layout(grid)
 
-    def heads(self, index: int, x: Tensor, grid: Grid) -> Heads:
+    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
         block = self.blocks[index]
-        attention: nn.MultiheadAttention = block.attn
+        attention = block.attn
         normalised = block.ln_1(x)
         qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
-        return Heads(q, k, v, normalised, grid)
+        if isinstance(attention, Attention):
+            q, k = attention.ln_q(q), attention.ln_k(k)
+        return Heads(q, k, v, normalised, layout.grid)
 
-    def merge(self, index: int, values: Tensor) -> Tensor:
+    def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         block = self.blocks[index]
-        return block.ls_1(block.attn.out_proj(join_heads(values)))
+        attention = block.attn
+        if isinstance(attention, Attention):
+            if attention.head_scale is not None:
+                values = values * attention.head_scale
+            merged = attention.ln_inner(join_heads(values))
+            merged = attention.out_drop(attention.out_proj(merged))
+        else:
+            merged = attention.out_proj(join_heads(values))
+        if isinstance(block, CustomResidualAttentionBlock):
+            merged = block.ln_attn(merged)
+        return block.ls_1(merged)
 
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         block = self.blocks[index]
         return x + block.ls_2(block.mlp(block.ln_2(x)))
 
     def project(self, x: Tensor) -> Tensor:
-        x = self.visual.ln_post(x)
-        return x if self.visual.proj is None else x @ self.visual.proj
+        if self.visual.attn_pool is not None:
+            x = _value_path(self.visual.attn_pool, x)
+        return self._to_joint_space(self.visual.ln_post(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        return self.project(x[:, 0])
+        pooled, _ = self.visual._pool(x)
+        return self._to_joint_space(pooled)
+
+    def _to_joint_space(self, x: Tensor) -> Tensor:
+        return x if self.visual.proj is None else x @ self.visual.proj
+
+
+def _why_not(block: nn.Module) -> str | None:
+    """Why the adapter cannot rebuild a block, or None."""
+    if type(block) not in BLOCKS:
+        names = " or ".join(known.__name__ for known in BLOCKS)
+        return f"is a {type(block).__name__}, not a {names}"
+    attention: Any = block.attn
+    if not isinstance(attention, (nn.MultiheadAttention, Attention)):
+        return f"attends by {type(attention).__name__}, not by open_clip's own classes"
+    if not getattr(attention, "batch_first", True):
+        return "takes its tokens as (L, N, D), not batch first"
+    if getattr(attention, "logit_scale", None) is not None:
+        return "attends by scaled cosines, which open_clip 3.3 itself cannot run"
+    return None
+
+
+def _value_path(pooler: AttentionalPooler, x: Tensor) -> Tensor:
+    """Each token alone through the pooler: with one key, attention is the value, for any query."""
+    attention: Any = pooler.attn
+    width = attention.out_proj.in_features
+    if attention.in_proj_weight is None:
+        weight = attention.v_proj_weight
+    else:
+        weight = attention.in_proj_weight[2 * width :]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
+    return attention.out_proj(F.linear(pooler.ln_k(x), weight, bias))
