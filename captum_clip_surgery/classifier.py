@@ -111,6 +111,7 @@ class ZeroShotClassifier(nn.Module):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
+        tokenizer: Tokenizer | None = None,
         **options: Any,
     ) -> Self:
         """A model as `open_clip.create_model_and_transforms` loads it, in eval mode.
@@ -122,13 +123,16 @@ class ZeroShotClassifier(nn.Module):
             mean, std, interpolation: override the model's preprocessing. A checkpoint file does
                 not record any, so open_clip assumes OpenAI's; a warning says where that is likely
                 to be wrong.
+            tokenizer: instead of the model's own, which many take from a hub: a callable of texts
+                and `context_length` to token ids.
             **options: for open_clip: `precision`, `device`, `cache_dir`, `force_image_size`, ...
 
         Raises:
             FileNotFoundError: a checkpoint file or folder that is not there.
             ValueError: a model or a tag that open_clip does not know, or no weights named.
+            ImportError: a text tower or tokenizer of Hugging Face without the extra `transformers`.
         """
-        model, tokenizer = load(name, pretrained, mean, std, interpolation, **options)
+        model, tokenizer = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
         return cls(model, texts, rivals, tokenizer, templates, truncate, positions)
 
     @classmethod
@@ -382,12 +386,8 @@ class ZeroShotClassifier(nn.Module):
             return self.tower.encode(image).shape[-1]
 
     def extra_repr(self) -> str:
-        rows, columns = self.tower.grid(*self.native_size)
-        size = f"{self.native_size[0]} x {self.native_size[1]}"
         return (
-            f"texts={list(self.texts)}, rivals={list(self.rivals)},\n"
-            f"tower={self.tower.family}, {len(self.tower.blocks)} blocks, "
-            f"{size} pixels in {rows} x {columns} patches"
+            f"texts={list(self.texts)}, rivals={list(self.rivals)},\ntower={self.tower.describe()}"
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import pickle
 import warnings
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,13 @@ def load(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
+    tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Tokenizer]:
     """A model in eval mode and its tokenizer; see `ZeroShotClassifier.from_pretrained`.
 
     Raises:
+        ImportError: a text tower or tokenizer of Hugging Face, and transformers is not installed.
         FileNotFoundError: a checkpoint file or folder that is not there.
         ValueError: a model or tag that open_clip does not know, or weights that do not load.
     """
@@ -38,6 +42,7 @@ def load(
     if not name.startswith(SCHEMES):
         name = name.replace("/", "-")  # as open_clip does: ViT-B/16
     _check_exists(name, pretrained)
+    _check_transformers(name, tokenizer)
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
     if mean is None or std is None:
@@ -54,7 +59,40 @@ def load(
         )
     except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{pretrained or name} does not load as {name}: {error}") from error
-    return model.eval(), open_clip.get_tokenizer(name)
+    return model.eval(), tokenizer or _tokenizer(name)
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    try:
+        return open_clip.get_tokenizer(name)
+    except OSError as error:  # what transformers raises where its hub cannot be reached
+        raise OSError(
+            f"the tokenizer of {name} could not be had: {error}\nPass tokenizer=, a callable of "
+            "texts and context_length to token ids, such as open_clip.tokenizer.HFTokenizer(folder)"
+        ) from error
+
+
+def text_needs(name: str) -> tuple[bool, bool]:
+    """Whether a configuration's (text tower, tokenizer) are Hugging Face's; unknown is neither."""
+    if name.startswith("local-dir:"):
+        path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+        config = json.loads(path.read_text()).get("model_cfg", {})
+    else:
+        config = open_clip.get_model_config(name) or {}
+    text = config.get("text_cfg", {})
+    return bool(text.get("hf_model_name")), bool(text.get("hf_tokenizer_name"))
+
+
+def _check_transformers(name: str, tokenizer: Tokenizer | None) -> None:
+    if name.startswith("hf-hub:") or find_spec("transformers"):
+        return
+    tower, tokens = text_needs(name)
+    if tower or (tokens and tokenizer is None):
+        part = "text tower" if tower else "tokenizer"
+        raise ImportError(
+            f"the {part} of {name} is Hugging Face's: pip install "
+            "'captum_clip_surgery[transformers]'"
+        )
 
 
 def _check_exists(name: str, pretrained: str | None) -> None:

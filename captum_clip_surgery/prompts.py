@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ class PromptEncoder:
         truncate: cut prompts longer than the context instead of raising.
 
     Raises:
-        ValueError: no tokenizer and a vocabulary that is not open_clip's.
+        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class PromptEncoder:
                 )
             tokenizer = open_clip.tokenize
         self.tokenizer = tokenizer
+        self.context_length = _context_length(self._tower, tokenizer)
         self._cache: dict[str, Tensor] = {}
         self._cached_for: object = None
         self._held: list[Tensor] = []
@@ -196,20 +198,24 @@ class PromptEncoder:
         return F.normalize(means, dim=-1)
 
     def _tokenize(self, prompts: list[str]) -> Tensor:
-        context = self._tower.context_length
-        # A tokenizer cuts in silence; with one place more than the tower has, it shows.
+        """Token ids (P, context) of prompts, none of them cut but by request."""
+        context = self.context_length
+        # A tokenizer cuts in silence. Given one place more than there is, what it cuts at the
+        # right place differs, where it fills that place at all.
+        longer = self.tokenizer(prompts, context_length=context + 1)
+        tokens = longer[:, :-1]
         padding = self.tokenizer([""], context_length=context + 1)[0, -1]
-        tokens = self.tokenizer(prompts, context_length=context + 1)
-        too_long = (tokens[:, -1] != padding).nonzero().flatten().tolist()
-        tokens = tokens[:, :-1]
-        if too_long and not self.truncate:
+        full = (longer[:, -2:] != padding).any(1).nonzero().flatten()
+        if not len(full):
+            return tokens
+        fitted = self.tokenizer([prompts[i] for i in full], context_length=context)
+        cut = ((fitted != tokens[full]).any(1) | (longer[full, -1] != padding)).nonzero().flatten()
+        if len(cut) and not self.truncate:
             raise ValueError(
-                f"the prompt {prompts[too_long[0]]!r} is longer than the model's context of "
+                f"the prompt {prompts[full[cut[0]]]!r} is longer than the model's context of "
                 f"{context} tokens; shorten it or pass truncate=True"
             )
-        if too_long:
-            cut = self.tokenizer([prompts[i] for i in too_long], context_length=context)
-            tokens[too_long] = cut
+        tokens[full] = fitted
         return tokens
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -231,6 +237,23 @@ class PromptEncoder:
             features[rows.to(device)] = encoded.to(features.dtype)
         assert features is not None
         return features
+
+
+def _context_length(tower: Any, tokenizer: Any) -> int:
+    """How many tokens the text tower takes.
+
+    Hugging Face towers take as many as they have positions (or any number); they were trained on
+    as many as their open_clip tokenizer gives.
+    """
+    own = tower.context_length
+    if isinstance(tower, HFTextEncoder):
+        own = getattr(tokenizer, "context_length", None) or own
+    if not own:
+        raise ValueError(
+            f"the text tower {type(tower).__name__} does not say its context length; pass "
+            "tokenizer=open_clip.get_tokenizer(name), which does"
+        )
+    return own
 
 
 def _pool_type(tower: Any) -> str:
