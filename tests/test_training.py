@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from operator import itemgetter
@@ -10,17 +11,23 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
-from captum_clip_surgery.demo import train
+from captum_clip_surgery.demo import report, train
+
+
+def shorter(plan: train.Plan) -> train.Plan:
+    return dataclasses.replace(plan, stages=(train.Stage(128, 5, 1e-3, 0.0),))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps on small pictures, with a change of size in the middle."""
+    stages = (train.Stage(32, 4, 1e-3, 5e-4), train.Stage(48, 3, 4e-4, 0.0, (1, 1, 2)))
     for name, value in {
-        "STAGES": (train.Stage(32, 4, 1e-3, 5e-4), train.Stage(48, 3, 4e-4, 0.0, (1, 1, 2))),
-        "FINAL_SIZES": (48, 64),
+        "PLANS": {"embedded": train.Plan(train.MODEL, stages, final_sizes=(48, 64))}
+        | {name: shorter(plan) for name, plan in train.PLANS.items() if name != "embedded"},
         "BATCH": 8,
         "WARM_UP": 2,
         "EVALUATE_EVERY": 4,
@@ -35,11 +42,13 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [1, 5])
+@pytest.mark.parametrize(
+    ("plan", "killed_at"), [("embedded", 1), ("embedded", 5), ("map", 3), ("average", 3)]
+)
 def test_resuming_equals_never_having_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str, killed_at: int
 ) -> None:
-    train.main(tmp_path / "whole")
+    train.main(tmp_path / "whole", plan)
 
     learn = train.Training.learn
 
@@ -51,8 +60,8 @@ def test_resuming_equals_never_having_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "learn", dies)
         with pytest.raises(Killed):
-            train.main(tmp_path / "resumed")
-    train.main(tmp_path / "resumed", workers=1)
+            train.main(tmp_path / "resumed", plan)
+    train.main(tmp_path / "resumed", plan, workers=1)
 
     whole, resumed = (
         load_file(tmp_path / run / "model" / "open_clip_model.safetensors")
@@ -60,7 +69,7 @@ def test_resuming_equals_never_having_stopped(
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "log.jsonl").open()]
-    assert steps == [4, 7, 7]
+    assert steps == ([4, 7, 7] if plan == "embedded" else [4, 5])
 
 
 def test_what_is_exported(tmp_path: Path) -> None:
@@ -76,11 +85,39 @@ def test_what_is_exported(tmp_path: Path) -> None:
     assert table[start].any()
 
 
+@pytest.mark.parametrize(("plan", "pooling"), [("map", "attention"), ("average", "average")])
+def test_variants_start_with_the_known_text_and_are_measured_like_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str, pooling: str
+) -> None:
+    start = train.Training(train.PLANS[plan], tmp_path / "start").model
+    known = load_file(train.MODEL_FOLDER / "open_clip_model.safetensors")
+    own = start.state_dict()
+    text = [name for name in own if not name.startswith(("visual.", "logit_"))]
+    assert len(text) > 20
+    assert all(torch.equal(own[name], known[name].float()) for name in text)
+
+    train.main(tmp_path / "run", plan)
+    clip = report.load_trained(tmp_path / "run" / "model")
+    assert clip.tower.pooling == pooling
+    assert clip.texts == train.nouns()
+    # The sigmoid loss has a bias to learn, the contrastive one has none.
+    assert (clip.model.logit_bias is not None) == (plan == "map")
+    found = tmp_path / "figures.json"
+    report.main(scenes=3, size=64, model=tmp_path / "run" / "model", output=found)
+    assert "top-1, test" in json.loads(found.read_text())
+
+
+def test_an_unknown_plan(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="'max' is none of embedded, map, average"):
+        train.main(tmp_path, "max")
+
+
 def test_learning_rate_warms_up_and_falls_within_each_stage() -> None:
-    rates = [train.learning_rate(step) for step in range(7)]
+    plan = train.PLANS["embedded"]
+    rates = [plan.learning_rate(step) for step in range(7)]
     first = [5e-4 + 5e-4 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
     assert rates[0] == pytest.approx(first[0] / 2)  # one of two steps of warm-up
     assert rates[1:4] == pytest.approx(first[1:])
     assert rates[4:] == pytest.approx([4e-4, 3e-4, 1e-4])
     with pytest.raises(ValueError, match="past the end of training, 7"):
-        train.stage_at(7)
+        plan.stage_at(7)

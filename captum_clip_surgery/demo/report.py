@@ -1,6 +1,8 @@
 """Measure the embedded model and every form of surgery on scenes, as its model card reports.
 
-python -m captum_clip_surgery.demo.report [--scenes 500] [--output FILE.json]
+    python -m captum_clip_surgery.demo.report [--scenes 500] [--output FILE.json]
+
+With `--model FOLDER` a model trained by another plan of `demo.train` instead.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import typer
 from torch import Tensor
 
 from captum_clip_surgery import LayerClipSurgery, LayerFeatureClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns
+from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import METHODS, Explain, evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import FORMS
 
@@ -43,6 +45,15 @@ def _surgery(method: type, form: str | None) -> Explain:
     return explain
 
 
+def load_trained(folder: Path) -> ZeroShotClassifier:
+    """A model that `demo.train` left in a folder of its own."""
+    # Registers the image towers of the plans with timm.
+    from captum_clip_surgery.demo import train  # noqa: F401
+
+    templates = prompt_templates()
+    return ZeroShotClassifier.from_pretrained(f"local-dir:{folder}", None, nouns(), None, templates)
+
+
 def top1(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> float:
     """Zero-shot accuracy among all nouns on scenes of one object, in percent."""
     every = clip.with_texts(nouns())
@@ -61,11 +72,15 @@ def top1(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> float:
 def main(
     scenes: Annotated[int, typer.Option(help="Test scenes.")] = 500,
     size: Annotated[int | None, typer.Option(help="Side shown to the model; native.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a trained model; the embedded one.")
+    ] = None,
     captum: Annotated[bool, typer.Option(help="Measure Captum's methods as well.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Print the tables of the model card."""
-    clip = ZeroShotClassifier.demo(["dog"])
+    clip = ZeroShotClassifier.demo(["dog"]) if model is None else load_trained(model)
+    print(clip.tower.describe())
     render = size or clip.native_size[0]
     found: dict[str, object] = {}
     for split in ("validation", "test"):

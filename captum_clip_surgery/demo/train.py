@@ -1,10 +1,12 @@
 """Train the embedded model: CLIP's contrastive loss on rendered scenes, and nothing else.
 
-    python -m captum_clip_surgery.demo.train --output runs/demo
+    python -m captum_clip_surgery.demo.train [--plan map | average] --output runs/demo
 
-Run it again to go on after an interruption. The folder then holds `log.jsonl`, `checkpoint.pt`
-and, under `model/`, the best weights as open_clip's `local-dir:` loads them. Best is the highest
-held-out contrastive accuracy; the explanation maps play no part in the choice.
+The other plans are variants that show surgery on towers without a class token; their weights are
+not part of the package. Run it again to go on after an interruption. The folder then holds
+`log.jsonl`, `checkpoint.pt` and, under `model/`, the best weights as open_clip's `local-dir:` loads
+them. Best is the highest held-out contrastive accuracy; the explanation maps play no part in the
+choice.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,13 +25,17 @@ import numpy as np
 import open_clip
 import torch
 import typer
+from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.demo.report import top1
 from captum_clip_surgery.demo.scenes import Scenes, nouns, prompt_templates
 
@@ -68,15 +75,71 @@ class Stage:
     objects: tuple[int, ...] = (1, 2, 3)  # a number that stands twice is drawn twice as often
 
 
-# Most of the learning at the cheap size, as OpenAI's CLIP for 336 pixels was made from that for
-# 224; then the whole at the size it is used in.
-STAGES = (
-    Stage(128, 2100, 1e-3, 2.65e-4),
-    Stage(192, 900, 2.65e-4, 6e-6),
-    Stage(192, 560, 2.5e-4, 0.0, objects=(1, 1, 2, 3)),
-)
-# At the end the model is tried at these sizes, and native is the one of the best accuracy.
-FINAL_SIZES = (192, 224)
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and how.
+
+    Args:
+        model: the open_clip configuration.
+        stages: one after the other.
+        final_sizes: at the end the model is tried at these, and native is the one of the best
+            accuracy.
+        sigmoid: SigLIP's loss over pairs instead of CLIP's contrastive one.
+        known_text: the text tower starts as the embedded model's, which saves most of the time.
+    """
+
+    model: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    final_sizes: tuple[int, ...]
+    sigmoid: bool = False
+    known_text: bool = False
+
+    def stage_at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and the step at which it began."""
+        begin = 0
+        for stage in self.stages:
+            if step < begin + stage.steps:
+                return stage, begin
+            begin += stage.steps
+        raise ValueError(f"step {step} is past the end of training, {begin}")
+
+    def learning_rate(self, step: int) -> float:
+        """The stage's own, after a linear warm-up at the very start."""
+        stage, begin = self.stage_at(step)
+        turn = (1 + math.cos(math.pi * (step - begin) / stage.steps)) / 2
+        rate = stage.last_rate + (stage.rate - stage.last_rate) * turn
+        return rate * min(1.0, (step + 1) / WARM_UP)
+
+
+def _timm_model(pool: str, **others: Any) -> dict[str, Any]:
+    """The embedded model's configuration with timm's ViT as image tower."""
+    tower = {"timm_model_name": f"scenes_vit_{pool}", "timm_pool": pool, "image_size": 128}
+    return {**MODEL, "vision_cfg": {**tower, "timm_proj": "linear"}, **others}
+
+
+SHORT = (Stage(128, 2000, 1e-3, 0.0),)
+PLANS = {
+    "embedded": Plan(
+        MODEL,
+        # Most of the learning at the cheap size, as OpenAI's CLIP for 336 pixels was made from
+        # that for 224; then the whole at the size it is used in.
+        (
+            Stage(128, 2100, 1e-3, 2.65e-4),
+            Stage(192, 900, 2.65e-4, 6e-6),
+            Stage(192, 560, 2.5e-4, 0.0, objects=(1, 1, 2, 3)),
+        ),
+        final_sizes=(192, 224),
+    ),
+    "map": Plan(
+        # SigLIP's start of scale and bias: most pairs of a batch are no pairs.
+        _timm_model("map", init_logit_scale=math.log(10), init_logit_bias=-10.0),
+        SHORT,
+        final_sizes=(128,),
+        sigmoid=True,
+        known_text=True,
+    ),
+    "average": Plan(_timm_model("avg"), SHORT, final_sizes=(128,), known_text=True),
+}
 SEED = 0
 BATCH = 128
 WARM_UP = 100
@@ -109,34 +172,47 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
 
 
-def stage_at(step: int) -> tuple[Stage, int]:
-    """The stage of a step, and the step at which it began."""
-    begin = 0
-    for stage in STAGES:
-        if step < begin + stage.steps:
-            return stage, begin
-        begin += stage.steps
-    raise ValueError(f"step {step} is past the end of training, {begin}")
+def _small_vit(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """timm's ViT without a class token, as small as the embedded model's image tower."""
+    shape = {"img_size": 128, "patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    model: nn.Module = build_model_with_cfg(
+        VisionTransformer, name, pretrained, class_token=False, **shape, **options
+    )
+    return model
 
 
-def learning_rate(step: int) -> float:
-    """The stage's own, after a linear warm-up at the very start."""
-    stage, begin = stage_at(step)
-    progress = (step - begin) / stage.steps
-    rate = stage.last_rate + (stage.rate - stage.last_rate) * (1 + math.cos(math.pi * progress)) / 2
-    return rate * min(1.0, (step + 1) / WARM_UP)
+def scenes_vit_map(pretrained: bool = False, **options: Any) -> nn.Module:
+    """Pooled by one query, as SigLIP's."""
+    return _small_vit("scenes_vit_map", pretrained, {"global_pool": "map", **options})
 
 
-def build(size: int, state: dict[str, Tensor] | None = None) -> CLIP:
+def scenes_vit_avg(pretrained: bool = False, **options: Any) -> nn.Module:
+    """Pooled by the mean of its patches."""
+    return _small_vit("scenes_vit_avg", pretrained, {"global_pool": "avg", **options})
+
+
+#: timm reads here that nothing about these is out of the ordinary.
+default_cfgs = generate_default_cfgs({"scenes_vit_map": {}, "scenes_vit_avg": {}})
+for entry in (scenes_vit_map, scenes_vit_avg):
+    register_model(entry)
+
+
+def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None = None) -> CLIP:
     """The model for pictures of `size`, with positions of `state` resized to its grid."""
-    config = {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "image_size": size}}
-    model = CLIP(**config)
+    model = CLIP(**{**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}})
     open_clip.model.set_model_preprocess_cfg(model, {**PREPROCESS, "size": size})
     if state is not None:
         state = dict(state)
         open_clip.factory.resize_pos_embed(state, model)
         model.load_state_dict(state)
     return model.to(DEVICE)
+
+
+def start_with_known_text(model: CLIP) -> None:
+    """Give the model the embedded model's text tower."""
+    known = load_file(MODEL_FOLDER / "open_clip_model.safetensors")
+    own = {name for name in model.state_dict() if not name.startswith(("visual.", "logit_"))}
+    model.load_state_dict({name: known[name].float() for name in own}, strict=False)
 
 
 def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
@@ -171,15 +247,18 @@ def validation_top1(model: CLIP, size: int) -> float:
 class Training:
     """The state of training and its folder; made anew, it goes on where the last one was saved."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.plan = plan
         self.folder = folder
         self.step = 0
         self.seconds = 0.0
         self.best = -1.0
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
-        self.model = build(STAGES[0].size)
+        self.model = build(plan.model, plan.stages[0].size)
+        if plan.known_text:
+            start_with_known_text(self.model)
         self.optimizer = optimizer_for(self.model)
         if self._checkpoint.exists():
             self._load(torch.load(self._checkpoint, map_location=DEVICE))
@@ -195,7 +274,7 @@ class Training:
     def _load(self, saved: dict[str, Any]) -> None:
         self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
         self.seen = saved["seen"]
-        self.model = build(saved["size"], saved["model"])
+        self.model = build(self.plan.model, saved["size"], saved["model"])
         self.optimizer = optimizer_for(self.model)
         self.optimizer.load_state_dict(saved["optimizer"])
         # What was logged after this checkpoint is about to happen again.
@@ -223,7 +302,7 @@ class Training:
         if size == self.model.visual.image_size[0]:
             return
         averages = self.optimizer.state_dict()
-        self.model = build(size, self.model.state_dict())
+        self.model = build(self.plan.model, size, self.model.state_dict())
         self.optimizer = optimizer_for(self.model)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, moments in averages["state"].items():
@@ -235,11 +314,11 @@ class Training:
     def learn(self, images: Tensor, tokens: Tensor) -> float:
         """One step on a batch of pairs; returns the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step)
+            group["lr"] = self.plan.learning_rate(self.step)
         images, tokens = images.to(DEVICE), tokens.to(DEVICE)
         self.seen[tokens.flatten()] = True
-        image_features, text_features, scale = self.model(images, tokens)[:3]
-        loss = open_clip.ClipLoss()(image_features, text_features, scale)
+        loss_of = SigLipLoss() if self.plan.sigmoid else ClipLoss()
+        loss = loss_of(*self.model(images, tokens))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -262,11 +341,14 @@ class Training:
             log.write(json.dumps(record) + "\n")
         if record["contrastive_accuracy"] >= self.best:
             self.best = record["contrastive_accuracy"]
-            export(self.model.state_dict(), self.seen, size, self.folder / "model")
+            state = self.model.state_dict()
+            export(self.plan.model, state, self.seen, size, self.folder / "model")
         return record
 
 
-def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> None:
+def export(
+    config: Mapping[str, Any], state: dict[str, Tensor], seen: Tensor, size: int, folder: Path
+) -> None:
     """Write weights and config as open_clip's `local-dir:` loads them.
 
     Rows of the token table that no caption ever touched hold only their random start: they become
@@ -274,13 +356,11 @@ def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> N
     """
     table = state["token_embedding.weight"]
     state = {**state, "token_embedding.weight": table * seen[:, None].to(table)}
-    config = {
-        "model_cfg": {**MODEL, "vision_cfg": {**MODEL["vision_cfg"], "image_size": size}},
-        "preprocess_cfg": PREPROCESS,
-    }
+    sized = {**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}}
+    written = {"model_cfg": sized, "preprocess_cfg": PREPROCESS}
     partial = folder.with_suffix(".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (partial / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n")
     half = {name: value.half().contiguous() for name, value in state.items()}
     save_file(half, partial / "open_clip_model.safetensors")
     # Config and weights change together, or a kill between them would leave a pair that misfits.
@@ -291,6 +371,7 @@ def export(state: dict[str, Tensor], seen: Tensor, size: int, folder: Path) -> N
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "embedded",
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that render scenes; all cores but one beside a GPU, else 0."),
@@ -299,11 +380,13 @@ def main(
     """Train, or go on training, the embedded model."""
     if workers is None:  # without a GPU, training itself takes all cores
         workers = max(0, (os.cpu_count() or 1) - 1) if DEVICE.type == "cuda" else 0
-    training = Training(output)
-    total = sum(stage.steps for stage in STAGES)
+    if plan not in PLANS:
+        raise typer.BadParameter(f"{plan!r} is none of {', '.join(PLANS)}", param_hint="--plan")
+    training = Training(PLANS[plan], output)
+    total = sum(stage.steps for stage in training.plan.stages)
     progress = tqdm(total=total, initial=training.step, smoothing=0.05)
     while training.step < total:
-        stage, begin = stage_at(training.step)
+        stage, begin = training.plan.stage_at(training.step)
         training.resize(stage.size)
         scenes = Scenes("train", (begin + stage.steps) * BATCH, stage.size, stage.objects)
         started = time.monotonic()
@@ -319,7 +402,7 @@ def main(
             training.seconds += started - before
             if training.step % SAVE_EVERY == 0 or training.step == total:
                 training.save(stage.size)
-    for size in FINAL_SIZES:
+    for size in training.plan.final_sizes:
         training.resize(size)
         progress.write(json.dumps(training.evaluate(size)))
 
