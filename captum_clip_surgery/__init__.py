@@ -5,6 +5,8 @@ See `ZeroShotClassifier` for a CLIP and its texts as an image classifier, `ClipS
 """
 
 from captum_clip_surgery import functional
+from captum_clip_surgery.catalog import ModelEntry, list_models
+from captum_clip_surgery.checkup import TowerReport, tower_report
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.prompts import TEMPLATES
 from captum_clip_surgery.surgery import (
@@ -26,6 +28,10 @@ __all__ = [
     "LayerClipSimilarity",
     "LayerClipSurgery",
     "LayerFeatureClipSurgery",
+    "ModelEntry",
+    "TowerReport",
     "ZeroShotClassifier",
     "functional",
+    "list_models",
+    "tower_report",
 ]

@@ -1,7 +1,8 @@
-"""The command line: `clip-surgery demo` and `clip-surgery explain`."""
+"""The command line: `clip-surgery demo`, `explain`, `models` and `check`."""
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,27 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 import captum_clip_surgery
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.catalog import list_models
+from captum_clip_surgery.catalog import to_markdown as models_to_markdown
+from captum_clip_surgery.checkup import tower_report
+from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import METHODS, evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import FORMS
 from captum_clip_surgery.preprocessing import load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.visualization import compare_figure
+from captum_clip_surgery.visualization import compare_figure, report_figure
 
+CHECKED_SCENES = 12
+EVERYDAY = (  # what images are asked about where nobody says
+    "person, dog, cat, bird, horse, car, boat, building, window, tree, flower, grass, road, sky, "
+    "water, mountain, chair, table, food, sign"
+)
 DEMO_SCENE = 39  # of the test scenes of two and three objects: three, large and apart
 ABOUT_THE_DEMO_MODEL = (
     "This is the embedded model: small, trained by this project on scenes of emoji, not for "
@@ -43,7 +53,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()
-    except (ValueError, TypeError, IndexError, OSError) as error:
+    except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -137,13 +147,60 @@ def explain(
         sys.exit(f"error: {len(failed)} of {len(images)} images could not be read: {names}")
 
 
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List open_clip's configurations: which work, on what grid, and why the others do not."""
+    entries = list_models(progress=sys.stderr.isatty())
+    if as_json:
+        print(json.dumps([entry.to_dict() for entry in entries], indent=2))
+    else:
+        print(models_to_markdown(entries))
+
+
+@app.command()
+def check(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files; scenes of the demo if none.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to ask about; repeat for more.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag or checkpoint file.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path(
+        "clip-surgery-check"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check up a checkpoint: outlier tokens, what texts share, and a depth of surgery to try."""
+    texts = text or (nouns() if model is None else EVERYDAY.split(", "))
+    clip = _load(model, pretrained, texts, (), quiet=as_json)
+    scenes = Scenes("test", CHECKED_SCENES, clip.native_size[0])
+    batch = clip.preprocess(images or [scene.image for scene in scenes], size)
+    report = tower_report(clip, batch)
+    path = _save(report_figure(report), output / "check.png")
+    print(json.dumps(report.to_dict(), indent=2) if as_json else f"{report}\n\nfigure: {path}")
+
+
 def _load(
-    model: str | None, pretrained: str | None, texts: Sequence[str], rivals: Sequence[str]
+    model: str | None,
+    pretrained: str | None,
+    texts: Sequence[str],
+    rivals: Sequence[str],
+    quiet: bool = False,
 ) -> ZeroShotClassifier:
     if model is None:
         if pretrained is not None:
             raise ValueError("--pretrained needs --model")
-        print(f"No --model given. {ABOUT_THE_DEMO_MODEL}")
+        if not quiet:
+            print(f"No --model given. {ABOUT_THE_DEMO_MODEL}")
         return ZeroShotClassifier.demo(texts, rivals)
     return ZeroShotClassifier.from_pretrained(model, pretrained, texts, rivals)
 
@@ -166,8 +223,12 @@ def _explain(
 def _write_figure(
     path: Path, picture: np.ndarray, maps: Mapping[str, Tensor], texts: Sequence[str]
 ) -> Path:
+    return _save(compare_figure(picture, maps, texts), path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    compare_figure(picture, maps, texts).savefig(path, dpi=150)
+    figure.savefig(path, dpi=150)
     return path
 
 

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from captum_clip_surgery.checkup import OUTLIER, TowerReport
 
 COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
 OPACITY = 0.7
@@ -103,3 +106,50 @@ def show_map(axis: Axes, picture: np.ndarray, attribution: Tensor) -> None:
     if low == high:  # a few pixels hold all there is
         low, high = float(values.min()), float(values.max())
     axis.imshow(values, cmap=COLOURS, alpha=OPACITY, vmin=low, vmax=high)
+
+
+def report_figure(report: TowerReport) -> Figure:
+    """A `TowerReport` drawn: norms of patch tokens by block, where the largest stand, and depths.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    by_block, on_grid, by_depth = figure.subplots(1, 3, width_ratios=[1.25, 1, 1.25])
+    _draw_norms(by_block, report)
+    worst = int(report.outliers.argmax()) if report.outliers.any() else len(report.norms) - 1
+    norms = report.norms[worst]
+    image = int((norms.amax(-1) / norms.median(-1).values).argmax())
+    shown = on_grid.imshow(norms[image].unflatten(0, report.grid), cmap=COLOURS, vmin=0)
+    figure.colorbar(shown, ax=on_grid, shrink=0.8)
+    on_grid.set(xticks=[], yticks=[], title=f"norms of image {image}, {_place(report, worst)}")
+    _draw_spread(by_depth, report)
+    return figure
+
+
+def _place(report: TowerReport, index: int) -> str:
+    return "leaving the last" if index == len(report.norms) - 1 else f"entering block {index}"
+
+
+def _draw_norms(axis: Axes, report: TowerReport) -> None:
+    norms = report.norms.flatten(1)
+    blocks = range(len(norms))
+    low, middle, high = (norms.quantile(q, dim=1) for q in (0.01, 0.5, 0.99))
+    axis.fill_between(blocks, low, high, alpha=0.25, color="tab:blue", label="1 % to 99 %")
+    axis.plot(blocks, middle, color="tab:blue", label="median")
+    axis.plot(blocks, norms.amax(1), color="tab:orange", ls="--", label="largest")
+    axis.plot(blocks, OUTLIER * middle, color="grey", ls=":", label=f"{OUTLIER:g} x median")
+    axis.set(yscale="log", xlabel="entering block (last: leaving)", title="norms of patch tokens")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize=7)
+
+
+def _draw_spread(axis: Axes, report: TowerReport) -> None:
+    depth = report.suggested_depth
+    axis.plot(range(len(report.spread)), report.spread, marker="o", ms=3, color="tab:blue")
+    axis.plot(
+        depth, report.spread[depth], "o", ms=9, mfc="none", color="tab:orange", label="suggested"
+    )
+    axis.set(xlabel="depth of surgery", title="spread of the likeliest text's map", ylim=(0, None))
+    axis.legend(fontsize=7, loc="lower right")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
