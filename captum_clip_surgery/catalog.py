@@ -81,10 +81,12 @@ def list_models(names: Iterable[str] | None = None, progress: bool = False) -> l
 def _entry(name: str) -> ModelEntry:
     tower, tokenizer = text_needs(name)
     text = "tower" if tower else "tokenizer" if tokenizer else "open_clip"
+    if "vision_cfg" not in (open_clip.get_model_config(name) or {}):
+        return ModelEntry(name, "none", False, "it has no image tower", text=text)
     try:
         visual = _build_on_meta(name)
     except Exception as error:  # whatever a user's own configuration brings
-        return ModelEntry(name, "", False, f"open_clip cannot build it: {error}", text=text)
+        return ModelEntry(name, "unknown", False, f"open_clip cannot build it: {error}", text=text)
     try:
         adapter = adapt(visual)
     except TypeError as error:

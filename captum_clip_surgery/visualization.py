@@ -120,7 +120,7 @@ def report_figure(report: TowerReport) -> Figure:
     worst = int(report.outliers.argmax()) if report.outliers.any() else len(report.norms) - 1
     norms = report.norms[worst]
     image = int((norms.amax(-1) / norms.median(-1).values).argmax())
-    shown = on_grid.imshow(norms[image].unflatten(0, report.grid), cmap=COLOURS, vmin=0)
+    shown = on_grid.imshow(norms[image].reshape(report.grid).numpy(), cmap=COLOURS, vmin=0)
     figure.colorbar(shown, ax=on_grid, shrink=0.8)
     on_grid.set(xticks=[], yticks=[], title=f"norms of image {image}, {_place(report, worst)}")
     _draw_spread(by_depth, report)
@@ -132,12 +132,12 @@ def _place(report: TowerReport, index: int) -> str:
 
 
 def _draw_norms(axis: Axes, report: TowerReport) -> None:
-    norms = report.norms.flatten(1)
+    norms = report.norms.flatten(1).numpy()
     blocks = range(len(norms))
-    low, middle, high = (norms.quantile(q, dim=1) for q in (0.01, 0.5, 0.99))
+    low, middle, high = np.quantile(norms, [0.01, 0.5, 0.99], axis=1)
     axis.fill_between(blocks, low, high, alpha=0.25, color="tab:blue", label="1 % to 99 %")
     axis.plot(blocks, middle, color="tab:blue", label="median")
-    axis.plot(blocks, norms.amax(1), color="tab:orange", ls="--", label="largest")
+    axis.plot(blocks, norms.max(1), color="tab:orange", ls="--", label="largest")
     axis.plot(blocks, OUTLIER * middle, color="grey", ls=":", label=f"{OUTLIER:g} x median")
     axis.set(yscale="log", xlabel="entering block (last: leaving)", title="norms of patch tokens")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,136 @@
+"""The check-up: what it measures, against what was put there to be found."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import TOWERS, random_images, tiny_model
+
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, tower_report
+from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.visualization import report_figure
+
+
+@pytest.fixture(scope="module")
+def demo() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(nouns())
+
+
+@pytest.fixture(scope="module")
+def scenes(demo) -> torch.Tensor:
+    return demo.preprocess([scene.image for scene in Scenes("test", 6)])
+
+
+def test_norms_are_those_of_the_tokens(demo, scenes):
+    entering = []
+    blocks = demo.model.visual.transformer.resblocks
+    handles = [b.register_forward_pre_hook(lambda _, a: entering.append(a[0])) for b in blocks]
+    handles.append(blocks[-1].register_forward_hook(lambda _, a, out: entering.append(out)))
+    try:
+        with torch.no_grad():
+            demo.model.encode_image(scenes)
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = torch.stack([tokens[:, 1:].norm(dim=-1) for tokens in entering])
+    report = tower_report(demo, scenes)
+    assert report.grid == (14, 14)
+    assert torch.allclose(report.norms.float(), expected, rtol=1e-4)
+
+
+def test_the_embedded_model_is_in_order(demo, scenes):
+    report = tower_report(demo, scenes)
+    assert not report.outliers.any()
+    assert report.agreement == pytest.approx(1, abs=1e-5)
+    assert 0.1 < report.common_energy < 0.5
+    # The depth at which the overlap with the true masks levels off (docs/models.md).
+    assert report.suggested_depth == 6
+    said = str(report)
+    for part in ("14 x 14 patches", "none (4 times", "cosine 1.0", "suggested depth        6"):
+        assert part in said
+    assert demo.tower.describe() in said
+
+
+def test_outlier_tokens_are_found(demo, scenes):
+    """Three patches of each image made extreme by block 4, as a trained-in sink would be."""
+
+    def make_extreme(module, args, output):
+        output = output.clone()
+        output[:, [5, 77, 150]] += 300.0
+        return output
+
+    handle = demo.model.visual.transformer.resblocks[4].mlp.register_forward_hook(make_extreme)
+    try:
+        report = tower_report(demo, scenes)
+    finally:
+        handle.remove()
+    assert report.outliers.tolist() == [0, 0, 0, 0, 0, 3, 3, 3, 3]
+    extreme = report.norms[5].topk(3, dim=-1).indices.sort().values
+    assert (extreme + 1 == torch.tensor([5, 77, 150])).all()
+    assert "3.0 an image entering block 5, first at 5" in str(report)
+
+
+def test_spread_is_that_of_the_maps(demo, scenes):
+    report = tower_report(demo, scenes)
+    likely = demo(scenes).argmax(-1)
+    for depth in (0, 1, 6, 8):
+        surgery = LayerClipSurgery(demo, depth=depth, feature_surgery="empty")
+        maps = surgery.attribute(scenes, target=likely).detach()
+        assert report.spread[depth] == pytest.approx(float(maps.flatten(1).std(1).mean()), rel=1e-4)
+    assert len(report.spread) == 9
+
+
+def test_energy_common_to_all_texts(demo, scenes):
+    model, width = demo.model, 128
+    orthogonal, alike = torch.eye(4, width), torch.ones(4, width)
+    for features, expected in ((orthogonal, 1 / 4), (alike, 1.0), (alike[:1], None)):
+        clip = ZeroShotClassifier.from_features(model, features)
+        assert tower_report(clip, scenes[:1]).common_energy == pytest.approx(expected)
+    assert "needs two texts" in str(tower_report(clip, scenes[:1]))
+
+
+def test_disagreement_is_measured(demo, scenes, monkeypatch):
+    """An adapter that got a checkpoint wrong would show here."""
+    monkeypatch.setattr(type(demo.tower), "pool", lambda self, x: self.project(x[:, 0]).flip(-1))
+    assert tower_report(demo, scenes).agreement < 0.9
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("native", [True, False])
+def test_every_tower_at_any_size(kind, native):
+    clip = ZeroShotClassifier(tiny_model(kind), ["a dog", "a cat"], templates=())
+    rows, columns = clip.tower.patch_size
+    images = random_images(clip) if native else torch.randn(2, 3, 3 * rows, 5 * columns)
+    report = tower_report(clip, images)
+    assert report.norms.shape[1:] == (2, report.grid[0] * report.grid[1])
+    if native:
+        assert report.agreement == pytest.approx(1, abs=1e-5)
+    else:
+        assert report.agreement is None
+        assert "not of native size" in str(report)
+    assert 1 <= report.suggested_depth <= len(clip.tower.blocks)
+    assert json.loads(json.dumps(report.to_dict()))["images"] == 2
+    report_figure(report)
+
+
+def test_half_precision_and_refusals(demo, scenes):
+    half = ZeroShotClassifier(
+        tiny_model("vit").to(torch.bfloat16), ["a dog", "a cat"], templates=()
+    )
+    report = tower_report(half, random_images(half))
+    assert report.norms.dtype == torch.float64
+    assert report.agreement == pytest.approx(1, abs=1e-2)
+    with pytest.raises(ValueError, match="expected"):
+        tower_report(demo, scenes[0])
+
+
+def test_the_figure_shows_what_the_report_holds(demo, scenes):
+    report = tower_report(demo, scenes)
+    norms, on_grid, spread = report_figure(report).axes[:3]
+    middle = next(line for line in norms.lines if line.get_label() == "median")
+    assert middle.get_ydata() == pytest.approx(report.norms.flatten(1).quantile(0.5, dim=1).numpy())
+    assert on_grid.images[0].get_array().shape == (14, 14)
+    assert spread.lines[0].get_ydata() == pytest.approx(report.spread)
+    assert spread.lines[1].get_xdata() == [report.suggested_depth]
