@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -167,3 +169,51 @@ def test_as_a_process() -> None:
     command = [sys.executable, "-m", "captum_clip_surgery", "--version"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == captum_clip_surgery.__version__
+
+
+def test_models_lists_what_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["ViT-B-16", "ViT-B-16-SigLIP", "convnext_base"]
+    monkeypatch.setattr(open_clip, "list_models", lambda: names)
+    assert run(monkeypatch, "models") == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "| ViT-B-16        | open_clip VisionTransformer | class token | 12 ",
+        "| 14 x 14 | tokenizer |",
+        "2 of 3 configurations work.",
+        "pip install 'captum_clip_surgery[transformers]'",
+        "Not convnext_base: its trunk is timm's ConvNeXt: it convolves",
+    ):
+        assert part in printed
+
+    assert run(monkeypatch, "models", "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in entries] == names
+    assert [entry["supported"] for entry in entries] == [True, True, False]
+    assert entries[0]["grid"] == [14, 14]
+
+
+def test_check_reports_and_draws(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "check", "--output", tmp_path) == 0
+    printed = capsys.readouterr().out
+    for part in ("embedded model", "images                 12", "suggested depth", "check.png"):
+        assert part in printed
+    assert np.asarray(Image.open(tmp_path / "check.png").convert("RGB")).std() > 30
+
+    options = ("--model", f"local-dir:{MODEL_FOLDER}", "--size", 96, "--json", "--text", "dog")
+    assert run(monkeypatch, "check", photo, photo, *options, "--output", tmp_path) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], report["grid"]) == (2, [6, 6])
+    assert report["agreement"] is report["common_energy"] is None
+    assert report["outliers"] == [0] * 9
+
+
+def test_check_of_a_missing_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    message = run(monkeypatch, "check", tmp_path / "none.png")
+    assert message == f"error: no image file at {tmp_path / 'none.png'}"
