@@ -60,13 +60,13 @@ class TowerReport:
 
     @property
     def suggested_depth(self) -> int:
-        """The smallest depth from 1 on whose maps stand out nearly as much as any depth's.
+        """The smallest depth whose maps stand out nearly as much as any depth's.
 
-        On the embedded model the spread rises and levels off as the overlap with the true masks
-        does. It is a hint, no more: nobody has shown it for other models.
+        On the three models this project trained, that is the depth whose maps overlap most with the
+        true masks, or nearly so (docs/models.md). It is a hint, no more: nobody has shown it for
+        pretrained models. 0 stands for the tower's own tokens, to be used with feature surgery.
         """
-        widest = max(self.spread[1:])
-        return next(d for d, s in enumerate(self.spread) if d and s >= ENOUGH * widest)
+        return next(d for d, s in enumerate(self.spread) if s >= ENOUGH * max(self.spread))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, as JSON takes them; of the norms their median, 99 % and maximum."""

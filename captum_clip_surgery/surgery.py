@@ -150,7 +150,8 @@ class LayerClipSurgery(DualPathMaps, GridMaps):
         forward_func: the classifier.
         layer: the first block the new path spans, instead of `depth`.
         depth: how many of the last blocks it spans. None is 6 as released, or all where the tower
-            has fewer; a ResNet has one, its attention pooling. 0 gives CLIP's own tokens.
+            has fewer; a ResNet has one, its attention pooling. 0 gives CLIP's own tokens. Towers
+            pooled by attention may want few or none (docs/models.md).
         feature_surgery: "release", "paper" or "empty" (see `functional.feature_surgery`), None for
             plain cosines, or "auto": "empty" below 8 texts, rivals included, "release" from 8 on.
             With few texts the release form only contrasts the texts given; with two, one map is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from towers import TINY, build_tiny
 
 from captum_clip_surgery import ZeroShotClassifier
 
@@ -39,22 +42,12 @@ REFERENCE: dict[str, dict[str, Any]] = {
 }
 REFERENCE_TEXTS = ["dog", "cat", "remote control", "potted plant", "tv monitor"]
 
-_TINY_TEXT = dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=2)
-TINY: dict[str, dict[str, Any]] = {
-    "vit": dict(
-        embed_dim=24,
-        vision_cfg=dict(image_size=32, layers=3, width=32, head_width=8, patch_size=8),
-        text_cfg=_TINY_TEXT,
-    ),
-    "resnet": dict(
-        embed_dim=24,
-        vision_cfg=dict(
-            image_size=64, layers=(1, 1, 1, 1), width=4, head_width=32, patch_size=None
-        ),
-        text_cfg=_TINY_TEXT,
-    ),
-}
-TOWERS = tuple(TINY)
+
+def marks_of(kind: str) -> tuple[pytest.MarkDecorator, ...]:
+    return () if TINY[kind].everywhere else (pytest.mark.slow,)
+
+
+TOWERS = [pytest.param(kind, marks=marks_of(kind)) for kind in TINY]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -74,38 +67,14 @@ def load_reference_model(family: str) -> CLIP:
     return with_preprocessing(model.eval())
 
 
-def tiny_model(family: str, seed: int = 0) -> CLIP:
-    """A random model whose every part matters: nothing is zero at the start."""
-    torch.manual_seed(seed)
-    model = CLIP(**TINY[family])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "bias" in name or "bn3.weight" in name:
-                parameter.normal_(0, 0.3)
-    if family == "resnet":
-        _enliven(model)
-    return with_preprocessing(model.eval())
+_built = functools.cache(build_tiny)
 
 
-def _enliven(model: CLIP) -> None:
-    """Let images and places matter to a ResNet: BatchNorm with the statistics of its input, and
-    attention that prefers some tokens to others.
-
-    With random statistics and small weights all maps are flat and alike, and whatever is asked of
-    them holds.
-    """
-    for module in model.visual.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-            module.train()
-    generator = torch.Generator().manual_seed(1)
-    contrast = 2 * torch.rand(64, 1, 1, 1, generator=generator)
-    pool = model.visual.attnpool
-    with torch.no_grad():
-        model.visual(contrast * torch.randn(64, 3, 64, 64, generator=generator))
-        for projection in (pool.q_proj, pool.k_proj, pool.v_proj):
-            projection.weight.mul_(4)
-    model.eval()
+def tiny_model(kind: str, seed: int = 0) -> Any:
+    """A random model of a kind of tower, new for each caller."""
+    model = copy.deepcopy(_built(kind, seed))
+    torch.manual_seed(seed)  # for what a test draws itself, whichever tests ran before
+    return with_preprocessing(model)
 
 
 def with_preprocessing(model: CLIP) -> CLIP:
@@ -128,7 +97,7 @@ def random_images(clip: ZeroShotClassifier, count: int = 2, seed: int = 0) -> Te
     return torch.randn(count, 3, *clip.native_size, generator=generator)
 
 
-@pytest.fixture(scope="session", params=TOWERS)
+@pytest.fixture(scope="session", params=tuple(REFERENCE))
 def reference(request: pytest.FixtureRequest) -> tuple[ZeroShotClassifier, dict[str, Tensor]]:
     """A classifier on the reference weights, and what was published of it."""
     expected = load_file(DATA / f"{request.param}-expected.safetensors")

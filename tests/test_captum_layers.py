@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -17,37 +17,27 @@ from captum.attr import (
     LayerGradientXActivation,
     Saliency,
 )
-from conftest import TOWERS, relative_error
+from conftest import TOWERS, marks_of, relative_error
 from methods import assert_close, assert_untouched, sized_images, tiny_classifier
 from torch import Tensor, nn
+from towers import TINY, built_for
 
 from captum_clip_surgery import ZeroShotClassifier
 
+Grid = tuple[int, int]
+
 TARGETS = [2, 0]  # a text for each image
-
-
-@pytest.fixture(params=TOWERS)
-def clip(request: pytest.FixtureRequest) -> Iterator[ZeroShotClassifier]:
-    clip = tiny_classifier(request.param)
-    yield clip
-    assert_untouched(clip)
+SIZES = pytest.mark.parametrize("grid", [None, (3, 5)], ids=["native", "wide"])
 
 
 @pytest.fixture
-def vit() -> Iterator[ZeroShotClassifier]:
-    clip = tiny_classifier("vit")
+def clip(kind: str) -> Iterator[ZeroShotClassifier]:
+    clip = tiny_classifier(kind)
     yield clip
     assert_untouched(clip)
 
 
-@pytest.fixture
-def resnet() -> Iterator[ZeroShotClassifier]:
-    clip = tiny_classifier("resnet")
-    yield clip
-    assert_untouched(clip)
-
-
-def some_images(clip: ZeroShotClassifier, grid: tuple[int, int] | None = None) -> Tensor:
+def some_images(clip: ZeroShotClassifier, grid: Grid | None = None) -> Tensor:
     return sized_images(clip, grid, len(TARGETS))
 
 
@@ -56,108 +46,76 @@ def some_images(clip: ZeroShotClassifier, grid: tuple[int, int] | None = None) -
 
 @dataclass(frozen=True)
 class Cut:
-    """A forward pass cut in two at a layer, written with open_clip's modules alone."""
+    """A forward pass cut in two at a layer: open_clip's own, of a model built for the size."""
 
     layer: nn.Module
-    before: Callable[[Tensor], Tensor]  # images to the layer's activation
-    after: Callable[[Tensor], Tensor]  # on to the embedding
+    activation: Tensor
+    after: Callable[[Tensor], Tensor]  # an activation in its place, on to the embedding
 
 
-def positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A positional embedding resized bilinearly, which at native size changes nothing."""
-    side = math.isqrt(len(table) - 1)
-    native = table[1:].T.reshape(1, -1, side, side)
-    resized = F.interpolate(native, grid, mode="bilinear", align_corners=False)
-    return torch.cat([table[:1], resized[0].flatten(1).T])
+def twin_of(kind: str, clip: ZeroShotClassifier, images: Tensor) -> Any:
+    return built_for(kind, clip.model, clip.tower.grid(*images.shape[-2:]))
 
 
-def vit_blocks(clip: ZeroShotClassifier, x: Tensor, first: int, end: int | None) -> Tensor:
-    for block in clip.model.visual.transformer.resblocks[first:end]:
-        x = block(x)
-    return x
+def run(model: Any, images: Tensor, handle: Any) -> Tensor:
+    """The model's own embedding, with a hook that then goes."""
+    try:
+        return model.encode_image(images)
+    finally:
+        handle.remove()
 
 
-def vit_tokens(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
-    """What enters the first block."""
-    visual = clip.model.visual
-    patches = visual.conv1(images)
-    table = positions(visual.positional_embedding, patches.shape[-2:])
-    class_token = visual.class_embedding.expand(len(images), 1, -1)
-    return visual.ln_pre(torch.cat([class_token, patches.flatten(2).mT], 1) + table)
+def cut_after(kind: str, clip: ZeroShotClassifier, name: str, images: Tensor) -> Cut:
+    """At the output of a module."""
+    twin = twin_of(kind, clip, images)
+    module, seen = twin.visual.get_submodule(name), []
+    run(twin, images, module.register_forward_hook(lambda *args: seen.append(args[2])))
+
+    def after(activation: Tensor) -> Tensor:
+        return run(twin, images, module.register_forward_hook(lambda *_: activation))
+
+    return Cut(clip.model.visual.get_submodule(name), seen[0], after)
 
 
-def vit_embedding(clip: ZeroShotClassifier, x: Tensor) -> Tensor:
-    return clip.model.visual.ln_post(x[:, 0]) @ clip.model.visual.proj
-
-
-def cut_after_block(clip: ZeroShotClassifier, index: int) -> Cut:
-    return Cut(
-        clip.model.visual.transformer.resblocks[index],
-        lambda images: vit_blocks(clip, vit_tokens(clip, images), 0, index + 1),
-        lambda x: vit_embedding(clip, vit_blocks(clip, x, index + 1, None)),
-    )
-
-
-def cut_at_vit_grid(clip: ZeroShotClassifier, index: int, images: Tensor) -> Cut:
-    """At the patch tokens entering a block, seen as an image; the class token goes past."""
-    grid = clip.tower.grid(*images.shape[-2:])
-    entering = vit_blocks(clip, vit_tokens(clip, images), 0, index)
+def cut_at_grid(kind: str, clip: ZeroShotClassifier, index: int, images: Tensor) -> Cut:
+    """At the patch tokens entering a block, seen as an image; prefix tokens go past."""
+    if kind == "resnet":
+        return cut_at_resnet_grid(clip, twin_of(kind, clip, images), images)
+    twin, grid = twin_of(kind, clip, images), clip.tower.grid(*images.shape[-2:])
+    block, seen = twin.visual.get_submodule(TINY[kind].parts.blocks[index]), []
+    run(twin, images, block.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
+    prefix, patches = seen[0].split([seen[0].shape[1] - grid[0] * grid[1], grid[0] * grid[1]], 1)
 
     def after(patches: Tensor) -> Tensor:
-        x = torch.cat([entering[:, :1], patches.flatten(2).mT], 1)
-        return vit_embedding(clip, vit_blocks(clip, x, index, None))
+        x = torch.cat([prefix, patches.flatten(2).mT], 1)
+        return run(twin, images, block.register_forward_pre_hook(lambda *_: (x,)))
 
-    return Cut(clip.token_grid(index), lambda _: entering[:, 1:].mT.unflatten(-1, grid), after)
-
-
-def resnet_features(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
-    visual = clip.model.visual
-    return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+    return Cut(clip.token_grid(index), patches.mT.unflatten(-1, grid), after)
 
 
-def resnet_tokens(clip: ZeroShotClassifier, features: Tensor) -> Tensor:
-    patches = features.flatten(2).mT
-    table = positions(clip.model.visual.attnpool.positional_embedding, features.shape[-2:])
-    return torch.cat([patches.mean(1, keepdim=True), patches], 1) + table
+def cut_at_resnet_grid(clip: ZeroShotClassifier, twin: Any, images: Tensor) -> Cut:
+    """Its attention pooling is one module, which makes its tokens inside: here in plain words."""
+    pool, seen = twin.visual.attnpool, []
+    run(twin, images, pool.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
+    patches = seen[0].flatten(2).mT
+    tokens = torch.cat([patches.mean(1, keepdim=True), patches], 1) + pool.positional_embedding
 
-
-def resnet_embedding(clip: ZeroShotClassifier, tokens: Tensor) -> Tensor:
-    """Attention pooling in plain words: the mean asks, all tokens answer."""
-    pool = clip.model.visual.attnpool
-    q, k, v = (
-        project(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
-        for project, x in (
-            (pool.q_proj, tokens[:, :1]),
-            (pool.k_proj, tokens),
-            (pool.v_proj, tokens),
+    def after(patches: Tensor) -> Tensor:
+        """The mean asks, all tokens answer."""
+        x = torch.cat([tokens[:, :1], patches.flatten(2).mT], 1)
+        q, k, v = (
+            project(part).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+            for project, part in ((pool.q_proj, x[:, :1]), (pool.k_proj, x), (pool.v_proj, x))
         )
-    )
-    weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-    return pool.c_proj((weights @ v).transpose(1, 2).flatten(2))[:, 0]
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        return pool.c_proj((weights @ v).transpose(1, 2).flatten(2))[:, 0]
 
-
-def cut_at_layer4(clip: ZeroShotClassifier) -> Cut:
-    return Cut(
-        clip.model.visual.layer4,
-        lambda images: resnet_features(clip, images),
-        lambda features: resnet_embedding(clip, resnet_tokens(clip, features)),
-    )
-
-
-def cut_at_resnet_grid(clip: ZeroShotClassifier, images: Tensor) -> Cut:
-    """At the patch tokens entering the attention pooling; the mean token goes past."""
-    grid = clip.tower.grid(*images.shape[-2:])
-    entering = resnet_tokens(clip, resnet_features(clip, images))
-
-    def after(patches: Tensor) -> Tensor:
-        return resnet_embedding(clip, torch.cat([entering[:, :1], patches.flatten(2).mT], 1))
-
-    return Cut(clip.token_grid(-1), lambda _: entering[:, 1:].mT.unflatten(-1, grid), after)
+    return Cut(clip.token_grid(-1), tokens[:, 1:].mT.unflatten(-1, seen[0].shape[-2:]), after)
 
 
 def by_hand(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the targets' logits with respect to it."""
-    activation = cut.before(images).detach().requires_grad_()
+    activation = cut.activation.detach().requires_grad_()
     cosines = F.normalize(cut.after(activation), dim=-1) @ clip.features[: len(clip.texts)].T
     logits = clip.model.logit_scale.exp() * cosines
     assert_close(logits, clip(images))
@@ -169,7 +127,9 @@ def assert_layer_methods(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> 
     activation, gradient = by_hand(clip, cut, images)
     assert_close(LayerActivation(clip, cut.layer).attribute(images), activation)
     product = LayerGradientXActivation(clip, cut.layer).attribute(images, target=TARGETS)
-    assert_close(product, activation * gradient)
+    # Sharp attention magnifies rounding on the way back, to 2e-5 where EVA02-E does not normalise
+    # what attends; in float64 both are equal.
+    assert_close(product, activation * gradient, 1e-4)
 
 
 def assert_grad_cam(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> None:
@@ -186,90 +146,83 @@ def assert_grad_cam(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> None:
 
 # --- tests --------------------------------------------------------------------------------------
 
-SIZES = pytest.mark.parametrize("grid", [None, (3, 5)], ids=["native", "wide"])
+LAYERS = [
+    pytest.param(kind, layer, marks=marks_of(kind))
+    for kind, tiny in TINY.items()
+    for layer in (*tiny.parts.blocks, *tiny.parts.layers)
+    if layer != "attnpool"  # nothing but the embedding comes after it
+]
+TOKEN_GRIDS = [
+    pytest.param(kind, index, marks=marks_of(kind))
+    for kind, tiny in TINY.items()
+    for index in range(-1, len(tiny.parts.blocks) - 1)
+]
 
 
 @SIZES
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_layer_methods_on_blocks(
-    vit: ZeroShotClassifier, index: int, grid: tuple[int, int] | None
-) -> None:
-    assert_layer_methods(vit, cut_after_block(vit, index), some_images(vit, grid))
+@pytest.mark.parametrize(("kind", "layer"), LAYERS)
+def test_layer_methods(kind: str, clip: ZeroShotClassifier, layer: str, grid: Grid | None) -> None:
+    images = some_images(clip, grid)
+    assert_layer_methods(clip, cut_after(kind, clip, layer, images), images)
 
 
 @SIZES
-def test_layer_methods_on_layer4(resnet: ZeroShotClassifier, grid: tuple[int, int] | None) -> None:
-    assert_layer_methods(resnet, cut_at_layer4(resnet), some_images(resnet, grid))
+@pytest.mark.parametrize(("kind", "index"), TOKEN_GRIDS)
+def test_token_grids(kind: str, clip: ZeroShotClassifier, index: int, grid: Grid | None) -> None:
+    images = some_images(clip, grid)
+    cut = cut_at_grid(kind, clip, index, images)
+    assert_layer_methods(clip, cut, images)
+    assert_grad_cam(clip, cut, images)
 
 
 @SIZES
-@pytest.mark.parametrize("index", [0, 1, -1])
-def test_layer_methods_on_token_grid(
-    vit: ZeroShotClassifier, index: int, grid: tuple[int, int] | None
-) -> None:
-    images = some_images(vit, grid)
-    cut = cut_at_vit_grid(vit, index, images)
-    assert_layer_methods(vit, cut, images)
-    assert_grad_cam(vit, cut, images)
+@pytest.mark.parametrize("kind", ["resnet"])  # the one whose layers are images
+def test_grad_cam_on_layer4(kind: str, clip: ZeroShotClassifier, grid: Grid | None) -> None:
+    images = some_images(clip, grid)
+    assert_grad_cam(clip, cut_after(kind, clip, "layer4", images), images)
 
 
-@SIZES
-def test_grad_cam_on_layer4(resnet: ZeroShotClassifier, grid: tuple[int, int] | None) -> None:
-    assert_grad_cam(resnet, cut_at_layer4(resnet), some_images(resnet, grid))
-
-
-@SIZES
-def test_grad_cam_on_token_grid_of_resnet(
-    resnet: ZeroShotClassifier, grid: tuple[int, int] | None
-) -> None:
-    images = some_images(resnet, grid)
-    assert_grad_cam(resnet, cut_at_resnet_grid(resnet, images), images)
-
-
-def test_two_token_grids_at_once(vit: ZeroShotClassifier) -> None:
+@pytest.mark.parametrize("kind", [each for each in TOWERS if each.values != ("resnet",)])
+def test_two_token_grids_at_once(kind: str, clip: ZeroShotClassifier) -> None:
     """One asked for earlier stays in the path and changes nothing."""
-    images = some_images(vit)
-    first = LayerGradCam(vit, vit.token_grid(0)).attribute(images, target=TARGETS)
-    assert_grad_cam(vit, cut_at_vit_grid(vit, -1, images), images)
-    again = LayerGradCam(vit, vit.token_grid(0)).attribute(images, target=TARGETS)
+    images = some_images(clip)
+    first = LayerGradCam(clip, clip.token_grid(0)).attribute(images, target=TARGETS)
+    assert_grad_cam(clip, cut_at_grid(kind, clip, -1, images), images)
+    again = LayerGradCam(clip, clip.token_grid(0)).attribute(images, target=TARGETS)
     assert torch.equal(again, first)
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not", "ignore:Setting backward hooks")
-def test_guided_grad_cam(resnet: ZeroShotClassifier) -> None:
-    images = some_images(resnet)
-    cut = cut_at_layer4(resnet)
-    found = GuidedGradCam(resnet, cut.layer).attribute(images, target=TARGETS)
-    guided = GuidedBackprop(resnet).attribute(images, target=TARGETS)
-    activation, gradient = by_hand(resnet, cut, images)
+@pytest.mark.parametrize("kind", ["resnet"])  # guided backpropagation is of ReLUs
+def test_guided_grad_cam(kind: str, clip: ZeroShotClassifier) -> None:
+    images = some_images(clip)
+    cut = cut_after(kind, clip, "layer4", images)
+    found = GuidedGradCam(clip, cut.layer).attribute(images, target=TARGETS)
+    guided = GuidedBackprop(clip).attribute(images, target=TARGETS)
+    activation, gradient = by_hand(clip, cut, images)
     cam = (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu()
     assert_close(found, guided * F.interpolate(cam, images.shape[-2:]), 1e-4)
-    assert_untouched(resnet)
-    plain = Saliency(resnet).attribute(images, target=TARGETS, abs=False)
+    assert_untouched(clip)
+    plain = Saliency(clip).attribute(images, target=TARGETS, abs=False)
     assert relative_error(guided, plain) > 0.1
 
 
 # --- users' own hooks ---------------------------------------------------------------------------
 
 
-def hooked(clip: ZeroShotClassifier) -> dict[str, nn.Module]:
-    visual = clip.model.visual
-    if hasattr(visual, "transformer"):
-        return {"resblocks[-1]": visual.transformer.resblocks[-1], "ln_post": visual.ln_post}
-    return {"layer4": visual.layer4, "attnpool": visual.attnpool}
-
-
 @pytest.mark.parametrize("grid", [None, (4, 4), (3, 5), (1, 2)], ids=str)
+@pytest.mark.parametrize("kind", TOWERS)
 def test_hooks_fire_and_what_they_return_counts(
-    clip: ZeroShotClassifier, grid: tuple[int, int] | None
+    kind: str, clip: ZeroShotClassifier, grid: Grid | None
 ) -> None:
     images = some_images(clip, grid)
     plain = clip(images)
     assert relative_error(plain[1:].detach(), plain[:1].detach()) > 0.01
     native = images.shape[-2:] == clip.native_size
-    for name, module in hooked(clip).items():
+    for name in (TINY[kind].parts.blocks[-1], *TINY[kind].parts.layers):
         if name == "attnpool" and not native:
             continue  # it knows one grid only, so its parts are called instead
+        module = clip.model.visual.get_submodule(name)
         fired = []
 
         def blank(module: nn.Module, inputs: object, output: Tensor, fired=fired) -> Tensor:

@@ -18,7 +18,7 @@ from captum.attr import (
 )
 from conftest import TOWERS
 from methods import assert_close, assert_untouched, sized_images, tiny_classifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
 
@@ -41,14 +41,17 @@ def chosen(logits: Tensor) -> Tensor:
 
 def test_integrated_gradients_is_complete(clip: ZeroShotClassifier) -> None:
     images = sized_images(clip, count=2)
-    # A ResNet's many kinks make the sum converge slowly.
-    steps = 50 if clip.tower.has_residual else 1000
+    # A ResNet's many kinks make the sum converge slowly, and Gauss's rule wants none.
+    kinks = any(isinstance(module, nn.ReLU) for module in clip.model.visual.modules())
+    method, steps, tolerance = (
+        ("riemann_trapezoid", 1000, 1e-2) if kinks else ("gausslegendre", 200, 1e-3)
+    )
     attribution = IntegratedGradients(clip).attribute(
-        images, target=TARGETS, n_steps=steps, internal_batch_size=50
+        images, target=TARGETS, n_steps=steps, method=method, internal_batch_size=50
     )
     expected = chosen(clip(images) - clip(torch.zeros_like(images))).detach()
-    assert expected.abs().min() > 0.03
-    assert ((attribution.sum((1, 2, 3)) - expected) / expected).abs().max() < 0.01
+    assert expected.abs().max() > 0.1
+    assert_close(attribution.sum((1, 2, 3)), expected, tolerance)
 
 
 def test_saliency_and_input_x_gradient(clip: ZeroShotClassifier) -> None:
@@ -126,12 +129,14 @@ def test_kernel_shap(clip: ZeroShotClassifier) -> None:
     patches = patch_numbers(clip, image)
     torch.manual_seed(0)
     found = KernelShap(clip).attribute(
-        image, target=0, feature_mask=patches, n_samples=400, perturbations_per_eval=50
+        image, target=0, feature_mask=patches, n_samples=1600, perturbations_per_eval=100
     )
     expected = shapley_values(clip, image, patches)
     every_patch = found[0, 0].flatten().tolist()
     values = torch.tensor([every_patch[patches.flatten().tolist().index(i)] for i in range(4)])
     # Captum draws coalitions by chance, but always counts the full and the empty one.
     assert_close(values, expected, 0.2)
-    assert_close(values.sum(), (clip(image) - clip(torch.zeros_like(image)))[0, 0], 1e-3)
+    whole = (clip(image) - clip(torch.zeros_like(image)))[0, 0].detach()
+    # Beside the values, which may cancel.
+    assert (values.sum() - whole).abs() < 1e-3 * expected.abs().max()
     assert torch.equal(found, values[patches].expand_as(image))

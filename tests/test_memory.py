@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from conftest import TOWERS, relative_error, tiny_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from towers import TINY
 
 from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier, functional
 
@@ -168,8 +169,8 @@ def scores_fit(
 def test_scores_are_the_largest_thing(family, form, tmp_path):
     model = tiny_model(family)
     # Where the pass leaves the tower; the fewer the patches and the more the texts, the clearer.
-    last = model.visual.ln_post if family == "vit" else model.visual.attnpool.c_proj
-    clip = with_random_features(model, 1000, 24)
+    last = model.visual.get_submodule(TINY[family].parts.exit)
+    clip = with_random_features(model, 1000, TINY[family].embed_dim)
     rows, columns = clip.tower.patch_size
     scores_fit(clip, last, torch.randn(2, 3, 6 * rows, 4 * columns), form, tmp_path)
 
@@ -188,9 +189,10 @@ def test_a_thousand_texts_on_vit_b_16_at_512_pixels(tmp_path):
 def test_the_tower_runs_once_whatever_the_number_of_texts(family, grad, method):
     model = tiny_model(family)
     passes: list[tuple[int, ...]] = []
-    model.visual.conv1.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape))
+    entry = model.visual.get_submodule(TINY[family].parts.entry)
+    entry.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape))
     for texts in (2, 8, 300):
-        clip = with_random_features(model, texts, 24)
+        clip = with_random_features(model, texts, TINY[family].embed_dim)
         images = torch.randn(3, 3, *clip.native_size)
         for form in FORMS:
             passes.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import mmap
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from conftest import TINY, random_images, relative_error, tiny_model, with_preprocessing
+from conftest import random_images, relative_error, tiny_model, with_preprocessing
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
+from towers import TINY
 
 from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.prompts import CHUNK, fill
@@ -26,7 +26,7 @@ TEXTS = ["a remote control on a table", "dog", "potted plant", "cat", "tv monito
 def text_model(family: type[CLIP] | type[CustomTextCLIP] = CLIP, **text_cfg: Any) -> nn.Module:
     """A random model with a tiny text tower in which place, token and padding all matter."""
     torch.manual_seed(0)
-    config = copy.deepcopy(TINY["vit"])
+    config = TINY["vit"].config
     config["text_cfg"] |= text_cfg
     model = family(**config)
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import TINY, random_images, tiny_model, with_preprocessing
+from conftest import TOWERS, random_images, tiny_model, with_preprocessing
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import PatchDropout
 from PIL import Image
 from timm.layers import DropPath
 from torch import Tensor, nn
+from towers import TINY
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 
@@ -24,7 +24,7 @@ TEXTS = ["a dog", "a cat", "a tree"]
 
 def built(family: type[nn.Module] = CLIP, vision: Any = None, text: Any = None) -> Any:
     """The tiny ViT model built otherwise."""
-    config = copy.deepcopy(TINY["vit"])
+    config = TINY["vit"].config
     config["vision_cfg"] |= vision or {}
     config["text_cfg"] |= text or {}
     return with_preprocessing(family(**config).eval())
@@ -38,14 +38,19 @@ def vit() -> ZeroShotClassifier:
 # --- models --------------------------------------------------------------------------------
 
 
-def scripted_part() -> nn.Module:
+def with_visual(visual: nn.Module) -> nn.Module:
     model = tiny_model("vit")
-    model.visual = torch.jit.trace(model.visual, torch.zeros(1, 3, 32, 32), check_trace=False)
+    model.visual = visual
     return model
 
 
-WORKS = "What works: open_clip VisionTransformer with a class token; open_clip ModifiedResNet"
-TIMM = dict(timm_model_name="vit_tiny_patch16_224", timm_model_pretrained=False, image_size=32)
+def traced_visual() -> nn.Module:
+    visual = tiny_model("vit").visual
+    return torch.jit.trace(visual, torch.zeros(1, 3, 32, 32), check_trace=False)
+
+
+# The towers refused are in test_towers_real.py; here are one of each sort, inside a model.
+WORKS = "What works: open_clip VisionTransformer; open_clip ModifiedResNet; timm"
 REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a name": (lambda: "ViT-B-16", TypeError, "model is a str, not an open_clip model"),
     "None": (lambda: None, TypeError, "model is a NoneType, not an open_clip model"),
@@ -60,22 +65,25 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "is a ScriptModule, whose hooks never fire; load the model with jit=False",
     ),
-    "scripted tower": (scripted_part, TypeError, "is a ScriptModule.*jit=False"),
-    "timm": (
-        lambda: built(CustomTextCLIP, TIMM),
+    "scripted tower": (
+        lambda: with_visual(traced_visual()),
         TypeError,
-        f"TimmModel is not supported: no family of towers has its class.*{WORKS}",
+        "is a ScriptModule.*jit=False",
     ),
-    "average": (lambda: built(vision=dict(pool_type="avg")), TypeError, f"by 'avg'.*{WORKS}"),
-    "attention": (
-        lambda: built(vision=dict(attentional_pool=True, attn_pooler_heads=2)),
+    "convolutions": (
+        lambda: built(CustomTextCLIP, dict(timm_model_name="test_convnext", timm_pool="avg")),
         TypeError,
-        f"pools its tokens by attention.*{WORKS}",
+        f"TimmModel is not supported: its trunk is timm's ConvNeXt: it convolves.*{WORKS}",
     ),
-    "other blocks": (
-        lambda: built(vision=dict(qk_norm=True)),
+    "no pooling": (
+        lambda: built(vision=dict(pool_type="none")),
         TypeError,
-        f"block 0 is a CustomResidualAttentionBlock.*{WORKS}",
+        f"VisionTransformer is not supported: it pools its tokens by 'none'.*{WORKS}",
+    ),
+    "no tower": (
+        lambda: with_visual(nn.Identity()),
+        TypeError,
+        f"Identity is not supported: no family of towers has its class.*{WORKS}",
     ),
     "other vocabulary": (
         lambda: built(text=dict(vocab_size=100)),
@@ -153,7 +161,7 @@ def test_a_tokenizer_for_another_vocabulary():
 
 
 def test_a_model_without_preprocessing_warns():
-    model = CLIP(**TINY["vit"]).eval()
+    model = TINY["vit"].build().eval()
     with pytest.warns(
         UserWarning, match=r"no visual\.preprocess_cfg; taking OpenAI's mean and std"
     ):
@@ -237,9 +245,10 @@ def test_refused_texts(vit, texts, rivals, error, message):
         vit.with_texts(texts, rivals)
 
 
-@pytest.mark.parametrize(("family", "blocks"), [("vit", 3), ("resnet", 1)])
-def test_blocks_that_are_not_there(family, blocks):
+@pytest.mark.parametrize("family", TOWERS)
+def test_blocks_that_are_not_there(family):
     clip = ZeroShotClassifier(tiny_model(family), TEXTS, templates=())
+    blocks = len(TINY[family].parts.blocks)
     for index in blocks, -blocks - 1:
         message = f"block {index} of {blocks}; -{blocks} to {blocks - 1} exist"
         with pytest.raises(IndexError, match=message):
