@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery.loading import text_needs
+from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.towers import Tower, adapt
 
 
@@ -144,13 +145,7 @@ def to_markdown(entries: Sequence[ModelEntry]) -> str:
     """A table of what works, aligned for the terminal as well, and what does not by its reason."""
     header = ("model", "image tower", "pooled by", "blocks", "patch", "native", "grid", "text")
     works = [entry for entry in entries if entry.supported]
-    rows = [header, *map(_row, works)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    lines = [markdown(header, [_row(entry) for entry in works], left=len(header))]
     lines += ["", f"{len(works)} of {len(entries)} configurations work."]
     if any(entry.text != "open_clip" for entry in works):
         lines[-1] += (

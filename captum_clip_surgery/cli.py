@@ -21,10 +21,13 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.catalog import list_models
 from captum_clip_surgery.catalog import to_markdown as models_to_markdown
 from captum_clip_surgery.checkup import tower_report
+from captum_clip_surgery.comparison import compare as compare_methods
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import METHODS, evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation import write as write_results
 from captum_clip_surgery.functional import FORMS
 from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.registry import METHODS, USUAL, Method, choose
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure, report_figure
 
@@ -38,6 +41,12 @@ ABOUT_THE_DEMO_MODEL = (
     "This is the embedded model: small, trained by this project on scenes of emoji, not for "
     "photographs."
 )
+
+Model = Annotated[str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")]
+Pretrained = Annotated[str | None, typer.Option(help="open_clip tag or checkpoint file.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
+Methods = Annotated[str, typer.Option(help="Names, comma between, or all.")]
+USUAL_METHODS = ",".join(USUAL)
 
 app = typer.Typer(
     help="Explain what CLIP sees, and where.",
@@ -80,10 +89,14 @@ def demo(
     clip = ZeroShotClassifier.demo(scene.nouns)
     maps = _explain(clip, clip.preprocess(scene.image))
     path = _write_figure(output / "demo.png", scene.image, maps, clip.texts)
-    measured = evaluate_scenes(clip, split[:scenes], METHODS, progress=sys.stderr.isatty())
-    pairs = next(iter(measured.values())).pairs
+    usual = {name: METHODS[name] for name in USUAL}
+    measured = evaluate_scenes(
+        clip, split[:scenes], usual, progress=sys.stderr.isatty(), confidence=False
+    )
+    pairs = measured["CLIP"].measures["pairs"]
     print(
-        f"\nHow well the maps find {pairs} objects in {scenes} test scenes, against their masks:\n"
+        f"\nHow well the maps find {pairs:.0f} objects in {scenes} test scenes, "
+        "against their masks:\n"
     )
     print(to_markdown(measured))
     print(
@@ -104,13 +117,9 @@ def explain(
     rivals: Annotated[
         Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag or checkpoint file.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the image in pixels.")] = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    size: Size = None,
     feature_surgery: Annotated[
         str, typer.Option(help=f"auto, {', '.join(FORMS)} or none.")
     ] = "auto",
@@ -148,6 +157,67 @@ def explain(
 
 
 @app.command()
+def compare(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
+    methods: Methods = USUAL_METHODS,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    shared: Annotated[bool, typer.Option(help="One scale for all maps of a method.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the figure and the table.")] = Path(
+        "clip-surgery-compare"
+    ),
+) -> None:
+    """Explain images by several methods, side by side in one figure."""
+    clip = _load(model, pretrained, text, ())
+    comparison = compare_methods(clip, images, methods=methods.split(","))
+    _report_left_out(comparison.left_out)
+    table = comparison.to_markdown()
+    print(table)
+    path = _save(comparison.figure(shared), output / "compare.png")
+    (output / "compare.md").write_text(table + "\n")
+    print(f"figure: {path}")
+
+
+def _report_left_out(left_out: Mapping[str, str]) -> None:
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="scenes: those of the embedded model.")] = "scenes",
+    methods: Methods = USUAL_METHODS,
+    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 500,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    size: Size = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    output: Annotated[Path, typer.Option(help="Folder for results.")] = Path(
+        "clip-surgery-results"
+    ),
+) -> None:
+    """Measure methods against the masks of a data set: JSON, CSV, Markdown and a chart."""
+    if dataset != "scenes":
+        raise ValueError(f"there is no data set {dataset!r}; there is scenes")
+    clip = _load(model, pretrained, ["dog"], ())
+    chosen, left_out = choose(clip, methods.split(","))
+    _report_left_out(left_out)
+    scenes = Scenes(split, limit, size or clip.native_size[0], objects=[2, 3])
+    results = evaluate_scenes(clip, scenes, chosen, size=size, progress=sys.stderr.isatty())
+    about = {
+        "dataset": f"scenes of 2 or 3 objects, {split}",
+        "images": limit,
+        "model": clip.tower.describe(),
+        "threads": torch.get_num_threads(),
+        "left_out": left_out,
+    }
+    write_results(results, output, about)
+    print(to_markdown(results))
+    print(f"\nAll measures, intervals and a chart are in {output}.")
+
+
+@app.command()
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -167,13 +237,9 @@ def check(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to ask about; repeat for more.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip tag or checkpoint file.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")] = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    size: Size = None,
     output: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path(
         "clip-surgery-check"
     ),
@@ -209,21 +275,22 @@ def _explain(
     clip: ZeroShotClassifier, batch: Tensor, surgery: LayerClipSurgery | None = None
 ) -> dict[str, Tensor]:
     """The maps of every method for one image."""
-    methods = dict(METHODS)
+    methods: dict[str, Method] = {name: METHODS[name] for name in USUAL}
     if surgery is not None:
-        methods["ClipSurgery"] = lambda _, image: surgery.attribute_all(image)[0].detach()
+        methods["ClipSurgery"] = lambda _: surgery.attribute_all
     bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
     maps = {}
     for name, method in bar:
         bar.set_description(name)
-        maps[name] = method(clip, batch).cpu()
+        maps[name] = method(clip)(batch)[0].detach().cpu()
     return maps
 
 
 def _write_figure(
     path: Path, picture: np.ndarray, maps: Mapping[str, Tensor], texts: Sequence[str]
 ) -> Path:
-    return _save(compare_figure(picture, maps, texts), path)
+    batched = {name: values[None] for name, values in maps.items()}
+    return _save(compare_figure([picture], batched, texts), path)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -1,108 +1,141 @@
-"""Methods side by side: the same model, images, texts and measures for each."""
+"""Methods measured on scenes with ground truth: the same model, texts and measures for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from captum.attr import IntegratedGradients, LayerGradCam
-from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.costs import Cost, measure
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.metrics import Localization, localization
-from captum_clip_surgery.surgery import LayerClipSimilarity, LayerClipSurgery
+from captum_clip_surgery.metrics import PairMeasures
+from captum_clip_surgery.registry import Method
+from captum_clip_surgery.tables import markdown
+from captum_clip_surgery.visualization import bar_figure
 
-#: One image (1, 3, H, W) to a map (K, h, w) for every text of the classifier.
-Explain = Callable[[ZeroShotClassifier, Tensor], Tensor]
-
-PATCHES_AT_ONCE = 8192  # bounds the memory of methods that take many passes
-
-
-def clip_similarity(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
-    """CLIP's own maps."""
-    with torch.no_grad():
-        return LayerClipSimilarity(clip).attribute_all(image)[0]
-
-
-def clip_surgery(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
-    """CLIP Surgery with its defaults."""
-    with torch.no_grad():
-        return LayerClipSurgery(clip).attribute_all(image)[0]
-
-
-def integrated_gradients(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
-    """Captum's Integrated Gradients of the logit from a grey image, summed over channels."""
-    rows, columns = clip.tower.grid(*image.shape[-2:])
-    method: Any = IntegratedGradients(clip)
-    at_once = max(1, PATCHES_AT_ONCE // (rows * columns))
-    maps = [
-        method.attribute(image, target=target, internal_batch_size=at_once).detach()[0].sum(0)
-        for target in range(len(clip.texts))
-    ]
-    return torch.stack(maps).to(image.dtype)
-
-
-def grad_cam(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
-    """Captum's Grad-CAM of the logit on the patch tokens that enter the last block."""
-    method = LayerGradCam(clip, clip.token_grid(-1))
-    maps = [
-        method.attribute(image, target=target, relu_attributions=True).detach()[0, 0]
-        for target in range(len(clip.texts))
-    ]
-    return torch.stack(maps)
-
-
-METHODS: dict[str, Explain] = {
-    "CLIP": clip_similarity,
-    "ClipSurgery": clip_surgery,
-    "IntegratedGradients": integrated_gradients,
-    "LayerGradCam": grad_cam,
+#: Columns of the short table, and of the long one.
+SHORT = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
+LONG = SHORT | {
+    "energy": "energy",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "pixel_accuracy": "pixel acc.",
+    "segmentation_miou": "seg. mIoU",
 }
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on a data set.
+
+    `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
+    over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
+    above what was in use, where that can be known.
+    """
+
+    measures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    seconds: float
+    peak_bytes: int | None
+
+    def row(self, columns: Iterable[str]) -> list[str]:
+        cells = [f"{self.measures[column]:{'+' * (column == 'msc')}.1f}" for column in columns]
+        return [*cells, f"{1000 * self.seconds:.0f}"]
 
 
 def evaluate_scenes(
     clip: ZeroShotClassifier,
     scenes: Sequence[Scene],
-    methods: Mapping[str, Explain],
+    methods: Mapping[str, Method],
     rivals: Iterable[str] = (),
     size: int | None = None,
     progress: bool = True,
-) -> dict[str, Localization]:
+    confidence: bool = True,
+) -> dict[str, Result]:
     """Localisation of every method on scenes with ground truth, one pair for each object.
 
     Args:
         clip: a classifier, whose texts are replaced by each scene's nouns.
         scenes: pictures with masks.
-        methods: by name, image to maps.
+        methods: by name; see `registry`.
         rivals: further texts that compete in feature surgery; a scene's own nouns among them are
             left out.
         size: side of the images shown to the model; None is the native size.
         progress: whether to draw a progress bar.
+        confidence: whether to take intervals, which costs a second or so a method.
     """
     rivals = tuple(rivals)
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in methods}
-    for scene in tqdm(scenes, disable=not progress, desc="measuring", unit="scene"):
+    measures = {name: PairMeasures() for name in methods}
+    costs: dict[str, list[Cost]] = {name: [] for name in methods}
+    for index, scene in enumerate(
+        tqdm(scenes, disable=not progress, desc="measuring", unit="scene")
+    ):
         image = clip.preprocess(scene.image, size)
         others = [rival for rival in rivals if rival not in scene.nouns]
         local = clip.with_texts(scene.nouns, others)
         masks = torch.from_numpy(scene.masks)
-        for name, explain in methods.items():
-            pairs[name] += zip(explain(local, image).cpu(), masks, strict=True)
-    return {name: localization(found) for name, found in pairs.items()}
+        for name, method in methods.items():
+            with torch.no_grad():
+                maps, cost = measure(partial(method(local), image), image.device)
+            costs[name].append(cost)
+            for attribution, mask in zip(maps[0].detach().cpu(), masks, strict=True):
+                measures[name].update(attribution, mask, index)
+    return {
+        name: Result(
+            found.compute(),
+            found.confidence() if confidence else {},
+            sum(cost.seconds for cost in costs[name]) / len(scenes),
+            max((cost.peak_bytes for cost in costs[name] if cost.peak_bytes), default=None),
+        )
+        for name, found in measures.items()
+    }
 
 
-def to_markdown(measured: Mapping[str, Localization]) -> str:
-    """A table with one row for each method, aligned for the terminal as well."""
-    width = max(map(len, [*measured, "method"]))
-    lines = [
-        f"| {'method':{width}} |  mIoU |    mSC | pointing |",
-        f"|{'-' * (width + 2)}|------:|-------:|---------:|",
-    ]
-    lines += [
-        f"| {name:{width}} | {m.explanation_iou:5.1f} | {m.msc:+6.1f} | {m.pointing:8.1f} |"
-        for name, m in measured.items()
-    ]
-    return "\n".join(lines)
+def to_markdown(results: Mapping[str, Result], columns: Mapping[str, str] = SHORT) -> str:
+    """A table with one row for each method; the last column is milliseconds an image."""
+    rows = [[name, *result.row(columns)] for name, result in results.items()]
+    return markdown(["method", *columns.values(), "ms"], rows)
+
+
+def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:
+    """Results as `results.json` (with what they are about), `.csv`, `.md` and a chart `.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        **about,
+        "methods": {
+            name: {
+                "measures": dict(result.measures),
+                "intervals": {key: list(value) for key, value in result.intervals.items()},
+                "seconds": result.seconds,
+                "peak_bytes": result.peak_bytes,
+            }
+            for name, result in results.items()
+        },
+    }
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "results.md").write_text(to_markdown(results, LONG) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["method", "measure", "value", "low", "high", "seconds_an_image", "peak_bytes"]
+        )
+        for name, result in results.items():
+            for key, value in result.measures.items():
+                low, high = result.intervals.get(key, ("", ""))
+                writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
+    bars = {
+        title: {
+            name: (result.measures[key], result.intervals.get(key))
+            for name, result in results.items()
+        }
+        for key, title in LONG.items()
+    }
+    bar_figure(bars).savefig(folder / "results.png", dpi=150)

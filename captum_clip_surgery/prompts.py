@@ -192,12 +192,12 @@ class PromptEncoder:
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         prompts = [fill(template, text) for text in texts for template in self.templates]
-        tokens = self._tokenize(prompts)
+        tokens = self.tokenize(prompts)
         features = F.normalize(self._encode_tokens(tokens), dim=-1)
         means = features.unflatten(0, (len(texts), len(self.templates))).mean(1)
         return F.normalize(means, dim=-1)
 
-    def _tokenize(self, prompts: list[str]) -> Tensor:
+    def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids (P, context) of prompts, none of them cut but by request."""
         context = self.context_length
         # A tokenizer cuts in silence. Given one place more than there is, what it cuts at the
@@ -221,8 +221,8 @@ class PromptEncoder:
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         """Unnormalised features of token ids (P, context), in chunks of similar length."""
         device = self._parameters()[0].device
-        exact = _pooled_at_end_of_text(self._tower)
-        lengths = _end_of_text(self._tower, tokens) + 1 if exact else None
+        exact = pooled_at_end_of_text(self._tower)
+        lengths = end_of_text(self._tower, tokens) + 1 if exact else None
         order = lengths.argsort() if lengths is not None else torch.arange(len(tokens))
         features: Tensor | None = None
         for rows in order.split(CHUNK):
@@ -264,7 +264,7 @@ def _end_of_text_id(tower: Any) -> Any:
     return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
 
 
-def _pooled_at_end_of_text(tower: Any) -> bool:
+def pooled_at_end_of_text(tower: Any) -> bool:
     """Whether nothing after the end of the text can change its feature."""
     return (
         isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
@@ -275,7 +275,7 @@ def _pooled_at_end_of_text(tower: Any) -> bool:
     )
 
 
-def _end_of_text(tower: Any, tokens: Tensor) -> Tensor:
+def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
     if _pool_type(tower) == "argmax":
         return tokens.argmax(-1)
     return tokens.eq(_end_of_text_id(tower)).int().argmax(-1)
@@ -287,7 +287,12 @@ def _encode_truncated(tower: Any, tokens: Tensor) -> Tensor:
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    pooled = text_global_pool(tower.ln_final(x), tokens, _pool_type(tower), _end_of_text_id(tower))
+    return pool_text(tower, tower.ln_final(x), tokens)
+
+
+def pool_text(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """Tokens after the final LayerNorm to the text's feature, unnormalised."""
+    pooled = text_global_pool(x, tokens, _pool_type(tower), _end_of_text_id(tower))
     if tower.text_projection is None:
         return pooled
     if isinstance(tower.text_projection, nn.Linear):

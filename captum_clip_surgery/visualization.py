@@ -15,47 +15,80 @@ from torch import Tensor
 from captum_clip_surgery.checkup import OUTLIER, TowerReport
 
 COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
+SIGNED_COLOURS = "RdBu_r"  # red and blue are told apart by all common kinds of colour blindness
 OPACITY = 0.7
 OUTLIERS = 1.0  # percent of pixels at either end that may saturate
 
 
 def compare_figure(
-    picture: np.ndarray,
+    pictures: Sequence[np.ndarray],
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
     title: str = "",
+    shared: bool = False,
+    diverging: bool = False,
+    notes: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Figure:
-    """One row for each text, one column for each method, all on the same picture.
+    """One row for each picture and text, one column for each method.
 
     Each map has a scale of its own, from its lowest values (dark) to its highest (bright), with
     one percent of the pixels cut off at either end.
 
     Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        maps: for each method the maps (K, h, w) of the K texts.
+        pictures: N of (H, W, 3), uint8 or floats in 0..1.
+        maps: for each method the maps (N, K, h, w) of the K texts.
         texts: the K texts.
         title: above everything.
+        shared: one scale for all maps of a method instead.
+        diverging: maps of methods that give values of both signs in two colours around zero, with
+            a scale as wide on either side.
+        notes: what stands below panels: for "image" and methods, a note for each picture and text.
 
     Returns:
         A figure, free of pyplot: `.savefig(path)` writes it.
     """
-    columns, rows = len(maps) + 1, len(texts)
-    figure, axes = _tight_grid(rows, columns, picture.shape[0] / picture.shape[1], bool(title))
-    for row, text in enumerate(texts):
-        show_picture(axes[row, 0], picture)
-        axes[row, 0].set_ylabel(text, fontsize=12)
-        for axis, values in zip(axes[row, 1:], maps.values(), strict=True):
-            show_map(axis, picture, values[row])
+    aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    rows = [(image, text) for image in range(len(pictures)) for text in range(len(texts))]
+    figure, axes = _tight_grid(len(rows), len(maps) + 1, aspect, bool(title), bool(notes))
+    ranges = {name: _limits(values) for name, values in maps.items()}
+    scales = ranges if shared else {}
+    signed = {name for name, (low, high) in ranges.items() if diverging and _is_signed(low, high)}
+    for (image, text), line in zip(rows, axes, strict=True):
+        show_picture(line[0], pictures[image])
+        line[0].set_ylabel(texts[text], fontsize=12)
+        for axis, (name, values) in zip(line[1:], maps.items(), strict=True):
+            show_map(axis, pictures[image], values[image, text], scales.get(name), name in signed)
+        for axis, name in zip(line, ["image", *maps], strict=True):
+            if notes and name in notes:
+                note = ", ".join(filter(None, [notes[name][image][text], axis.get_xlabel()]))
+                axis.set_xlabel(note, fontsize=8, labelpad=2)
     for axis, name in zip(axes[0], ["image", *maps], strict=True):
-        axis.set_title(name, fontsize=11)
+        axis.set_title(name, fontsize=11 if len(name) < 16 else 8)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _tight_grid(rows: int, columns: int, aspect: float, titled: bool) -> tuple[Figure, np.ndarray]:
+def _is_signed(low: float, high: float) -> bool:
+    """Whether both signs matter: neither side is under a fifth of the other."""
+    return low < 0 < high and min(-low, high) >= 0.2 * max(-low, high)
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """The range of maps, one percent cut off at either end."""
+    flat = values.double().flatten().cpu().numpy()
+    low, high = np.percentile(flat, [OUTLIERS, 100 - OUTLIERS])
+    if low == high:  # a few pixels hold all there is
+        low, high = flat.min(), flat.max()
+    return float(low), float(high)
+
+
+def _tight_grid(
+    rows: int, columns: int, aspect: float, titled: bool, noted: bool
+) -> tuple[Figure, np.ndarray]:
     """Axes that fit pictures of one aspect (height / width) with even gaps; lengths in inches."""
-    side, gap, left, right, bottom = 2.0, 0.08, 0.32, 0.08, 0.22
+    side, left, right, bottom = 2.0, 0.32, 0.08, 0.22
+    gap = 0.24 if noted else 0.08
     top = 0.6 if titled else 0.32
     width = left + columns * side + (columns - 1) * gap + right
     row = side * aspect
@@ -85,8 +118,21 @@ def show_picture(axis: Axes, picture: np.ndarray) -> None:
         spine.set_visible(False)
 
 
-def show_map(axis: Axes, picture: np.ndarray, attribution: Tensor) -> None:
+def show_map(
+    axis: Axes,
+    picture: np.ndarray,
+    attribution: Tensor,
+    scale: tuple[float, float] | None = None,
+    signed: bool = False,
+) -> None:
     """A map (h, w) over a greyed picture (H, W, 3); a constant map shows the picture and says so.
+
+    Args:
+        axis: where.
+        picture: uint8 or floats in 0..1.
+        attribution: the map.
+        scale: values drawn darkest and brightest; None is the map's own range.
+        signed: two colours around zero, with a scale as wide on either side.
 
     Raises:
         ValueError: a map that is not finite.
@@ -100,12 +146,12 @@ def show_map(axis: Axes, picture: np.ndarray, attribution: Tensor) -> None:
         axis.set_xlabel("the same everywhere", fontsize=8)
         return
     size = (picture.shape[0], picture.shape[1])
-    enlarged = F.interpolate(attribution[None, None].double().cpu(), size, mode="bilinear")
-    values = enlarged[0, 0].numpy()
-    low, high = np.percentile(values, [OUTLIERS, 100 - OUTLIERS])
-    if low == high:  # a few pixels hold all there is
-        low, high = float(values.min()), float(values.max())
-    axis.imshow(values, cmap=COLOURS, alpha=OPACITY, vmin=low, vmax=high)
+    enlarged = F.interpolate(attribution[None, None].double().cpu(), size, mode="bilinear")[0, 0]
+    low, high = _limits(enlarged) if scale is None else scale
+    if signed:
+        low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
+    cmap = SIGNED_COLOURS if signed else COLOURS
+    axis.imshow(enlarged.numpy(), cmap=cmap, alpha=OPACITY, vmin=low, vmax=high)
 
 
 def report_figure(report: TowerReport) -> Figure:
@@ -153,3 +199,35 @@ def _draw_spread(axis: Axes, report: TowerReport) -> None:
     axis.set(xlabel="depth of surgery", title="spread of the likeliest text's map", ylim=(0, None))
     axis.legend(fontsize=7, loc="lower right")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def bar_figure(
+    values: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]],
+) -> Figure:
+    """Bars of methods, a panel for each measure, with intervals as whiskers.
+
+    Args:
+        values: for each measure and method the value and its interval (low, high), or None.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+    """
+    methods = list(next(iter(values.values())))
+    columns = min(4, len(values))
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(2 + 2.2 * columns, rows * (0.7 + 0.19 * len(methods))))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axis in axes.flat[len(values) :]:
+        axis.set_visible(False)
+    for axis, (measure, of_methods) in zip(axes.flat, values.items(), strict=False):
+        heights = np.array([value for value, _ in of_methods.values()])
+        ends = np.array([end or (value, value) for value, end in of_methods.values()]).T
+        axis.barh(methods, heights, color="tab:blue", alpha=0.8)
+        axis.hlines(methods, *ends, color="black", linewidth=1)
+        axis.axvline(0, color="black", linewidth=0.5)
+        axis.set_title(measure, fontsize=10)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0, 0].invert_yaxis()  # in the order given, from the top
+    return figure

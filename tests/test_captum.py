@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from methods import (
     CASES,
     METHODS,
     Bench,
+    Case,
     Method,
     assert_close,
     set_up,
@@ -28,13 +29,15 @@ from captum_clip_surgery import (
     FeatureClipSurgery,
     LayerClipSurgery,
     LayerFeatureClipSurgery,
+    functional,
 )
 from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.towers import Heads, Recipe
 
-GRIDS = ((4, 4), (2, 2), (3, 5), (5, 2))  # (rows, columns), native for one tower or the other
+GRIDS = ((4, 4), (2, 2), (3, 5), (5, 2))  # (rows, columns); the first two are native for some
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=CASES)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from set_up(request.param)
 
@@ -45,6 +48,23 @@ def test_what_is_compared_below_differs(bench: Bench) -> None:
     assert relative_error(maps.roll(1, 0), maps) > 0.01
     assert relative_error(maps.roll(1, 1), maps) > 0.01
     assert maps.std(-1).mean() > 0.03 * maps.abs().max()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_attention_matters(tower: str) -> None:
+    """Of each block, or its queries and keys could be anything in the other tests."""
+    clip = tiny_classifier(tower)
+    images = random_images(clip, 3)
+
+    def patches(depth: int, attention: Callable[[Heads], Tensor]) -> Tensor:
+        recipe = Recipe(depth, attention, mlp=True)
+        return functional.normalized(clip.tower.dual_path(images, recipe).patches.detach())
+
+    for depth in range(1, len(clip.tower.blocks) + 1):
+        own = patches(depth, Heads.attend)
+        mean = patches(depth, lambda heads: heads.v.mean(2, keepdim=True).expand_as(heads.v))
+        assert relative_error(mean, own) > 0.03
+        assert relative_error(patches(depth, lambda heads: heads.v), own) > 0.03
 
 
 # --- target -------------------------------------------------------------------------------------
@@ -203,14 +223,9 @@ def test_shapes(bench: Bench, grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize(
-    ("method", "tower"),
-    [pytest.param(case.method, case.tower, id=str(case)) for case in CASES if not case.on_grid],
-)
-def test_image_map_is_the_grid_map_enlarged(
-    method: Method, tower: str, grid: tuple[int, int]
-) -> None:
-    clip = tiny_classifier(tower)
+@pytest.mark.parametrize("case", [case for case in CASES if case.values[0].on_grid])
+def test_image_map_is_the_grid_map_enlarged(case: Case, grid: tuple[int, int]) -> None:
+    method, clip = case.method, tiny_classifier(case.tower)
     images = sized_images(clip, grid)
     size = (images.shape[-2], images.shape[-1])
     small = method.grid(clip, **method.options).attribute_all(images)

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 INT_AND_LIST = pytest.mark.parametrize("target", [1, [1, 2, 0]], ids=["int", "list"])
 
 
-@pytest.fixture(params=CASES, ids=str)
+@pytest.fixture(params=CASES)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from set_up(request.param)
 

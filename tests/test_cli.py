@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import torch
 from PIL import Image
 
 import captum_clip_surgery
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli, registry
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 
 SCENE = Scenes("test", 1, size=160, objects=[2])[0]
-METHOD_NAMES = ["CLIP", "ClipSurgery", "IntegratedGradients", "LayerGradCam"]
+METHOD_NAMES = ["CLIP", "ClipSurgery", "IntegratedGradients", "GradCam"]
 
 
 @pytest.fixture
@@ -31,9 +32,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Integrated Gradients with its 50 passes is not what is tested here."""
-    methods = dict(cli.METHODS)
-    methods["IntegratedGradients"] = methods["CLIP"]
-    monkeypatch.setattr(cli, "METHODS", methods)
+    monkeypatch.setitem(registry.METHODS, "IntegratedGradients", registry.METHODS["CLIP"])
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
@@ -217,3 +216,46 @@ def test_check_reports_and_draws(
 def test_check_of_a_missing_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     message = run(monkeypatch, "check", tmp_path / "none.png")
     assert message == f"error: no image file at {tmp_path / 'none.png'}"
+
+
+def test_compare_draws_and_says_what_it_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = [option for noun in SCENE.nouns for option in ("--text", noun)]
+    options = ("--methods", "CLIP,GuidedGradCam,LeGrad", "--output", tmp_path, "--shared")
+    assert run(monkeypatch, "compare", photo, *texts, *options) == 0
+    captured = capsys.readouterr()
+    assert "left out: GuidedGradCam: GuidedGradCam is not defined on" in captured.err
+    table = (tmp_path / "compare.md").read_text()
+    assert table in captured.out
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["CLIP", "LeGrad"]
+    assert Image.open(tmp_path / "compare.png").size[0] > 500
+    message = run(monkeypatch, "compare", photo, *texts, "--methods", "LeGrat")
+    assert str(message).startswith("error: there is no method 'LeGrat'; there are CLIP, ClipS")
+
+
+def test_evaluate_writes_figures_for_people_and_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--limit", 3, "--methods", "CLIP,ClipSurgery", "--size", 96, "--output", tmp_path)
+    assert run(monkeypatch, "evaluate", *options) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["images"] == 3
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    for name in ("CLIP", "ClipSurgery"):
+        found = results["methods"][name]
+        assert f"{found['measures']['explanation_iou']:.1f}" in printed
+        (low, high), value = found["intervals"]["msc"], found["measures"]["msc"]
+        assert low <= value <= high
+        assert 0 < found["seconds"] < 60
+        (row,) = (r for r in rows if (r["method"], r["measure"]) == (name, "msc"))
+        assert (float(row["value"]), float(row["low"])) == (value, low)
+        assert f"| {name} " in (tmp_path / "results.md").read_text()
+    assert Image.open(tmp_path / "results.png").size[0] > 500
+    assert run(monkeypatch, "evaluate", "--dataset", "voc") == (
+        "error: there is no data set 'voc'; there is scenes"
+    )

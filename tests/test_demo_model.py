@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
 from captum_clip_surgery.demo.report import top1
-from captum_clip_surgery.evaluation import METHODS, evaluate_scenes
+from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.registry import METHODS
 
 
 def test_it_fits_the_repository() -> None:
@@ -39,12 +40,12 @@ def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     scenes = Scenes("test", 25, clip.native_size[0], objects=[2, 3])
     methods = {name: METHODS[name] for name in ("CLIP", "ClipSurgery")}
-    measured = evaluate_scenes(clip, scenes, methods, progress=False)
-    own, surgery = measured["CLIP"], measured["ClipSurgery"]
-    assert surgery.pairs == sum(len(scene.nouns) for scene in scenes)
-    assert surgery.explanation_iou > own.explanation_iou + 20
-    assert surgery.msc > own.msc + 30
-    assert surgery.pointing > 70 > own.pointing
+    results = evaluate_scenes(clip, scenes, methods, progress=False)
+    own, surgery = (results[name].measures for name in methods)
+    assert surgery["pairs"] == sum(len(scene.nouns) for scene in scenes)
+    assert surgery["explanation_iou"] > own["explanation_iou"] + 20
+    assert surgery["msc"] > own["msc"] + 30
+    assert surgery["pointing"] > 70 > own["pointing"]
 
 
 def test_unknown_words_are_named() -> None:

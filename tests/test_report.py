@@ -10,7 +10,8 @@ import torch
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns, report
-from captum_clip_surgery.evaluation import METHODS, evaluate_scenes, integrated_gradients
+from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.registry import METHODS, Explain
 
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +24,7 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert list(table) == list(report.forms_of_surgery())
         for name, measured in table.items():
             assert f"| {name}" in printed
-            assert f"{measured['explanation_iou']:.1f}" in printed
+            assert f"{measured['measures']['explanation_iou']:.1f}" in printed
     assert "top-1 among 156 nouns, 2 test scenes" in printed
 
 
@@ -31,12 +32,12 @@ def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_rivals() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     seen = []
 
-    def explain(local: ZeroShotClassifier, image: torch.Tensor) -> torch.Tensor:
+    def spy(local: ZeroShotClassifier) -> Explain:
         seen.append((local.texts, local.rivals))
-        return METHODS["CLIP"](local, image)
+        return METHODS["CLIP"](local)
 
     scenes = Scenes("test", 2, objects=[2])
-    evaluate_scenes(clip, scenes, {"spy": explain}, nouns(), progress=False)
+    evaluate_scenes(clip, scenes, {"spy": spy}, nouns(), progress=False)
     assert [texts for texts, _ in seen] == [scene.nouns for scene in scenes]
     assert all(sorted(texts + rivals) == sorted(nouns()) for texts, rivals in seen)
 
@@ -44,7 +45,7 @@ def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_rivals() -> None:
 def test_integrated_gradients_add_up_to_the_logit() -> None:
     clip = ZeroShotClassifier.demo(["dog", "pizza"])
     image = clip.preprocess(Scenes("test", 1)[0].image, 64)
-    maps = integrated_gradients(clip, image)
+    maps = METHODS["IntegratedGradients"](clip)(image)[0]
     with torch.no_grad():
         change = (clip(image) - clip(torch.zeros_like(image)))[0]
     torch.testing.assert_close(maps.sum((1, 2)), change, rtol=0.1, atol=0.3)

@@ -15,19 +15,19 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
 from captum_clip_surgery import LayerClipSurgery, LayerFeatureClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
-from captum_clip_surgery.evaluation import METHODS, Explain, evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.registry import METHODS, Method
 
 BATCH = 100
 
 
-def forms_of_surgery() -> dict[str, Explain]:
+def forms_of_surgery() -> dict[str, Method]:
     """CLIP's own maps, architecture surgery, feature surgery, and both in each form."""
-    methods: dict[str, Explain] = {
+    methods: dict[str, Method] = {
         "CLIP": METHODS["CLIP"],
         "architecture surgery": _surgery(LayerClipSurgery, None),
     }
@@ -36,13 +36,8 @@ def forms_of_surgery() -> dict[str, Explain]:
     return methods
 
 
-def _surgery(method: type, form: str | None) -> Explain:
-    def explain(clip: ZeroShotClassifier, image: Tensor) -> Tensor:
-        with torch.no_grad():
-            maps: Tensor = method(clip, feature_surgery=form).attribute_all(image)[0]
-        return maps
-
-    return explain
+def _surgery(method: type, form: str | None) -> Method:
+    return lambda clip: method(clip, feature_surgery=form).attribute_all
 
 
 def load_trained(folder: Path) -> ZeroShotClassifier:
@@ -89,7 +84,7 @@ def main(
         print(f"top-1 among {len(nouns())} nouns, {scenes} {split} scenes: {accuracy:.1f} %")
     methods = forms_of_surgery()
     if captum:
-        methods |= {name: METHODS[name] for name in ("IntegratedGradients", "LayerGradCam")}
+        methods |= {name: METHODS[name] for name in ("IntegratedGradients", "GradCam")}
     several, one = [2, 3], [1]
     for counts, texts, rivals in (
         (several, "the scene's own texts", ()),
@@ -97,9 +92,11 @@ def main(
         (one, "all nouns", nouns()),
     ):
         chosen = Scenes("test", scenes, render, objects=counts)
-        measured = evaluate_scenes(clip, chosen, methods, rivals, size)
+        measured = evaluate_scenes(clip, chosen, methods, rivals, size, confidence=False)
         count = " or ".join(map(str, counts))
-        title = f"{scenes} scenes of {count}, {measured['CLIP'].pairs} objects, {texts}"
+        title = (
+            f"{scenes} scenes of {count}, {measured['CLIP'].measures['pairs']:.0f} objects, {texts}"
+        )
         print(f"\n{title}\n\n{to_markdown(measured)}")
         found[title] = {name: asdict(value) for name, value in measured.items()}
     if output is not None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from captum_clip_surgery.towers.base import Encoded, Heads, Layout, Recipe, Tower
+from captum_clip_surgery.towers.base import Encoded, Heads, Layout, OpenBlock, Recipe, Tower
 from captum_clip_surgery.towers.resnet import ModifiedResNetTower
 from captum_clip_surgery.towers.timm import EvaTower, TimmVisionTransformerTower, why_not_defined
 from captum_clip_surgery.towers.vit import VisionTransformerTower
 
-__all__ = ["FAMILIES", "Encoded", "Heads", "Layout", "Recipe", "Tower", "adapt", "unwrap"]
+__all__ = [
+    "FAMILIES",
+    "Encoded",
+    "Heads",
+    "Layout",
+    "OpenBlock",
+    "Recipe",
+    "Tower",
+    "adapt",
+    "unwrap",
+]
 
 FAMILIES: tuple[type[Tower], ...] = (
     VisionTransformerTower,

@@ -7,7 +7,7 @@ them, and reads their parameters.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,9 +50,26 @@ class Heads:
         """The block's own attention, (N, heads, L, d)."""
         return F.scaled_dot_product_attention(self.q, self.k, self.v)
 
+    def probabilities(self) -> Tensor:
+        """The block's own attention as softmaxed weights, (N, heads, L, L)."""
+        scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
+        return scores.softmax(-1)
+
     def first_queries(self, count: int) -> Heads:
         """The same keys and values, asked only for the first tokens."""
         return Heads(self.q[:, :, :count], self.k, self.v, self.x[:, :count], self.grid)
+
+
+@dataclass(frozen=True)
+class OpenBlock:
+    """A block with its attention laid open.
+
+    `probabilities` (N, heads, L, L) weigh the values of `heads`; `stream` (N, L, D) leaves it.
+    """
+
+    heads: Heads
+    probabilities: Tensor
+    stream: Tensor
 
 
 @dataclass(frozen=True)
@@ -228,15 +245,34 @@ class Tower(ABC):
         seen = module(patches.mT.unflatten(-1, grid).contiguous())
         return torch.cat([prefix, seen.flatten(-2).mT], dim=1)
 
+    def enter(self, images: Tensor, index: int) -> tuple[Tensor, Layout]:
+        """The tokens entering block `index`, (N, L, D), and where they stand."""
+        self.grid(*images.shape[-2:])
+        x, layout = self.embed(images)
+        for before in range(index):
+            x = self.run_block(before, x, layout)
+        return x, layout
+
+    def open_blocks(self, x: Tensor, layout: Layout, first: int) -> Iterator[OpenBlock]:
+        """The blocks from `first` on, of the tokens that enter it, with attention laid open.
+
+        Where gradients are enabled, the probabilities can be differentiated by.
+        """
+        for index in range(first, len(self.blocks)):
+            heads = self.heads(index, x, layout)
+            probabilities = heads.probabilities()
+            if torch.is_grad_enabled() and not probabilities.requires_grad:
+                probabilities.requires_grad_()
+            update = self.merge(index, probabilities @ heads.v, heads.x)
+            x = self.feed_forward(index, x + update if self.has_residual else update)
+            yield OpenBlock(heads, probabilities, x)
+
     def dual_path(self, images: Tensor, recipe: Recipe) -> Encoded:
         """One pass for both paths: patches of the recipe's, pooled embedding of the model's own."""
-        self.grid(*images.shape[-2:])
         last = len(self.blocks) - 1
         first = last + 1 - recipe.depth
         residual = recipe.residual and self.has_residual
-        x, layout = self.embed(images)
-        for index in range(first):
-            x = self.run_block(index, x, layout)
+        x, layout = self.enter(images, first)
         path = x
         for index in range(first, last + 1):
             heads = self.heads(index, x, layout)

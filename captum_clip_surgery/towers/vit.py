@@ -100,32 +100,13 @@ class VisionTransformerTower(Tower):
         return visual.ln_pre(visual.patch_dropout(tokens)), Layout(grid)
 
     def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
-        block = self.blocks[index]
-        attention = block.attn
-        normalised = block.ln_1(x)
-        qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
-        q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
-        if isinstance(attention, Attention):
-            q, k = attention.ln_q(q), attention.ln_k(k)
-        return Heads(q, k, v, normalised, layout.grid)
+        return block_heads(self.blocks[index], x, layout.grid)
 
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
-        block = self.blocks[index]
-        attention = block.attn
-        if isinstance(attention, Attention):
-            if attention.head_scale is not None:
-                values = values * attention.head_scale
-            merged = attention.ln_inner(join_heads(values))
-            merged = attention.out_drop(attention.out_proj(merged))
-        else:
-            merged = attention.out_proj(join_heads(values))
-        if isinstance(block, CustomResidualAttentionBlock):
-            merged = block.ln_attn(merged)
-        return block.ls_1(merged)
+        return block_merge(self.blocks[index], values)
 
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
-        block = self.blocks[index]
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
+        return block_feed_forward(self.blocks[index], x)
 
     def project(self, x: Tensor) -> Tensor:
         if self.visual.attn_pool is not None:
@@ -138,6 +119,37 @@ class VisionTransformerTower(Tower):
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj
+
+
+# The blocks of open_clip's own transformers, which its text towers have as well.
+
+
+def block_heads(block: Any, x: Tensor, grid: Grid) -> Heads:
+    attention = block.attn
+    normalised = block.ln_1(x)
+    qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+    if isinstance(attention, Attention):
+        q, k = attention.ln_q(q), attention.ln_k(k)
+    return Heads(q, k, v, normalised, grid)
+
+
+def block_merge(block: Any, values: Tensor) -> Tensor:
+    attention = block.attn
+    if isinstance(attention, Attention):
+        if attention.head_scale is not None:
+            values = values * attention.head_scale
+        merged = attention.ln_inner(join_heads(values))
+        merged = attention.out_drop(attention.out_proj(merged))
+    else:
+        merged = attention.out_proj(join_heads(values))
+    if isinstance(block, CustomResidualAttentionBlock):
+        merged = block.ln_attn(merged)
+    return block.ls_1(merged)
+
+
+def block_feed_forward(block: Any, x: Tensor) -> Tensor:
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _why_not(block: nn.Module) -> str | None:

@@ -1,0 +1,175 @@
+"""Methods side by side on one's own images: the same model, texts and preprocessing for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.costs import Cost, measure
+from captum_clip_surgery.metrics import PairMeasures
+from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.registry import USUAL, Method, choose
+from captum_clip_surgery.tables import markdown
+from captum_clip_surgery.visualization import compare_figure
+
+#: Of the measures, those a table shows.
+SHOWN = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing", "energy": "energy"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds.
+
+    Args:
+        pictures: the images as they are shown, (H, W, 3) in 0..1 or uint8.
+        texts: the K texts asked for.
+        scores: (N, K) logits of the images for the texts.
+        maps: for each method (N, K, h, w), raw and signed.
+        costs: for each method what all its maps took together.
+        left_out: methods that were asked for and are not defined here, and why.
+        measures: for each method figures against masks, in percent; empty without masks.
+    """
+
+    pictures: Sequence[np.ndarray]
+    texts: tuple[str, ...]
+    scores: Tensor
+    maps: Mapping[str, Tensor]
+    costs: Mapping[str, Cost]
+    left_out: Mapping[str, str]
+    measures: Mapping[str, Mapping[str, float]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For each method its name, seconds an image, and measures."""
+        return [
+            {"method": name, "seconds": self.costs[name].seconds / len(self.pictures)}
+            | dict(self.measures.get(name, {}))
+            for name in self.maps
+        ]
+
+    def table(self) -> Any:
+        """The rows as a pandas DataFrame where pandas is installed, otherwise as they are."""
+        if find_spec("pandas") is None:
+            return self.rows()
+        return import_module("pandas").DataFrame(self.rows()).set_index("method")
+
+    def to_markdown(self) -> str:
+        """The rows as a table, aligned for the terminal as well."""
+        return rows_to_markdown(self.rows())
+
+    def figure(self, shared: bool = False) -> Figure:
+        """A row for each image and text, a column for each method.
+
+        Args:
+            shared: one scale of colours for all of a method's maps, so that strengths compare;
+                otherwise each map has its own, so that places show.
+
+        Returns:
+            A figure, free of pyplot: `.savefig(path)` writes it.
+        """
+        images, texts = self.scores.shape
+        notes = {
+            row["method"]: [[f"{1000 * row['seconds']:.0f} ms"] * texts] * images
+            for row in self.rows()
+        }
+        notes["image"] = [[f"logit {score:.2f}" for score in row] for row in self.scores.tolist()]
+        return compare_figure(
+            self.pictures, self.maps, self.texts, shared=shared, diverging=True, notes=notes
+        )
+
+
+def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of methods: seconds, and the measures that are there."""
+    shown = {key: name for key, name in SHOWN.items() if any(key in row for row in rows)}
+    header = ["method", *shown.values(), "s/image"]
+    body = [
+        [row["method"], *(f"{row[key]:.1f}" for key in shown), f"{row['seconds']:.3f}"]
+        for row in rows
+    ]
+    return markdown(header, body)
+
+
+def compare(
+    clip: ZeroShotClassifier,
+    images: Picture | Sequence[Picture] | Tensor,
+    targets: Sequence[int] | None = None,
+    methods: Iterable[str] | Mapping[str, Method] = USUAL,
+    masks: Sequence[Tensor] | Tensor | None = None,
+) -> Comparison:
+    """Explain images by several methods.
+
+    Args:
+        clip: the classifier.
+        images: pictures, or a batch (N, 3, H, W) that `clip.preprocess` made.
+        targets: indices of the texts; None is all.
+        methods: names of `registry.METHODS` ("all" for every one), or methods by name.
+        masks: for each image (K, H', W') of bool, where each text asked for is; for measures.
+
+    Raises:
+        TypeError, ValueError, IndexError: see `clip.preprocess`, `choose` and `checks`; masks that
+            do not fit the images or texts.
+    """
+    batch, pictures = _batch(clip, images)
+    chosen, left_out = (
+        (dict(methods), {}) if isinstance(methods, Mapping) else choose(clip, methods)
+    )
+    indices = checks.resolve_indices(
+        range(len(clip.texts)) if targets is None else targets, len(clip.texts), batch.device
+    )
+    maps, costs = {}, {}
+    for name, method in chosen.items():
+        found, costs[name] = measure(partial(method(clip), batch), batch.device)
+        maps[name] = found.detach()[:, indices].cpu()
+    with torch.no_grad():
+        scores = clip(batch)[:, indices].cpu()
+    return Comparison(
+        pictures,
+        tuple(clip.texts[i] for i in indices.tolist()),
+        scores,
+        maps,
+        costs,
+        left_out,
+        {} if masks is None else _measures(maps, masks, scores.shape),
+    )
+
+
+def _batch(
+    clip: ZeroShotClassifier, images: Picture | Sequence[Picture] | Tensor
+) -> tuple[Tensor, list[np.ndarray]]:
+    if isinstance(images, Tensor):
+        checks.check_images(images, clip.tower, clip.device)
+        shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
+        return images, list(shown.numpy())
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        images = [images]
+    pictures = [load_picture(image) for image in images]
+    return clip.preprocess(pictures), [np.asarray(picture) for picture in pictures]
+
+
+def _measures(
+    maps: Mapping[str, Tensor], masks: Sequence[Tensor] | Tensor, shape: tuple[int, ...]
+) -> dict[str, dict[str, float]]:
+    if len(masks) != shape[0] or any(len(mask) != shape[1] for mask in masks):
+        found = [len(mask) for mask in masks]
+        raise ValueError(
+            f"masks are of {len(masks)} images with {found} texts each, expected {shape[0]} images "
+            f"with {shape[1]} texts each"
+        )
+    measured = {}
+    for name, values in maps.items():
+        measures = PairMeasures()
+        for image, (of_image, of_masks) in enumerate(zip(values, masks, strict=True)):
+            for attribution, mask in zip(of_image, of_masks, strict=True):
+                measures.update(attribution, mask, image)
+        measured[name] = measures.compute()
+    return measured

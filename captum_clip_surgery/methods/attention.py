@@ -1,0 +1,389 @@
+"""Methods that read a tower's attention and gradients: LeGrad, relevance, rollout, Grad-ECLIP.
+
+They take both in the adapter's own pass, beside the model, which keeps its modules as they are and
+gets no `.grad`. Where they need gradients they enable them, whatever the caller's mode, and their
+maps come back detached. Many texts cost one forward pass and batched gradients.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import full_precision, normalized
+from captum_clip_surgery.methods.base import GridMaps, ImageMaps, MapAttribution
+from captum_clip_surgery.surgery import resolve_depth
+from captum_clip_surgery.towers import Tower
+from captum_clip_surgery.towers.base import join_heads, split_heads
+
+GRADIENT_BYTES = 256 << 20  # of one batch of gradients
+
+
+class TowerMaps(MapAttribution):
+    """What these methods share: the check of the tower, and maps from patch tokens' scores."""
+
+    #: Whether the method reads the attention of the one token the image's embedding is made of.
+    reads_class_token = True
+    #: Whether it needs blocks that add to a stream; a ResNet's attention pooling does not.
+    needs_stream = True
+    needs_gradients = True
+
+    def __init__(self, forward_func: ZeroShotClassifier) -> None:
+        super().__init__(forward_func)
+        self._check_tower(self.forward_func.tower)
+
+    def _check_tower(self, tower: Tower) -> None:
+        why = None
+        if self.reads_class_token and tower.num_pooled_tokens is None:
+            why = f"reads a class token's attention, and this tower pools by {tower.pooling}"
+        elif self.needs_stream and not tower.has_residual:
+            why = "follows a stream through residual blocks, and this tower has attention pooling"
+        if why:
+            raise TypeError(
+                f"{type(self).__name__} is not defined on {tower.family}: it {why}. Surgery, the "
+                "dense methods and TokenGradCam are defined on every tower"
+            )
+
+    def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        clip = self.forward_func
+        features = clip.text_features()[targets]
+        with torch.inference_mode(False), torch.set_grad_enabled(self.needs_gradients):
+            # Tensors of inference mode cannot be differentiated; their copies can.
+            images = images.detach().clone().to(clip.tower.dtype)
+            features = features.detach().clone()
+            grid = clip.tower.grid(*images.shape[-2:])
+            with full_precision(images):
+                maps = self.patch_scores(images, features if features.ndim == 3 else features[None])
+        return maps.detach().contiguous().unflatten(-1, grid)
+
+    @abstractmethod
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        """(N, K, h*w) for images and the text features (N or 1, K, C) asked for."""
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        return tokens[..., self.forward_func.tower.num_prefix_tokens :]
+
+
+def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Gradients of every text's scores (N, K) by tensors (N, ...), some texts at a time.
+
+    Yields:
+        For each tensor (texts, N, ...), texts in order.
+    """
+    count = scores.shape[1]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in by)
+    unit = torch.eye(count, dtype=scores.dtype, device=scores.device)
+    for rows in unit.split(max(1, GRADIENT_BYTES // size)):
+        directions = rows[:, None].expand(-1, len(scores), -1)
+        yield torch.autograd.grad(
+            scores, by, grad_outputs=directions, is_grads_batched=True, retain_graph=True
+        )
+
+
+def cosines(embeddings: Tensor, features: Tensor) -> Tensor:
+    """(N, K) of embeddings (N, C) with text features (N or 1, K, C)."""
+    embeddings = normalized(embeddings)
+    return (embeddings[:, None] * features.to(embeddings.dtype)).sum(-1)
+
+
+def likeness_to(query: Tensor, keys: Tensor) -> Tensor:
+    """Cosines (N, L) of keys (N, L, D) with a query (N, 1, D), min-max normalised over keys."""
+    likeness = F.cosine_similarity(query, keys, dim=-1)
+    low, high = likeness.amin(-1, keepdim=True), likeness.amax(-1, keepdim=True)
+    return (likeness - low) / torch.where(high > low, high - low, 1)
+
+
+# --- LeGrad --------------------------------------------------------------------------------------
+
+
+class LeGradMaps(TowerMaps):
+    reads_class_token = False
+
+    def __init__(self, forward_func: ZeroShotClassifier, depth: int = 2) -> None:
+        super().__init__(forward_func)
+        self.depth = resolve_depth(forward_func, depth)
+        if not self.depth:
+            raise ValueError("depth 0 leaves no block whose attention LeGrad could read")
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        tower = self.forward_func.tower
+        first = len(tower.blocks) - self.depth
+        with torch.no_grad():
+            x, layout = tower.enter(images, first)
+        maps = []
+        for block in tower.open_blocks(x, layout, first):
+            pooled = tower.project(block.stream.mean(1, keepdim=True))[:, 0]
+            scores = cosines(pooled, features)
+            gradients = text_gradients(scores, [block.probabilities])
+            # Over heads and queries.
+            maps.append(torch.cat([part.relu().mean((2, 3)) for (part,) in gradients]))
+        return self._patches(torch.stack(maps).sum(0).transpose(0, 1))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(depth={self.depth})"
+
+
+class LayerLeGrad(LeGradMaps, GridMaps):
+    """LeGrad on the patch grid, (N, 1, h, w) for a text: where attention would raise its score.
+
+    For each of the last blocks, the cosine of the text with the mean of the block's tokens, taken
+    to the joint space, is differentiated by the block's attention; what is positive is averaged
+    over heads and queries and summed over blocks. The release then min-max normalises; this does
+    not.
+
+    Args:
+        forward_func: the classifier, on any tower of residual blocks.
+        depth: how many of the last blocks are read.
+
+    Source: Bousselham, Boggust, Chaybouti, Strobelt, Kuehne, "LeGrad: An Explainability Method for
+    Vision Transformers via Feature Formation Sensitivity" (ICCV 2025).
+    """
+
+
+class LeGrad(LeGradMaps, ImageMaps):
+    """LeGrad shaped like the images; see `LayerLeGrad`."""
+
+
+# --- attention of the class token ----------------------------------------------------------------
+
+
+class AttentionRelevanceMaps(TowerMaps):
+    def __init__(self, forward_func: ZeroShotClassifier, blocks: str = "last") -> None:
+        super().__init__(forward_func)
+        if blocks not in ("last", "all"):
+            raise ValueError(f'blocks {blocks!r} is neither "last" nor "all"')
+        self.blocks = blocks
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        clip, tower = self.forward_func, self.forward_func.tower
+        first = 0 if self.blocks == "all" else len(tower.blocks) - 1
+        with torch.no_grad():
+            x, layout = tower.enter(images, first)
+        opened = list(tower.open_blocks(x, layout, first))
+        scores = clip.model.logit_scale.exp() * cosines(tower.pool(opened[-1].stream), features)
+        attention = [block.probabilities for block in opened]
+        rows = []
+        for gradients in text_gradients(scores, attention):
+            # Of the product of all (I + relevance of a block), only the class token's row is
+            # asked for: it passes from the last block to the first.
+            row = torch.zeros_like(gradients[0][:, :, 0, :1])
+            row[..., 0] = 1
+            for gradient, probabilities in zip(
+                reversed(gradients), reversed(attention), strict=True
+            ):
+                row = row + row @ (gradient * probabilities).relu().mean(2)
+            rows.append(row[:, :, 0])
+        return self._patches(torch.cat(rows).transpose(0, 1))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(blocks={self.blocks!r})"
+
+
+class LayerAttentionRelevance(AttentionRelevanceMaps, GridMaps):
+    """Bi-modal attention relevance on the patch grid, (N, 1, h, w) for a text.
+
+    Attention times the positive gradient of the logit by it, averaged over heads, multiplied up
+    through the blocks; the class token's row.
+
+    Args:
+        forward_func: the classifier, on a transformer with a class token.
+        blocks: "last", as in the authors' CLIP notebook, or "all", as in the paper.
+
+    Source: Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
+    Encoder-Decoder Transformers" (ICCV 2021), Eq. 5-6.
+    """
+
+
+class AttentionRelevance(AttentionRelevanceMaps, ImageMaps):
+    """Bi-modal attention relevance shaped like the images; see `LayerAttentionRelevance`."""
+
+
+class AttentionRolloutMaps(TowerMaps):
+    needs_gradients = False
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        tower = self.forward_func.tower
+        opened = tower.open_blocks(*tower.enter(images, 0), 0)
+        attention = [block.probabilities.mean(1) for block in opened]
+        row = torch.zeros_like(attention[0][:, :1])
+        row[..., 0] = 1
+        for mixing in reversed(attention):
+            row = (row + row @ mixing) / 2  # attention and identity, rows normalised to 1
+        return self._patches(row).expand(-1, features.shape[1], -1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class LayerAttentionRollout(AttentionRolloutMaps, GridMaps):
+    """Attention rollout on the patch grid, (N, 1, h, w), the same for every text.
+
+    The class token's row of the product of all blocks' mean attention, identity added for the
+    residual.
+
+    Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers" (ACL 2020).
+    """
+
+
+class AttentionRollout(AttentionRolloutMaps, ImageMaps):
+    """Attention rollout shaped like the images; see `LayerAttentionRollout`."""
+
+
+class RawAttentionMaps(TowerMaps):
+    needs_gradients = False
+    needs_stream = False
+
+    def __init__(
+        self, forward_func: ZeroShotClassifier, block: int = -1, head: int | None = None
+    ) -> None:
+        super().__init__(forward_func)
+        self.block = resolve_block(forward_func, block)
+        self.head = head
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        tower = self.forward_func.tower
+        x, layout = tower.enter(images, self.block)
+        attention = tower.heads(self.block, x, layout).first_queries(1).probabilities()[:, :, 0]
+        if self.head is not None and not -attention.shape[1] <= self.head < attention.shape[1]:
+            raise IndexError(f"head {self.head} of {attention.shape[1]}")
+        row = attention.mean(1) if self.head is None else attention[:, self.head]
+        return self._patches(row[:, None]).expand(-1, features.shape[1], -1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(block={self.block}, head={self.head})"
+
+
+class LayerRawAttention(RawAttentionMaps, GridMaps):
+    """The class token's attention on the patch grid, (N, 1, h, w), the same for every text.
+
+    Args:
+        forward_func: the classifier, on a tower with a class token, or a ResNet.
+        block: which block's; negative counts from the end.
+        head: which head's; None is the mean over heads.
+
+    Raises:
+        IndexError: a block or head there is not.
+    """
+
+
+class RawAttention(RawAttentionMaps, ImageMaps):
+    """The class token's attention shaped like the images; see `LayerRawAttention`."""
+
+
+# --- gradients by tokens -------------------------------------------------------------------------
+
+
+class GradEclipMaps(TowerMaps):
+    def __init__(self, forward_func: ZeroShotClassifier, per_head: bool = False) -> None:
+        super().__init__(forward_func)
+        self.per_head = per_head
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        tower = self.forward_func.tower
+        last = len(tower.blocks) - 1
+        with torch.no_grad():
+            x, layout = tower.enter(images, last)
+            heads = tower.heads(last, x, layout)
+            q, k, v = (join_heads(part) for part in (heads.q, heads.k, heads.v))
+            if self.per_head:
+                attended = join_heads(heads.first_queries(1).attend())
+            else:
+                weights = (q[:, :1] @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+                attended = weights @ v
+            patches, count = tower.num_prefix_tokens, heads.v.shape[1]
+            class_query = tower.merge(last, split_heads(q[:, :1], count), heads.x[:, :1])
+            keys = tower.merge(last, split_heads(k, count), heads.x)[:, patches:]
+            weights = likeness_to(class_query, keys)
+        attended.requires_grad_()
+        update = tower.merge(last, split_heads(attended, count), heads.x[:, :1])
+        pooled = tower.pool(tower.feed_forward(last, x[:, :1] + update))
+        scores = cosines(pooled, features)
+        maps = [
+            (gradient.squeeze(2)[:, :, None] * v[:, patches:]).sum(-1) * weights
+            for (gradient,) in text_gradients(scores, [attended])
+        ]
+        return torch.cat(maps).relu().transpose(0, 1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(per_head={self.per_head})"
+
+
+class LayerGradEclip(GradEclipMaps, GridMaps):
+    """Grad-ECLIP on the patch grid, (N, 1, h, w) for a text.
+
+    Values of the last block weighed by the gradient of the cosine by the class token's attention
+    output, and by how like their keys are to the class token's query; what is positive.
+
+    Args:
+        forward_func: the classifier, on a transformer with a class token.
+        per_head: attend with the tower's own heads; the release treats the last block as one head
+            over the whole width.
+
+    Source: Zhao, Wang, Jiang, Chan, "Gradient-based Visual Explanation for Transformer-based CLIP"
+    (ICML 2024), Eq. 8-12.
+    """
+
+
+class GradEclip(GradEclipMaps, ImageMaps):
+    """Grad-ECLIP shaped like the images; see `LayerGradEclip`."""
+
+
+class TokenGradCamMaps(TowerMaps):
+    reads_class_token = False
+    needs_stream = False
+
+    def __init__(self, forward_func: ZeroShotClassifier, block: int = -1) -> None:
+        super().__init__(forward_func)
+        self.block = resolve_block(forward_func, block)
+
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        clip, tower = self.forward_func, self.forward_func.tower
+        with torch.no_grad():
+            tokens, layout = tower.enter(images, self.block)
+        tokens = tokens.detach().requires_grad_()
+        *_, last = tower.open_blocks(tokens, layout, self.block)
+        scores = clip.model.logit_scale.exp() * cosines(tower.pool(last.stream), features)
+        patches = tokens[:, tower.num_prefix_tokens :]
+        maps = []
+        for (gradient,) in text_gradients(scores, [tokens]):
+            weights = gradient[:, :, tower.num_prefix_tokens :].mean(2, keepdim=True)
+            maps.append((weights * patches).sum(-1).relu())
+        return torch.cat(maps).transpose(0, 1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(block={self.block})"
+
+
+class LayerTokenGradCam(TokenGradCamMaps, GridMaps):
+    """Grad-CAM of the logit on the patch tokens entering a block, (N, 1, h, w) for a text.
+
+    The same as Captum's LayerGradCam on `clip.token_grid(block)` with `relu_attributions=True`, for
+    many texts in one pass.
+
+    Args:
+        forward_func: the classifier, on any tower.
+        block: which block's tokens; negative counts from the end.
+
+    Raises:
+        IndexError: a block there is not.
+
+    Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization" (ICCV 2017), Eq. 1-2.
+    """
+
+
+class TokenGradCam(TokenGradCamMaps, ImageMaps):
+    """Grad-CAM on patch tokens shaped like the images; see `LayerTokenGradCam`."""
+
+
+def resolve_block(clip: ZeroShotClassifier, block: int) -> int:
+    """A block's index, counted from the start."""
+    count = len(clip.tower.blocks)
+    if not -count <= block < count:
+        raise IndexError(f"block {block} of {count}; {-count} to {count - 1} exist")
+    return block % count

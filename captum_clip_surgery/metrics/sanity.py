@@ -1,0 +1,204 @@
+"""Does the map depend on the model? Maps while the model's weights are shuffled, step by step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.metrics.maps import check_maps
+
+#: A classifier, images (N, 3, H, W) and targets (N,) to maps (N, h, w).
+Explain = Callable[[ZeroShotClassifier, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """What `randomization` finds.
+
+    `correlations`, for each method one in -1..1 for each of `stages`: "original", "head", the
+    blocks from the last to the first, "embeddings"; all up to a stage are shuffled there.
+    """
+
+    stages: tuple[str, ...]
+    correlations: Mapping[str, list[float]]
+
+
+def randomization(
+    clip: ZeroShotClassifier,
+    methods: Mapping[str, Explain],
+    images: Tensor,
+    targets: checks.Target,
+    seed: int = 0,
+) -> Randomization:
+    """How like the original maps remain as the image tower forgets, from the output backwards.
+
+    Cascading randomisation: on a copy, the weights of what comes after the blocks, of the last
+    block, ... of the first, and of what comes before are lost one after another. Lost means that
+    the entries of each parameter are shuffled within it, which keeps their scale; text features
+    stay, as they belong to the text tower. Likeness is Spearman's rank correlation of a map with
+    the original's, the mean over images.
+
+    Args:
+        clip: the classifier; it and its model stay as they are.
+        methods: by name; each is given a classifier, the images and targets (N,).
+        images: (N, 3, H, W), preprocessed.
+        targets: index of a text, or one for each image.
+        seed: of the shuffling.
+
+    Raises:
+        TypeError, ValueError, IndexError: images and targets as in `checks`; a method whose maps
+            have another shape or are not finite.
+
+    Source: Adebayo et al., "Sanity Checks for Saliency Maps" (NeurIPS 2018).
+
+    Example::
+
+        >>> from captum_clip_surgery import LayerClipSurgery
+        >>> def surgery(clip, images, targets):
+        ...     return LayerClipSurgery(clip).attribute(images, targets)[:, 0]
+        >>> def centre(clip, images, targets):
+        ...     return torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]]).expand(len(images), 3, 3)
+        >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
+        >>> images = torch.rand(1, 3, *clip.native_size)
+        >>> found = randomization(clip, {"surgery": surgery, "centre": centre}, images, 0)
+        >>> found.stages[:3], suspicious(found)
+        (('original', 'head', 'block 7'), ['centre'])
+    """
+    checks.check_images(images, clip.tower, clip.device)
+    chosen = checks.resolve_target(targets, len(images), len(clip.texts), images.device)
+    chosen = chosen.flatten().expand(len(images))
+    originals = {
+        name: _explain(name, method, clip, images, chosen) for name, method in methods.items()
+    }
+    shuffled = _copy_of(clip)
+    labels = []
+    correlations: dict[str, list[float]] = {name: [] for name in methods}
+    for label in _shuffle_stages(shuffled, images, seed):
+        labels.append(label)
+        for name, method in methods.items():
+            maps = _explain(f"{name} ({label})", method, shuffled, images, chosen)
+            correlations[name].append(float(spearman(maps, originals[name]).mean()))
+    return Randomization(tuple(labels), correlations)
+
+
+def suspicious(results: Randomization, limit: float = 0.5) -> list[str]:
+    """Methods whose maps hardly noticed that all weights are lost: correlation above a limit.
+
+    Args:
+        results: of `randomization`.
+        limit: of the correlation with the original at the last stage.
+    """
+    return [name for name, found in results.correlations.items() if found[-1] > limit]
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Rank correlation of maps (N, h, w) with others, ties at their average rank: (N,) in -1..1.
+
+    With a constant map it is 0.
+
+    Raises:
+        ValueError: maps of different shapes.
+
+    Example::
+
+        >>> spearman(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[-9.0, 3.0, 0.0]]]))
+        tensor([0.5000], dtype=torch.float64)
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"maps of {tuple(first.shape)} and {tuple(second.shape)} do not compare; expected the "
+            "same shape"
+        )
+    ranks = [torch.stack([_centred_ranks(one) for one in maps]) for maps in (first, second)]
+    norms = ranks[0].norm(dim=1) * ranks[1].norm(dim=1)
+    products = (ranks[0] * ranks[1]).sum(1)
+    return torch.where(norms > 0, products / norms, 0.0)
+
+
+def _centred_ranks(values: Tensor) -> Tensor:
+    """Average ranks of the values less their mean, flat, of float64."""
+    _, level, counts = values.flatten().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    ranks = (last - (counts - 1) / 2)[level]
+    return ranks - (len(ranks) + 1) / 2
+
+
+def _explain(
+    name: str, method: Explain, clip: ZeroShotClassifier, images: Tensor, targets: Tensor
+) -> Tensor:
+    maps = method(clip, images, targets)
+    check_maps(maps, len(images), f"maps of {name}")
+    return maps.detach().cpu()
+
+
+def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The classifier with a model of its own, whose texts no longer follow its text tower."""
+    empty = clip.empty_features()
+    return ZeroShotClassifier.from_features(
+        copy.deepcopy(clip.model),
+        clip.text_features().detach(),
+        None if empty is None else empty.detach(),
+        texts=(*clip.texts, *clip.rivals),
+        positions=clip.tower.positions,
+    )
+
+
+def _shuffle_stages(clip: ZeroShotClassifier, images: Tensor, seed: int) -> Iterator[str]:
+    """Shuffle the tower's parameters in place, and say after each stage which it was."""
+    generator = torch.Generator().manual_seed(seed)
+    stages = _stages(clip, images[:1])
+    yield "original"
+    for label, parameters in stages.items():
+        for parameter in parameters:
+            _shuffle(parameter, generator)
+        yield label
+
+
+@torch.no_grad()
+def _shuffle(parameter: nn.Parameter, generator: torch.Generator) -> None:
+    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def _stages(clip: ZeroShotClassifier, image: Tensor) -> dict[str, list[nn.Parameter]]:
+    """The image tower's parameters by stage, from the output backwards; empty stages left out."""
+    blocks = list(enumerate(clip.tower.blocks))
+    stages = {f"block {i}": list(block.parameters()) for i, block in reversed(blocks)}
+    placed = {id(parameter) for stage in stages.values() for parameter in stage}
+    rest = [value for value in clip.model.visual.parameters() if id(value) not in placed]
+    head = _used_after_blocks(clip, image, rest)
+    in_head = {id(parameter) for parameter in head}
+    embeddings = [parameter for parameter in rest if id(parameter) not in in_head]
+    stages = {"head": head, **stages, "embeddings": embeddings}
+    return {label: parameters for label, parameters in stages.items() if parameters}
+
+
+def _used_after_blocks(
+    clip: ZeroShotClassifier, image: Tensor, parameters: list[nn.Parameter]
+) -> list[nn.Parameter]:
+    """Those on which the embedding depends when the tokens after the last block are given.
+
+    Autograd knows them all. Hooks on modules would miss the parameters that a tower holds itself,
+    such as CLIP's projection and its class token.
+    """
+    tower = clip.tower
+    with torch.no_grad():
+        tokens, _ = tower.enter(image.to(tower.dtype), len(tower.blocks))
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    used = [False] * len(parameters)
+    with torch.enable_grad():
+        pooled = tower.pool(tokens).sum()
+        if pooled.requires_grad:
+            gradients = torch.autograd.grad(pooled, parameters, allow_unused=True)
+            used = [gradient is not None for gradient in gradients]
+    for parameter, required in zip(parameters, before, strict=True):
+        parameter.requires_grad_(required)
+    return [parameter for parameter, is_used in zip(parameters, used, strict=True) if is_used]

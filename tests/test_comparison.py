@@ -1,0 +1,186 @@
+"""Methods by name, side by side, and what they cost."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients, Occlusion, Saliency
+from conftest import TOWERS, random_images, relative_error, tiny_model
+
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, comparison, costs, registry
+from captum_clip_surgery.comparison import compare
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.registry import METHODS, USUAL, choose
+
+SCENES = Scenes("test", 2, size=96, objects=[2])
+TEXTS = ["a dog", "a cat", "a tree"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(SCENES[0].nouns)
+
+
+@pytest.fixture(scope="module")
+def images(clip) -> torch.Tensor:
+    return clip.preprocess([scene.image for scene in SCENES], size=64)
+
+
+# --- by name -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
+    monkeypatch.setattr(registry, "KERNEL_SHAP_SAMPLES", 5)
+    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
+    images = random_images(clip)
+    chosen, left_out = choose(clip, ["all"])
+    assert set(chosen) | set(left_out) == set(METHODS)
+    assert {"CLIP", "ClipSurgery", "Gem", "GradCam", "Saliency", "Occlusion"} <= set(chosen)
+    assert ("GuidedGradCam" in chosen) == (kind == "resnet")
+    for name, method in chosen.items():
+        maps = method(clip)(images)
+        assert maps.shape[:2] == (2, 3), name
+        assert torch.isfinite(maps).all(), name
+        assert maps.detach().flatten(2).std(-1).any(), name
+    for name, why in left_out.items():
+        assert f"not defined on {clip.tower.family}" in why, name
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+    # GuidedGradCam and others hook the model and take their hooks away again.
+    assert not any(m._forward_hooks or m._backward_hooks for m in clip.model.modules())
+
+
+def test_captums_methods_are_captums(clip, images):
+    cases = {
+        "Saliency": (Saliency, {}),
+        "IntegratedGradients": (IntegratedGradients, {}),
+        "Occlusion": (
+            Occlusion,
+            {"sliding_window_shapes": (3, 16, 16), "strides": (3, 16, 16)},
+        ),
+    }
+    for name, (method, options) in cases.items():
+        maps = METHODS[name](clip)(images)
+        for target in range(2):
+            expected = method(clip).attribute(images, target=target, **options).sum(1)
+            assert relative_error(maps[:, target], expected.detach()) < 1e-3, name
+
+
+def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(clip):
+    images = clip.preprocess(SCENES[0].image, size=224)
+    maps = METHODS["Occlusion"](clip)(images)[0, 0]
+    cells = maps.reshape(7, 32, 7, 32)
+    assert (cells == cells[:, :1, :, :1]).all()
+
+
+def test_passes_at_once_follow_from_the_size(clip):
+    sizes = {224: 20, 512: 4, 2048: 1}
+    for side, count in sizes.items():
+        images = torch.empty(1, 3, side, side, device="meta")
+        assert registry.images_at_once(clip, images) == count
+
+
+def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    chosen, left_out = choose(clip, ["CLIP", "KernelShap"])
+    assert list(chosen) == ["CLIP"]
+    assert left_out == {"KernelShap": "KernelShap needs scikit-learn: pip install scikit-learn"}
+
+
+def test_unknown_names_are_refused(clip):
+    with pytest.raises(ValueError, match="no method 'Surgery'; there are CLIP, ClipSurgery, "):
+        choose(clip, ["Surgery"])
+    with pytest.raises(TypeError, match=r"pass a list: \['all'\]"):
+        choose(clip, "all")
+
+
+def test_a_method_of_ones_own_is_one_line(clip, images, monkeypatch):
+    monkeypatch.setitem(METHODS, "Mine", lambda clip: LayerClipSurgery(clip, depth=3).attribute_all)
+    found = compare(clip, images, methods=["Mine"])
+    assert torch.equal(found.maps["Mine"], LayerClipSurgery(clip, depth=3).attribute_all(images))
+
+
+# --- side by side --------------------------------------------------------------------------------
+
+
+def test_pictures_and_batches_compare_alike(clip):
+    names = ["CLIP", "ClipSurgery", "LeGrad"]
+    pictures = [scene.image for scene in SCENES]
+    found = compare(clip, pictures, methods=names)
+    batch = clip.preprocess(pictures)
+    again = compare(clip, batch, methods={name: METHODS[name] for name in names})
+    for name in names:
+        assert found.maps[name].shape == (2, 2, 14, 14)
+        assert torch.equal(found.maps[name], again.maps[name])
+    assert torch.allclose(found.scores, clip(batch).detach())
+    assert np.array_equal(found.pictures[0], pictures[0])
+    assert again.pictures[0].shape == (224, 224, 3)
+    assert 0 <= again.pictures[0].min() <= again.pictures[0].max() <= 1
+    assert (found.left_out, found.measures) == ({}, {})
+
+
+def test_targets_choose_and_order_the_texts(clip, images):
+    whole = compare(clip, images, methods=["CLIP"])
+    some = compare(clip, images, targets=[1, 0], methods=["CLIP"])
+    assert some.texts == whole.texts[::-1]
+    assert torch.equal(some.maps["CLIP"], whole.maps["CLIP"].flip(1))
+    assert torch.equal(some.scores, whole.scores.flip(1))
+    with pytest.raises(IndexError):
+        compare(clip, images, targets=[2], methods=["CLIP"])
+
+
+def test_masks_give_measures(clip):
+    scene = SCENES[0]
+    found = compare(clip, [scene.image], masks=[torch.from_numpy(scene.masks)], methods=USUAL[:2])
+    assert found.measures["ClipSurgery"]["msc"] > found.measures["CLIP"]["msc"]
+    table = found.to_markdown()
+    assert f"{found.measures['ClipSurgery']['explanation_iou']:.1f}" in table
+    with pytest.raises(ValueError, match=r"masks are of 2 images .* expected 1 images with 2"):
+        compare(clip, [scene.image], masks=torch.zeros(2, 2, 8, 8, dtype=torch.bool))
+
+
+def test_tables_with_and_without_pandas(clip, images, monkeypatch):
+    found = compare(clip, images, methods=["CLIP", "Gem"])
+    monkeypatch.setattr(comparison, "find_spec", lambda _: None)
+    rows = found.table()
+    assert [row["method"] for row in rows] == ["CLIP", "Gem"]
+    assert all(row["seconds"] > 0 for row in rows)
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    frame = found.table()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.index) == ["CLIP", "Gem"]
+
+
+def test_the_figure_has_a_row_for_each_image_and_text(clip, images):
+    found = compare(clip, images, methods=["CLIP", "ClipSurgery"])
+    figure = found.figure()
+    assert len(figure.axes) == 2 * 2 * 3
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == list(clip.texts) * 2
+    assert figure.axes[0].get_xlabel() == f"logit {found.scores[0, 0]:.2f}"
+    assert figure.axes[1].get_xlabel().endswith(" ms")
+
+
+# --- costs ---------------------------------------------------------------------------------------
+
+
+def test_memory_at_its_peak_is_measured():
+    def takes(megabytes: int) -> int:
+        held = torch.ones(megabytes << 18)  # of four bytes
+        return len(held)
+
+    device = torch.device("cpu")
+    result, cost = costs.measure(lambda: takes(200), device)
+    assert result == 200 << 18
+    assert cost.seconds > 0
+    if cost.peak_bytes is None:
+        pytest.skip("this system does not tell the peak of resident memory")
+    assert 190 << 20 < cost.peak_bytes < 300 << 20
+
+
+def test_where_memory_is_not_told_it_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(costs, "PROCESS", tmp_path / "none")
+    assert costs.measure(lambda: 1, torch.device("cpu"))[1].peak_bytes is None
