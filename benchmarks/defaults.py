@@ -1,0 +1,91 @@
+"""Search for better defaults of CLIP Surgery on validation scenes of the embedded model.
+
+    python benchmarks/defaults.py [--scenes 300] [--split validation] [--output FILE.md]
+
+Depth, averages over depths, form of feature surgery, tau, and with how many texts which form is
+best. What is found here is reported on test scenes in docs/results.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.registry import Method
+
+SEED_OF_RIVALS = 7
+
+
+def surgery(**options: object) -> Method:
+    return lambda clip: LayerClipSurgery(clip, **options).attribute_all
+
+
+def averaged(depths: range, form: str) -> Method:
+    """The mean of the maps of several depths."""
+
+    def method(clip: ZeroShotClassifier):  # type: ignore[no-untyped-def]
+        each = [LayerClipSurgery(clip, depth=depth, feature_surgery=form) for depth in depths]
+
+        def explain(images: Tensor) -> Tensor:
+            return torch.stack([one.attribute_all(images) for one in each]).mean(0)
+
+        return explain
+
+    return method
+
+
+def depths() -> dict[str, Method]:
+    single = {f"empty, depth {d}": surgery(depth=d, feature_surgery="empty") for d in range(1, 9)}
+    ranges = (range(5, 9), range(3, 9), range(1, 9))
+    return single | {
+        f"empty, mean of depths {r.start} to {r.stop - 1}": averaged(r, "empty") for r in ranges
+    }
+
+
+def forms() -> dict[str, Method]:
+    contrasts = {
+        f"{form}, tau {tau:g}": surgery(feature_surgery=form, tau=tau)
+        for form in ("release", "paper")
+        for tau in (0.0, 1.0, 2.0, 5.0, 20.0)
+    }
+    plain = {
+        "no feature surgery": surgery(feature_surgery=None),
+        "empty": surgery(feature_surgery="empty"),
+    }
+    return plain | contrasts
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Scenes measured on.")] = 300,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
+    output: Annotated[Path | None, typer.Option(help="Also write the tables here.")] = None,
+) -> None:
+    """Print the tables."""
+    clip = ZeroShotClassifier.demo(["dog"])
+    chosen = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
+    shuffled = torch.randperm(len(nouns()), generator=torch.Generator().manual_seed(SEED_OF_RIVALS))
+    rivals = [nouns()[i] for i in shuffled.tolist()]
+    parts = []
+
+    def table(title: str, methods: dict[str, Method], others: list[str]) -> None:
+        measured = evaluate_scenes(clip, chosen, methods, others, confidence=False)
+        parts.append(f"**{title}**\n\n{to_markdown(measured)}\n")
+        print(parts[-1], flush=True)
+
+    table("Depth, the scene's own two or three texts", depths(), [])
+    for count in (0, 2, 5, 10, 30, len(rivals)):
+        title = f"Form and tau, own texts and {count} rivals"
+        table(title, forms(), rivals[:count])
+    if output is not None:
+        output.write_text("\n".join(parts))
+
+
+if __name__ == "__main__":
+    typer.run(main)
