@@ -36,11 +36,12 @@ class TowerReport:
         grid: (rows, columns) of patches.
         norms: (blocks + 1, N, h*w) norms of the patch tokens entering each block, and leaving the
             last.
-        agreement: least cosine of the adapter's pooled embedding with `encode_image`; None at a
-            size that is not native, where the model itself has none.
-        common_energy: share of the text features' energy that is their mean, which feature surgery
-            takes away: 0 for texts that have nothing in common, 1 for texts that are all alike;
-            None for one text.
+        agreement: least cosine of the adapter's pooled embedding, with every block rebuilt from its
+            queries, keys and values, with `encode_image`; None at a size that is not native, where
+            the model itself has none.
+        common_energy: share of the text features' energy that all share, their mean pairwise
+            cosine: 0 for texts that have nothing in common, 1 for texts that are all alike; None
+            for one text.
         spread: for depths from 0 on, the mean standard deviation over patches of the scores of each
             image's most likely text.
     """
@@ -132,11 +133,14 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
     tower = clip.tower
     checks.check_images(images, tower, clip.device)
     checks.check_modes(clip.model)
+    grid = tower.grid(*images.shape[-2:])
+    if grid == (1, 1):
+        raise ValueError("images of one patch have no map to stand out; give larger ones")
     images = images.to(tower.dtype)
     with torch.no_grad():
         return TowerReport(
             tower=tower.describe(),
-            grid=tower.grid(*images.shape[-2:]),
+            grid=grid,
             norms=_norms(tower, images),
             agreement=_agreement(clip, images),
             common_energy=_common_energy(clip.text_features()),
@@ -161,12 +165,16 @@ def _agreement(clip: ZeroShotClassifier, images: Tensor) -> float | None:
     if tuple(images.shape[-2:]) != clip.native_size:
         return None
     theirs = normalized(clip.model.encode_image(images))
-    return float((normalized(clip.tower.encode(images)) * theirs).sum(-1).min())
+    rebuilt = clip.tower.dual_path(images, Recipe(len(clip.tower.blocks), vv)).pooled
+    return float((normalized(rebuilt) * theirs).sum(-1).min())
 
 
 def _common_energy(features: Tensor) -> float | None:
-    """Features are L2-normalised, so each has energy 1."""
-    return float(features.mean(0).square().sum()) if len(features) > 1 else None
+    """The mean cosine of different texts, whose features are L2-normalised."""
+    count = len(features)
+    if count == 1:
+        return None
+    return (count * float(features.mean(0).square().sum()) - 1) / (count - 1)
 
 
 def _spread(clip: ZeroShotClassifier, images: Tensor) -> tuple[float, ...]:

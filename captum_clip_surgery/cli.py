@@ -1,4 +1,4 @@
-"""The command line: `clip-surgery demo`, `explain`, `models` and `check`."""
+"""The command line: `clip-surgery demo`, `explain`, `compare`, `evaluate`, `models`, `check`."""
 
 from __future__ import annotations
 
@@ -170,13 +170,17 @@ def compare(
 ) -> None:
     """Explain images by several methods, side by side in one figure."""
     clip = _load(model, pretrained, text, ())
-    comparison = compare_methods(clip, images, methods=methods.split(","))
+    comparison = compare_methods(clip, images, methods=_names(methods))
     _report_left_out(comparison.left_out)
     table = comparison.to_markdown()
     print(table)
     path = _save(comparison.figure(shared), output / "compare.png")
     (output / "compare.md").write_text(table + "\n")
     print(f"figure: {path}")
+
+
+def _names(methods: str) -> list[str]:
+    return [name.strip() for name in methods.split(",")]
 
 
 def _report_left_out(left_out: Mapping[str, str]) -> None:
@@ -201,7 +205,7 @@ def evaluate(
     if dataset != "scenes":
         raise ValueError(f"there is no data set {dataset!r}; there is scenes")
     clip = _load(model, pretrained, ["dog"], ())
-    chosen, left_out = choose(clip, methods.split(","))
+    chosen, left_out = choose(clip, _names(methods))
     _report_left_out(left_out)
     scenes = Scenes(split, limit, size or clip.native_size[0], objects=[2, 3])
     results = evaluate_scenes(clip, scenes, chosen, size=size, progress=sys.stderr.isatty())
@@ -252,6 +256,10 @@ def check(
     batch = clip.preprocess(images or [scene.image for scene in scenes], size)
     report = tower_report(clip, batch)
     path = _save(report_figure(report), output / "check.png")
+    if not images and not as_json:
+        print(
+            "No images given: what follows is of scenes of emoji. Give pictures of your own kind."
+        )
     print(json.dumps(report.to_dict(), indent=2) if as_json else f"{report}\n\nfigure: {path}")
 
 

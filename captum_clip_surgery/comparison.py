@@ -104,7 +104,7 @@ def compare(
     images: Picture | Sequence[Picture] | Tensor,
     targets: Sequence[int] | None = None,
     methods: Iterable[str] | Mapping[str, Method] = USUAL,
-    masks: Sequence[Tensor] | Tensor | None = None,
+    masks: Sequence[Any] | Tensor | None = None,
 ) -> Comparison:
     """Explain images by several methods.
 
@@ -120,6 +120,7 @@ def compare(
             do not fit the images or texts.
     """
     batch, pictures = _batch(clip, images)
+    masks = None if masks is None else _check_masks(masks, len(batch), clip, targets)
     chosen, left_out = (
         (dict(methods), {}) if isinstance(methods, Mapping) else choose(clip, methods)
     )
@@ -128,7 +129,8 @@ def compare(
     )
     maps, costs = {}, {}
     for name, method in chosen.items():
-        found, costs[name] = measure(partial(method(clip), batch), batch.device)
+        with torch.no_grad():  # methods of gradients enable them themselves
+            found, costs[name] = measure(partial(method(clip), batch), batch.device)
         maps[name] = found.detach()[:, indices].cpu()
     with torch.no_grad():
         scores = clip(batch)[:, indices].cpu()
@@ -139,7 +141,7 @@ def compare(
         maps,
         costs,
         left_out,
-        {} if masks is None else _measures(maps, masks, scores.shape),
+        {} if masks is None else _measures(maps, masks),
     )
 
 
@@ -156,15 +158,28 @@ def _batch(
     return clip.preprocess(pictures), [np.asarray(picture) for picture in pictures]
 
 
-def _measures(
-    maps: Mapping[str, Tensor], masks: Sequence[Tensor] | Tensor, shape: tuple[int, ...]
-) -> dict[str, dict[str, float]]:
-    if len(masks) != shape[0] or any(len(mask) != shape[1] for mask in masks):
-        found = [len(mask) for mask in masks]
+def _check_masks(
+    masks: Sequence[Any] | Tensor,
+    images: int,
+    clip: ZeroShotClassifier,
+    targets: Sequence[int] | None,
+) -> list[Tensor]:
+    """Masks of bool, one for each image and text asked for, before any method runs."""
+    found = [torch.as_tensor(mask) for mask in masks]
+    texts = len(clip.texts) if targets is None else len(targets)
+    if len(found) != images or any(mask.ndim != 3 or len(mask) != texts for mask in found):
+        shapes = [tuple(mask.shape) for mask in found]
         raise ValueError(
-            f"masks are of {len(masks)} images with {found} texts each, expected {shape[0]} images "
-            f"with {shape[1]} texts each"
+            f"masks are {shapes}, expected for each of {images} images ({texts} texts, H, W)"
         )
+    if any(mask.dtype != torch.bool for mask in found):
+        raise TypeError(f"masks are {[mask.dtype for mask in found]}, expected bool")
+    if not any(of_text.any() and not of_text.all() for mask in found for of_text in mask):
+        raise ValueError("every mask is empty or full: there is nothing to measure")
+    return found
+
+
+def _measures(maps: Mapping[str, Tensor], masks: Sequence[Tensor]) -> dict[str, dict[str, float]]:
     measured = {}
     for name, values in maps.items():
         measures = PairMeasures()

@@ -38,7 +38,8 @@ class Result:
 
     `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
     over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
-    above what was in use, where that can be known.
+    above what was in use. On the CPU that is resident memory, to which memory used again adds
+    nothing: it compares methods only where each runs in a process of its own.
     """
 
     measures: Mapping[str, float]
@@ -93,7 +94,7 @@ def evaluate_scenes(
             found.compute(),
             found.confidence() if confidence else {},
             sum(cost.seconds for cost in costs[name]) / len(scenes),
-            max((cost.peak_bytes for cost in costs[name] if cost.peak_bytes), default=None),
+            max((c.peak_bytes for c in costs[name] if c.peak_bytes is not None), default=None),
         )
         for name, found in measures.items()
     }

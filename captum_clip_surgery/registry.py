@@ -48,12 +48,18 @@ Explain = Callable[[Tensor], Tensor]
 Method = Callable[[ZeroShotClassifier], Explain]
 
 TOKENS_AT_ONCE = 4096  # in one pass of a method that takes many: ViT-B/16 at 512 px stays small
+RESNET_WEIGHT = 4  # its feature maps hold more: RN50x64 at 448 px takes one image a pass
 KERNEL_SHAP_SAMPLES = 100
+SEED = 0  # of the samples that KernelShap draws
 CELLS = 7  # a side of the grid whose cells are hidden, at most
 
 
 def _tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
-    rows, columns = clip.tower.grid(*images.shape[-2:])
+    """Of one image, for a transformer; a ResNet's pixels weigh as many as patches of 16 do."""
+    height, width = images.shape[-2:]
+    if isinstance(clip.tower, ModifiedResNetTower):
+        return RESNET_WEIGHT * height * width // 256
+    rows, columns = clip.tower.grid(height, width)
     return rows * columns
 
 
@@ -69,12 +75,14 @@ def _captum(make: Callable[..., Any], **options: Any) -> Method:
         captum = make(clip)
 
         def one(image: Tensor) -> Tensor:
-            image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
-            given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}
-            attributions = [
-                captum.attribute(image, target=target, **given).detach()
-                for target in range(len(clip.texts))
-            ]
+            with torch.inference_mode(False), torch.random.fork_rng():
+                torch.manual_seed(SEED)
+                image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
+                given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}
+                attributions = [
+                    captum.attribute(image, target=target, **given).detach()
+                    for target in range(len(clip.texts))
+                ]
             return torch.stack(attributions, dim=1).sum(2)  # over channels
 
         # One by one: Captum's own batches multiply images by passes.
@@ -168,7 +176,7 @@ def choose(
         names: of `METHODS`; "all" among them stands for every one.
 
     Raises:
-        ValueError: a name there is not.
+        ValueError: a name there is not, or none that is defined here.
         TypeError: one string where a list belongs.
     """
     if isinstance(names, str):
@@ -185,4 +193,6 @@ def choose(
             left_out[name] = str(error)
         else:
             chosen[name] = METHODS[name]
+    if not chosen:
+        raise ValueError(f"none of {', '.join(left_out)} is defined here: {left_out}")
     return chosen, left_out

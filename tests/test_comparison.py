@@ -85,9 +85,21 @@ def test_passes_at_once_follow_from_the_size(clip):
 
 def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError, match=r"none of KernelShap is defined here: .*scikit-learn"):
+        choose(clip, ["KernelShap"])
     chosen, left_out = choose(clip, ["CLIP", "KernelShap"])
     assert list(chosen) == ["CLIP"]
     assert left_out == {"KernelShap": "KernelShap needs scikit-learn: pip install scikit-learn"}
+
+
+@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients", "Occlusion", "KernelShap"])
+def test_captums_methods_in_any_mode_and_again(clip, images, name):
+    explain = METHODS[name](clip)
+    before = torch.random.get_rng_state()
+    expected = explain(images[:1])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.inference_mode():
+        assert relative_error(explain(images[:1].clone()), expected) < 1e-5
 
 
 def test_unknown_names_are_refused(clip):
@@ -100,7 +112,8 @@ def test_unknown_names_are_refused(clip):
 def test_a_method_of_ones_own_is_one_line(clip, images, monkeypatch):
     monkeypatch.setitem(METHODS, "Mine", lambda clip: LayerClipSurgery(clip, depth=3).attribute_all)
     found = compare(clip, images, methods=["Mine"])
-    assert torch.equal(found.maps["Mine"], LayerClipSurgery(clip, depth=3).attribute_all(images))
+    expected = LayerClipSurgery(clip, depth=3).attribute_all(images).detach()
+    assert torch.allclose(found.maps["Mine"], expected, atol=1e-6)
 
 
 # --- side by side --------------------------------------------------------------------------------
@@ -138,8 +151,12 @@ def test_masks_give_measures(clip):
     assert found.measures["ClipSurgery"]["msc"] > found.measures["CLIP"]["msc"]
     table = found.to_markdown()
     assert f"{found.measures['ClipSurgery']['explanation_iou']:.1f}" in table
-    with pytest.raises(ValueError, match=r"masks are of 2 images .* expected 1 images with 2"):
+    with pytest.raises(ValueError, match=r"expected for each of 1 images \(2 texts, H, W\)"):
         compare(clip, [scene.image], masks=torch.zeros(2, 2, 8, 8, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"masks are \[torch.uint8\], expected bool"):
+        compare(clip, [scene.image], masks=[scene.masks.astype(np.uint8)])
+    with pytest.raises(ValueError, match="every mask is empty or full"):
+        compare(clip, [scene.image], masks=[np.zeros((2, 8, 8), dtype=bool)])
 
 
 def test_tables_with_and_without_pandas(clip, images, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,12 +34,16 @@ def configuration(name: str) -> dict[str, Any]:
     return open_clip.get_model_config(name)
 
 
-@functools.cache
 def on_meta(name: str) -> Any:
     """The image tower of a configuration, without weights."""
     config = configuration(name)
+    return _built(config["embed_dim"], json.dumps(config["vision_cfg"], sort_keys=True))
+
+
+@functools.cache  # many configurations differ in their text tower alone
+def _built(embed_dim: int, vision: str) -> Any:
     with torch.device("meta"):
-        return open_clip.model._build_vision_tower(config["embed_dim"], config["vision_cfg"])
+        return open_clip.model._build_vision_tower(embed_dim, json.loads(vision))
 
 
 # --- what each configuration is taken for --------------------------------------------------------
@@ -226,6 +231,12 @@ def with_pool_in_head() -> Any:
     return visual
 
 
+def with_two_queries() -> Any:
+    visual = vit("two", "map", "none", class_token=False, global_pool="map")
+    visual.trunk.attn_pool.latent_len = 2
+    return visual
+
+
 REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "scaled cosines": (
         lambda: native(scaled_cosine_attn=True),
@@ -263,6 +274,14 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "avgmax": (lambda: eva("avgmax", "avgmax", None), "by 'avgmax', none of token, avg, map"),
     "timm without pooling": (lambda: vit("nothing", "", "none"), "by '', none of token, avg, map"),
     "pooling in the head": (with_pool_in_head, "head pools once more, by AttentionPool2d"),
+    "a trunk that pools its own way": (
+        lambda: inside_timm_model("deit_base_distilled_patch16_224", "deit", "token", None),
+        "trunk is a VisionTransformerDistilled, which may pool and project otherwise",
+    ),
+    "several queries in the pooling": (
+        with_two_queries,
+        "its attention pooling has positions or several queries",
+    ),
     "grouped queries": (
         lambda: eva("grouped", "token", None, attn_type="rope", num_kv_heads=2, qkv_fused=False),
         r"several queries of block 0 share one value \(grouped-query attention\)",

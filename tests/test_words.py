@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,20 @@ def test_a_word_of_several_tokens_has_their_sum(clip):
     assert found.words == ("a", "xylophonist", ",", "playing")
     assert found.scores.sum() == pytest.approx(1, abs=1e-5)
     assert len(clip._encoder.tokenize(["xylophonist"])[0].nonzero()) > 3  # start, pieces, end
+
+
+def test_words_of_many_bytes_are_whole(clip):
+    found = word_scores(clip, random_images(clip, 1), "日本 cafés")
+    assert found.words == ("日本", "cafés")
+
+
+def test_other_tokenizers_are_refused():
+    def own(texts, context_length):
+        return open_clip.tokenize(texts, context_length)
+
+    clip = ZeroShotClassifier(tiny_model("vit"), ["dog"], tokenizer=own, templates=())
+    with pytest.raises(TypeError, match="by open_clip's own tokenizer, not by function"):
+        word_scores(clip, random_images(clip, 1), "a dog")
 
 
 def test_the_words_of_things_in_the_picture_matter_most():

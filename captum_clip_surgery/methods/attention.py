@@ -383,6 +383,8 @@ class TokenGradCam(TokenGradCamMaps, ImageMaps):
 
 def resolve_block(clip: ZeroShotClassifier, block: int) -> int:
     """A block's index, counted from the start."""
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise TypeError(f"block {block!r} is no int")
     count = len(clip.tower.blocks)
     if not -count <= block < count:
         raise IndexError(f"block {block} of {count}; {-count} to {count - 1} exist")

@@ -6,12 +6,13 @@ methods of `attention` read image towers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from captum_clip_surgery import checks
@@ -58,7 +59,7 @@ def word_scores(
         the sum of their scores.
 
     Raises:
-        TypeError: a text tower of another kind.
+        TypeError: a text tower or tokenizer of another kind.
         ValueError: an unknown method, a depth the tower does not have, an empty or too long text.
 
     Example::
@@ -169,25 +170,26 @@ def _grad_eclip(
 
 
 def _by_word(clip: ZeroShotClassifier, ids: list[int], scores: Tensor) -> WordScores:
-    pieces = _decode(clip._encoder.tokenizer, ids)  # type: ignore[union-attr]
-    words: list[str] = []
+    decode = _decoder(clip._encoder.tokenizer)  # type: ignore[union-attr]
+    pieces: list[list[int]] = [[]]
     of_token = []
-    begun = False
-    for piece in pieces:
-        if not begun:
-            words.append("")
-        words[-1] += piece.strip()
-        of_token.append(len(words) - 1)
-        begun = not piece.endswith(" ")  # open_clip's tokens end a word with a space
+    for number in ids:
+        pieces[-1].append(number)
+        of_token.append(len(pieces) - 1)
+        if decode([number]).endswith(" "):  # open_clip's tokens end a word with a space
+            pieces.append([])
+    words = [decode(piece).strip() for piece in pieces if piece]
     summed = scores.new_zeros(len(scores), len(words))
     summed.index_add_(1, torch.tensor(of_token, device=scores.device), scores)
     return WordScores(tuple(words), summed)
 
 
-def _decode(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Text of each token; one that ends a word ends with a space."""
-    if isinstance(tokenizer, HFTokenizer):
-        return [f"{token} " for token in tokenizer.tokenizer.convert_ids_to_tokens(ids)]
+def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Token ids to text, where a token that ends a word ends with a space."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return tokenizer.decode
     if tokenizer is open_clip.tokenize:
-        return [open_clip.decode(torch.tensor([number])) for number in ids]
-    return [tokenizer.decode([number]) for number in ids]
+        return lambda ids: open_clip.decode(torch.tensor(ids))
+    raise TypeError(
+        f"words are told apart by open_clip's own tokenizer, not by {type(tokenizer).__name__}"
+    )

@@ -62,11 +62,16 @@ class TimmTower(Tower):
     @classmethod
     def supports(cls, visual: Any) -> str | None:
         trunk = visual.trunk
+        if type(trunk) is not cls.trunk_class:
+            return f"its trunk is a {type(trunk).__name__}, which may pool and project otherwise"
         if trunk.global_pool not in POOLING:
             return f"it pools its tokens by {trunk.global_pool!r}, none of {', '.join(POOLING)}"
         if hasattr(visual.head, "pool"):
             kind = type(visual.head.pool).__name__
             return f"open_clip's head pools once more, by {kind}"
+        pooler = trunk.attn_pool
+        if pooler is not None and (pooler.pos_embed is not None or pooler.latent_len != 1):
+            return "its attention pooling has positions or several queries"
         for index, block in enumerate(trunk.blocks):
             if type(block) not in cls.block_classes:
                 return f"block {index} is a {type(block).__name__}"
@@ -210,7 +215,8 @@ class EvaTower(TimmTower):
             trunk._modules["rope"] = rope = _shallow(self.trunk.rope)
             # It is about to write into its buffers.
             rope._buffers = {n: b if b is None else b.clone() for n, b in rope._buffers.items()}
-            rope.update_feat_shape(list(trunk.patch_embed.grid_size))
+            if hasattr(rope, "update_feat_shape"):  # others make their embedding for each grid
+                rope.update_feat_shape(list(trunk.patch_embed.grid_size))
         return trunk
 
     def run_block(self, index: int, x: Tensor, layout: Layout) -> Tensor:
