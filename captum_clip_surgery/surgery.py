@@ -187,7 +187,7 @@ class LayerClipSurgery(DualPathMaps, GridMaps):
         super().__init__(forward_func, layer)
         attention = normalized_vv if normalize_values else vv
         recipe = Recipe(resolve_depth(forward_func, depth, layer), attention)
-        self.layer = forward_func.tower.blocks[-max(1, recipe.depth)]
+        self.begin_at(-max(1, recipe.depth))
         self._configure(recipe, feature_surgery, tau)
 
 

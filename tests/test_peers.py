@@ -242,6 +242,21 @@ def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, mo
     assert relative_error(each[:, 0], torch.stack([together[0, 4], together[1, 1]])) < 1e-5
 
 
+def test_a_layer_is_the_block_where_the_method_begins(clip):
+    blocks = clip.tower.blocks
+    for method, index in (
+        (dense.LayerGem(clip), -6),
+        (dense.LayerMaskClip(clip), -1),
+        (attention.LayerLeGrad(clip), -2),
+        (attention.LayerAttentionRelevance(clip), -1),
+        (attention.LayerAttentionRelevance(clip, "all"), 0),
+        (attention.LayerAttentionRollout(clip), 0),
+        (attention.LayerRawAttention(clip, block=2), 2),
+        (attention.LayerTokenGradCam(clip, block=3), 3),
+    ):
+        assert method.layer is blocks[index], method
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 NEEDS_CLASS_TOKEN = (
@@ -268,6 +283,7 @@ def test_towers_without_a_class_token_are_refused(method):
         (lambda c: attention.LayerAttentionRelevance(c, "some"), ValueError, 'neither "last"'),
         (lambda c: attention.LayerRawAttention(c, block=8), IndexError, "block 8 of 8"),
         (lambda c: attention.LayerTokenGradCam(c, block=-9), IndexError, "block -9 of 8"),
+        (lambda c: attention.LayerTokenGradCam(c, block=True), TypeError, "block True is no int"),
         (lambda c: dense.LayerGem(c, depth=9), ValueError, "from 0 to the tower's 8"),
     ],
 )

@@ -109,6 +109,7 @@ class LeGradMaps(TowerMaps):
         self.depth = resolve_depth(forward_func, depth)
         if not self.depth:
             raise ValueError("depth 0 leaves no block whose attention LeGrad could read")
+        self.begin_at(-self.depth)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
@@ -158,6 +159,7 @@ class AttentionRelevanceMaps(TowerMaps):
         if blocks not in ("last", "all"):
             raise ValueError(f'blocks {blocks!r} is neither "last" nor "all"')
         self.blocks = blocks
+        self.begin_at(0 if blocks == "all" else -1)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         clip, tower = self.forward_func, self.forward_func.tower
@@ -206,6 +208,10 @@ class AttentionRelevance(AttentionRelevanceMaps, ImageMaps):
 class AttentionRolloutMaps(TowerMaps):
     needs_gradients = False
 
+    def __init__(self, forward_func: ZeroShotClassifier) -> None:
+        super().__init__(forward_func)
+        self.begin_at(0)
+
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
         opened = tower.open_blocks(*tower.enter(images, 0), 0)
@@ -244,6 +250,7 @@ class RawAttentionMaps(TowerMaps):
         super().__init__(forward_func)
         self.block = resolve_block(forward_func, block)
         self.head = head
+        self.begin_at(self.block)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
@@ -340,6 +347,7 @@ class TokenGradCamMaps(TowerMaps):
     def __init__(self, forward_func: ZeroShotClassifier, block: int = -1) -> None:
         super().__init__(forward_func)
         self.block = resolve_block(forward_func, block)
+        self.begin_at(self.block)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         clip, tower = self.forward_func, self.forward_func.tower

@@ -102,6 +102,9 @@ class MapAttribution(Attribution):
         chosen = range(count) if targets is None else targets
         return self._maps(inputs, checks.resolve_indices(chosen, count, inputs.device))
 
+    def begin_at(self, index: int) -> None:
+        """Remember the block where the method begins; shaped as a layer, that is its layer."""
+
     def _check(self, images: Tensor) -> ZeroShotClassifier:
         clip = self.forward_func
         checks.check_images(images, clip.tower, clip.device)
@@ -122,6 +125,9 @@ class GridMaps(MapAttribution, LayerAttribution):
     def __init__(self, forward_func: ZeroShotClassifier, layer: nn.Module | None = None) -> None:
         blocks = check_classifier(forward_func).tower.blocks
         LayerAttribution.__init__(self, forward_func, blocks[-1] if layer is None else layer)
+
+    def begin_at(self, index: int) -> None:
+        self.layer = self.forward_func.tower.blocks[index]
 
     def finish(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps

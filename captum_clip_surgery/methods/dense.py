@@ -160,6 +160,7 @@ class GemMaps(DualPathMaps):
         super().__init__(forward_func)
         recipe = Recipe(resolve_depth(forward_func, depth), self_self)
         self._configure(recipe, None, functional.TAU)
+        self.begin_at(-max(1, recipe.depth))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(depth={self.recipe.depth})"

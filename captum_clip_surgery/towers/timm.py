@@ -61,9 +61,10 @@ class TimmTower(Tower):
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
-        trunk = visual.trunk
-        if type(trunk) is not cls.trunk_class:
-            return f"its trunk is a {type(trunk).__name__}, which may pool and project otherwise"
+        if type(visual.trunk) is not cls.trunk_class:
+            kind = type(visual.trunk).__name__
+            return f"its trunk is a {kind}, which may pool and project otherwise"
+        trunk: Any = visual.trunk
         if trunk.global_pool not in POOLING:
             return f"it pools its tokens by {trunk.global_pool!r}, none of {', '.join(POOLING)}"
         if hasattr(visual.head, "pool"):
