@@ -101,7 +101,8 @@ def demo(
     print(to_markdown(measured))
     print(
         "\nmIoU: overlap with the mask in percent. mSC: score inside minus outside, in percent; "
-        "below zero\na method points at the background. pointing: percent of maxima inside."
+        "below zero\na method points at the background. pointing: percent of maxima inside. "
+        "ms: time of an image."
     )
     print(f"\nThe figure is {path}.")
     print(

@@ -63,7 +63,7 @@ def compare_figure(
                 note = ", ".join(filter(None, [notes[name][image][text], axis.get_xlabel()]))
                 axis.set_xlabel(note, fontsize=8, labelpad=2)
     for axis, name in zip(axes[0], ["image", *maps], strict=True):
-        axis.set_title(name, fontsize=11 if len(name) < 16 else 8)
+        axis.set_title(name, fontsize=11 if len(name) < 20 else 8)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
