@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from captum_clip_surgery.loading import text_needs
 from captum_clip_surgery.tables import markdown
-from captum_clip_surgery.towers import Tower, adapt
+from captum_clip_surgery.towers import Tower, family_of
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,10 @@ def _entry(name: str) -> ModelEntry:
         visual = _build_on_meta(name)
     except Exception as error:  # whatever a user's own configuration brings
         return ModelEntry(name, "unknown", False, f"open_clip cannot build it: {error}", text=text)
-    try:
-        adapter = adapt(visual)
-    except TypeError as error:
-        return ModelEntry(name, _family(visual), False, _first_sentence(error), text=text)
-    return _describe(name, adapter, text)
+    family = family_of(visual)
+    if isinstance(family, str):
+        return ModelEntry(name, _family(visual), False, family, text=text)
+    return _describe(name, family(visual), text)
 
 
 def _build_on_meta(name: str) -> nn.Module:
@@ -119,11 +118,6 @@ def _family(visual: nn.Module) -> str:
     if isinstance(visual, TimmModel):
         return f"timm {type(visual.trunk).__name__}"
     return f"open_clip {type(visual).__name__}"
-
-
-def _first_sentence(error: TypeError) -> str:
-    """Of a refusal the reason, without the families that work."""
-    return str(error).partition("not supported: ")[2].partition(". What works")[0]
 
 
 def _describe(name: str, tower: Tower, text: str) -> ModelEntry:

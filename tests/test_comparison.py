@@ -193,8 +193,10 @@ def test_memory_at_its_peak_is_measured():
     result, cost = costs.measure(lambda: takes(200), device)
     assert result == 200 << 18
     assert cost.seconds > 0
-    if cost.peak_bytes is None:
-        pytest.skip("this system does not tell the peak of resident memory")
+    if cost.peak_bytes is None:  # then the system must truly keep it to itself
+        with pytest.raises(OSError, match="clear_refs"):
+            (costs.PROCESS / "clear_refs").write_text("5")
+        return
     assert 190 << 20 < cost.peak_bytes < 300 << 20
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.methods import attention, dense
+from captum_clip_surgery.methods import attention, dense, opened
 from captum_clip_surgery.methods.base import MapAttribution
 
 TOLERANCE = 1e-5
@@ -233,7 +233,7 @@ def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, mo
     finally:
         handle.remove()
     assert len(passes) == 1
-    monkeypatch.setattr(attention, "GRADIENT_BYTES", 1)  # one text a time
+    monkeypatch.setattr(opened, "GRADIENT_BYTES", 1)  # one text a time
     for targets in (None, [3, 0]):
         maps = GRADIENT[name](clip).attribute_all(images, targets)
         expected = together if targets is None else together[:, targets]

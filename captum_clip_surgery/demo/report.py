@@ -17,6 +17,7 @@ import torch
 import typer
 
 from captum_clip_surgery import LayerClipSurgery, LayerFeatureClipSurgery, ZeroShotClassifier
+from captum_clip_surgery.demo import variants  # noqa: F401  (registers the plans' image towers)
 from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import FORMS
@@ -42,9 +43,6 @@ def _surgery(method: type, form: str | None) -> Method:
 
 def load_trained(folder: Path) -> ZeroShotClassifier:
     """A model that `demo.train` left in a folder of its own."""
-    # Registers the image towers of the plans with timm.
-    from captum_clip_surgery.demo import train  # noqa: F401
-
     templates = prompt_templates()
     return ZeroShotClassifier.from_pretrained(f"local-dir:{folder}", None, nouns(), None, templates)
 

@@ -28,14 +28,15 @@ import typer
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.demo import MODEL_FOLDER
+from captum_clip_surgery.demo import (
+    MODEL_FOLDER,
+    variants,  # noqa: F401  (registers the image towers of the plans)
+)
 from captum_clip_surgery.demo.report import top1
 from captum_clip_surgery.demo.scenes import Scenes, nouns, prompt_templates
 
@@ -170,31 +171,6 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
-
-
-def _small_vit(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    """timm's ViT without a class token, as small as the embedded model's image tower."""
-    shape = {"img_size": 128, "patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 4}
-    model: nn.Module = build_model_with_cfg(
-        VisionTransformer, name, pretrained, class_token=False, **shape, **options
-    )
-    return model
-
-
-def scenes_vit_map(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Pooled by one query, as SigLIP's."""
-    return _small_vit("scenes_vit_map", pretrained, {"global_pool": "map", **options})
-
-
-def scenes_vit_avg(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Pooled by the mean of its patches."""
-    return _small_vit("scenes_vit_avg", pretrained, {"global_pool": "avg", **options})
-
-
-#: timm reads here that nothing about these is out of the ordinary.
-default_cfgs = generate_default_cfgs({"scenes_vit_map": {}, "scenes_vit_avg": {}})
-for entry in (scenes_vit_map, scenes_vit_avg):
-    register_model(entry)
 
 
 def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None = None) -> CLIP:

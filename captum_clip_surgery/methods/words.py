@@ -18,7 +18,7 @@ from torch import Tensor
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.methods.attention import likeness_to, text_gradients
+from captum_clip_surgery.methods.opened import likeness_to, relevance_row, text_gradients
 from captum_clip_surgery.prompts import end_of_text, pool_text, pooled_at_end_of_text
 from captum_clip_surgery.towers import OpenBlock
 from captum_clip_surgery.towers.base import join_heads, split_heads
@@ -139,14 +139,8 @@ def _relevance(
 ) -> Tensor:
     """(N, L): the end-of-text row of the product of all (I + relevance of a block)."""
     attention = [block.probabilities for block in opened]
-    rows = []
-    for gradients in text_gradients(cosines, attention):
-        row = torch.zeros_like(gradients[0][:, 0, 0, :1])
-        row[..., -1] = 1
-        for gradient, weights in zip(reversed(gradients), reversed(attention), strict=True):
-            row = row + row @ (gradient * weights).relu().mean(2)[:, 0]
-        rows.append(row[:, 0])
-    found = torch.cat(rows)
+    rows = [relevance_row(part, attention, -1) for part in text_gradients(cosines, attention)]
+    found = torch.cat(rows)[:, 0]
     total = found[:, 1:-1].sum(-1, keepdim=True)
     return found / torch.where(total > 0, total, 1)
 

@@ -19,6 +19,7 @@ __all__ = [
     "Recipe",
     "Tower",
     "adapt",
+    "family_of",
     "unwrap",
 ]
 
@@ -42,18 +43,22 @@ def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
             the families that work.
     """
     visual = unwrap(visual)
-    reason = why_not_defined(visual) or "no family of towers has its class"
-    for family in FAMILIES:
-        if family.claims(visual):
-            why_not = family.supports(visual)
-            if why_not is None:
-                return family(visual, positions)
-            reason = why_not
+    found = family_of(visual)
+    if not isinstance(found, str):
+        return found(visual, positions)
     works = "; ".join(family.family for family in FAMILIES)
     raise TypeError(
-        f"the image tower {type(visual).__name__} is not supported: {reason}. What works: {works}. "
+        f"the image tower {type(visual).__name__} is not supported: {found}. What works: {works}. "
         "clip-surgery models lists open_clip's configurations"
     )
+
+
+def family_of(visual: nn.Module) -> type[Tower] | str:
+    """The family of an image tower on which surgery is defined, otherwise why it is not."""
+    for family in FAMILIES:
+        if family.claims(visual):
+            return family.supports(visual) or family
+    return why_not_defined(visual) or "no family of towers has its class"
 
 
 def unwrap(module: nn.Module) -> nn.Module:
