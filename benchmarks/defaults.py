@@ -17,8 +17,9 @@ from torch import Tensor
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
-from captum_clip_surgery.registry import Method
+from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.results import to_markdown
 
 SEED_OF_RIVALS = 7
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,11 +24,13 @@ from captum_clip_surgery.catalog import to_markdown as models_to_markdown
 from captum_clip_surgery.checkup import tower_report
 from captum_clip_surgery.comparison import compare as compare_methods
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
-from captum_clip_surgery.evaluation import write as write_results
+from captum_clip_surgery.evaluation import MEASURES, evaluate_scenes
 from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.preprocessing import load_picture
-from captum_clip_surgery.registry import METHODS, USUAL, Method, choose
+from captum_clip_surgery.registry import METHODS, USUAL, choose
+from captum_clip_surgery.results import circumstances, to_markdown
+from captum_clip_surgery.results import write as write_results
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure, report_figure
 
@@ -45,6 +48,9 @@ ABOUT_THE_DEMO_MODEL = (
 Model = Annotated[str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip tag or checkpoint file.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
+Rivals = Annotated[
+    Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
+]
 Methods = Annotated[str, typer.Option(help="Names, comma between, or all.")]
 USUAL_METHODS = ",".join(USUAL)
 
@@ -115,9 +121,7 @@ def demo(
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
-    rivals: Annotated[
-        Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
-    ] = None,
+    rivals: Rivals = None,
     model: Model = None,
     pretrained: Pretrained = None,
     size: Size = None,
@@ -134,14 +138,10 @@ def explain(
     surgery = LayerClipSurgery(
         clip, feature_surgery=None if feature_surgery == "none" else feature_surgery
     )
-    failed = []
-    for path, stem in zip(images, _unique_stems(images), strict=True):
-        try:
-            picture = load_picture(path)
-        except (ValueError, OSError) as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            failed.append(path)
-            continue
+    stems = dict(zip(images, _unique_stems(images), strict=True))
+    pictures, failed = _load_pictures(images)
+    for path, picture in pictures.items():
+        stem = stems[path]
         batch = clip.preprocess(picture, size)
         maps = _explain(clip, batch, surgery)
         with torch.no_grad():
@@ -152,9 +152,7 @@ def explain(
             print(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
         if npz:
             _write_maps(output / f"{stem}-maps.npz", maps, clip.texts)
-    if failed:
-        names = ", ".join(map(str, failed))
-        sys.exit(f"error: {len(failed)} of {len(images)} images could not be read: {names}")
+    _report_failed(failed, len(images))
 
 
 @app.command()
@@ -162,26 +160,50 @@ def compare(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
     methods: Methods = USUAL_METHODS,
+    rivals: Rivals = None,
     model: Model = None,
     pretrained: Pretrained = None,
+    size: Size = None,
     shared: Annotated[bool, typer.Option(help="One scale for all maps of a method.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the figure and the table.")] = Path(
         "clip-surgery-compare"
     ),
 ) -> None:
     """Explain images by several methods, side by side in one figure."""
-    clip = _load(model, pretrained, text, ())
-    comparison = compare_methods(clip, images, methods=_names(methods))
+    clip = _load(model, pretrained, text, _read_lines(rivals))
+    pictures, failed = _load_pictures(images)
+    comparison = compare_methods(clip, list(pictures.values()), methods=_names(methods), size=size)
     _report_left_out(comparison.left_out)
     table = comparison.to_markdown()
     print(table)
     path = _save(comparison.figure(shared), output / "compare.png")
     (output / "compare.md").write_text(table + "\n")
     print(f"figure: {path}")
+    _report_failed(failed, len(images))
 
 
 def _names(methods: str) -> list[str]:
     return [name.strip() for name in methods.split(",")]
+
+
+def _load_pictures(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[Path]]:
+    """Pictures by path, and the paths that could not be read."""
+    pictures, failed = {}, []
+    for path in paths:
+        try:
+            pictures[path] = load_picture(path)
+        except (ValueError, OSError) as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            failed.append(path)
+    if not pictures:
+        _report_failed(failed, len(paths))
+    return pictures, failed
+
+
+def _report_failed(failed: Sequence[Path], count: int) -> None:
+    if failed:
+        names = ", ".join(map(str, failed))
+        sys.exit(f"error: {len(failed)} of {count} images could not be read: {names}")
 
 
 def _report_left_out(left_out: Mapping[str, str]) -> None:
@@ -195,6 +217,10 @@ def evaluate(
     methods: Methods = USUAL_METHODS,
     limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 500,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    measures: Annotated[
+        str, typer.Option(help=f"{', '.join(MEASURES)}, comma between, or all.")
+    ] = "localization",
+    rivals: Rivals = None,
     size: Size = None,
     model: Model = None,
     pretrained: Pretrained = None,
@@ -209,16 +235,24 @@ def evaluate(
     chosen, left_out = choose(clip, _names(methods))
     _report_left_out(left_out)
     scenes = Scenes(split, limit, size or clip.native_size[0], objects=[2, 3])
-    results = evaluate_scenes(clip, scenes, chosen, size=size, progress=sys.stderr.isatty())
+    results = evaluate_scenes(
+        clip,
+        scenes,
+        chosen,
+        _read_lines(rivals),
+        size,
+        progress=sys.stderr.isatty(),
+        measures=MEASURES if measures == "all" else _names(measures),
+    )
     about = {
         "dataset": f"scenes of 2 or 3 objects, {split}",
         "images": limit,
         "model": clip.tower.describe(),
-        "threads": torch.get_num_threads(),
         "left_out": left_out,
+        **circumstances(clip.device),
     }
     write_results(results, output, about)
-    print(to_markdown(results))
+    print(to_markdown(results, memory=True))
     print(f"\nAll measures, intervals and a chart are in {output}.")
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.costs import Cost, measure
+from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.preprocessing import Picture, load_picture
-from captum_clip_surgery.registry import USUAL, Method, choose
+from captum_clip_surgery.registry import USUAL, choose
 from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.visualization import compare_figure
 
@@ -37,7 +38,7 @@ class Comparison:
         scores: (N, K) logits of the images for the texts.
         maps: for each method (N, K, h, w), raw and signed.
         costs: for each method what all its maps took together.
-        left_out: methods that were asked for and are not defined here, and why.
+        left_out: methods that were asked for and are not defined here, or failed, and why.
         measures: for each method figures against masks, in percent; empty without masks.
     """
 
@@ -105,6 +106,7 @@ def compare(
     targets: Sequence[int] | None = None,
     methods: Iterable[str] | Mapping[str, Method] = USUAL,
     masks: Sequence[Any] | Tensor | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Comparison:
     """Explain images by several methods.
 
@@ -114,29 +116,39 @@ def compare(
         targets: indices of the texts; None is all.
         methods: names of `registry.METHODS` ("all" for every one), or methods by name.
         masks: for each image (K, H', W') of bool, where each text asked for is; for measures.
+        size: side or (height, width) in pixels that the model sees of pictures; None is native.
+
+    A method that refuses the classifier, the images or an option with TypeError, ValueError or
+    ImportError is left out by name and with its words; the others are compared.
 
     Raises:
         TypeError, ValueError, IndexError: see `clip.preprocess`, `choose` and `checks`; masks that
-            do not fit the images or texts.
+            do not fit the images or texts; methods of which none works.
     """
-    batch, pictures = _batch(clip, images)
+    batch, pictures = _batch(clip, images, size)
     masks = None if masks is None else _check_masks(masks, len(batch), clip, targets)
     chosen, left_out = (
         (dict(methods), {}) if isinstance(methods, Mapping) else choose(clip, methods)
     )
-    indices = checks.resolve_indices(
-        range(len(clip.texts)) if targets is None else targets, len(clip.texts), batch.device
-    )
-    maps, costs = {}, {}
-    for name, method in chosen.items():
-        with torch.no_grad():  # methods of gradients enable them themselves
-            found, costs[name] = measure(partial(method(clip), batch), batch.device)
-        maps[name] = found.detach()[:, indices].cpu()
+    count = len(clip.texts)
+    wanted = range(count) if targets is None else targets
+    indices = checks.resolve_indices(wanted, count, batch.device).tolist()
     with torch.no_grad():
         scores = clip(batch)[:, indices].cpu()
+    maps, costs = {}, {}
+    for name, method in chosen.items():
+        try:
+            with torch.no_grad():  # methods of gradients enable them themselves
+                found, costs[name] = measure(partial(method(clip), batch, indices), batch.device)
+        except (TypeError, ValueError, ImportError) as error:
+            left_out[name] = str(error)
+        else:
+            maps[name] = found.detach().cpu()
+    if not maps:
+        raise ValueError(f"no method gave a map: {left_out}")
     return Comparison(
         pictures,
-        tuple(clip.texts[i] for i in indices.tolist()),
+        tuple(clip.texts[i] for i in indices),
         scores,
         maps,
         costs,
@@ -146,16 +158,20 @@ def compare(
 
 
 def _batch(
-    clip: ZeroShotClassifier, images: Picture | Sequence[Picture] | Tensor
+    clip: ZeroShotClassifier,
+    images: Picture | Sequence[Picture] | Tensor,
+    size: int | tuple[int, int] | None,
 ) -> tuple[Tensor, list[np.ndarray]]:
     if isinstance(images, Tensor):
+        if size is not None:
+            raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
         checks.check_images(images, clip.tower, clip.device)
         shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(shown.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):
         images = [images]
     pictures = [load_picture(image) for image in images]
-    return clip.preprocess(pictures), [np.asarray(picture) for picture in pictures]
+    return clip.preprocess(pictures, size), [np.asarray(picture) for picture in pictures]
 
 
 def _check_masks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 import time
 from collections.abc import Callable
@@ -13,14 +15,17 @@ import torch
 
 Result = TypeVar("Result")
 PROCESS = Path("/proc/self")
+#: The C library's, which gives freed memory back to the system; None where it has none.
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 @dataclass(frozen=True)
 class Cost:
     """`seconds` of wall time, and `peak_bytes` above what was in use before.
 
-    On a GPU the allocator's peak; on the CPU that of resident memory, as Linux counts it, to which
-    memory that was in use once and is used again adds nothing; None where it cannot be known.
+    On a GPU the allocator's peak; on the CPU that of resident memory, as Linux counts it, after
+    freed memory was given back to the system, so that what ran before does not matter (but for
+    what libraries keep of their first call); None where it cannot be known.
     """
 
     seconds: float
@@ -44,6 +49,8 @@ def _reset_peak(device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    if TRIM is not None:
+        TRIM(0)
     try:
         (PROCESS / "clear_refs").write_text("5")  # resets the peak of resident memory
     except OSError:

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.costs import Cost, measure
-from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.registry import Method
-from captum_clip_surgery.tables import markdown
-from captum_clip_surgery.visualization import bar_figure
+from captum_clip_surgery.demo.scenes import Scene, nouns
+from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
+from captum_clip_surgery.metrics.bootstrap import ImageMeans
+from captum_clip_surgery.results import Result
 
-#: Columns of the short table, and of the long one.
-SHORT = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
-LONG = SHORT | {
-    "energy": "energy",
-    "auroc": "AUROC",
-    "average_precision": "AP",
-    "pixel_accuracy": "pixel acc.",
-    "segmentation_miou": "seg. mIoU",
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One method on a data set.
-
-    `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
-    over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
-    above what was in use. On the CPU that is resident memory, to which memory used again adds
-    nothing: it compares methods only where each runs in a process of its own.
-    """
-
-    measures: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    seconds: float
-    peak_bytes: int | None
-
-    def row(self, columns: Iterable[str]) -> list[str]:
-        cells = [f"{self.measures[column]:{'+' * (column == 'msc')}.1f}" for column in columns]
-        return [*cells, f"{1000 * self.seconds:.0f}"]
+#: What can be measured: maps against masks, pixels taken and given, the image among others.
+MEASURES = ("localization", "faithfulness", "grid")
+STEPS = 10  # of insertion and deletion
+SIDE = 2  # images in a row of a grid, and rows
 
 
 def evaluate_scenes(
@@ -60,8 +32,14 @@ def evaluate_scenes(
     size: int | None = None,
     progress: bool = True,
     confidence: bool = True,
+    measures: Iterable[str] = ("localization",),
 ) -> dict[str, Result]:
-    """Localisation of every method on scenes with ground truth, one pair for each object.
+    """Every method on scenes with ground truth.
+
+    "localization" measures the map of each object, the scene's own nouns being the texts.
+    "faithfulness" is insertion and deletion of each scene's first object in 10 steps, its
+    probability among all nouns. "grid" tiles each four scenes to one picture, all their nouns being
+    the texts, and looks for an object that only one of them has, if there is one.
 
     Args:
         clip: a classifier, whose texts are replaced by each scene's nouns.
@@ -72,71 +50,109 @@ def evaluate_scenes(
         size: side of the images shown to the model; None is the native size.
         progress: whether to draw a progress bar.
         confidence: whether to take intervals, which costs a second or so a method.
+        measures: of `MEASURES`.
+
+    Raises:
+        ValueError: a measure there is not, no measures, no scenes.
     """
+    measures = tuple(measures)
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures:
+        raise ValueError(f"measures {list(measures)}; there are {', '.join(MEASURES)}")
+    if not scenes:
+        raise ValueError("no scenes to measure on")
     rivals = tuple(rivals)
-    measures = {name: PairMeasures() for name in methods}
+    pairs = {name: PairMeasures() for name in methods}
+    means = {name: ImageMeans() for name in methods}
     costs: dict[str, list[Cost]] = {name: [] for name in methods}
-    for index, scene in enumerate(
-        tqdm(scenes, disable=not progress, desc="measuring", unit="scene")
-    ):
+    judge = clip.with_texts(nouns()) if "faithfulness" in measures else None
+    clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate at first is nobody's
+    bar = partial(tqdm, disable=not progress)
+    for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)
-        others = [rival for rival in rivals if rival not in scene.nouns]
-        local = clip.with_texts(scene.nouns, others)
-        masks = torch.from_numpy(scene.masks)
+        local = _with_rivals(clip, scene.nouns, rivals)
         for name, method in methods.items():
-            with torch.no_grad():
-                maps, cost = measure(partial(method(local), image), image.device)
+            maps, cost = explain(method, local, image)
             costs[name].append(cost)
-            for attribution, mask in zip(maps[0].detach().cpu(), masks, strict=True):
-                measures[name].update(attribution, mask, index)
+            if "localization" in measures:
+                for attribution, mask in zip(maps, torch.from_numpy(scene.masks), strict=True):
+                    pairs[name].update(attribution, mask, index)
+            if judge is not None:
+                target = judge.index(scene.nouns[0])
+                areas = insertion_deletion(judge, image, maps[:1], target, STEPS)
+                insertion, deletion = (float(area) for area in areas)
+                means[name].update(insertion=insertion, deletion=deletion)
+    if "grid" in measures:
+        for start in bar(range(0, len(scenes), SIDE**2), desc="grids", unit="grid"):
+            tiles = [scenes[i] for i in range(start, min(start + SIDE**2, len(scenes)))]
+            for name, share in _grid_shares(clip, tiles, start, methods, rivals, size).items():
+                means[name].update(grid_pointing=share)
     return {
-        name: Result(
-            found.compute(),
-            found.confidence() if confidence else {},
-            sum(cost.seconds for cost in costs[name]) / len(scenes),
-            max((c.peak_bytes for c in costs[name] if c.peak_bytes is not None), default=None),
-        )
-        for name, found in measures.items()
+        name: _result(pairs[name], means[name], costs[name], "localization" in measures, confidence)
+        for name in methods
     }
 
 
-def to_markdown(results: Mapping[str, Result], columns: Mapping[str, str] = SHORT) -> str:
-    """A table with one row for each method; the last column is milliseconds an image."""
-    rows = [[name, *result.row(columns)] for name, result in results.items()]
-    return markdown(["method", *columns.values(), "ms"], rows)
+def explain(method: Method, clip: ZeroShotClassifier, image: Tensor) -> tuple[Tensor, Cost]:
+    """A method's maps of one image on the CPU, (K, h, w), and what they cost."""
+    with torch.no_grad():  # methods of gradients enable them themselves
+        maps, cost = measure(partial(method(clip), image), image.device)
+    return maps[0].detach().cpu(), cost
 
 
-def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:
-    """Results as `results.json` (with what they are about), `.csv`, `.md` and a chart `.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        **about,
-        "methods": {
-            name: {
-                "measures": dict(result.measures),
-                "intervals": {key: list(value) for key, value in result.intervals.items()},
-                "seconds": result.seconds,
-                "peak_bytes": result.peak_bytes,
-            }
-            for name, result in results.items()
-        },
-    }
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "results.md").write_text(to_markdown(results, LONG) + "\n")
-    with (folder / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["method", "measure", "value", "low", "high", "seconds_an_image", "peak_bytes"]
-        )
-        for name, result in results.items():
-            for key, value in result.measures.items():
-                low, high = result.intervals.get(key, ("", ""))
-                writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
-    bars = {
-        title: {
-            name: (result.measures[key], result.intervals.get(key))
-            for name, result in results.items()
-        }
-        for key, title in LONG.items()
-    }
-    bar_figure(bars).savefig(folder / "results.png", dpi=150)
+def _with_rivals(
+    clip: ZeroShotClassifier, texts: Sequence[str], rivals: Sequence[str]
+) -> ZeroShotClassifier:
+    return clip.with_texts(texts, [rival for rival in rivals if rival not in texts])
+
+
+def _grid_shares(
+    clip: ZeroShotClassifier,
+    tiles: Sequence[Scene],
+    start: int,
+    methods: Mapping[str, Method],
+    rivals: Sequence[str],
+    size: int | None,
+) -> dict[str, float]:
+    """Each method's share of the map in the tile of its object; none for too few or like tiles."""
+    found = _odd_one_out(tiles, start // SIDE**2 % SIDE**2) if len(tiles) == SIDE**2 else None
+    if found is None:
+        return {}
+    cell, noun = found
+    rows = [np.concatenate([t.image for t in tiles[i : i + SIDE]], 1) for i in range(0, 4, SIDE)]
+    image = clip.preprocess(np.concatenate(rows), size)
+    texts = list(dict.fromkeys(noun for tile in tiles for noun in tile.nouns))
+    local = _with_rivals(clip, texts, rivals)
+    shares = {}
+    for name, method in methods.items():
+        with torch.no_grad():
+            maps = method(local)(image, [local.index(noun)])
+        shares[name] = grid_pointing_game(maps[0, 0], SIDE, SIDE, cell)
+    return shares
+
+
+def _odd_one_out(tiles: Sequence[Scene], first: int) -> tuple[int, str] | None:
+    """A tile, from the first one on, and a noun that no other has."""
+    for cell in ((first + step) % len(tiles) for step in range(len(tiles))):
+        others = {n for other, tile in enumerate(tiles) if other != cell for n in tile.nouns}
+        own = [noun for noun in tiles[cell].nouns if noun not in others]
+        if own:
+            return cell, own[0]
+    return None
+
+
+def _result(
+    pairs: PairMeasures, means: ImageMeans, costs: Sequence[Cost], localized: bool, confident: bool
+) -> Result:
+    sources: list[PairMeasures | ImageMeans] = [means]
+    if localized:
+        sources.insert(0, pairs)
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+    return Result(
+        {key: value for source in sources for key, value in source.compute().items()},
+        {key: value for source in sources for key, value in source.confidence().items()}
+        if confident
+        else {},
+        sum(cost.seconds for cost in costs) / len(costs),
+        max(peaks, default=None),
+    )

@@ -5,7 +5,7 @@ A method of one's own is one line: `METHODS["Mine"] = lambda clip: Mine(clip).at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.methods.attention import (
     LayerAttentionRelevance,
@@ -28,6 +29,7 @@ from captum_clip_surgery.methods.attention import (
     LayerRawAttention,
     LayerTokenGradCam,
 )
+from captum_clip_surgery.methods.base import Explain, Method
 from captum_clip_surgery.methods.dense import (
     LayerClearClip,
     LayerGem,
@@ -41,11 +43,6 @@ from captum_clip_surgery.surgery import (
     LayerFeatureClipSurgery,
 )
 from captum_clip_surgery.towers.resnet import ModifiedResNetTower
-
-#: Images (N, 3, H, W) to maps (N, K, h, w) of the classifier's K texts, raw and signed.
-Explain = Callable[[Tensor], Tensor]
-#: A classifier to a method on it; TypeError where it is not defined, ImportError without an extra.
-Method = Callable[[ZeroShotClassifier], Explain]
 
 TOKENS_AT_ONCE = 4096  # in one pass of a method that takes many: ViT-B/16 at 512 px stays small
 RESNET_WEIGHT = 4  # its feature maps hold more: RN50x64 at 448 px takes one image a pass
@@ -74,19 +71,23 @@ def _captum(make: Callable[..., Any], **options: Any) -> Method:
     def method(clip: ZeroShotClassifier) -> Explain:
         captum = make(clip)
 
-        def one(image: Tensor) -> Tensor:
+        def one(image: Tensor, targets: list[int]) -> Tensor:
             with torch.inference_mode(False), torch.random.fork_rng():
                 torch.manual_seed(SEED)
                 image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
                 given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}
                 attributions = [
-                    captum.attribute(image, target=target, **given).detach()
-                    for target in range(len(clip.texts))
+                    captum.attribute(image, target=target, **given).detach() for target in targets
                 ]
             return torch.stack(attributions, dim=1).sum(2)  # over channels
 
-        # One by one: Captum's own batches multiply images by passes.
-        return lambda images: torch.cat([one(image) for image in images.split(1)]).to(images.dtype)
+        def explain(images: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+            chosen = range(len(clip.texts)) if targets is None else targets
+            indices = checks.resolve_indices(chosen, len(clip.texts), images.device).tolist()
+            # One by one: Captum's own batches multiply images by passes.
+            return torch.cat([one(image, indices) for image in images.split(1)]).to(images.dtype)
+
+        return explain
 
     return method
 

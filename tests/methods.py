@@ -38,6 +38,7 @@ class Method:
     grid: type[MapAttribution]
     options: dict[str, Any] = field(default_factory=dict)
     towers: tuple[str, ...] = tuple(TINY)
+    reads_text: bool = True
 
 
 METHODS = (
@@ -49,10 +50,10 @@ METHODS = (
 )
 
 
-def peer(name: str, *towers: str, **options: Any) -> Method:
+def peer(name: str, *towers: str, reads_text: bool = True, **options: Any) -> Method:
     """A method to compare with, on towers that differ in what it reads."""
     image, grid = (getattr(captum_clip_surgery, prefix + name) for prefix in ("", "Layer"))
-    return Method(image, grid, options, towers)
+    return Method(image, grid, options, towers, reads_text)
 
 
 METHODS += (
@@ -66,6 +67,9 @@ METHODS += (
     peer("AttentionRelevance", "vit", "mobileclip", blocks="all"),
     peer("GradEclip", "vit", "eva02-e"),
     peer("GradEclip", "vit", "eva02", per_head=True),
+    peer("AttentionRollout", "vit", "eva02", reads_text=False),
+    peer("RawAttention", "vit", "resnet", reads_text=False),
+    peer("RawAttention", "mobileclip", reads_text=False, block=0, head=1),
     # In the ResNet, channels and places nearly cancel; test_peers.py holds it to Captum there.
     peer("TokenGradCam", "vit", "siglip", "pe"),
 )

@@ -17,6 +17,7 @@ from PIL import Image
 import captum_clip_surgery
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli, registry
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
+from captum_clip_surgery.methods.base import Explain
 
 SCENE = Scenes("test", 1, size=160, objects=[2])[0]
 METHOD_NAMES = ["CLIP", "ClipSurgery", "IntegratedGradients", "GradCam"]
@@ -237,14 +238,41 @@ def test_compare_draws_and_says_what_it_left_out(
     assert str(message).startswith("error: there is no method 'LeGrat'; there are CLIP, ClipS")
 
 
+def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
+) -> None:
+    seen = []
+
+    def spy(clip: ZeroShotClassifier) -> Explain:
+        seen.append(clip.rivals)
+        return registry.METHODS["ClipSurgery"](clip)
+
+    monkeypatch.setitem(registry.METHODS, "Spy", spy)
+    rivals = tmp_path / "rivals.txt"
+    rivals.write_text("pizza\n")
+    missing = tmp_path / "missing.png"
+    options = ("--text", "dog", "--methods", "Spy", "--output", tmp_path, "--rivals", rivals)
+    ended = run(monkeypatch, "compare", missing, photo, *options, "--size", 96)
+    assert ended == f"error: 1 of 2 images could not be read: {missing}"
+    assert (tmp_path / "compare.png").exists()
+    assert seen[-1] == ("pizza",)
+    ended = run(monkeypatch, "compare", photo, *options, "--size", 100)
+    assert str(ended).startswith("error: images of 100 x 100 pixels")
+    ended = run(monkeypatch, "compare", missing, *options)
+    assert ended == f"error: 1 of 1 images could not be read: {missing}"
+
+
 def test_evaluate_writes_figures_for_people_and_programs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--limit", 3, "--methods", "CLIP,ClipSurgery", "--size", 96, "--output", tmp_path)
-    assert run(monkeypatch, "evaluate", *options) == 0
+    options = ("--limit", 4, "--methods", "CLIP,ClipSurgery", "--size", 96, "--output", tmp_path)
+    assert run(monkeypatch, "evaluate", *options, "--measures", "all") == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["images"] == 3
+    assert results["images"] == 4
+    assert results["command"].startswith("clip-surgery evaluate --limit 4 --methods CLIP,Clip")
+    assert torch.__version__.startswith(results["versions"]["torch"])
+    assert {"insertion", "grid_pointing", "auroc"} <= set(results["methods"]["CLIP"]["measures"])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     for name in ("CLIP", "ClipSurgery"):
         found = results["methods"][name]
@@ -256,6 +284,9 @@ def test_evaluate_writes_figures_for_people_and_programs(
         assert (float(row["value"]), float(row["low"])) == (value, low)
         assert f"| {name} " in (tmp_path / "results.md").read_text()
     assert Image.open(tmp_path / "results.png").size[0] > 500
+    assert run(monkeypatch, "evaluate", "--measures", "speed") == (
+        "error: measures ['speed']; there are localization, faithfulness, grid"
+    )
     assert run(monkeypatch, "evaluate", "--dataset", "voc") == (
         "error: there is no data set 'voc'; there is scenes"
     )

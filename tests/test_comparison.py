@@ -67,6 +67,7 @@ def test_captums_methods_are_captums(clip, images):
         for target in range(2):
             expected = method(clip).attribute(images, target=target, **options).sum(1)
             assert relative_error(maps[:, target], expected.detach()) < 1e-3, name
+        assert torch.equal(METHODS[name](clip)(images[:1], [-1])[:, 0], maps[:1, 1])
 
 
 def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(clip):
@@ -145,6 +146,38 @@ def test_targets_choose_and_order_the_texts(clip, images):
         compare(clip, images, targets=[2], methods=["CLIP"])
 
 
+def test_only_what_is_asked_for_is_explained(clip, images):
+    asked = []
+
+    def spy(clip):
+        def explain(images, targets=None):
+            asked.append(targets)
+            return LayerClipSurgery(clip).attribute_all(images, targets)
+
+        return explain
+
+    found = compare(clip, images, targets=[-1], methods={"spy": spy})
+    assert asked == [[1]]
+    assert found.maps["spy"].shape[:2] == (2, 1)
+
+
+def test_what_fails_is_left_out_and_the_others_compared(images):
+    features = ZeroShotClassifier.demo(SCENES[0].nouns)
+    bare = ZeroShotClassifier.from_features(features.model, features.text_features())
+    found = compare(bare, images, methods=["CLIP", "ClipSurgery"])
+    assert list(found.maps) == list(found.costs) == ["CLIP"]
+    assert "empty" in found.left_out["ClipSurgery"]
+    with pytest.raises(ValueError, match=r"no method gave a map: \{'ClipSurgery': .*empty"):
+        compare(bare, images, methods=["ClipSurgery"])
+
+
+def test_size_is_of_pictures(clip, images):
+    found = compare(clip, SCENES[0].image, methods=["CLIP"], size=(64, 96))
+    assert found.maps["CLIP"].shape[-2:] == (4, 6)
+    with pytest.raises(ValueError, match="size 64 is of pictures"):
+        compare(clip, images, methods=["CLIP"], size=64)
+
+
 def test_masks_give_measures(clip):
     scene = SCENES[0]
     found = compare(clip, [scene.image], masks=[torch.from_numpy(scene.masks)], methods=USUAL[:2])
@@ -198,6 +231,11 @@ def test_memory_at_its_peak_is_measured():
             (costs.PROCESS / "clear_refs").write_text("5")
         return
     assert 190 << 20 < cost.peak_bytes < 300 << 20
+    # What was freed before does not count as free to use.
+    rows = [torch.ones(1 << 18) for _ in range(200)]  # too small to be returned at once
+    del rows
+    again = costs.measure(lambda: [torch.ones(1 << 10) for _ in range(200 << 8)], device)[1]
+    assert 190 << 20 < again.peak_bytes < 400 << 20
 
 
 def test_where_memory_is_not_told_it_is_none(monkeypatch, tmp_path):

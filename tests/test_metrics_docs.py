@@ -28,7 +28,7 @@ def ran() -> dict[str, Any]:
 
 def test_every_measure_is_explained(ran: dict[str, Any]) -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.M))
-    assert rows - {"grid_pointing_game"} == set(ran["found"]) - {"threshold", "pairs", "skipped"}
+    assert rows - {"grid_pointing"} == set(ran["found"]) - {"threshold", "pairs", "skipped"}
     assert ran["found"]["pairs"] == 8
     assert set(ran["intervals"]) == set(ran["found"]) - {"pairs", "skipped"}
 

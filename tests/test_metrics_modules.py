@@ -13,12 +13,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from conftest import random_images, tiny_model
 from test_metrics import MASK, random_map, random_mask
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 import captum_clip_surgery
-from captum_clip_surgery.metrics import PairMeasures, modules
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.metrics import (
+    PairMeasures,
+    grid_pointing_game,
+    insertion_deletion,
+    modules,
+)
 
 TOLERANCE = 1.5
 
@@ -27,7 +34,8 @@ def collection(**options: Any) -> dict[str, Metric]:
     return {
         "explanation_iou": modules.ExplanationIoU(**options),
         "msc": modules.ScoreContrast(**options),
-        "pointing": modules.PointingGame(TOLERANCE, **options),
+        "pointing": modules.PointingGame(**options),
+        "pointing_near": modules.PointingGame(TOLERANCE, **options),
         "energy": modules.EnergyPointingGame(**options),
         "auroc": modules.PixelAUROC(**options),
         "average_precision": modules.PixelAveragePrecision(**options),
@@ -90,10 +98,7 @@ def test_forward_gives_the_batch_s_own_figure_and_accumulates() -> None:
 def test_a_collection_keeps_apart_what_the_first_batch_made_equal() -> None:
     """A collection joins metrics whose states look alike, and then updates one of them only."""
     both = MetricCollection(
-        {
-            **{name: metric for name, metric in collection().items() if name != "segmentation"},
-            "strict": modules.PointingGame(),
-        }
+        {name: metric for name, metric in collection().items() if name != "segmentation"}
     )
     constant = torch.zeros(1, 4, 4)
     near = torch.zeros(1, 8, 8)
@@ -104,8 +109,7 @@ def test_a_collection_keeps_apart_what_the_first_batch_made_equal() -> None:
     measures = PairMeasures(TOLERANCE)
     for maps in (constant, near):
         measures.update(maps[0], MASK)
-    assert found.pop("strict") == 0
-    assert found["pointing"] == 50
+    assert (found["pointing"], found["pointing_near"]) == (0, 50)
     assert found == pytest.approx({name: measures.compute()[name] for name in found})
 
 
@@ -131,6 +135,35 @@ def test_refused_batches(maps: Tensor, masks: Tensor, message: str) -> None:
             metric.update(maps, masks)
     with pytest.raises(ValueError, match="tolerance -1 must be"):
         modules.PointingGame(-1)
+
+
+def test_grids_accumulate() -> None:
+    metric = modules.GridPointingGame(2, 2)
+    maps = torch.stack([random_map(seed, side=4) for seed in range(3)])
+    cells = [0, 3, 1]
+    shares = [grid_pointing_game(one, 2, 2, cell) for one, cell in zip(maps, cells, strict=True)]
+    metric.update(maps[:2], torch.tensor(cells[:2]))
+    metric.update(maps[2:], cells[2:])
+    assert float(metric.compute()) == pytest.approx(100 * sum(shares) / 3)
+    with pytest.raises(IndexError, match="cell 4 of 2 x 2"):
+        metric.update(maps[:1], [4])
+    with pytest.raises(ValueError, match=r"expected \(2, h, w\)"):
+        metric.update(maps, [0, 1])
+
+
+def test_insertion_and_deletion_accumulate() -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    images, targets = random_images(clip, 3), [1, 0, 1]
+    maps = torch.stack([random_map(seed, side=4) for seed in range(3)])
+    metric = modules.InsertionDeletion(clip, steps=4, baseline="mean")
+    assert torch.isnan(metric.compute()["insertion"])
+    metric.update(images[:2], maps[:2], targets[:2])
+    metric.update(images[2:], maps[2:], targets[2])
+    areas = insertion_deletion(clip, images, maps, targets, steps=4, baseline="mean")
+    for name, area in zip(("insertion", "deletion"), areas, strict=True):
+        assert float(metric.compute()[name]) == pytest.approx(100 * float(area.mean()), rel=1e-5)
+    metric.reset()
+    assert torch.isnan(metric.compute()["deletion"])
 
 
 def _measure_a_share(rank: int, meeting: str, results: Any) -> None:

@@ -13,7 +13,8 @@ from test_metrics import MASK, random_map, random_mask
 from torch import Tensor
 
 from captum_clip_surgery.metrics import PairMeasures, localization
-from captum_clip_surgery.metrics.pairs import CHUNK, resample
+from captum_clip_surgery.metrics.bootstrap import CHUNK, ImageMeans, resample
+from captum_clip_surgery.metrics.pairs import TOLERANCE
 
 #: (map, mask, image): eleven pairs of four images, and two that are skipped.
 PAIRS: list[tuple[Tensor, Tensor, int]] = [
@@ -22,11 +23,13 @@ PAIRS: list[tuple[Tensor, Tensor, int]] = [
 ]
 PAIRS.insert(4, (random_map(20), torch.ones_like(MASK), 7))
 PAIRS.append((random_map(21), torch.zeros_like(MASK), 8))
-KEYS = ["explanation_iou", "threshold", "msc", "pointing", "energy", "auroc", "average_precision"]
-KEYS += ["pixel_accuracy", "segmentation_miou"]
+KEYS = ["explanation_iou", "threshold", "msc", "pointing", "pointing_near", "energy", "auroc"]
+KEYS += ["average_precision", "pixel_accuracy", "segmentation_miou"]
 
 
-def measures_of(pairs: list[tuple[Tensor, Tensor, int]], tolerance: float = 0) -> PairMeasures:
+def measures_of(
+    pairs: list[tuple[Tensor, Tensor, int]], tolerance: float = TOLERANCE
+) -> PairMeasures:
     measures = PairMeasures(tolerance)
     for attribution, mask, image in pairs:
         measures.update(attribution, mask, image)
@@ -93,8 +96,9 @@ def test_tolerance() -> None:
     corner[2, 1] = 1  # two pixels left of the mask
     for tolerance, expected in ((0, 0), (1.9, 0), (2, 100)):
         measures = measures_of([(corner, MASK, 0)], tolerance)
-        assert measures.compute()["pointing"] == expected
-    with pytest.raises(ValueError, match="tolerance 2 and 0 do not merge"):
+        assert measures.compute()["pointing_near"] == expected
+        assert measures.compute()["pointing"] == 0
+    with pytest.raises(ValueError, match="tolerance 2 and 15 do not merge"):
         measures.merge(PairMeasures())
     with pytest.raises(ValueError, match="tolerance -1 must be"):
         PairMeasures(-1)
@@ -158,6 +162,25 @@ def test_of_one_image_the_interval_is_a_point() -> None:
 def test_refused_intervals(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measures_of(PAIRS).confidence(**options)
+
+
+def test_means_over_images_by_numpy() -> None:
+    """Figures that not every image has are drawn among those that have them."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random(9), rng.random(4)
+    means = ImageMeans()
+    assert (means.compute(), means.confidence()) == ({}, {})
+    for index, value in enumerate(first):
+        means.update(first=value, **({"second": second[index]} if index < 4 else {}))
+    assert means.compute() == pytest.approx(
+        {"first": 100 * first.mean(), "second": 100 * second.mean()}
+    )
+    for name, values in (("first", first), ("second", second)):
+        draws = torch.cat(list(resample(len(values), 250, seed=3))).numpy()
+        expected = np.percentile(100 * draws @ values / len(values), [5, 95])
+        assert means.confidence(0.9, 250, seed=3)[name] == pytest.approx(tuple(expected))
+    with pytest.raises(ValueError, match="level 2 must lie"):
+        means.confidence(2)
 
 
 def test_nothing_measured_and_refused_images() -> None:

@@ -12,19 +12,18 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from towers import TINY
 
-from captum_clip_surgery import ClipSimilarity, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import METHODS, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.methods.base import Explain
 from captum_clip_surgery.metrics import Randomization, randomization, suspicious
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages, spearman
 
-
-def surgery(clip: ZeroShotClassifier, images: Tensor, targets: Tensor) -> Tensor:
-    return LayerClipSurgery(clip).attribute(images, targets)[:, 0]
+surgery = METHODS["ClipSurgery"]
 
 
-def brightness(clip: ZeroShotClassifier, images: Tensor, targets: Tensor) -> Tensor:
+def brightness(clip: ZeroShotClassifier) -> Explain:
     """A map that looks at the image alone."""
-    return images.mean(1)
+    return lambda images, targets=None: images.mean(1, keepdim=True)
 
 
 def test_surgery_falls_and_a_map_without_model_stays() -> None:
@@ -48,11 +47,11 @@ def test_the_model_is_untouched_and_others_forget_it_all(kind: str) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog", "a cat"], templates=["{}"])
     seen: list[tuple[ZeroShotClassifier, dict[str, Tensor]]] = []
 
-    def watch(given: ZeroShotClassifier, images: Tensor, targets: Tensor) -> Tensor:
+    def watch(given: ZeroShotClassifier) -> Explain:
         state = {name: value.clone() for name, value in given.model.visual.named_parameters()}
         seen.append((given, state))
         torch.testing.assert_close(given.text_features(), clip.text_features())
-        return brightness(given, images, targets)
+        return brightness(given)
 
     before = snapshot(clip.model)
     found = randomization(clip, {"watch": watch}, random_images(clip), 0)
@@ -165,16 +164,32 @@ def test_suspicious_names_those_above_the_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("maps", "message"),
     [
-        (lambda clip, images, targets: images, r"maps of bad have shape \(2, 3, 32, 32\)"),
-        (lambda clip, images, targets: images[:, 0] * torch.nan, "maps of bad hold NaN"),
-        (lambda clip, images, targets: ClipSimilarity(clip).attribute(images[:1], 0)[:, 0], "bad"),
+        (torch.ones(1, 3, 4, 4), r"maps of bad for one image and one text are \(1, 3, 4, 4\)"),
+        (torch.ones(4, 4), r"maps of bad for one image and one text are \(4, 4\), expected"),
+        (None, "maps of bad for one image and one text are NoneType"),
+        (torch.full((1, 1, 4, 4), torch.nan), "maps of bad hold NaN"),
     ],
 )
-def test_refused_maps_name_the_method(
-    method: Callable[[ZeroShotClassifier, Tensor, Tensor], Tensor], message: str
-) -> None:
+def test_refused_maps_name_the_method(maps: Tensor | None, message: str) -> None:
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
     with pytest.raises(ValueError, match=message):
-        randomization(clip, {"bad": method}, random_images(clip), 0)
+        randomization(clip, {"bad": lambda _: lambda *_: maps}, random_images(clip), 0)
+
+
+def test_each_image_is_explained_for_its_own_target() -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    images = random_images(clip)
+    seen = []
+
+    def watch(given: ZeroShotClassifier) -> Explain:
+        def explain(image: Tensor, targets: list[int]) -> Tensor:
+            seen.append((image, targets))
+            return image.mean(1, keepdim=True)
+
+        return explain
+
+    randomization(clip, {"watch": watch}, images, [1, 0])
+    assert [targets for _, targets in seen[:2]] == [[1], [0]]
+    assert torch.equal(torch.cat([image for image, _ in seen[:2]]), images)

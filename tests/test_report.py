@@ -11,7 +11,8 @@ import torch
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns, report
 from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.registry import METHODS, Explain
+from captum_clip_surgery.methods.base import Explain
+from captum_clip_surgery.registry import METHODS
 
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

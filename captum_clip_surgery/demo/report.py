@@ -19,9 +19,11 @@ import typer
 from captum_clip_surgery import LayerClipSurgery, LayerFeatureClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import variants  # noqa: F401  (registers the plans' image towers)
 from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
-from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.registry import METHODS, Method
+from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.registry import METHODS
+from captum_clip_surgery.results import to_markdown
 
 BATCH = 100
 

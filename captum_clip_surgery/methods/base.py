@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, overload
 
 import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
@@ -14,6 +14,19 @@ from torch import Tensor, nn
 from captum_clip_surgery import checks
 from captum_clip_surgery.checks import Target
 from captum_clip_surgery.classifier import ZeroShotClassifier
+
+
+class Explain(Protocol):
+    """Images (N, 3, H, W) to maps (N, K, h, w), raw and signed, as `attribute_all` does.
+
+    K are the classifier's texts, or those whose indices are given.
+    """
+
+    def __call__(self, inputs: Tensor, targets: Sequence[int] | None = None, /) -> Tensor: ...
+
+
+#: A classifier to a method on it; TypeError where it is not defined, ImportError without an extra.
+Method = Callable[[ZeroShotClassifier], Explain]
 
 
 class MapAttribution(Attribution):

@@ -3,6 +3,7 @@
 All take `update(maps (N, h, w), masks (N, H, W))`, maps raw and signed, masks of bool, and return
 percent, as `PairMeasures` does; NaN before the first pair. Pairs whose mask is empty or full are
 skipped. States are sums on whichever device the metric is on; the measuring is done on the CPU.
+`GridPointingGame` and `InsertionDeletion` need no masks and take what their `update` says.
 
 Raises ImportError without torchmetrics: `pip install 'captum_clip_surgery[metrics]'`.
 """
@@ -10,12 +11,17 @@ Raises ImportError without torchmetrics: `pip install 'captum_clip_surgery[metri
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.energy import energy_pointing_game
+from captum_clip_surgery import checks
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.metrics.energy import energy_pointing_game, grid_pointing_game
+from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.localization import (
     THRESHOLDS,
     check_tolerance,
@@ -36,8 +42,8 @@ except ImportError as error:
     ) from error
 
 
-class PairMetric(Metric):
-    """Sums over pairs, and their mean in percent.
+class MeanOfFigures(Metric):
+    """Sums of figures in 0..1, and their means in percent.
 
     Args:
         variant: tells apart metrics of one class that measure differently.
@@ -45,9 +51,9 @@ class PairMetric(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = True
+    higher_is_better: bool | None = True
     full_state_update = False
-    #: How many numbers `measure` gives.
+    #: How many figures there are.
     width: ClassVar[int] = 1
 
     def __init__(self, variant: object = "", **options: Any) -> None:
@@ -57,6 +63,25 @@ class PairMetric(Metric):
         self._state = f"sums_{type(self).__name__}_{variant}".replace(".", "_")
         sums = torch.zeros(self.width + 1, dtype=torch.float64)
         self.add_state(self._state, default=sums, dist_reduce_fx="sum")
+
+    def add(self, figures: Tensor) -> None:
+        """Add some, (n, width)."""
+        sums = getattr(self, self._state)
+        added = torch.cat([figures.sum(0), figures.new_tensor([len(figures)])]).to(sums)
+        setattr(self, self._state, sums + added)
+
+    def compute(self) -> Any:
+        """The figure in percent."""
+        return self.mean()[0]
+
+    def mean(self) -> Tensor:
+        """The means, times 100: (width,)."""
+        sums = getattr(self, self._state)
+        return 100 * sums[:-1] / sums[-1]
+
+
+class PairMetric(MeanOfFigures):
+    """Means over pairs of a map and a mask."""
 
     @abstractmethod
     def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
@@ -77,19 +102,7 @@ class PairMetric(Metric):
         for attribution, mask in zip(maps.detach().cpu(), masks.cpu(), strict=True):
             check_pair(attribution, mask)
             if is_measurable(mask):
-                found = self.measure(attribution, prepare(attribution, mask), mask)
-                sums = getattr(self, self._state)
-                added = torch.cat([found, found.new_ones(1)]).to(sums)
-                setattr(self, self._state, sums + added)
-
-    def compute(self) -> Any:
-        """The figure in percent."""
-        return self.mean()[0]
-
-    def mean(self) -> Tensor:
-        """The mean over pairs, times 100: (width,)."""
-        sums = getattr(self, self._state)
-        return 100 * sums[:-1] / sums[-1]
+                self.add(self.measure(attribution, prepare(attribution, mask), mask)[None])
 
 
 class ExplanationIoU(PairMetric):
@@ -217,6 +230,92 @@ class SegmentationProtocol(PairMetric):
             "pixel_accuracy": 100 * pixel_accuracy(counts),
             "segmentation_miou": 100 * segmentation_miou(counts),
         }
+
+
+class GridPointingGame(MeanOfFigures):
+    """Positive mass in the right cell of a grid of images; see `grid_pointing_game`.
+
+    Args:
+        rows, columns: of the grid.
+        **options: for torchmetrics.
+
+    Example::
+
+        >>> metric = GridPointingGame(rows=1, columns=2)
+        >>> metric(torch.tensor([[[3.0, 1.0]]]), cells=[1])
+        tensor(25., dtype=torch.float64)
+    """
+
+    def __init__(self, rows: int = 2, columns: int = 2, **options: Any) -> None:
+        super().__init__(variant=f"{rows}_{columns}", **options)
+        self.rows, self.columns = rows, columns
+
+    def update(self, maps: Tensor, cells: Tensor | Sequence[int]) -> None:
+        """Add maps (N, h, w), raw and signed, each with the cell of its object.
+
+        Raises:
+            TypeError, ValueError, IndexError: other shapes, a map that is not finite, a cell there
+                is not.
+        """
+        check_maps(maps, len(cells))
+        for attribution, cell in zip(maps, cells, strict=True):
+            share = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
+            self.add(_number(share)[None])
+
+
+class InsertionDeletion(MeanOfFigures):
+    """Areas as pixels come and go, {"insertion": ..., "deletion": ...}; see `insertion_deletion`.
+
+    Args:
+        clip: the classifier, of at least two texts.
+        steps, baseline, batch_size, seed: as of the function.
+        **options: for torchmetrics.
+
+    Example::
+
+        >>> from captum_clip_surgery import ZeroShotClassifier
+        >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
+        >>> metric = InsertionDeletion(clip, steps=5)
+        >>> metric.update(torch.zeros(1, 3, *clip.native_size), torch.rand(1, 8, 8), 0)
+        >>> sorted(metric.compute())
+        ['deletion', 'insertion']
+    """
+
+    width = 2
+    higher_is_better = None  # insertion is, deletion is not
+
+    def __init__(
+        self,
+        clip: ZeroShotClassifier,
+        steps: int = 100,
+        baseline: str = "blur",
+        batch_size: int = 32,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(variant=f"{steps}_{baseline}_{seed}", **options)
+        # Bound, not an attribute: as one, the model would be a part of the metric.
+        self._areas: Callable[..., tuple[Tensor, Tensor]] = partial(
+            insertion_deletion,
+            clip,
+            steps=steps,
+            baseline=baseline,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    def update(self, images: Tensor, maps: Tensor, targets: checks.Target) -> None:
+        """Add images (N, 3, H, W) with their maps (N, h, w) and the text each map is of.
+
+        Raises:
+            TypeError, ValueError, IndexError: see `insertion_deletion`.
+        """
+        self.add(torch.stack(self._areas(images, maps, targets), dim=1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures in percent."""
+        insertion, deletion = self.mean()
+        return {"insertion": insertion, "deletion": deletion}
 
 
 def _number(value: float) -> Tensor:

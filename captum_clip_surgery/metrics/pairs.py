@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.metrics.bootstrap import check_bootstrap, percentiles, resample
 from captum_clip_surgery.metrics.energy import energy_pointing_game
 from captum_clip_surgery.metrics.localization import (
     THRESHOLDS,
@@ -22,12 +23,11 @@ from captum_clip_surgery.metrics.ranking import ranking
 from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
 
 #: Measures that are means over pairs.
-MEANS = ("msc", "pointing", "energy", "auroc", "average_precision")
+MEANS = ("msc", "pointing", "pointing_near", "energy", "auroc", "average_precision")
 #: What a pair adds to the sums: its IoU curve, the measures above, its confusion, and one pair.
 PARTS = [len(THRESHOLDS), len(MEANS), 4, 1]
-
-#: Resamples of the bootstrap that are in memory at once.
-CHUNK = 100
+#: Of the pointing game, in pixels of the mask: the paper's.
+TOLERANCE = 15
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Localization:
     """Measures over pairs of a map and a mask, in percent.
 
     `explanation_iou` (mean IoU at the one best `threshold`, which is in 0..1), `msc` (mean score
-    inside minus outside; negative is opposite visualization), `pointing` (maxima inside), the
+    inside minus outside; negative is opposite visualization), `pointing` (maxima inside),
+    `pointing_near` (maxima inside or at most `TOLERANCE` pixels away), the
     number of `pairs`, and of pairs `skipped` because their mask is empty or full. Then as in
     `PairMeasures`.
     """
@@ -44,6 +45,7 @@ class Localization:
     threshold: float
     msc: float
     pointing: float
+    pointing_near: float
     pairs: int
     skipped: int
     energy: float
@@ -84,7 +86,7 @@ class PairMeasures:
     A pair whose mask is empty or full is skipped and counted as skipped.
 
     Args:
-        tolerance: of the pointing game, in pixels of the mask.
+        tolerance: of `pointing_near`, in pixels of the mask.
 
     Raises:
         ValueError: a tolerance that is negative, NaN or infinite.
@@ -102,7 +104,7 @@ class PairMeasures:
         (0.0, 100.0)
     """
 
-    def __init__(self, tolerance: float = 0) -> None:
+    def __init__(self, tolerance: float = TOLERANCE) -> None:
         check_tolerance(tolerance)
         self.tolerance = tolerance
         self.skipped = 0
@@ -176,18 +178,10 @@ class PairMeasures:
 
         Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level {level!r} must lie between 0 and 1; 0.95 is usual")
-        if resamples < 1:
-            raise ValueError(f"resamples {resamples!r} must be at least 1; 1000 is usual")
+        check_bootstrap(level, resamples)
         table = self._table()
-        chunks = [_figures(counts @ table) for counts in resample(len(table), resamples, seed)]
-        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        intervals = {}
-        for name in chunks[0]:
-            low, high = torch.cat([chunk[name] for chunk in chunks]).quantile(tails).tolist()
-            intervals[name] = (low, high)
-        return intervals
+        chunks = (_figures(counts @ table) for counts in resample(len(table), resamples, seed))
+        return percentiles(chunks, level)
 
     def _add(self, image: object, sums: Tensor) -> None:
         self._sums[image] = self._sums[image] + sums if image in self._sums else sums
@@ -201,20 +195,11 @@ class PairMeasures:
         return torch.stack(list(self._sums.values()))
 
 
-def resample(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each image is drawn in each resample: (at most `CHUNK`, images) of float64."""
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, resamples, CHUNK):
-        rows = min(CHUNK, resamples - start)
-        drawn = torch.randint(images, (rows, images), generator=generator)
-        ones = torch.ones(rows, images, dtype=torch.float64)
-        yield torch.zeros_like(ones).scatter_add_(1, drawn, ones)
-
-
 def _sums_of_pair(attribution: Tensor, mask: Tensor, tolerance: float) -> Tensor:
     prepared = prepare(attribution, mask)
     means = [
         score_contrast(prepared, mask),
+        pointing_game(prepared, mask),
         pointing_game(prepared, mask, tolerance),
         energy_pointing_game(attribution, mask),
         *ranking(prepared, mask),

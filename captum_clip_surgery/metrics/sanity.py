@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.metrics.maps import check_maps
-
-#: A classifier, images (N, 3, H, W) and targets (N,) to maps (N, h, w).
-Explain = Callable[[ZeroShotClassifier, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Randomization:
 
 def randomization(
     clip: ZeroShotClassifier,
-    methods: Mapping[str, Explain],
+    methods: Mapping[str, Method],
     images: Tensor,
     targets: checks.Target,
     seed: int = 0,
@@ -46,7 +44,8 @@ def randomization(
 
     Args:
         clip: the classifier; it and its model stay as they are.
-        methods: by name; each is given a classifier, the images and targets (N,).
+        methods: by name, of `registry.METHODS` or your own: each makes a classifier a function of
+            images and indices of texts to maps (N, K, h, w).
         images: (N, 3, H, W), preprocessed.
         targets: index of a text, or one for each image.
         seed: of the shuffling.
@@ -59,14 +58,14 @@ def randomization(
 
     Example::
 
-        >>> from captum_clip_surgery import LayerClipSurgery
-        >>> def surgery(clip, images, targets):
-        ...     return LayerClipSurgery(clip).attribute(images, targets)[:, 0]
-        >>> def centre(clip, images, targets):
-        ...     return torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]]).expand(len(images), 3, 3)
+        >>> from captum_clip_surgery import METHODS
+        >>> centre = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+        >>> methods = {
+        ...     "surgery": METHODS["ClipSurgery"],
+        ...     "centre": lambda clip: lambda images, targets: centre.expand(1, 1, 3, 3),
+        ... }
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
-        >>> images = torch.rand(1, 3, *clip.native_size)
-        >>> found = randomization(clip, {"surgery": surgery, "centre": centre}, images, 0)
+        >>> found = randomization(clip, methods, torch.rand(1, 3, *clip.native_size), 0)
         >>> found.stages[:3], suspicious(found)
         (('original', 'head', 'block 7'), ['centre'])
     """
@@ -130,11 +129,22 @@ def _centred_ranks(values: Tensor) -> Tensor:
 
 
 def _explain(
-    name: str, method: Explain, clip: ZeroShotClassifier, images: Tensor, targets: Tensor
+    name: str, method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Tensor
 ) -> Tensor:
-    maps = method(clip, images, targets)
-    check_maps(maps, len(images), f"maps of {name}")
-    return maps.detach().cpu()
+    """Each image's map of its own target, (N, h, w)."""
+    explain = method(clip)
+    found = []
+    for image, target in zip(images.split(1), targets.tolist(), strict=True):
+        with torch.no_grad():  # methods of gradients enable them themselves
+            maps = explain(image, [target])
+        if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, 1):
+            given = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise ValueError(
+                f"maps of {name} for one image and one text are {given}, expected (1, 1, h, w)"
+            )
+        check_maps(maps[0], 1, f"maps of {name}")
+        found.append(maps[0].detach().cpu())
+    return torch.cat(found)
 
 
 def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:

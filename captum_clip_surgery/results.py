@@ -1,0 +1,169 @@
+"""What methods reached on a data set: kept, read again, and drawn as tables and a chart."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captum_clip_surgery.tables import markdown
+from captum_clip_surgery.visualization import bar_figure
+
+#: Columns of the short table, and of the long one.
+SHORT = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
+LONG = SHORT | {
+    "pointing_near": "near",
+    "energy": "energy",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "pixel_accuracy": "pixel acc.",
+    "segmentation_miou": "seg. mIoU",
+    "grid_pointing": "grid",
+    "insertion": "insertion",
+    "deletion": "deletion",
+}
+PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on a data set.
+
+    `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
+    over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
+    above what was in use (see `costs.Cost`).
+    """
+
+    measures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    seconds: float
+    peak_bytes: int | None
+
+    def cell(self, measure: str, wide: bool = False) -> str:
+        """A figure as it stands in a table: "-" where it was not taken, `wide` with its interval.
+
+        Example::
+
+            >>> result = Result({"msc": 53.21}, {"msc": (52.3, 54.1)}, 0.02, None)
+            >>> result.cell("msc"), result.cell("msc", wide=True), result.cell("insertion")
+            ('+53.2', '+53.2 (52.3 to 54.1)', '-')
+        """
+        if measure not in self.measures:
+            return "-"
+        value = f"{self.measures[measure]:{'+' * (measure == 'msc')}.1f}"
+        if not wide or measure not in self.intervals:
+            return value
+        low, high = self.intervals[measure]
+        return f"{value} ({low:.1f} to {high:.1f})"
+
+
+def to_markdown(
+    results: Mapping[str, Result],
+    columns: Mapping[str, str] = SHORT,
+    memory: bool = False,
+    wide: bool = False,
+) -> str:
+    """A table with one row for each method.
+
+    Args:
+        results: by method.
+        columns: names by measure; those that nobody took are left out.
+        memory: whether a column tells the peak.
+        wide: whether figures have their intervals.
+    """
+    taken = {key: name for key, name in columns.items() if _is_taken(results, key)}
+    header = ["method", *taken.values(), "ms", *["MiB"] * memory]
+    rows = [
+        [
+            name,
+            *(result.cell(key, wide) for key in taken),
+            f"{1000 * result.seconds:.0f}",
+            *[_mebibytes(result.peak_bytes)] * memory,
+        ]
+        for name, result in results.items()
+    ]
+    return markdown(header, rows)
+
+
+def _is_taken(results: Mapping[str, Result], measure: str) -> bool:
+    return any(measure in result.measures for result in results.values())
+
+
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.0f}"
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What it takes to repeat a measurement: command, versions, device, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:
+    """Results as `results.json` (with what they are about), `.csv`, `.md` and a chart `.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**about, "methods": {name: asdict(result) for name, result in results.items()}}
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    tables = [
+        to_markdown(results, LONG, memory=True),
+        "With 95 % confidence intervals:",
+        to_markdown(results, LONG, memory=True, wide=True),
+    ]
+    (folder / "results.md").write_text("\n\n".join(tables) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["method", "measure", "value", "low", "high", "seconds_an_image", "peak_bytes"]
+        )
+        for name, result in results.items():
+            for key, value in result.measures.items():
+                low, high = result.intervals.get(key, ("", ""))
+                writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
+    chart(results).savefig(folder / "results.png", dpi=150)
+
+
+def read(folder: Path) -> dict[str, Result]:
+    """The results that `write` left in a folder.
+
+    Raises:
+        FileNotFoundError: no `results.json` there.
+    """
+    methods = json.loads((folder / "results.json").read_text())["methods"]
+    return {
+        name: Result(
+            found["measures"],
+            {key: (low, high) for key, (low, high) in found["intervals"].items()},
+            found["seconds"],
+            found["peak_bytes"],
+        )
+        for name, found in methods.items()
+    }
+
+
+def chart(results: Mapping[str, Result]) -> Any:
+    """Bars with intervals, a panel for each measure that was taken."""
+    return bar_figure(
+        {
+            title: {
+                name: (result.measures[key], result.intervals.get(key))
+                for name, result in results.items()
+                if key in result.measures
+            }
+            for key, title in LONG.items()
+            if _is_taken(results, key)
+        }
+    )
