@@ -1,0 +1,49 @@
+"""Do maps notice that the model is lost? Methods on test scenes of the embedded model.
+
+    python benchmarks/randomization.py [--scenes 8] [--methods all] [--output FILE.md]
+
+Rank correlation of maps with the original's after the image tower's weights are shuffled: the head
+alone, half of its stages, all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.metrics import randomization, suspicious
+from captum_clip_surgery.registry import choose
+from captum_clip_surgery.tables import markdown
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Test scenes, one object of each.")] = 8,
+    methods: Annotated[str, typer.Option(help="Names, comma between, or all.")] = "all",
+    output: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+) -> None:
+    """Print the table."""
+    drawn = Scenes("test", scenes, objects=[2, 3])
+    clip = ZeroShotClassifier.demo(dict.fromkeys(scene.nouns[0] for scene in drawn))
+    chosen, _ = choose(clip, methods.split(","))
+    images = clip.preprocess([scene.image for scene in drawn])
+    targets = torch.tensor([clip.index(scene.nouns[0]) for scene in drawn])
+    found = randomization(clip, chosen, images, targets)
+    shown = [1, len(found.stages) // 2, -1]
+    rows = [
+        [name, *(f"{correlations[i]:+.2f}" for i in shown)]
+        for name, correlations in found.correlations.items()
+    ]
+    table = markdown(["method", *(found.stages[i] for i in shown)], rows)
+    table += f"\n\nAbove 0.5 after all is shuffled: {', '.join(suspicious(found)) or 'none'}."
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

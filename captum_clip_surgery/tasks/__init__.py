@@ -1,0 +1,1 @@
+"""What CLIP Surgery enables: segmentation, recognition, points for SAM, maps for words."""

@@ -1,0 +1,69 @@
+"""Pictures or ready batches, as every task takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.preprocessing import Picture, load_picture
+
+#: A picture or several (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
+Images = Picture | Sequence[Picture] | Tensor
+
+
+def batches(
+    clip: ZeroShotClassifier,
+    images: Images,
+    size: int | tuple[int, int] | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Batches of a task's images, each with the (height, width) its results are to have.
+
+    Args:
+        clip: the classifier.
+        images: see `Images`. Of pictures each result has the picture's own size.
+        size: of pictures, what the model sees; None is native.
+        batch_size: pictures or rows in one batch.
+
+    Yields:
+        (N, 3, H, W) on the model's device, and N sizes.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: see `checks.check_images`, `load_picture` and
+            `clip.preprocess`; a size for a ready batch, a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size!r} must be at least 1")
+    if isinstance(images, Tensor):
+        if size is not None:
+            raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
+        checks.check_images(images, clip.tower, clip.device)
+        height, width = images.shape[-2:]
+        for part in images.split(batch_size):
+            yield part, [(height, width)] * len(part)
+        return
+    pictures = as_list(images)
+    for start in range(0, len(pictures), batch_size):
+        loaded = [load_picture(picture) for picture in pictures[start : start + batch_size]]
+        yield clip.preprocess(loaded, size), [height_width(picture) for picture in loaded]
+
+
+def as_list(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    """One picture or several as a list.
+
+    Raises:
+        ValueError: an empty list.
+    """
+    if isinstance(images, str) or not isinstance(images, Sequence):
+        return [images]
+    if not images:
+        raise ValueError("no images")
+    return images
+
+
+def height_width(picture: Image.Image) -> tuple[int, int]:
+    return picture.height, picture.width
