@@ -13,6 +13,8 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
+from captum_clip_surgery.functional import normalized
+
 Template = str | Callable[[str], str]
 Tokenizer = Callable[..., Tensor]
 
@@ -128,10 +130,10 @@ class PromptEncoder:
         self.model = model
         self.templates: tuple[Template, ...] = tuple(templates) or ("{}",)
         self.truncate = truncate
-        # The text tower is the model itself (CLIP) or its `text` (CustomTextCLIP).
-        self._tower: Any = getattr(model, "text", model)
+        #: The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP).
+        self.tower: Any = getattr(model, "text", model)
         if tokenizer is None:
-            vocabulary = getattr(self._tower, "vocab_size", None)
+            vocabulary = getattr(self.tower, "vocab_size", None)
             if vocabulary != BPE_VOCABULARY:
                 raise ValueError(
                     f"the text tower's vocabulary is {vocabulary}, open_clip's own tokenizer's "
@@ -139,7 +141,7 @@ class PromptEncoder:
                 )
             tokenizer = open_clip.tokenize
         self.tokenizer = tokenizer
-        self.context_length = _context_length(self._tower, tokenizer)
+        self.context_length = _context_length(self.tower, tokenizer)
         self._cache: dict[str, Tensor] = {}
         self._cached_for: object = None
         self._held: list[Tensor] = []
@@ -186,14 +188,14 @@ class PromptEncoder:
 
     def _parameters(self) -> list[nn.Parameter]:
         """The text tower's, without walking through the image tower."""
-        parts = (part for name, part in self._tower.named_children() if name != "visual")
+        parts = (part for name, part in self.tower.named_children() if name != "visual")
         inner = (parameter for part in parts for parameter in part.parameters())
-        return [*self._tower.parameters(recurse=False), *inner]
+        return [*self.tower.parameters(recurse=False), *inner]
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         prompts = [fill(template, text) for text in texts for template in self.templates]
         tokens = self.tokenize(prompts)
-        features = F.normalize(self._encode_tokens(tokens), dim=-1)
+        features = F.normalize(self.encode_tokens(tokens), dim=-1)
         means = features.unflatten(0, (len(texts), len(self.templates))).mean(1)
         return F.normalize(means, dim=-1)
 
@@ -204,7 +206,7 @@ class PromptEncoder:
         # right place differs, where it fills that place at all.
         longer = self.tokenizer(prompts, context_length=context + 1)
         tokens = longer[:, :-1]
-        padding = self.tokenizer([""], context_length=context + 1)[0, -1]
+        padding = self.padding()
         full = (longer[:, -2:] != padding).any(1).nonzero().flatten()
         if not len(full):
             return tokens
@@ -218,17 +220,44 @@ class PromptEncoder:
         tokens[full] = fitted
         return tokens
 
-    def _encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Unnormalised features of token ids (P, context), in chunks of similar length."""
+    def padding(self) -> int:
+        """The id that fills the places behind a text."""
+        return int(self.tokenizer([""], context_length=self.context_length + 1)[0, -1])
+
+    def token_features(self, tokens: Tensor) -> Tensor:
+        """Every token's own L2-normalised feature (P, L, C), before pooling makes one of them.
+
+        They are the tower's last tokens after its final LayerNorm, through its projection. L is the
+        length of the longest text where nothing behind it is seen, otherwise the context.
+
+        Args:
+            tokens: ids (P, context) as `tokenize` gives them.
+
+        Raises:
+            TypeError: a text tower that is not one of open_clip's own.
+        """
+        if not _is_own_transformer(self.tower):
+            raise TypeError(
+                f"the text tower {type(self.tower).__name__} has no tokens in the joint space; "
+                "open_clip's own text transformers have (CLIP and the TextTransformer of "
+                "CustomTextCLIP and CoCa)"
+            )
+        if pooled_at_end_of_text(self.tower):
+            tokens = tokens[:, : int(end_of_text(self.tower, tokens).max()) + 1]
+        tokens = tokens.to(self._parameters()[0].device)
+        return normalized(project_text(self.tower, final_tokens(self.tower, tokens)))
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Unnormalised features (P, C) of token ids (P, context), in chunks of similar length."""
         device = self._parameters()[0].device
-        exact = pooled_at_end_of_text(self._tower)
-        lengths = end_of_text(self._tower, tokens) + 1 if exact else None
+        exact = pooled_at_end_of_text(self.tower)
+        lengths = end_of_text(self.tower, tokens) + 1 if exact else None
         order = lengths.argsort() if lengths is not None else torch.arange(len(tokens))
         features: Tensor | None = None
         for rows in order.split(CHUNK):
             if lengths is not None:
                 part = tokens[rows, : int(lengths[rows].max())].to(device)
-                encoded = _encode_truncated(self._tower, part)
+                encoded = _encode_truncated(self.tower, part)
             else:
                 encoded = self.model.encode_text(tokens[rows].to(device))  # type: ignore[operator]
             if features is None:
@@ -264,10 +293,14 @@ def _end_of_text_id(tower: Any) -> Any:
     return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
 
 
+def _is_own_transformer(tower: Any) -> bool:
+    return isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
+
+
 def pooled_at_end_of_text(tower: Any) -> bool:
     """Whether nothing after the end of the text can change its feature."""
     return (
-        isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
+        _is_own_transformer(tower)
         and getattr(tower, "attn_mask", None) is not None
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
@@ -283,18 +316,40 @@ def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
 
 def _encode_truncated(tower: Any, tokens: Tensor) -> Tensor:
     """open_clip's `encode_text` on the first places of the context."""
+    return pool_text(tower, final_tokens(tower, tokens), tokens)
+
+
+def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
+    """Token ids (P, L) to one of open_clip's own towers' tokens after the final LayerNorm."""
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        # Masks that depend on the text are the tower's own affair.
+        found = tower.forward_intermediates(
+            tokens,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return found["text_intermediates"][-1]
     length = tokens.shape[1]
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    return pool_text(tower, tower.ln_final(x), tokens)
+    mask = tower.attn_mask
+    x = tower.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
+    return tower.ln_final(x)
 
 
 def pool_text(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
     """Tokens after the final LayerNorm to the text's feature, unnormalised."""
-    pooled = text_global_pool(x, tokens, _pool_type(tower), _end_of_text_id(tower))
+    return project_text(
+        tower, text_global_pool(x, tokens, _pool_type(tower), _end_of_text_id(tower))
+    )
+
+
+def project_text(tower: Any, x: Tensor) -> Tensor:
+    """Text tokens, pooled or not, to the joint space."""
     if tower.text_projection is None:
-        return pooled
+        return x
     if isinstance(tower.text_projection, nn.Linear):
-        return tower.text_projection(pooled)
-    return pooled @ tower.text_projection
+        return tower.text_projection(x)
+    return x @ tower.text_projection

@@ -58,24 +58,10 @@ class DualPathMaps(MapAttribution):
             ValueError: "empty" for a classifier made from features without `empty_features`, or a
                 form that contrasts texts where there is one.
         """
-        clip = self.forward_func
-        count = len(clip.text_features())
         form = self.feature_surgery
         if form == "auto":
-            form = "empty" if count < AUTO_TEXTS else "release"
-        if form in ("release", "paper") and count == 1:
-            raise ValueError(
-                f"feature_surgery {form!r} contrasts texts, and there is one: its map would be "
-                'zero. Choose "empty" or None, or give rivals'
-            )
-        if form == "empty" and clip.empty_features() is None:
-            other = "feature_surgery=None, plain cosines"
-            if count > 1:
-                other = 'feature_surgery="release", which contrasts the features given'
-            raise ValueError(
-                f"feature_surgery {self.feature_surgery!r} with {count} features needs the feature "
-                f"of the empty text: pass empty_features= to from_features, or choose {other}"
-            )
+            form = "empty" if len(self.forward_func.text_features()) < AUTO_TEXTS else "release"
+        check_form(self.forward_func, form, self.feature_surgery)
         return form
 
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -104,6 +90,36 @@ class DualPathMaps(MapAttribution):
         return (
             f"{type(self).__name__}(depth={self.recipe.depth}, "
             f"feature_surgery={self.feature_surgery!r}{rule}, tau={self.tau})"
+        )
+
+
+def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = None) -> None:
+    """Whether a form of feature surgery is defined for a classifier's texts.
+
+    Args:
+        clip: the classifier.
+        form: one of `functional.FORMS`, or None.
+        asked: what the user asked for where it came to that form.
+
+    Raises:
+        ValueError: no form there is, one that contrasts texts where there is one, or "empty" for a
+            classifier made from features without `empty_features`.
+    """
+    count = len(clip.text_features())
+    if form not in (*functional.FORMS, None):
+        raise ValueError(f"form {form!r} is none of {', '.join(functional.FORMS)} and None")
+    if form in ("release", "paper") and count == 1:
+        raise ValueError(
+            f"feature_surgery {form!r} contrasts texts, and there is one: its map would be "
+            'zero. Choose "empty" or None, or give rivals'
+        )
+    if form == "empty" and clip.empty_features() is None:
+        other = "feature_surgery=None, plain cosines"
+        if count > 1:
+            other = 'feature_surgery="release", which contrasts the features given'
+        raise ValueError(
+            f"feature_surgery {asked or form!r} with {count} features needs the feature "
+            f"of the empty text: pass empty_features= to from_features, or choose {other}"
         )
 
 

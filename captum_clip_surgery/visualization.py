@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from captum_clip_surgery.checkup import OUTLIER, TowerReport
+from captum_clip_surgery.tasks.multimodal import WordMaps
 
 COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
 SIGNED_COLOURS = "RdBu_r"  # red and blue are told apart by all common kinds of colour blindness
@@ -152,6 +153,41 @@ def show_map(
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     cmap = SIGNED_COLOURS if signed else COLOURS
     axis.imshow(enlarged.numpy(), cmap=cmap, alpha=OPACITY, vmin=low, vmax=high)
+
+
+def words_figure(picture: np.ndarray, found: WordMaps, columns: int = 6) -> Figure:
+    """The picture, then where it shows each word of its caption, with the word's importance.
+
+    Each map has a scale of its own: words differ by what they score everywhere. How little a word
+    has to say is told by its importance.
+
+    Args:
+        picture: (H, W, 3), uint8 or floats in 0..1.
+        found: what `word_maps` found in it.
+        columns: panels in a row, at least 1.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+
+    Raises:
+        ValueError: no column, or a map that is not finite.
+    """
+    if columns < 1:
+        raise ValueError(f"columns {columns!r} must be at least 1")
+    count = 1 + len(found.words)
+    columns = min(columns, count)
+    figure, axes = _tight_grid(
+        -(-count // columns), columns, picture.shape[0] / picture.shape[1], False, True
+    )
+    show_picture(axes.flat[0], picture)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
+    for axis, word, attribution, importance in panels:
+        show_map(axis, picture, attribution)
+        title = f"{word}  {importance:+z.2f}"
+        axis.set_title(title, fontsize=10 if len(title) < 20 else 7, pad=4, parse_math=False)
+    return figure
 
 
 def report_figure(report: TowerReport) -> Figure:

@@ -6,25 +6,31 @@ methods of `attention` read image towers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.opened import likeness_to, relevance_row, text_gradients
-from captum_clip_surgery.prompts import end_of_text, pool_text, pooled_at_end_of_text
+from captum_clip_surgery.prompts import (
+    PromptEncoder,
+    end_of_text,
+    pool_text,
+    pooled_at_end_of_text,
+)
 from captum_clip_surgery.towers import OpenBlock
 from captum_clip_surgery.towers.base import join_heads, split_heads
 from captum_clip_surgery.towers.vit import block_feed_forward, block_heads, block_merge
 
 METHODS = ("relevance", "grad-eclip")
+START, END = "<start>", "<end>"
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,11 @@ def word_scores(
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"text {text!r} is empty or no string")
-    tower, tokens = _prepare(clip, text)
+    encoder = encoder_of(clip)
+    tower, tokens = encoder.tower, _tokens(encoder, text).to(clip.device)
+    found = word_places(encoder.tokenizer, tokens[0].tolist())
+    if not found:
+        raise ValueError(f"text {text!r} holds no words for the model's tokenizer")
     blocks = tower.transformer.resblocks
     if depth is None:
         depth = min(len(blocks), 1 if method == "relevance" else 4)
@@ -88,24 +98,34 @@ def word_scores(
         # One text, many images: images stand where texts stand on the image side.
         cosines = normalized(feature) @ image.detach().clone().T
         of_tokens = _relevance if method == "relevance" else _grad_eclip
-        scores = of_tokens(cosines, opened, outputs, blocks[-depth:])[:, 1:-1].detach()
-    return _by_word(clip, tokens[0, 1:-1].tolist(), scores)
+        scores = of_tokens(cosines, opened, outputs, blocks[-depth:]).detach()
+    of_words = [scores[:, places].sum(1) for _, places in found]
+    return WordScores(tuple(word for word, _ in found), torch.stack(of_words, dim=1))
 
 
-def _prepare(clip: ZeroShotClassifier, text: str) -> tuple[Any, Tensor]:
-    """The text tower, and token ids (1, L) from the start to the end of the text."""
-    encoder = clip._encoder
-    if encoder is None:
-        raise TypeError("a classifier made from_features has no text tower to explain")
-    tower = encoder._tower
-    if not pooled_at_end_of_text(tower):
+def encoder_of(clip: ZeroShotClassifier) -> PromptEncoder:
+    """A classifier's text side.
+
+    Raises:
+        TypeError: a classifier made from features.
+    """
+    if clip._encoder is None:
         raise TypeError(
-            f"the text tower {type(tower).__name__} is not pooled at the end of the text behind a "
-            "causal mask; words are scored for those of open_clip that are"
+            "a classifier made from_features has no text tower to explain; make it of the model "
+            "and texts"
+        )
+    return clip._encoder
+
+
+def _tokens(encoder: PromptEncoder, text: str) -> Tensor:
+    """Token ids (1, L) from the start to the end of a text."""
+    if not pooled_at_end_of_text(encoder.tower):
+        raise TypeError(
+            f"the text tower {type(encoder.tower).__name__} is not pooled at the end of the text "
+            "behind a causal mask; words are scored for those of open_clip that are"
         )
     tokens = encoder.tokenize([text])
-    length = int(end_of_text(tower, tokens)) + 1
-    return tower, tokens[:, :length].to(clip.device)
+    return tokens[:, : int(end_of_text(encoder.tower, tokens)) + 1]
 
 
 def _open(tower: Any, tokens: Tensor, depth: int) -> tuple[list[OpenBlock], list[Tensor], Tensor]:
@@ -163,27 +183,91 @@ def _grad_eclip(
     return torch.cat(rows)
 
 
-def _by_word(clip: ZeroShotClassifier, ids: list[int], scores: Tensor) -> WordScores:
-    decode = _decoder(clip._encoder.tokenizer)  # type: ignore[union-attr]
-    pieces: list[list[int]] = [[]]
-    of_token = []
-    for number in ids:
-        pieces[-1].append(number)
-        of_token.append(len(pieces) - 1)
-        if decode([number]).endswith(" "):  # open_clip's tokens end a word with a space
-            pieces.append([])
-    words = [decode(piece).strip() for piece in pieces if piece]
-    summed = scores.new_zeros(len(scores), len(words))
-    summed.index_add_(1, torch.tensor(of_token, device=scores.device), scores)
-    return WordScores(tuple(words), summed)
+def word_places(
+    tokenizer: Any, tokens: Sequence[int], special: bool = False
+) -> list[tuple[str, list[int]]]:
+    """The words of a text, each with the places of its tokens.
+
+    Args:
+        tokenizer: open_clip's own, or its wrapper of a Hugging Face one.
+        tokens: ids of one text, padded or not.
+        special: also give the start, if there is one, and the end, as "<start>" and "<end>".
+
+    Returns:
+        (word, places) in the order of the text; empty where the tokenizer left nothing of it.
+
+    Raises:
+        TypeError: a tokenizer of another kind, whose tokens cannot be read.
+
+    Example::
+
+        >>> word_places(open_clip.tokenize, open_clip.tokenize("a xylophonist")[0].tolist())
+        [('a', [1]), ('xylophonist', [2, 3, 4, 5])]
+    """
+    spelling = _spelling(tokenizer)
+    start = int(tokens[0] in spelling.special)
+    inner = range(start, len(tokens))
+    end = next((place for place in inner if tokens[place] in spelling.special), len(tokens))
+    places: list[list[int]] = []
+    for place, begins in zip(range(start, end), spelling.begins(tokens[start:end]), strict=True):
+        if begins or not places:
+            places.append([])
+        places[-1].append(place)
+    words = [(spelling.read([tokens[place] for place in word]), word) for word in places]
+    if not special:
+        return words
+    ends = [(END, [end])] if end < len(tokens) else []
+    return [(START, [place]) for place in range(start)] + words + ends
 
 
-def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
-    """Token ids to text, where a token that ends a word ends with a space."""
-    if isinstance(tokenizer, SimpleTokenizer):
-        return tokenizer.decode
+@dataclass(frozen=True)
+class _Spelling:
+    """How a tokenizer writes.
+
+    `special` are the ids of start, end and padding, `begins` says of each id whether it begins a
+    word, and `read` is the text of ids.
+    """
+
+    special: frozenset[int]
+    begins: Callable[[Sequence[int]], list[bool]]
+    read: Callable[[Sequence[int]], str]
+
+
+def _spelling(tokenizer: Any) -> _Spelling:
     if tokenizer is open_clip.tokenize:
-        return lambda ids: open_clip.decode(torch.tensor(ids))
+        tokenizer = open_clip.tokenizer._tokenizer
+    if isinstance(tokenizer, SimpleTokenizer):
+        return _spelling_of_open_clip(tokenizer)
+    if isinstance(tokenizer, HFTokenizer):
+        return _spelling_of_hugging_face(tokenizer)
     raise TypeError(
-        f"words are told apart by open_clip's own tokenizer, not by {type(tokenizer).__name__}"
+        f"words are told apart by open_clip's own tokenizer, not by {type(tokenizer).__name__}; "
+        "open_clip.get_tokenizer(name) gives it, or open_clip's wrapper of a Hugging Face one, "
+        "which can tell them apart too"
     )
+
+
+def _spelling_of_open_clip(tokenizer: SimpleTokenizer) -> _Spelling:
+    def begins(ids: Sequence[int]) -> list[bool]:
+        # A token that ends a word ends with a space.
+        ends = [tokenizer.decode([number]).endswith(" ") for number in ids]
+        return [True, *ends[:-1]] if ids else []
+
+    special = frozenset({tokenizer.sot_token_id, tokenizer.eot_token_id})
+    return _Spelling(special, begins, lambda ids: tokenizer.decode(ids).strip())
+
+
+def _spelling_of_hugging_face(tokenizer: HFTokenizer) -> _Spelling:
+    inner = tokenizer.tokenizer
+    # Vocabularies mark where words begin (by a sign that stands for the space before them) or,
+    # those without such a sign, where they go on.
+    mark = inner.tokenize("a a")[-1].removesuffix("a")
+
+    def begins(ids: Sequence[int]) -> list[bool]:
+        pieces = inner.convert_ids_to_tokens(list(ids))
+        return [p.startswith(mark) if mark else not p.startswith("##") for p in pieces]
+
+    special = {*inner.all_special_ids, inner.pad_token_id} - {inner.unk_token_id}
+    if tokenizer.strip_sep_token:
+        special.add(0)  # in its place
+    return _Spelling(frozenset(special), begins, lambda ids: inner.decode(list(ids)).strip())

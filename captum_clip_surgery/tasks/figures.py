@@ -1,0 +1,114 @@
+"""Results of tasks over their pictures, as figures to look at and to save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from captum_clip_surgery.tasks.points import Prompt
+from captum_clip_surgery.tasks.segmentation import Segmentation
+from captum_clip_surgery.tasks.vocabulary import BACKGROUND
+from captum_clip_surgery.visualization import show_picture
+
+NAMED = 12  # classes that a legend names
+HUES = "tab20"  # of classes and texts, largest first; beyond twenty they come again
+OVERLAY = 0.65
+INCHES = 4.0
+
+
+def segmentation_figure(picture: np.ndarray, found: Segmentation) -> Figure:
+    """A picture beside its classes, which a legend names with their share of the pixels.
+
+    Args:
+        picture: (H, W, 3), uint8 or floats in 0..1.
+        found: of this picture.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+    """
+    shares = found.shares()
+    colours = {name: _hue(i) for i, name in enumerate(n for n in shares if n != BACKGROUND)}
+    figure, (left, right) = _pair(picture)
+    show_picture(left, picture)
+    overlay = np.zeros((*found.labels.shape, 4))
+    for index, name in enumerate(found.classes):
+        if name in colours:
+            overlay[found.labels.cpu().numpy() == index] = (*colours[name], OVERLAY)
+    grey = _colours(picture).mean(-1, keepdims=True).repeat(3, -1)
+    show_picture(right, 0.25 + 0.75 * grey)
+    right.imshow(overlay)
+    handles = [
+        Patch(color=colours.get(name, "lightgrey"), label=f"{name}  {share:.1%}")
+        for name, share in list(shares.items())[:NAMED]
+    ]
+    if len(shares) > NAMED:
+        rest = sum(list(shares.values())[NAMED:])
+        handles.append(Patch(alpha=0, label=f"{len(shares) - NAMED} more  {rest:.1%}"))
+    right.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def points_figure(
+    picture: np.ndarray, prompts: Sequence[Prompt], masks: Sequence[np.ndarray] | None = None
+) -> Figure:
+    """Prompts on a picture: positive points filled, negative ones crossed, boxes and SAM's masks.
+
+    Args:
+        picture: (H, W, 3), uint8 or floats in 0..1.
+        prompts: of this picture.
+        masks: for each prompt (H, W) of bool, what SAM found.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+    """
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    figure, (left, right) = _pair(picture)
+    show_picture(left, picture)
+    show_picture(right, picture)
+    for number, prompt in enumerate(prompts):
+        colour = _hue(texts.index(prompt.text))
+        if masks is not None:
+            right.imshow(masks[number][..., None] * np.array([*colour, 0.5]))
+        _draw_points(right, prompt, colour)
+        if prompt.box is not None:
+            x, y, to_x, to_y = prompt.box
+            corner, width, height = (x - 0.5, y - 0.5), to_x - x + 1, to_y - y + 1
+            right.add_patch(Rectangle(corner, width, height, fill=False, color=colour, lw=2))
+    # Points at the border keep their whole marks, and the picture its size.
+    right.set_xlim(-0.5, picture.shape[1] - 0.5)
+    right.set_ylim(picture.shape[0] - 0.5, -0.5)
+    handles = [Patch(color=_hue(index), label=text) for index, text in enumerate(texts)]
+    if handles:
+        right.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def _draw_points(axis: Axes, prompt: Prompt, colour: tuple[float, float, float]) -> None:
+    on = prompt.labels == 1
+    for points, marker, width in ((prompt.points[on], "o", 1.2), (prompt.points[~on], "X", 0.8)):
+        x, y = points.T
+        axis.plot(x, y, marker, color=colour, ms=9, mec="white", mew=width, clip_on=False)
+
+
+def _hue(index: int) -> tuple[float, float, float]:
+    # In pairs of a strong and a pale colour: the strong ones first.
+    place = index % 20
+    red, green, blue, _ = colormaps[HUES](2 * place if place < 10 else 2 * place - 19)
+    return red, green, blue
+
+
+def _colours(picture: np.ndarray) -> np.ndarray:
+    return picture / 255 if picture.dtype == np.uint8 else picture
+
+
+def _pair(picture: np.ndarray) -> tuple[Figure, np.ndarray]:
+    """Two axes of a picture's shape, and room for a legend."""
+    height = INCHES * picture.shape[0] / picture.shape[1]
+    figure = Figure(figsize=(2 * INCHES + 2.2, max(1.5, height)), layout="constrained")
+    axes = figure.subplots(1, 2)
+    return figure, axes

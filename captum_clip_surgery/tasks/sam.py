@@ -1,0 +1,66 @@
+"""The Segment Anything Model of transformers, asked by prompts: an image to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captum_clip_surgery.tasks.points import Prompt, sam_inputs
+
+
+class Sam:
+    """A SAM and its processor.
+
+    Args:
+        model: a `transformers.SamModel`, in eval mode.
+        processor: its `transformers.SamProcessor`.
+
+    Source: Kirillov et al., "Segment Anything" (ICCV 2023), as transformers carries it.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str], device: torch.device) -> Self:
+        """Load both from a folder that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ImportError: without transformers.
+        """
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"no folder of a SAM at {folder}")
+        try:
+            from transformers import SamModel, SamProcessor
+        except ImportError as error:
+            raise ImportError(
+                "SAM needs transformers; install the extra: pip install 'captum_clip_surgery[sam]'"
+            ) from error
+        model: Any = SamModel.from_pretrained(folder)
+        return cls(model.eval().to(device), SamProcessor.from_pretrained(folder))
+
+    @torch.no_grad()
+    def masks(self, picture: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """For each prompt the mask that SAM holds best, (H, W) of bool.
+
+        Raises:
+            ValueError: a prompt without points, see `sam_inputs`.
+        """
+        if not prompts:
+            return []
+        inputs = self.processor(images=picture, return_tensors="pt", **sam_inputs([prompts]))
+        outputs = self.model(**inputs.to(self.model.device))
+        (candidates,) = self.processor.post_process_masks(
+            outputs.pred_masks.cpu(),
+            inputs["original_sizes"].cpu(),
+            inputs["reshaped_input_sizes"].cpu(),
+        )
+        best = outputs.iou_scores[0].argmax(-1).cpu()
+        return [masks[i].numpy() for masks, i in zip(candidates, best, strict=True)]

@@ -1,0 +1,386 @@
+"""Open-vocabulary segmentation: every pixel to the class whose text it is most like.
+
+Source: Li, Wang, Duan, Zhang, Li, "A Closer Look at the Explainability of Contrastive
+Language-Image Pre-training" (arXiv 2304.05653): the best class of architecture surgery's scores at
+512 pixels, without feature surgery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from captum_clip_surgery import checks
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.surgery import LayerClipSurgery
+from captum_clip_surgery.tasks.pictures import Images, as_list, height_width
+from captum_clip_surgery.tasks.vocabulary import Vocabulary
+from captum_clip_surgery.tasks.windows import Windows, windows_of
+
+#: Side in pixels at which the paper segments, and the best of the embedded model.
+SIDE, EMBEDDED_SIDE = 512, 224
+TOKENS_AT_ONCE = 4096  # of the images in one pass
+#: Of the guided filter: the image's side in windows, and how strong an edge must be to stay.
+GUIDED_PART, GUIDED_EPSILON = 16, 1e-4
+#: Of enlarged scores that are held at once.
+CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One image's classes, pixel by pixel.
+
+    `labels` (H, W) int64 index `classes`; the background, if asked for, is class 0.
+    `scores` (K, H, W), if asked for, are cosines of the classes that have texts.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    scores: Tensor | None = None
+
+    def shares(self) -> dict[str, float]:
+        """Each class's share of the pixels, in 0..1, largest first; absent classes left out.
+
+        Example::
+
+            >>> Segmentation(torch.tensor([[0, 1, 1, 1]]), ("dog", "sky", "sea")).shares()
+            {'sky': 0.75, 'dog': 0.25}
+        """
+        counts = torch.bincount(self.labels.flatten(), minlength=len(self.classes))
+        order = counts.argsort(descending=True, stable=True).tolist()
+        total = self.labels.numel()
+        return {self.classes[i]: int(counts[i]) / total for i in order if counts[i]}
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Labels as a PNG whose pixels are the labels, in the colours of PASCAL VOC.
+
+        Beyond 256 classes, which a palette cannot hold, a 16-bit grey PNG without colours.
+        """
+        labels = self.labels.cpu().numpy()
+        if len(self.classes) > 256:
+            Image.fromarray(labels.astype(np.uint16)).save(path, format="PNG")
+            return
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(voc_palette().flatten().tolist())
+        image.save(path, format="PNG")
+
+
+class Options(TypedDict, total=False):
+    """The options of `segment`, for type checkers."""
+
+    size: int | None
+    background: float | Sequence[str] | None
+    classes: Mapping[str, Sequence[str]] | None
+    merge: str
+    window: int | None
+    stride: int | None
+    keep_aspect: bool
+    refine: bool
+    scores: bool
+    dtype: torch.dtype
+    depth: int | None
+    feature_surgery: str | None
+
+
+@overload
+def segment(clip: ZeroShotClassifier, images: Tensor, **options: Unpack[Options]) -> Tensor: ...
+@overload
+def segment(
+    clip: ZeroShotClassifier, images: Picture | Sequence[Picture], **options: Unpack[Options]
+) -> list[Segmentation]: ...
+def segment(
+    clip: ZeroShotClassifier,
+    images: Images,
+    size: int | None = None,
+    background: float | Sequence[str] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    merge: str = "max",
+    window: int | None = None,
+    stride: int | None = None,
+    keep_aspect: bool = False,
+    refine: bool = False,
+    scores: bool = False,
+    dtype: torch.dtype = torch.float32,
+    depth: int | None = None,
+    feature_surgery: str | None = None,
+) -> Tensor | list[Segmentation]:
+    """The class of every pixel.
+
+    Args:
+        clip: the classifier, whose texts are the classes; rivals play no part.
+        images: pictures (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
+        size: of pictures, the side in pixels that the model sees, the shorter one with
+            `keep_aspect`. None is the larger of 512 and the native size, to the nearest multiple
+            of the patch; the embedded model has its own.
+        background: a threshold in 0..1: below that probability of the best class (softmax of the
+            model's logits of the patch) a pixel is background; or texts that stand for it. None:
+            every pixel is of a class.
+        classes: several names for a class, by its name: `{"person": ["person", "man"]}`. All names
+            are texts of the classifier. None: each text is a class.
+        merge: the score of a class of several names, their "max" or "mean".
+        window: side in pixels of windows that slide over the resized image, a multiple of the
+            patch; None shows the model the whole image.
+        stride: from window to window, a multiple of the patch; None is half of the window. The
+            last windows stand at the edge; scores where windows overlap are averaged.
+        keep_aspect: resize pictures without squashing them, to multiples of the patch.
+        refine: let the classes that are best somewhere follow the image's edges, by a guided filter
+            of their scores (He et al., ECCV 2010); needs kornia, the extra `refine`.
+        scores: keep each class's scores, not refined, in the `Segmentation`; of a batch,
+            `class_scores` has them.
+        dtype: of the enlarged scores; float16 halves their memory.
+        depth: of surgery, see `LayerClipSurgery`.
+        feature_surgery: None as in the paper; "release" weighs texts by how well they fit the whole
+            image, which helps where many classes are asked for and few are there (docs/tasks.md).
+            The other forms change no pixel's best class.
+
+    Returns:
+        For pictures a `Segmentation` each, at the picture's own size; for a batch labels (N, H, W)
+        of int64. With a background it is class 0 and the others follow.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: see `clip.preprocess`; one class and no
+            background, a text or class that stands twice, a name that is no text of the
+            classifier, a threshold out of 0..1, a window or stride that does not fit.
+        ImportError: `refine` without kornia.
+
+    Example::
+
+        >>> clip = ZeroShotClassifier.demo(["duck", "kiwi"])
+        >>> (found,) = segment(clip, [np.zeros((60, 80, 3), np.uint8)])
+        >>> found.labels.shape, found.classes
+        (torch.Size([60, 80]), ('duck', 'kiwi'))
+        >>> segment(clip, torch.zeros(2, 3, 64, 96)).shape
+        torch.Size([2, 64, 96])
+    """
+    vocabulary = Vocabulary.of(clip, classes, background, merge)
+    surgery = LayerClipSurgery(vocabulary.clip, depth=depth, feature_surgery=feature_surgery)
+    sliding = windows_of(clip, window, stride)
+    finish = partial(_finish, vocabulary, refine=refine, keep=scores, dtype=dtype)
+    if isinstance(images, Tensor):
+        if size is not None or scores or keep_aspect:
+            raise ValueError(
+                "size, keep_aspect and scores are for pictures: a batch has its own size, and "
+                "class_scores gives its scores"
+            )
+        found = [
+            finish(grid, image, _size_of(image)).labels
+            for part in images.split(_at_once(clip, images))
+            for grid, image in zip(
+                _class_scores(surgery, vocabulary, part, sliding), part, strict=True
+            )
+        ]
+        return torch.stack(found)
+    results = []
+    for picture in as_list(images):
+        loaded = load_picture(picture)
+        shown = _shown_size(clip, loaded, size, keep_aspect)
+        batch = clip.preprocess(loaded, shown)
+        (grid,) = _class_scores(surgery, vocabulary, batch, sliding)
+        results.append(finish(grid, batch[0], height_width(loaded)))
+    return results
+
+
+def class_scores(
+    clip: ZeroShotClassifier,
+    images: Tensor,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    merge: str = "max",
+    window: int | None = None,
+    stride: int | None = None,
+    depth: int | None = None,
+    feature_surgery: str | None = None,
+) -> Tensor:
+    """Every class's score at every patch: what `segment` takes the best of.
+
+    Args:
+        clip: the classifier.
+        images: (N, 3, H, W), preprocessed.
+        classes, merge, window, stride, depth, feature_surgery: as of `segment`.
+
+    Returns:
+        (N, K, h, w) cosines on the patch grid.
+
+    Raises:
+        TypeError, ValueError: as `segment` does.
+    """
+    checks.check_images(images, clip.tower, clip.device)
+    vocabulary = Vocabulary.of(clip, classes, None, merge, alone=True)
+    surgery = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery)
+    parts = images.split(_at_once(clip, images))
+    sliding = windows_of(clip, window, stride)
+    return torch.cat([_class_scores(surgery, vocabulary, part, sliding) for part in parts])
+
+
+# --- what the model sees -------------------------------------------------------------------------
+
+
+def dense_size(clip: ZeroShotClassifier) -> tuple[int, int]:
+    """Height and width at which pictures are segmented where nobody says.
+
+    The larger of 512 and the native size, to the nearest multiple of the patch; for the embedded
+    model what was best on its validation scenes.
+
+    Example::
+
+        >>> dense_size(ZeroShotClassifier.demo(["dog"]))
+        (224, 224)
+    """
+    if clip.vocabulary is not None:
+        return EMBEDDED_SIDE, EMBEDDED_SIDE
+    sides = zip(clip.native_size, clip.tower.patch_size, strict=True)
+    height, width = (round(max(SIDE, native) / patch) * patch for native, patch in sides)
+    return height, width
+
+
+def _shown_size(
+    clip: ZeroShotClassifier, picture: Image.Image, size: int | None, keep_aspect: bool
+) -> tuple[int, int]:
+    height, width = dense_size(clip) if size is None else (size, size)
+    if not keep_aspect:
+        return height, width
+    scale = min(height, width) / min(picture.size)
+    sides = zip(height_width(picture), clip.tower.patch_size, strict=True)
+    height, width = (max(1, round(scale * side / patch)) * patch for side, patch in sides)
+    return height, width
+
+
+def _at_once(clip: ZeroShotClassifier, images: Tensor) -> int:
+    """Images of one pass, so that their tokens are not too many."""
+    rows, columns = clip.tower.grid(*images.shape[-2:])
+    return max(1, TOKENS_AT_ONCE // (rows * columns))
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def _class_scores(
+    surgery: LayerClipSurgery, vocabulary: Vocabulary, images: Tensor, windows: Windows | None
+) -> Tensor:
+    """(N, K, h, w) on the patch grid of the images, averaged where windows overlap."""
+    clip = surgery.forward_func
+    with torch.no_grad():
+        if windows is None:
+            return vocabulary.merged(surgery.attribute_all(images))
+        grid = clip.tower.grid(*images.shape[-2:])
+        rows, columns = (min(pair) for pair in zip(windows.side, grid, strict=True))
+        total = images.new_zeros(len(images), len(vocabulary.members), *grid)
+        seen = images.new_zeros(grid)
+        height, width = clip.tower.patch_size
+        for row, column in windows.corners(grid):
+            down, across = slice(row, row + rows), slice(column, column + columns)
+            crop = images[
+                :,
+                :,
+                row * height : (row + rows) * height,
+                column * width : (column + columns) * width,
+            ]
+            total[:, :, down, across] += vocabulary.merged(surgery.attribute_all(crop))
+            seen[down, across] += 1
+        return total / seen
+
+
+def _finish(
+    vocabulary: Vocabulary,
+    grid: Tensor,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    refine: bool,
+    keep: bool,
+    dtype: torch.dtype,
+) -> Segmentation:
+    """The best class of scores (K, h, w) at a size, some classes at a time."""
+    scale = float(vocabulary.clip.model.logit_scale.detach().exp())
+    grid = grid.to(dtype)
+    labels, best = _best(_enlarged(grid, size), size, grid)
+    if refine:
+        # A filter of every class would cost much; one that is nowhere the best gains no pixel.
+        candidates = grid.argmax(0).unique()
+        guide = _guide(vocabulary.clip, image, size)
+        parts = ((start, _guided(guide, part)) for start, part in _enlarged(grid[candidates], size))
+        places, best = _best(parts, size, grid)
+        labels = candidates[places]
+    if vocabulary.threshold is not None:
+        parts_of_sum = [(scale * part.float()).logsumexp(0) for _, part in _enlarged(grid, size)]
+        total = torch.stack(parts_of_sum).logsumexp(0)
+        probability = (scale * best.float() - total).exp()
+        labels = torch.where(probability < vocabulary.threshold, 0, labels + 1)
+    kept = torch.cat([part for _, part in _enlarged(grid, size)]) if keep else None
+    return Segmentation(labels, vocabulary.classes, kept)
+
+
+def _best(
+    parts: Iterable[tuple[int, Tensor]], size: tuple[int, int], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of classes in parts, each with the number of its first: the best ones (H, W), and scores."""
+    best = torch.full(size, -torch.inf, dtype=like.dtype, device=like.device)
+    labels = torch.zeros(size, dtype=torch.long, device=like.device)
+    for start, scores in parts:
+        highest, at = scores.max(0)
+        labels = torch.where(highest > best, at + start, labels)
+        best = torch.maximum(best, highest)
+    return labels, best
+
+
+def _enlarged(grid: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """Scores (K, h, w) enlarged bilinearly, some classes at a time, each part with its first."""
+    count = max(1, CHUNK_BYTES // (size[0] * size[1] * grid.element_size()))
+    for start in range(0, len(grid), count):
+        part = grid[None, start : start + count]
+        yield start, F.interpolate(part, size, mode="bilinear", align_corners=False)[0]
+
+
+def _guide(clip: ZeroShotClassifier, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The image (3, h, w) as colours (1, 3, H, W) of the results' size."""
+    colours = clip.unnormalize(image.detach())[None]
+    return F.interpolate(colours, size, mode="bilinear", align_corners=False)
+
+
+def _guided(guide: Tensor, scores: Tensor) -> Tensor:
+    """Scores (k, H, W) that follow the edges of the image."""
+    try:
+        from kornia.filters import guided_blur
+    except ImportError as error:
+        raise ImportError(
+            "refine needs kornia; install the extra: pip install 'captum_clip_surgery[refine]'"
+        ) from error
+    window = 2 * (min(scores.shape[-2:]) // GUIDED_PART // 2) + 1
+    if window < 3:
+        return scores  # too small an image to have edges
+    filtered: Tensor = guided_blur(guide, scores[None].float(), window, GUIDED_EPSILON)
+    return filtered[0].to(scores.dtype)
+
+
+def _size_of(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def voc_palette() -> np.ndarray:
+    """PASCAL VOC's colours of labels: (256, 3) uint8.
+
+    The bits of a label are dealt to red, green and blue in turn, each from its highest bit down, as
+    the data set's development kit does.
+
+    Example::
+
+        >>> voc_palette()[[0, 1, 15, 255]].tolist()
+        [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
+    """
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((labels >> (3 * bit + channel) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return colours
