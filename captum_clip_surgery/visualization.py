@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from captum_clip_surgery.checkup import OUTLIER, TowerReport
-from captum_clip_surgery.tasks.multimodal import WordMaps
 
 COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
 SIGNED_COLOURS = "RdBu_r"  # red and blue are told apart by all common kinds of colour blindness
@@ -50,7 +49,7 @@ def compare_figure(
     """
     aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
     rows = [(image, text) for image in range(len(pictures)) for text in range(len(texts))]
-    figure, axes = _tight_grid(len(rows), len(maps) + 1, aspect, bool(title), bool(notes))
+    figure, axes = tight_grid(len(rows), len(maps) + 1, aspect, bool(title), bool(notes))
     ranges = {name: _limits(values) for name, values in maps.items()}
     scales = ranges if shared else {}
     signed = {name for name, (low, high) in ranges.items() if diverging and _is_signed(low, high)}
@@ -84,7 +83,7 @@ def _limits(values: Tensor) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _tight_grid(
+def tight_grid(
     rows: int, columns: int, aspect: float, titled: bool, noted: bool
 ) -> tuple[Figure, np.ndarray]:
     """Axes that fit pictures of one aspect (height / width) with even gaps; lengths in inches."""
@@ -153,41 +152,6 @@ def show_map(
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))
     cmap = SIGNED_COLOURS if signed else COLOURS
     axis.imshow(enlarged.numpy(), cmap=cmap, alpha=OPACITY, vmin=low, vmax=high)
-
-
-def words_figure(picture: np.ndarray, found: WordMaps, columns: int = 6) -> Figure:
-    """The picture, then where it shows each word of its caption, with the word's importance.
-
-    Each map has a scale of its own: words differ by what they score everywhere. How little a word
-    has to say is told by its importance.
-
-    Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        found: what `word_maps` found in it.
-        columns: panels in a row, at least 1.
-
-    Returns:
-        A figure, free of pyplot: `.savefig(path)` writes it.
-
-    Raises:
-        ValueError: no column, or a map that is not finite.
-    """
-    if columns < 1:
-        raise ValueError(f"columns {columns!r} must be at least 1")
-    count = 1 + len(found.words)
-    columns = min(columns, count)
-    figure, axes = _tight_grid(
-        -(-count // columns), columns, picture.shape[0] / picture.shape[1], False, True
-    )
-    show_picture(axes.flat[0], picture)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
-    panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
-    for axis, word, attribution, importance in panels:
-        show_map(axis, picture, attribution)
-        title = f"{word}  {importance:+z.2f}"
-        axis.set_title(title, fontsize=10 if len(title) < 20 else 7, pad=4, parse_math=False)
-    return figure
 
 
 def report_figure(report: TowerReport) -> Figure:

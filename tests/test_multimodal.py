@@ -24,8 +24,8 @@ from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.methods.words import word_places
 from captum_clip_surgery.prompts import PromptEncoder, pooled_at_end_of_text
+from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
-from captum_clip_surgery.visualization import words_figure
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
 
@@ -354,6 +354,14 @@ def hugging_face(folder: Path, kind: str, context_length: int = 16) -> HFTokeniz
         model = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0)
         splitter = pre.Metaspace(prepend_scheme="never")
         decoder = tokenizers.decoders.Metaspace(prepend_scheme="never")
+    elif kind == "byte-level":  # of RoBERTa
+        pieces = ["<unk>", "</s>", "a", "Ġa", "xylo", "Ġxylo", "phon", "ist", "Ġdog"]
+        model = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0)
+        splitter, decoder = pre.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    elif kind == "ends marked":  # of CLIP as Hugging Face has it
+        table = {"<unk>": 0, "</s>": 1, "a</w>": 2}
+        model = models.BPE(table, [], unk_token="<unk>", end_of_word_suffix="</w>")
+        splitter, decoder = pre.Whitespace(), tokenizers.decoders.BPEDecoder()
     elif kind == "wordpiece":  # of CLIPA
         pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "xylo", "##phon", "##ist", "dog"]
         model = models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]")
@@ -369,7 +377,9 @@ def hugging_face(folder: Path, kind: str, context_length: int = 16) -> HFTokeniz
     return HFTokenizer(str(folder), context_length, strip_sep_token=kind == "wordpiece")
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece", "first word unmarked", "wordpiece"])
+@pytest.mark.parametrize(
+    "kind", ["sentencepiece", "first word unmarked", "byte-level", "wordpiece"]
+)
 def test_sub_words_of_hugging_face_tokenizers(kind, tmp_path):
     tokenizer = hugging_face(tmp_path, kind)
     start = int(kind == "wordpiece")
@@ -385,6 +395,12 @@ def test_sub_words_of_hugging_face_tokenizers(kind, tmp_path):
     assert [len(places) for _, places in unknown][-1] == 1  # and no end in the midst
     assert unknown[-1][0] == "dog"
     assert word_places(tokenizer, tokenizer([""])[0].tolist()) == []
+
+
+def test_a_hugging_face_tokenizer_that_marks_the_ends_of_words_is_refused(tmp_path):
+    tokenizer = hugging_face(tmp_path, "ends marked")
+    with pytest.raises(TypeError, match=r"open_clip's own form alone: pass tokenizer=open_clip\."):
+        word_places(tokenizer, tokenizer(["a a"])[0].tolist())
 
 
 def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tasks.md", *sorted((ROOT / "tutorials").glob("*.md"))]
 
 
 def names(page: Path) -> str:
@@ -27,7 +27,8 @@ def test_python_blocks_run_in_order(
     shared: dict[str, object] = {}
     for block in blocks:
         exec(block, shared)
-    images, clip = shared["images"], shared["clip"]
+    clip = shared["clip"]
+    images = shared["images"] if "images" in shared else clip.preprocess(shared["pictures"])  # type: ignore
     assert clip(images).shape == (1, len(clip.texts))  # type: ignore
 
 

@@ -32,7 +32,6 @@ from captum_clip_surgery.tasks import segmentation as segmentation_task
 from captum_clip_surgery.tasks.multimodal import word_maps
 from captum_clip_surgery.tasks.points import INSTANCES, prompts
 from captum_clip_surgery.tasks.sam import Sam
-from captum_clip_surgery.visualization import words_figure
 
 Text = Annotated[list[str] | None, typer.Option(help="A text; repeat for more.")]
 Texts = Annotated[Path | None, typer.Option(help="File of texts, one a line.")]
@@ -205,7 +204,7 @@ def words(
     pictures, found = Pictures(images), []
     for path, picture in pictures:
         (maps,) = word_maps(clip, [picture], [caption], special=special, depth=depth, size=size)
-        figure = words_figure(np.asarray(picture), maps)
+        figure = figures.words_figure(np.asarray(picture), maps)
         drawn = save(figure, output / f"{pictures.stems[path]}-words.png")
         say(f"{path} -> {drawn}", as_json)
         for word, score in maps.shared():

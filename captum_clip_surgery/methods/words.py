@@ -31,6 +31,7 @@ from captum_clip_surgery.towers.vit import block_feed_forward, block_heads, bloc
 
 METHODS = ("relevance", "grad-eclip")
 START, END = "<start>", "<end>"
+SPACES = ("▁", "Ġ")  # in the vocabularies of sentencepiece and of byte-level BPE
 
 
 @dataclass(frozen=True)
@@ -259,13 +260,19 @@ def _spelling_of_open_clip(tokenizer: SimpleTokenizer) -> _Spelling:
 
 def _spelling_of_hugging_face(tokenizer: HFTokenizer) -> _Spelling:
     inner = tokenizer.tokenizer
-    # Vocabularies mark where words begin (by a sign that stands for the space before them) or,
-    # those without such a sign, where they go on.
-    mark = inner.tokenize("a a")[-1].removesuffix("a")
+    # Vocabularies mark where words begin, by a sign for the space before them, or else where they
+    # go on.
+    probe = inner.tokenize("a a")
+    sign = next((s for s in SPACES if any(piece.startswith(s) for piece in probe)), None)
+    if any(piece.endswith("</w>") for piece in probe):
+        raise TypeError(
+            f"the words of {type(inner).__name__} are told apart in open_clip's own form alone: "
+            "pass tokenizer=open_clip.tokenize"
+        )
 
     def begins(ids: Sequence[int]) -> list[bool]:
         pieces = inner.convert_ids_to_tokens(list(ids))
-        return [p.startswith(mark) if mark else not p.startswith("##") for p in pieces]
+        return [p.startswith(sign) if sign else not p.startswith("##") for p in pieces]
 
     special = {*inner.all_special_ids, inner.pad_token_id} - {inner.unk_token_id}
     if tokenizer.strip_sep_token:

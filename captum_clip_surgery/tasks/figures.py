@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from captum_clip_surgery.tasks.multimodal import WordMaps
 from captum_clip_surgery.tasks.points import Prompt
 from captum_clip_surgery.tasks.segmentation import Segmentation
 from captum_clip_surgery.tasks.vocabulary import BACKGROUND
-from captum_clip_surgery.visualization import show_picture
+from captum_clip_surgery.visualization import show_map, show_picture, tight_grid
 
 NAMED = 12  # classes that a legend names
 HUES = "tab20"  # of classes and texts, largest first; beyond twenty they come again
@@ -85,6 +86,41 @@ def points_figure(
     handles = [Patch(color=_hue(index), label=text) for index, text in enumerate(texts)]
     if handles:
         right.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def words_figure(picture: np.ndarray, found: WordMaps, columns: int = 6) -> Figure:
+    """The picture, then where it shows each word of its caption, with the word's importance.
+
+    Each map has a scale of its own: words differ by what they score everywhere. How little a word
+    has to say is told by its importance.
+
+    Args:
+        picture: (H, W, 3), uint8 or floats in 0..1.
+        found: what `word_maps` found in it.
+        columns: panels in a row, at least 1.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+
+    Raises:
+        ValueError: no column, or a map that is not finite.
+    """
+    if columns < 1:
+        raise ValueError(f"columns {columns!r} must be at least 1")
+    count = 1 + len(found.words)
+    columns = min(columns, count)
+    figure, axes = tight_grid(
+        -(-count // columns), columns, picture.shape[0] / picture.shape[1], False, True
+    )
+    show_picture(axes.flat[0], picture)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
+    for axis, word, attribution, importance in panels:
+        show_map(axis, picture, attribution)
+        title = f"{word}  {importance:+z.2f}"
+        axis.set_title(title, fontsize=10 if len(title) < 20 else 7, pad=4, parse_math=False)
     return figure
 
 

@@ -95,6 +95,7 @@ def word_maps(
     after its final LayerNorm and its projection. From a token's scores the mean over the caption's
     tokens, start and end included, is taken: what they have in common is no word's. A token has
     read those it may attend to, so its map is that of the word in its context.
+    Each word's importance takes one more pass of the caption through the text tower.
 
     Args:
         clip: a classifier with open_clip's own text tower; its texts and templates do not matter.
@@ -212,7 +213,7 @@ def maps_of_own_texts(
             with full_precision(pixels):
                 patches, pooled = normalized(encoded.patches), normalized(encoded.pooled)
                 for i, (method, form) in enumerate(zip(methods, forms, strict=True)):
-                    scores = _scores_of_own(method, form, patches[i : i + 1], pooled[:1])
+                    scores = _scores_of_own(method, form, patches[i : i + 1], pooled[i : i + 1])
                     found.append(scores.unflatten(-1, encoded.grid).to(pixels.dtype))
     return found
 
