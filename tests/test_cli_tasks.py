@@ -68,7 +68,7 @@ def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
     content = json.loads(capsys.readouterr().out)
     expected = recognize(ZeroShotClassifier.demo(nouns()), sorted(folder.glob("*.png")))
     for entry, found in zip(content["images"], expected, strict=True):
-        assert entry["scores"] == pytest.approx(found.scores.tolist())
+        assert entry["scores"] == pytest.approx(found.scores.tolist(), abs=1e-5)
         assert list(entry["found"]) == [name for name, _ in found.top(3)]
     assert json.loads((tmp_path / "recognition.json").read_text()) == content
     texts = tmp_path / "texts.txt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from captum.attr import IntegratedGradients, Occlusion, Saliency
@@ -115,6 +116,24 @@ def test_a_method_of_ones_own_is_one_line(clip, images, monkeypatch):
     found = compare(clip, images, methods=["Mine"])
     expected = LayerClipSurgery(clip, depth=3).attribute_all(images).detach()
     assert torch.allclose(found.maps["Mine"], expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
+    model = open_clip.create_model("ViT-B-16").eval()
+    clip = ZeroShotClassifier.from_features(model, torch.randn(1, 512))
+    images = torch.randn(1, 3, 512, 512)
+    at_once = registry.images_at_once(clip, images)
+
+    def explain():
+        # Of its 50 steps no more than these are in memory at once.
+        method = IntegratedGradients(clip)
+        return method.attribute(images, target=0, n_steps=at_once, internal_batch_size=at_once)
+
+    _, cost = costs.measure(explain, images.device)
+    if cost.peak_bytes is None:
+        pytest.skip("this system does not tell the peak of resident memory")
+    assert 1 << 30 < cost.peak_bytes < 8 << 30
 
 
 # --- side by side --------------------------------------------------------------------------------

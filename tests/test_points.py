@@ -20,7 +20,7 @@ from towers import Tiny, _shrunk, _timm
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.tasks import points
+from captum_clip_surgery.tasks import points, regions
 from captum_clip_surgery.tasks.points import Prompt, points_from_map, prompts, sam_inputs
 
 H, W = 60, 100
@@ -184,7 +184,7 @@ def test_components_are_scipy_s(seed: int) -> None:
     inside = noise(9, 12, seed=seed) > 0.6
     labels, count = ndimage.label(inside.numpy(), structure=np.ones((3, 3)))
     expected = {tuple(np.flatnonzero(labels == i + 1)) for i in range(count)}
-    found = points._components(inside)
+    found = regions.components(inside)
     assert len(found) == count > 2
     assert {tuple(np.flatnonzero(part.numpy())) for part in found} == expected
 
@@ -192,7 +192,7 @@ def test_components_are_scipy_s(seed: int) -> None:
 def test_a_winding_component_is_one() -> None:
     inside = torch.ones(9, 9, dtype=torch.bool)
     inside[1::4, :-1] = inside[3::4, 1:] = False
-    assert len(points._components(inside)) == 1
+    assert len(regions.components(inside)) == 1
 
 
 def plateaus(values: np.ndarray) -> set[tuple[int, ...]]:
@@ -218,10 +218,10 @@ def plateaus(values: np.ndarray) -> set[tuple[int, ...]]:
 def test_peaks_are_plateaus_with_nothing_higher_beside_them(seed: int) -> None:
     scaled = (noise(8, 11, seed=seed).sigmoid() * 5).round() / 5
     everywhere = torch.ones_like(scaled, dtype=torch.bool)
-    found = points._peaks(scaled.double(), everywhere)
+    found = regions.peaks(scaled.double(), everywhere)
     assert {tuple(np.flatnonzero(peak.numpy())) for peak, _ in found} == plateaus(scaled.numpy())
-    regions = torch.stack([region for _, region in found])
-    assert (regions.sum(0) == 1).all()
+    shares = torch.stack([region for _, region in found])
+    assert (shares.sum(0) == 1).all()
     assert all(region[peak].all() for peak, region in found)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from conftest import TOWERS, random_images, tiny_model
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, functional
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, costs, functional
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.tasks import segmentation
 from captum_clip_surgery.tasks.segmentation import (
@@ -375,6 +376,20 @@ def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
     )
     scores = (clip.text_features() @ tokens.mT).unflatten(-1, (6, 8)).detach()
     assert torch.equal(found[0, 40], enlarged(scores, (96, 128)).argmax(1)[0, 40])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"background": 0.1}, {"scores": True}], ids=str)
+def test_171_classes_of_a_large_picture_stay_within_bounds(options: dict) -> None:
+    """COCO-Stuff's, on a ViT-B/16: at most 1.5 GiB beside the model."""
+    model = open_clip.create_model("ViT-B-16").eval()
+    clip = ZeroShotClassifier.from_features(model, torch.randn(171, 512))
+    picture = Image.new("RGB", (1024, 768))
+    (found,), cost = costs.measure(lambda: segment(clip, picture, **options), torch.device("cpu"))
+    assert found.labels.shape == (768, 1024)
+    if cost.peak_bytes is None:
+        pytest.skip("this system does not tell the peak of resident memory")
+    assert cost.peak_bytes < 1.5 * 2**30
 
 
 def test_it_finds_objects_on_scenes() -> None:

@@ -86,7 +86,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
             found += matching
         else:
             found.append(path)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _suffixes() -> set[str]:
@@ -97,7 +97,7 @@ class Pictures:
     """Pictures one after another, past those that cannot be read, with a progress bar."""
 
     def __init__(self, given: Sequence[str]) -> None:
-        self.paths = find_images(given)
+        self.paths = list(dict.fromkeys(find_images(given)))
         self.stems = dict(zip(self.paths, _unique_stems(self.paths), strict=True))
         self.failed: list[Path] = []
 

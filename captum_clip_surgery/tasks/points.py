@@ -22,6 +22,7 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.pictures import Images, batches
+from captum_clip_surgery.tasks.regions import components, nearest, peaks, unit_range
 
 INSTANCES = ("one", "components", "peaks")
 MASK_SIDE = 256  # of SAM's masks at low resolution
@@ -252,7 +253,7 @@ class _Evidence:
     positive: Tensor  # (P, 2)
     negative: Tensor  # (Q, 2)
     inside: Tensor  # (h, w) of bool
-    scaled: Tensor  # (h, w), see `_scaled`
+    scaled: Tensor  # (h, w), see `regions.unit_range`
     score: float
 
 
@@ -269,18 +270,18 @@ class _Maker:
 
     def parts(self, values: Tensor, instances: str) -> list[_Evidence]:
         positive, negative = _published(values, self.seen, self.threshold, self.down_sample)
-        scaled = _scaled(values)
+        scaled = unit_range(values)
         inside = scaled >= self.threshold
         if instances == "one":
             return [_Evidence(positive, negative, inside, scaled, values.max().item())]
-        found = [(part, part) for part in _components(inside)]
+        found = [(part, part) for part in components(inside)]
         if instances == "peaks":
-            found = [pair for part, _ in found for pair in _peaks(scaled, part)]
+            found = [pair for part, _ in found for pair in peaks(scaled, part)]
         (x, y), (rows, columns) = (negative + 0.5).T, values.shape
         places = (y * rows / self.seen[0]).long(), (x * columns / self.seen[1]).long()
         negative = negative[~inside[places]]
         parts = []
-        for (seeds, region), own in zip(found, _nearest([r for _, r in found]), strict=True):
+        for (seeds, region), own in zip(found, nearest([r for _, r in found]), strict=True):
             positive = _middles(seeds.flatten().nonzero()[:, 0], values.shape, self.seen)
             score = values[seeds].max().item()
             parts.append(_Evidence(positive, negative, region, scaled.where(own, 0.0), score))
@@ -318,7 +319,7 @@ def _seen(clip: ZeroShotClassifier, batch: Tensor, size: Sides) -> Sides:
 def _published(values: Tensor, seen: Sides, threshold: float, down_sample: int) -> list[Tensor]:
     """Positive and negative points, (K, 2) each, by the published rule."""
     sides = [max(1, side // down_sample) for side in values.shape]
-    cells = _scaled(F.interpolate(values[None, None], sides, mode="bilinear")[0, 0])
+    cells = unit_range(F.interpolate(values[None, None], sides, mode="bilinear")[0, 0])
     order = cells.flatten().argsort(stable=True)
     count = min(int((cells >= threshold).sum()), len(order) // 2)
     chosen = order[len(order) - count :], order[:count]
@@ -350,49 +351,6 @@ def _mask(scaled: Tensor, size: Sides, seen: Sides) -> np.ndarray:
     # SAM enlarges an image until its longer side fits, and pads it below or to the right.
     mask = F.pad(mask, (0, MASK_SIDE - columns, 0, MASK_SIDE - rows))
     return (LOGIT * (2 * mask - 1)).float().numpy()
-
-
-def _scaled(values: Tensor) -> Tensor:
-    """Values in 0..1; -1, which reaches no threshold, where all are the same."""
-    low, high = values.min(), values.max()
-    # Interpolation makes equal values differ in their last bits.
-    if high - low <= 1e-9 * values.abs().max():
-        return torch.full_like(values, -1.0)
-    return ((values - low) / (high - low)).round(decimals=9)
-
-
-def _flood(values: Tensor, ceiling: Tensor) -> Tensor:
-    """The highest value that reaches each cell from its neighbours, under the ceilings between."""
-    while True:
-        spread = F.max_pool2d(values[None], 3, 1, 1)[0].minimum(ceiling)
-        if torch.equal(spread, values):
-            return values
-        values = spread
-
-
-def _components(inside: Tensor) -> list[Tensor]:
-    """Each group of cells that touch, (h, w) of bool."""
-    numbers = torch.arange(1.0, inside.numel() + 1).view(inside.shape)
-    labels = _flood(numbers * inside, inside * numbers.max())
-    return [labels == label for label in labels.unique() if label]
-
-
-def _peaks(scaled: Tensor, component: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each local maximum, a plateau as one, and what of the component is nearest to it."""
-    ranks = scaled.unique(return_inverse=True)[1].double()
-    # A flood of one rank less fills up all plateaus but those with nothing higher beside them.
-    peaks = _components((_flood(ranks - 1, ranks) < ranks) & component)
-    return [(peak, component & own) for peak, own in zip(peaks, _nearest(peaks), strict=True)]
-
-
-def _nearest(regions: Sequence[Tensor]) -> list[Tensor]:
-    """For each region the cells, (h, w) of bool, to which no other is nearer."""
-    if not regions:
-        return []
-    cells = torch.ones_like(regions[0]).nonzero().double()
-    distances = [torch.cdist(cells, region.nonzero().double()).amin(1) for region in regions]
-    owner = torch.stack(distances).argmin(0).view(regions[0].shape)
-    return [owner == index for index in range(len(regions))]
 
 
 def _checked(attribution: Tensor) -> Tensor:

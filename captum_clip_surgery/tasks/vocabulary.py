@@ -84,7 +84,11 @@ def _named(
 ) -> dict[str, tuple[int, ...]]:
     """Indices of each class's texts."""
     if classes is None:
-        return {text: (clip.index(text),) for text in clip.texts}  # index refuses what stands twice
+        named = {text: (index,) for index, text in enumerate(clip.texts)}
+        if len(named) < len(clip.texts):
+            twice = next(t for t in named if clip.texts.count(t) > 1)
+            clip.index(twice)  # refuses it, and says where it stands
+        return named
     if not isinstance(classes, Mapping) or not classes:
         raise TypeError(
             f'classes is {classes!r}, expected names by class: {{"person": ["person", "man"]}}'
