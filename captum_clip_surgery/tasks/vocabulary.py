@@ -84,7 +84,7 @@ def _named(
 ) -> dict[str, tuple[int, ...]]:
     """Indices of each class's texts."""
     if classes is None:
-        named = {text: (index,) for index, text in enumerate(clip.texts)}
+        named: dict[str, tuple[int, ...]] = {t: (i,) for i, t in enumerate(clip.texts)}
         if len(named) < len(clip.texts):
             twice = next(t for t in named if clip.texts.count(t) > 1)
             clip.index(twice)  # refuses it, and says where it stands
