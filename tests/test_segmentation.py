@@ -258,7 +258,7 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
         (["dog", "kiwi"], {"window": 40}, ValueError, "window 40 must be a multiple"),
         (["dog", "kiwi"], {"window": 32, "stride": 48}, ValueError, "at most the window of 32"),
         (["dog", "kiwi"], {"window": 32, "stride": 8}, ValueError, "stride 8 must be a multiple"),
-        (["dog", "kiwi"], {"size": 64}, ValueError, "are for pictures"),
+        (["dog", "kiwi"], {"size": 64}, ValueError, "size 64 is of pictures"),
         (["dog", "kiwi"], {"scores": True}, ValueError, "class_scores gives its scores"),
     ],
 )

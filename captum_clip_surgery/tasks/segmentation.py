@@ -23,7 +23,7 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.tasks.pictures import Images, as_list, height_width
+from captum_clip_surgery.tasks.pictures import Images, as_list, batches, height_width
 from captum_clip_surgery.tasks.vocabulary import Vocabulary
 from captum_clip_surgery.tasks.windows import Windows, windows_of
 
@@ -168,28 +168,21 @@ def segment(
     surgery = LayerClipSurgery(vocabulary.clip, depth=depth, feature_surgery=feature_surgery)
     sliding = windows_of(clip, window, stride)
     finish = partial(_finish, vocabulary, refine=refine, keep=scores, dtype=dtype)
+    if isinstance(images, Tensor) and (scores or keep_aspect):
+        raise ValueError(
+            "keep_aspect and scores are for pictures: a batch has its own size, and class_scores "
+            "gives its scores"
+        )
+    found = [
+        finish(*parts)
+        for batch, sizes in _shown(clip, images, size, keep_aspect)
+        for parts in zip(
+            _class_scores(surgery, vocabulary, batch, sliding), batch, sizes, strict=True
+        )
+    ]
     if isinstance(images, Tensor):
-        if size is not None or scores or keep_aspect:
-            raise ValueError(
-                "size, keep_aspect and scores are for pictures: a batch has its own size, and "
-                "class_scores gives its scores"
-            )
-        found = [
-            finish(grid, image, _size_of(image)).labels
-            for part in images.split(_at_once(clip, images))
-            for grid, image in zip(
-                _class_scores(surgery, vocabulary, part, sliding), part, strict=True
-            )
-        ]
-        return torch.stack(found)
-    results = []
-    for picture in as_list(images):
-        loaded = load_picture(picture)
-        shown = _shown_size(clip, loaded, size, keep_aspect)
-        batch = clip.preprocess(loaded, shown)
-        (grid,) = _class_scores(surgery, vocabulary, batch, sliding)
-        results.append(finish(grid, batch[0], height_width(loaded)))
-    return results
+        return torch.stack([one.labels for one in found])
+    return found
 
 
 def class_scores(
@@ -218,7 +211,7 @@ def class_scores(
     checks.check_images(images, clip.tower, clip.device)
     vocabulary = Vocabulary.of(clip, classes, None, merge, alone=True)
     surgery = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery)
-    parts = images.split(_at_once(clip, images))
+    parts = images.split(_at_once(clip, images.shape[-2:]))
     sliding = windows_of(clip, window, stride)
     return torch.cat([_class_scores(surgery, vocabulary, part, sliding) for part in parts])
 
@@ -244,21 +237,34 @@ def dense_size(clip: ZeroShotClassifier) -> tuple[int, int]:
     return height, width
 
 
-def _shown_size(
-    clip: ZeroShotClassifier, picture: Image.Image, size: int | None, keep_aspect: bool
+def _shown(
+    clip: ZeroShotClassifier, images: Images, size: int | None, keep_aspect: bool
+) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    """Batches as the model sees them, each with the sizes of its results."""
+    if isinstance(images, Tensor):
+        checks.check_images(images, clip.tower, clip.device)
+        yield from batches(clip, images, size, _at_once(clip, images.shape[-2:]))
+    elif not keep_aspect:
+        sides = dense_size(clip) if size is None else (size, size)
+        yield from batches(clip, images, sides, _at_once(clip, sides))
+    else:
+        for picture in as_list(images):
+            loaded = load_picture(picture)
+            yield from batches(clip, loaded, _keeping_aspect(clip, loaded, size))
+
+
+def _keeping_aspect(
+    clip: ZeroShotClassifier, picture: Image.Image, size: int | None
 ) -> tuple[int, int]:
-    height, width = dense_size(clip) if size is None else (size, size)
-    if not keep_aspect:
-        return height, width
-    scale = min(height, width) / min(picture.size)
+    scale = (min(dense_size(clip)) if size is None else size) / min(picture.size)
     sides = zip(height_width(picture), clip.tower.patch_size, strict=True)
     height, width = (max(1, round(scale * side / patch)) * patch for side, patch in sides)
     return height, width
 
 
-def _at_once(clip: ZeroShotClassifier, images: Tensor) -> int:
+def _at_once(clip: ZeroShotClassifier, size: Sequence[int]) -> int:
     """Images of one pass, so that their tokens are not too many."""
-    rows, columns = clip.tower.grid(*images.shape[-2:])
+    rows, columns = clip.tower.grid(size[0], size[1])
     return max(1, TOKENS_AT_ONCE // (rows * columns))
 
 
@@ -366,10 +372,6 @@ def _guided(guide: Tensor, scores: Tensor) -> Tensor:
         guide, scores[None].float(), window, GUIDED_EPSILON, subsample=GUIDED_STEP
     )
     return filtered[0].to(scores.dtype)
-
-
-def _size_of(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
 
 
 def voc_palette() -> np.ndarray:
