@@ -1,0 +1,184 @@
+"""What explaining costs beside the model's own `encode_image`, in one process and in turns.
+
+    python benchmarks/speed.py [--model ViT-B-16] [--size 512] [--batch 8] [--texts 59]
+        [--device cuda] [--dtype bf16] [--methods ClipSurgery,LeGrad] [--compiled] [--json FILE]
+
+Each round runs every case once, so that what else the machine does meets them alike; ratios are of
+a round's time to `encode_image` in the same round. Weights are random, which changes no time.
+`--peer module:function` times a callable of images (N, 3, H, W) and text features (K, C) beside.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import numpy as np
+import open_clip
+import torch
+import typer
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery.costs import measure
+from captum_clip_surgery.registry import choose
+from captum_clip_surgery.results import circumstances
+from captum_clip_surgery.tables import markdown
+
+YARDSTICK = "encode_image"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DENSE = "CLIP,ClipSurgery,ArchitectureSurgery,MaskClip,Sclip,ClearClip,NaClip,Gem"
+GRADIENTS = "LeGrad,AttentionRelevance,GradEclip"
+
+Case = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A case over several rounds: seconds, ratio to the yardstick in the same round, peak bytes."""
+
+    least: float
+    middle: float
+    ratio: float
+    peak_bytes: int | None
+
+
+def classifier(name: str, texts: int, device: str, dtype: torch.dtype) -> ZeroShotClassifier:
+    """A model of random weights, and random text features with an empty one."""
+    torch.manual_seed(0)
+    precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    model = open_clip.create_model(name, precision=precision, device=device).eval()
+    width = model.visual.output_dim if hasattr(model.visual, "output_dim") else None
+    if width is None:
+        with torch.no_grad():
+            side = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+            width = model.encode_image(torch.zeros(1, 3, side, side, device=device)).shape[-1]
+    features = torch.randn(texts + 1, width, device=device)
+    return ZeroShotClassifier.from_features(model, features[1:], features[:1])
+
+
+def cases(
+    clip: ZeroShotClassifier, images: Tensor, methods: Sequence[str], peers: Sequence[str]
+) -> dict[str, Case]:
+    """What is timed, by name; the yardstick is the model's own pass at the images' size."""
+    native = tuple(images.shape[-2:]) == clip.native_size
+    plain = clip.model.encode_image if native else partial(_at_another_size, clip)
+    chosen, left_out = choose(clip, methods)
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}")
+    surgery, shaped = LayerClipSurgery(clip), ClipSurgery(clip)
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    size = (images.shape[-2], images.shape[-1])
+    found: dict[str, Case] = {
+        YARDSTICK: partial(plain, images),
+        "logits": partial(clip, images),
+        "dual path": partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.recipe),
+    }
+    found |= {name: partial(method(clip), images) for name, method in chosen.items()}
+    found["one target, on the grid"] = partial(surgery.attribute, images, 0)
+    found["one target, image-shaped"] = partial(shaped.attribute, images, 0)
+    found["from a picture to an array"] = lambda: (
+        surgery.attribute_all(clip.preprocess(picture, size)).float().cpu().numpy()
+    )
+    for peer in peers:
+        module, function = peer.split(":")
+        call = getattr(import_module(module), function)
+        found[peer] = partial(call, images, clip.text_features())
+    return found
+
+
+def _at_another_size(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
+    """The model's own blocks, one after the other, on resized positions."""
+    return clip.tower.encode(images.to(clip.tower.dtype))
+
+
+@torch.inference_mode()
+def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Every case in every round; memory in a round of its own, before the clock."""
+    peaks = {name: measure(case, device)[1].peak_bytes for name, case in found.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for _ in tqdm(range(rounds), leave=False, desc="rounds"):
+        for name, case in found.items():
+            start = time.perf_counter()
+            case()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: Timing(
+            min(taken),
+            median(taken),
+            median(t / base for t, base in zip(taken, seconds[YARDSTICK], strict=True)),
+            peaks[name],
+        )
+        for name, taken in seconds.items()
+    }
+
+
+def table(timings: dict[str, Timing], batch: int) -> str:
+    """Milliseconds a call, ratio, images a second and memory."""
+    rows = [
+        [
+            name,
+            f"{1000 * timing.least:.1f}",
+            f"{1000 * timing.middle:.1f}",
+            f"{timing.ratio:.3f}",
+            f"{batch / timing.middle:.1f}",
+            "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**20:.0f}",
+        ]
+        for name, timing in timings.items()
+    ]
+    header = ["case", "least ms", "median ms", f"x {YARDSTICK}", "images/s", "MiB"]
+    return markdown(header, rows)
+
+
+def main(
+    model: Annotated[str, typer.Option(help="An open_clip configuration.")] = "ViT-B-16",
+    size: Annotated[int | None, typer.Option(help="Side in pixels; native.")] = None,
+    batch: Annotated[int, typer.Option(help="Images in a call.")] = 1,
+    texts: Annotated[int, typer.Option(help="Text features.")] = 59,
+    rounds: Annotated[int, typer.Option(help="Each runs every case once.")] = 7,
+    methods: Annotated[str, typer.Option(help="Names, comma between.")] = f"{DENSE},{GRADIENTS}",
+    peer: Annotated[list[str] | None, typer.Option(help="module:function; repeat.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "fp32",
+    tf32: Annotated[bool, typer.Option(help="TF32 products on a GPU.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+) -> None:
+    """Print the table."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    clip = classifier(model, texts, device, PRECISIONS[dtype])
+    height, width = clip.native_size if size is None else (size, size)
+    images = torch.randn(batch, 3, height, width, device=device)
+    about = {
+        **circumstances(torch.device(device)),
+        "model": f"{model}: {clip.tower.describe()}",
+        "size": [height, width],
+        "batch": batch,
+        "texts": texts,
+        "dtype": dtype,
+        "tf32": tf32,
+        "rounds": rounds,
+    }
+    print(", ".join(f"{key} {about[key]}" for key in ("model", "size", "batch", "texts", "dtype")))
+    print(f"{about['device']}, {about['threads']} threads, torch {torch.__version__}\n")
+    timings = run(cases(clip, images, methods.split(","), peer or []), rounds, torch.device(device))
+    print(table(timings, batch))
+    if output is not None:
+        content = {**about, "cases": {name: asdict(t) for name, t in timings.items()}}
+        output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
