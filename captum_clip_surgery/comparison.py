@@ -24,6 +24,8 @@ from captum_clip_surgery.registry import USUAL, choose
 from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.visualization import compare_figure
 
+AT_ONCE = 8  # images that a method is given
+ROWS = 100  # of a figure; more have too many pixels for Matplotlib
 #: Of the measures, those a table shows.
 SHOWN = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing", "energy": "energy"}
 
@@ -79,6 +81,7 @@ class Comparison:
             A figure, free of pyplot: `.savefig(path)` writes it.
         """
         images, texts = self.scores.shape
+        check_rows(images, texts)
         notes = {
             row["method"]: [[f"{1000 * row['seconds']:.0f} ms"] * texts] * images
             for row in self.rows()
@@ -86,6 +89,15 @@ class Comparison:
         notes["image"] = [[f"logit {score:.2f}" for score in row] for row in self.scores.tolist()]
         return compare_figure(
             self.pictures, self.maps, self.texts, shared=shared, diverging=True, notes=notes
+        )
+
+
+def check_rows(images: int, texts: int) -> None:
+    """Raises ValueError for more rows, one for each image and text, than a figure holds."""
+    if images * texts > ROWS:
+        raise ValueError(
+            f"{images} images and {texts} texts make {images * texts} rows, of which a figure "
+            f"holds {ROWS}; compare fewer"
         )
 
 
@@ -134,16 +146,13 @@ def compare(
     wanted = range(count) if targets is None else targets
     indices = checks.resolve_indices(wanted, count, batch.device).tolist()
     with torch.no_grad():
-        scores = clip(batch)[:, indices].cpu()
+        scores = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(AT_ONCE)])
     maps, costs = {}, {}
     for name, method in chosen.items():
         try:
-            with torch.no_grad():  # methods of gradients enable them themselves
-                found, costs[name] = measure(partial(method(clip), batch, indices), batch.device)
+            maps[name], costs[name] = _explain(method, clip, batch, indices)
         except (TypeError, ValueError, ImportError) as error:
             left_out[name] = str(error)
-        else:
-            maps[name] = found.detach().cpu()
     if not maps:
         raise ValueError(f"no method gave a map: {left_out}")
     return Comparison(
@@ -155,6 +164,21 @@ def compare(
         left_out,
         {} if masks is None else _measures(maps, masks),
     )
+
+
+def _explain(
+    method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Sequence[int]
+) -> tuple[Tensor, Cost]:
+    """Maps on the CPU, some images at a time: all seconds, and the most memory of a part."""
+    found, costs = [], []
+    with torch.no_grad():  # methods of gradients enable them themselves
+        explain = method(clip)
+        for part in images.split(AT_ONCE):
+            maps, cost = measure(partial(explain, part, targets), images.device)
+            found.append(maps.detach().cpu())
+            costs.append(cost)
+    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
+    return torch.cat(found), Cost(sum(cost.seconds for cost in costs), max(peaks, default=None))
 
 
 def _batch(

@@ -61,6 +61,8 @@ def evaluate_scenes(
         raise ValueError(f"measures {list(measures)}; there are {', '.join(MEASURES)}")
     if not scenes:
         raise ValueError("no scenes to measure on")
+    if "grid" in measures and len(scenes) < SIDE**2:
+        raise ValueError(f"{len(scenes)} scenes make no grid of {SIDE} x {SIDE}; take more")
     rivals = tuple(rivals)
     pairs = {name: PairMeasures() for name in methods}
     means = {name: ImageMeans() for name in methods}

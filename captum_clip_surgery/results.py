@@ -133,7 +133,8 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
             for key, value in result.measures.items():
                 low, high = result.intervals.get(key, ("", ""))
                 writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
-    chart(results).savefig(folder / "results.png", dpi=150)
+    if any(_is_taken(results, key) for key in LONG):
+        chart(results).savefig(folder / "results.png", dpi=150)
 
 
 def read(folder: Path) -> dict[str, Result]:

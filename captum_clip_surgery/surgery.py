@@ -45,8 +45,7 @@ class DualPathMaps(MapAttribution):
         if feature_surgery not in ("auto", *functional.FORMS, None):
             forms = ", ".join(map(repr, ("auto", *functional.FORMS)))
             raise ValueError(f"feature_surgery {feature_surgery!r} is none of {forms} and None")
-        if isinstance(tau, bool) or not isinstance(tau, Real) or not math.isfinite(tau):
-            raise ValueError(f"tau {tau!r} must be a finite number")
+        check_tau(tau)
         self.recipe = recipe
         self.feature_surgery = feature_surgery
         self.tau = tau
@@ -121,6 +120,12 @@ def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = N
             f"feature_surgery {asked or form!r} with {count} features needs the feature "
             f"of the empty text: pass empty_features= to from_features, or choose {other}"
         )
+
+
+def check_tau(tau: float) -> None:
+    """Raises ValueError for a tau that is no finite number."""
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not math.isfinite(tau):
+        raise ValueError(f"tau {tau!r} must be a finite number")
 
 
 def resolve_depth(

@@ -17,6 +17,8 @@ from captum_clip_surgery.checkup import OUTLIER, TowerReport
 COLOURS = "inferno"  # ordered by lightness, so colour-blind readers and greyscale prints see it
 SIGNED_COLOURS = "RdBu_r"  # red and blue are told apart by all common kinds of colour blindness
 OPACITY = 0.7
+PIXELS = 1000  # of a picture's longer side that are drawn: more than a panel shows
+STRIP = 4  # times as long as wide, a panel is at most
 OUTLIERS = 1.0  # percent of pixels at either end that may saturate
 
 
@@ -47,7 +49,7 @@ def compare_figure(
     Returns:
         A figure, free of pyplot: `.savefig(path)` writes it.
     """
-    aspect = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    aspect = max(map(drawn_aspect, pictures))
     rows = [(image, text) for image in range(len(pictures)) for text in range(len(texts))]
     figure, axes = tight_grid(len(rows), len(maps) + 1, aspect, bool(title), bool(notes))
     ranges = {name: _limits(values) for name, values in maps.items()}
@@ -111,11 +113,32 @@ def tight_grid(
 
 
 def show_picture(axis: Axes, picture: np.ndarray) -> None:
-    axis.imshow(picture)
+    """A picture (H, W, 3) without ticks; its pixels keep their coordinates, however small drawn."""
+    height, width = picture.shape[:2]
+    axis.imshow(shrunk(picture), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
+
+
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """Rows and columns left out, so that no side has much more than `PIXELS`: (h, w, ...)."""
+    step = max(1, max(picture.shape[:2]) // PIXELS)
+    return picture[::step, ::step]
+
+
+def greyed(picture: np.ndarray) -> np.ndarray:
+    """A shrunk picture (h, w, 3) in pale grey, 0..1, on which colours stand out."""
+    small = shrunk(picture)
+    colours = small / 255 if small.dtype == np.uint8 else small
+    return 0.25 + 0.75 * colours.mean(-1, keepdims=True).repeat(3, -1)
+
+
+def drawn_aspect(picture: np.ndarray) -> float:
+    """Height / width of the room for a picture, which a strip does not fill."""
+    aspect: float = picture.shape[0] / picture.shape[1]
+    return min(max(aspect, 1 / STRIP), STRIP)
 
 
 def show_map(
@@ -139,13 +162,12 @@ def show_map(
     """
     if not torch.isfinite(attribution).all():
         raise ValueError("a map holds NaN or infinity, which cannot be drawn")
-    colours = picture / 255 if picture.dtype == np.uint8 else picture
-    grey = colours.mean(-1, keepdims=True).repeat(3, -1)
-    show_picture(axis, 0.25 + 0.75 * grey)
+    small = greyed(picture)
+    show_picture(axis, small)
     if attribution.min() == attribution.max():
         axis.set_xlabel("the same everywhere", fontsize=8)
         return
-    size = (picture.shape[0], picture.shape[1])
+    size = (small.shape[0], small.shape[1])
     enlarged = F.interpolate(attribution[None, None].double().cpu(), size, mode="bilinear")[0, 0]
     low, high = _limits(enlarged) if scale is None else scale
     if signed:

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     for number, scene in enumerate(SCENES):
         Image.fromarray(scene.image).save(made / f"{number}.png")
     (made / "notes.txt").write_text("no picture, and not taken for one")
+    (made / "paper.pdf").write_text("which Pillow can only write")
     return made
 
 
@@ -69,7 +70,9 @@ def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
     expected = recognize(ZeroShotClassifier.demo(nouns()), sorted(folder.glob("*.png")))
     for entry, found in zip(content["images"], expected, strict=True):
         assert entry["scores"] == pytest.approx(found.scores.tolist(), abs=1e-5)
-        assert list(entry["found"]) == [name for name, _ in found.top(3)]
+        assert [name for name, _ in entry["found"]] == [name for name, _ in found.top(3)]
+        stem = Path(entry["image"]).stem
+        assert Image.open(tmp_path / f"{stem}-classes.png").size[0] > 500
     assert json.loads((tmp_path / "recognition.json").read_text()) == content
     texts = tmp_path / "texts.txt"
     texts.write_text("dog\nkiwi\n\nduck\n")
@@ -88,7 +91,9 @@ def test_points(monkeypatch, tmp_path, folder, capsys, clip) -> None:
     assert Image.open(tmp_path / "0-points.png").size[0] > 500
 
 
-def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys) -> None:
+@pytest.fixture
+def sam(tmp_path: Path) -> Path:
+    """A tiny SAM of random weights in half precision, in a folder."""
     transformers = pytest.importorskip("transformers")
     config = transformers.SamConfig(
         vision_config={
@@ -112,9 +117,13 @@ def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys) ->
             "iou_head_hidden_dim": 16,
         },
     )
-    sam = tmp_path / "sam"
-    transformers.SamModel(config).save_pretrained(sam)
-    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(sam)
+    folder = tmp_path / "sam"
+    transformers.SamModel(config).half().save_pretrained(folder)
+    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder)
+    return folder
+
+
+def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys, sam) -> None:
     options = ("--sam", sam, "--output", tmp_path, "--json")
     assert run(monkeypatch, "points", folder / "0.png", *TEXTS, *options) == 0
     (entry,) = json.loads(capsys.readouterr().out)["images"]
@@ -124,6 +133,30 @@ def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys) ->
             assert (read.size, read.mode) == ((128, 128), "1")
     message = run(monkeypatch, "points", folder / "0.png", "--sam", tmp_path / "none", *TEXTS)
     assert message == f"error: no folder of a SAM at {tmp_path / 'none'}"
+
+
+def test_where_there_are_no_points_the_mask_is_empty(
+    monkeypatch, tmp_path, folder, capsys, sam
+) -> None:
+    options = ("--text", "dog", "--size", 32, "--sam", sam, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "points", folder, *options) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [entry["prompts"][0]["points"] for entry in images] == [[], []]
+    for entry in images:
+        assert not np.asarray(Image.open(entry["masks"][0])).any()
+    assert run(monkeypatch, "points", folder, *options, "--down-sample", 1) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert all(entry["prompts"][0]["points"] for entry in images)
+
+
+def test_a_caption_may_fill_the_context(monkeypatch, tmp_path, folder) -> None:
+    """No template makes it longer."""
+    caption = " ".join(["dog"] * (24 - 2))
+    assert (
+        run(monkeypatch, "words", folder / "0.png", "--caption", caption, "--output", tmp_path) == 0
+    )
+    message = run(monkeypatch, "words", folder / "0.png", "--caption", caption + " dog")
+    assert "is longer than the model's context of 24 tokens" in str(message)
 
 
 def test_words(monkeypatch, tmp_path, folder, capsys) -> None:

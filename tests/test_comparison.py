@@ -233,6 +233,21 @@ def test_the_figure_has_a_row_for_each_image_and_text(clip, images):
     assert figure.axes[1].get_xlabel().endswith(" ms")
 
 
+def test_more_rows_than_a_figure_holds_are_refused(clip, images, monkeypatch):
+    monkeypatch.setattr(comparison, "ROWS", 3)
+    with pytest.raises(ValueError, match="2 images and 2 texts make 4 rows, of which a figure ho"):
+        compare(clip, images, methods=["CLIP"]).figure()
+
+
+def test_many_images_pass_in_parts(clip, images, monkeypatch):
+    whole = compare(clip, images, methods=["ClipSurgery", "LeGrad"])
+    monkeypatch.setattr(comparison, "AT_ONCE", 1)
+    parts = compare(clip, images, methods=["ClipSurgery", "LeGrad"])
+    for name, maps in whole.maps.items():
+        assert relative_error(parts.maps[name], maps) < 1e-5
+    assert torch.allclose(parts.scores, whole.scores, atol=1e-4)
+
+
 # --- costs ---------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ def test_refused(clip: ZeroShotClassifier) -> None:
         evaluate_scenes(clip, SCENES, SURGERY, measures=["msc"])
     with pytest.raises(ValueError, match=r"measures \[\]; there are"):
         evaluate_scenes(clip, SCENES, SURGERY, measures=[])
+    with pytest.raises(ValueError, match="3 scenes make no grid of 2 x 2"):
+        evaluate_scenes(clip, SCENES[:3], SURGERY, measures=["grid"])
     with pytest.raises(ValueError, match="no scenes"):
         evaluate_scenes(clip, [], SURGERY)
 
@@ -114,6 +116,15 @@ def test_written_results_are_read_again(tmp_path) -> None:
     assert content["dataset"] == "none"
     with pytest.raises(FileNotFoundError):
         read(tmp_path)
+
+
+def test_without_a_measure_there_is_no_chart(tmp_path) -> None:
+    write({"A": Result({}, {}, 0.5, None)}, tmp_path, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "results.md",
+    ]
 
 
 def test_a_peak_does_not_depend_on_what_ran_before(clip: ZeroShotClassifier) -> None:

@@ -193,3 +193,15 @@ def test_each_image_is_explained_for_its_own_target() -> None:
     randomization(clip, {"watch": watch}, images, [1, 0])
     assert [targets for _, targets in seen[:2]] == [[1], [0]]
     assert torch.equal(torch.cat([image for image, _ in seen[:2]]), images)
+
+
+def test_the_head_is_found_in_inference_mode_as_well() -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    with torch.inference_mode():
+        images = random_images(clip)
+        found = randomization(clip, {"surgery": surgery}, images, 0)
+    expected = randomization(clip, {"surgery": surgery}, random_images(clip), 0)
+    assert found.stages == expected.stages
+    assert found.correlations["surgery"] == pytest.approx(
+        expected.correlations["surgery"], abs=0.01
+    )

@@ -654,3 +654,15 @@ def test_unequal_numbers_pass_one_image_at_a_time(
     for picture, row in zip(pictures, found, strict=True):
         _, masks = ask(hugging_face, [picture], sam_inputs([row]))
         assert masks[0].shape == (len(row), 3, picture.height, picture.width)
+
+
+@pytest.mark.parametrize("cells", [7, 14, 16, 27])
+def test_boxes_end_with_the_picture_whatever_its_size(cells: int) -> None:
+    """In whole numbers: cell k of n covers pixels floor(k W / n) to ceil((k + 1) W / n) - 1."""
+    for width in range(1, 400):
+        for cell in range(cells):
+            inside = torch.zeros(cells, cells, dtype=torch.bool)
+            inside[cell, cell] = True
+            expected = [cell * width // cells, -(-(cell + 1) * width // cells) - 1]
+            found = points._box(inside, (float(width), float(width)))
+            assert found.tolist() == [expected[0]] * 2 + [expected[1]] * 2, (width, cell)

@@ -89,6 +89,8 @@ def test_refused() -> None:
         recognize(clip, images, size=64)
     with pytest.raises(ValueError, match="no images"):
         recognize(clip, [])
+    with pytest.raises(ValueError, match="tau nan must be a finite number"):
+        recognize(clip, images, tau=float("nan"))
 
 
 def test_ten_thousand_texts() -> None:

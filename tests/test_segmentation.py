@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, costs, functional
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import segmentation
+from captum_clip_surgery.tasks import enlarging, segmentation
 from captum_clip_surgery.tasks.segmentation import (
     Segmentation,
     class_scores,
@@ -85,7 +85,7 @@ def test_chunks_of_classes_change_nothing(
     demo: ZeroShotClassifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = [segment(demo, images, background=value) for value in (None, 0.5)]
-    monkeypatch.setattr(segmentation, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(enlarging, "CHUNK_BYTES", 1)
     parts = [segment(demo, images, background=value) for value in (None, 0.5)]
     for first, second in zip(whole, parts, strict=True):
         assert torch.equal(first, second)
@@ -136,6 +136,30 @@ def test_keeping_the_aspect(demo: ZeroShotClassifier) -> None:
     (found,) = segment(demo, wide, size=96, keep_aspect=True, scores=True)
     scores = plain(demo, demo.preprocess(wide, (96, 192)))
     torch.testing.assert_close(found.scores, enlarged(scores, (120, 240))[0])
+
+
+def test_a_strip_kept_in_shape_is_refused_where_it_would_fill_memory(
+    demo: ZeroShotClassifier,
+) -> None:
+    with pytest.raises(ValueError, match=r"2 x 40000 pixels, kept in shape, has 14 x 280000 pat"):
+        segment(demo, Image.new("RGB", (40_000, 2)), keep_aspect=True)
+
+
+def test_pixels_that_no_patch_covers_take_the_nearest(demo: ZeroShotClassifier) -> None:
+    """As SigLIP SO400M-384 has them: 27 patches of 14 cover 378 of its 384 pixels."""
+    grid = torch.rand(3, 27, 27)
+    ((start, found),) = enlarging.enlarged(grid, (384, 384), (378.0, 378.0))
+    assert start == 0
+    torch.testing.assert_close(found[:, :378, :378], enlarged(grid[None], (378, 378))[0])
+    assert torch.equal(found[:, 378:, :378], found[:, 377:378, :378].expand(-1, 6, -1))
+    assert torch.equal(found[:, :, 378:], found[:, :, 377:378].expand(-1, -1, 6))
+
+
+def test_half_precision_batches_are_scored_in_full(
+    demo: ZeroShotClassifier, images: Tensor
+) -> None:
+    rounded = images.to(torch.bfloat16)
+    assert torch.equal(segment(demo, rounded), segment(demo, rounded.float()))
 
 
 # --- windows -------------------------------------------------------------------------------------
@@ -252,6 +276,7 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
             ValueError,
             "text 0 names both 'a' and 'b'",
         ),
+        (["dog", "kiwi"], {"classes": {"a": ["dog", "dog"]}}, ValueError, "'a' has a name twice"),
         (["dog", "background"], {"background": 0.5}, ValueError, "is named 'background'"),
         (["dog", "kiwi"], {"merge": "median"}, ValueError, "'median' is none of max, mean"),
         (["dog", "kiwi"], {"stride": 32}, ValueError, "stride 32 needs a window"),
@@ -301,9 +326,9 @@ def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_pictures(
     demo: ZeroShotClassifier,
 ) -> None:
     pytest.importorskip("kornia")
-    guide = torch.rand(1, 3, 64, 64)
     scores = torch.full((2, 64, 64), 0.25)
-    torch.testing.assert_close(segmentation._guided(guide, scores), scores)
+    ((_, found),) = enlarging.guided(torch.rand(3, 32, 32), [(0, scores)], (64, 64))
+    torch.testing.assert_close(found, scores)
     (small,) = segment(demo, Image.new("RGB", (5, 5)), refine=True)
     assert small.labels.shape == (5, 5)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from matplotlib.figure import Figure
 from PIL import Image
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.prompts import Template
 from captum_clip_surgery.registry import USUAL
 
 ABOUT_THE_DEMO_MODEL = (
@@ -43,15 +45,19 @@ def load_model(
     texts: Sequence[str],
     rivals: Sequence[str] = (),
     quiet: bool = False,
+    templates: Sequence[Template] | None = None,
 ) -> ZeroShotClassifier:
-    """The model asked for; without a name the embedded one, which says what it is."""
+    """The model asked for, on a GPU where there is one; without a name the embedded one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if model is None:
         if pretrained is not None:
             raise ValueError("--pretrained needs --model")
         if not quiet:
             print(f"No --model given. {ABOUT_THE_DEMO_MODEL}")
-        return ZeroShotClassifier.demo(texts, rivals)
-    return ZeroShotClassifier.from_pretrained(model, pretrained, texts, rivals)
+        return ZeroShotClassifier.demo(texts, rivals, templates).to(device)
+    return ZeroShotClassifier.from_pretrained(
+        model, pretrained, texts, rivals, templates, device=device
+    )
 
 
 def read_lines(path: Path | None) -> list[str]:
@@ -90,7 +96,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
 
 
 def _suffixes() -> set[str]:
-    return set(Image.registered_extensions())
+    """Of the formats that Pillow reads; some it only writes."""
+    return {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 class Pictures:

@@ -31,6 +31,7 @@ from captum_clip_surgery.cli.common import (
     save,
     say,
 )
+from captum_clip_surgery.comparison import check_rows
 from captum_clip_surgery.comparison import compare as compare_methods
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import evaluate_scenes
@@ -134,6 +135,7 @@ def compare(
     readable = [picture for _, picture in pictures]
     if not readable:
         pictures.report()
+    check_rows(len(readable), len(clip.texts))  # before the work, not after it
     comparison = compare_methods(clip, readable, methods=names_of(methods), size=size)
     report_left_out(comparison.left_out)
     table = comparison.to_markdown()

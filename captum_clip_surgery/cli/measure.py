@@ -30,7 +30,7 @@ from captum_clip_surgery.cli.common import (
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import MEASURES, evaluate_scenes
 from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import circumstances, to_markdown
+from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown
 from captum_clip_surgery.results import write as write_results
 from captum_clip_surgery.visualization import report_figure
 
@@ -81,7 +81,7 @@ def evaluate(
         **circumstances(clip.device),
     }
     write_results(results, output, about)
-    print(to_markdown(results, memory=True))
+    print(to_markdown(results, SHORT if measures == "localization" else LONG, memory=True))
     print(f"\nAll measures, intervals and a chart are in {output}.")
 
 

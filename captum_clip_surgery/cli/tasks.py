@@ -82,10 +82,11 @@ def segment(
             depth=depth,
         )
         stem, shares, classes = pictures.stems[path], result.shares(), result.classes
+        labels = output / f"{stem}-labels.png"
+        output.mkdir(parents=True, exist_ok=True)
+        result.save(labels)
         figure = figures.segmentation_figure(np.asarray(picture), result)
         drawn = save(figure, output / f"{stem}-segments.png")
-        labels = output / f"{stem}-labels.png"
-        result.save(labels)
         say(f"{path} -> {drawn}, {labels}", as_json)
         for name, share in shares.items():
             say(f"  {share:6.1%}  {name}", as_json)
@@ -118,12 +119,14 @@ def recognize(
             clip, [picture], None if form == "none" else form, size=size
         )
         named = result.top(top) if threshold is None else result.above(threshold)
-        say(str(path), as_json)
+        figure = figures.recognition_figure(np.asarray(picture), result)
+        drawn = save(figure, output / f"{pictures.stems[path]}-classes.png")
+        say(f"{path} -> {drawn}", as_json)
         for name, score in named:
             say(f"  {score:+.4f}  {name}", as_json)
         if not named:
             say(f"  no class scores above {threshold}", as_json)
-        found.append({"image": str(path), "found": dict(named), "scores": result.scores.tolist()})
+        found.append({"image": str(path), "found": named, "scores": result.scores.tolist()})
     content = {"classes": list(clip.texts), "images": found}
     output.mkdir(parents=True, exist_ok=True)
     (output / "recognition.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -139,6 +142,7 @@ def points(
     instances: Annotated[str, typer.Option(help=f"{', '.join(INSTANCES)}.")] = "one",
     boxes: Annotated[bool, typer.Option(help="Boxes around what is found, too.")] = False,
     threshold: Annotated[float, typer.Option(help="Of the normalised map, 0 to 1.")] = 0.8,
+    down_sample: Annotated[int, typer.Option(help="Divides the map's sides for points.")] = 2,
     sam: Annotated[
         Path | None, typer.Option(help="Folder of a SAM that transformers loads; draws its masks.")
     ] = None,
@@ -161,6 +165,7 @@ def points(
             instances=instances,
             boxes=boxes,
             threshold=threshold,
+            down_sample=down_sample,
             size=size,
             depth=depth,
         )
@@ -200,7 +205,8 @@ def words(
     as_json: Json = False,
 ) -> None:
     """Where images show each word of a caption, and which words matter."""
-    clip = load_model(model, pretrained, [caption], quiet=as_json)
+    # As it is, without templates, which would make it longer.
+    clip = load_model(model, pretrained, [caption], quiet=as_json, templates=())
     pictures, found = Pictures(images), []
     for path, picture in pictures:
         (maps,) = word_maps(clip, [picture], [caption], special=special, depth=depth, size=size)

@@ -72,6 +72,17 @@ def randomization(
     checks.check_images(images, clip.tower, clip.device)
     chosen = checks.resolve_target(targets, len(images), len(clip.texts), images.device)
     chosen = chosen.flatten().expand(len(images))
+    with torch.inference_mode(False):  # in which nothing tells what the head is
+        return _randomization(clip, methods, images.clone(), chosen, seed)
+
+
+def _randomization(
+    clip: ZeroShotClassifier,
+    methods: Mapping[str, Method],
+    images: Tensor,
+    chosen: Tensor,
+    seed: int,
+) -> Randomization:
     originals = {
         name: _explain(name, method, clip, images, chosen) for name, method in methods.items()
     }

@@ -12,9 +12,17 @@ from matplotlib.patches import Patch, Rectangle
 
 from captum_clip_surgery.tasks.multimodal import WordMaps
 from captum_clip_surgery.tasks.points import Prompt
+from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.segmentation import Segmentation
 from captum_clip_surgery.tasks.vocabulary import BACKGROUND
-from captum_clip_surgery.visualization import show_map, show_picture, tight_grid
+from captum_clip_surgery.visualization import (
+    drawn_aspect,
+    greyed,
+    show_map,
+    show_picture,
+    shrunk,
+    tight_grid,
+)
 
 NAMED = 12  # classes that a legend names
 HUES = "tab20"  # of classes and texts, largest first; beyond twenty they come again
@@ -36,13 +44,13 @@ def segmentation_figure(picture: np.ndarray, found: Segmentation) -> Figure:
     colours = {name: _hue(i) for i, name in enumerate(n for n in shares if n != BACKGROUND)}
     figure, (left, right) = _pair(picture)
     show_picture(left, picture)
-    overlay = np.zeros((*found.labels.shape, 4))
+    labels = shrunk(found.labels.cpu().numpy())
+    overlay = np.zeros((*labels.shape, 4), dtype=np.float32)
     for index, name in enumerate(found.classes):
         if name in colours:
-            overlay[found.labels.cpu().numpy() == index] = (*colours[name], OVERLAY)
-    grey = _colours(picture).mean(-1, keepdims=True).repeat(3, -1)
-    show_picture(right, 0.25 + 0.75 * grey)
-    right.imshow(overlay)
+            overlay[labels == index] = (*colours[name], OVERLAY)
+    show_picture(right, greyed(picture))
+    right.imshow(overlay, extent=right.images[0].get_extent())
     handles = [
         Patch(color=colours.get(name, "lightgrey"), label=f"{name}  {share:.1%}")
         for name, share in list(shares.items())[:NAMED]
@@ -51,6 +59,29 @@ def segmentation_figure(picture: np.ndarray, found: Segmentation) -> Figure:
         rest = sum(list(shares.values())[NAMED:])
         handles.append(Patch(alpha=0, label=f"{len(shares) - NAMED} more  {rest:.1%}"))
     right.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    return figure
+
+
+def recognition_figure(picture: np.ndarray, found: Recognition, count: int = 10) -> Figure:
+    """A picture beside the scores of its likeliest classes.
+
+    Args:
+        picture: (H, W, 3), uint8 or floats in 0..1.
+        found: of this picture.
+        count: how many classes, at most.
+
+    Returns:
+        A figure, free of pyplot: `.savefig(path)` writes it.
+    """
+    figure, (left, right) = _pair(picture)
+    show_picture(left, picture)
+    names, scores = zip(*found.top(count), strict=True)
+    right.barh(range(len(names)), scores, color=_hue(0))
+    right.set_yticks(range(len(names)), names)
+    right.invert_yaxis()  # the best on top
+    right.axvline(0, color="black", linewidth=0.5)
+    right.set_xlabel("score")
+    right.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -74,7 +105,9 @@ def points_figure(
     for number, prompt in enumerate(prompts):
         colour = _hue(texts.index(prompt.text))
         if masks is not None:
-            right.imshow(masks[number][..., None] * np.array([*colour, 0.5]))
+            shade = np.array([*colour, 0.5], dtype=np.float32)
+            mask = shrunk(masks[number])[..., None]
+            right.imshow(mask * shade, extent=right.images[0].get_extent())
         _draw_points(right, prompt, colour)
         if prompt.box is not None:
             x, y, to_x, to_y = prompt.box
@@ -110,9 +143,7 @@ def words_figure(picture: np.ndarray, found: WordMaps, columns: int = 6) -> Figu
         raise ValueError(f"columns {columns!r} must be at least 1")
     count = 1 + len(found.words)
     columns = min(columns, count)
-    figure, axes = tight_grid(
-        -(-count // columns), columns, picture.shape[0] / picture.shape[1], False, True
-    )
+    figure, axes = tight_grid(-(-count // columns), columns, drawn_aspect(picture), False, True)
     show_picture(axes.flat[0], picture)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
@@ -138,13 +169,9 @@ def _hue(index: int) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _colours(picture: np.ndarray) -> np.ndarray:
-    return picture / 255 if picture.dtype == np.uint8 else picture
-
-
 def _pair(picture: np.ndarray) -> tuple[Figure, np.ndarray]:
     """Two axes of a picture's shape, and room for a legend."""
-    height = INCHES * picture.shape[0] / picture.shape[1]
+    height = INCHES * drawn_aspect(picture)
     figure = Figure(figsize=(2 * INCHES + 2.2, max(1.5, height)), layout="constrained")
     axes = figure.subplots(1, 2)
     return figure, axes

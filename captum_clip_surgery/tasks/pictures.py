@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -44,7 +45,9 @@ def batches(
         checks.check_images(images, clip.tower, clip.device)
         height, width = images.shape[-2:]
         for part in images.split(batch_size):
-            yield part, [(height, width)] * len(part)
+            # Scores differ by little: in half precision they would be equal.
+            wide = torch.promote_types(part.dtype, torch.float32)
+            yield part.to(wide), [(height, width)] * len(part)
         return
     pictures = as_list(images)
     for start in range(0, len(pictures), batch_size):
@@ -67,3 +70,20 @@ def as_list(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
 
 def height_width(picture: Image.Image) -> tuple[int, int]:
     return picture.height, picture.width
+
+
+def seen_part(
+    clip: ZeroShotClassifier, shown: Sequence[int], size: tuple[int, int]
+) -> tuple[float, float]:
+    """Pixels (height, width) of an image of `size` that the patches cover.
+
+    All of them, but for towers whose patches do not divide their images.
+
+    Args:
+        clip: the classifier.
+        shown: height and width that the model sees.
+        size: of the image.
+    """
+    rows, columns = clip.tower.grid(shown[0], shown[1])
+    height, width = clip.tower.patch_size
+    return size[0] * (rows * height) / shown[0], size[1] * (columns * width) / shown[1]

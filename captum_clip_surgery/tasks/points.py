@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.tasks.pictures import Images, batches
+from captum_clip_surgery.tasks.pictures import Images, batches, seen_part
 from captum_clip_surgery.tasks.regions import components, nearest, peaks, unit_range
 
 INSTANCES = ("one", "components", "peaks")
@@ -185,7 +185,9 @@ def prompts(
         with torch.no_grad():
             maps = method.attribute_all(batch, chosen)
         for of_image, own in zip(maps, sizes, strict=True):
-            maker = _Maker(own, _seen(clip, batch, own), threshold, down_sample, boxes, masks)
+            maker = _Maker(
+                own, seen_part(clip, batch.shape[-2:], own), threshold, down_sample, boxes, masks
+            )
             pairs = zip(texts, of_image, strict=True)
             evidence = [(t, part) for t, m in pairs for part in maker.parts(_checked(m), instances)]
             if union:
@@ -309,13 +311,6 @@ def _united(evidence: Sequence[_Evidence]) -> _Evidence:
     )
 
 
-def _seen(clip: ZeroShotClassifier, batch: Tensor, size: Sides) -> Sides:
-    """Pixels that the grid covers: all but for towers whose patches do not divide their images."""
-    sides, patches = batch.shape[-2:], clip.tower.patch_size
-    height, width = (n * (s // p * p) / s for n, s, p in zip(size, sides, patches, strict=True))
-    return height, width
-
-
 def _published(values: Tensor, seen: Sides, threshold: float, down_sample: int) -> list[Tensor]:
     """Positive and negative points, (K, 2) each, by the published rule."""
     sides = [max(1, side // down_sample) for side in values.shape]
@@ -338,10 +333,11 @@ def _box(inside: Tensor, seen: Sides) -> np.ndarray:
     first, last = [], []
     for axis in (1, 0):
         touched = inside.any(1 - axis).nonzero()
-        side = seen[axis] / inside.shape[axis]
-        # SAM takes the ends of a box as pixels, not as the lines between them.
-        first.append(math.floor(touched.min().item() * side))
-        last.append(math.ceil((touched.max().item() + 1) * side) - 1)
+        side, cells = seen[axis], inside.shape[axis]
+        # Divided last, or a whole number may come out a little more. SAM takes the ends of a box as
+        # pixels, not as the lines between them.
+        first.append(math.floor(touched.min().item() * side / cells))
+        last.append(math.ceil((touched.max().item() + 1) * side / cells) - 1)
     return np.array(first + last, dtype=np.float32)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import TAU, feature_surgery, full_precision
 from captum_clip_surgery.preprocessing import Picture
-from captum_clip_surgery.surgery import check_form
+from captum_clip_surgery.surgery import check_form, check_tau
 from captum_clip_surgery.tasks.pictures import Images, batches
 
 
@@ -93,7 +93,8 @@ def recognize(
 
     Raises:
         TypeError, ValueError, FileNotFoundError: see `clip.preprocess`; an unknown form, or one
-            that contrasts texts where there is one; "empty" without `empty_features`.
+            that contrasts texts where there is one; "empty" without `empty_features`; a tau that is
+            not finite.
 
     Example::
 
@@ -106,6 +107,7 @@ def recognize(
         torch.Size([2, 2])
     """
     check_form(clip, form)
+    check_tau(tau)
     parts = [
         _scores(clip, batch, form, tau) for batch, _ in batches(clip, images, size, batch_size)
     ]

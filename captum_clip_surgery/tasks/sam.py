@@ -43,18 +43,18 @@ class Sam:
             raise ImportError(
                 "SAM needs transformers; install the extra: pip install 'captum_clip_surgery[sam]'"
             ) from error
-        model: Any = SamModel.from_pretrained(folder)
+        model: Any = SamModel.from_pretrained(folder, dtype=torch.float32)
         return cls(model.eval().to(device), SamProcessor.from_pretrained(folder))
 
     @torch.no_grad()
     def masks(self, picture: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """For each prompt the mask that SAM holds best, (H, W) of bool.
+        """For each prompt the mask that SAM holds best, (H, W) of bool; empty without points."""
+        asked = [prompt for prompt in prompts if len(prompt.points)]
+        found = iter(self._masks(picture, asked) if asked else [])
+        nothing = np.zeros((picture.height, picture.width), dtype=bool)
+        return [next(found) if len(prompt.points) else nothing for prompt in prompts]
 
-        Raises:
-            ValueError: a prompt without points, see `sam_inputs`.
-        """
-        if not prompts:
-            return []
+    def _masks(self, picture: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         inputs = self.processor(images=picture, return_tensors="pt", **sam_inputs([prompts]))
         outputs = self.model(**inputs.to(self.model.device))
         (candidates,) = self.processor.post_process_masks(

@@ -7,7 +7,7 @@ Language-Image Pre-training" (arXiv 2304.05653): the best class of architecture 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -15,7 +15,6 @@ from typing import TypedDict, Unpack, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,19 +22,21 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.tasks.pictures import Images, as_list, batches, height_width
+from captum_clip_surgery.tasks.enlarging import GUIDED_BYTES, best_of, enlarged, guided
+from captum_clip_surgery.tasks.pictures import (
+    Images,
+    as_list,
+    batches,
+    height_width,
+    seen_part,
+)
 from captum_clip_surgery.tasks.vocabulary import Vocabulary
 from captum_clip_surgery.tasks.windows import Windows, windows_of
 
 #: Side in pixels at which the paper segments, and the best of the embedded model.
 SIDE, EMBEDDED_SIDE = 512, 224
 TOKENS_AT_ONCE = 4096  # of the images in one pass
-#: Of the guided filter: the image's side in windows, and how strong an edge must be to stay.
-GUIDED_PART, GUIDED_EPSILON = 16, 1e-4
-GUIDED_STEP = 2  # its coefficients are found on every second pixel (He and Sun, 2015)
-GUIDED_BYTES = 8 << 20  # like CHUNK_BYTES: the filter holds many times what it is given
-#: Of enlarged scores that are held at once.
-CHUNK_BYTES = 64 << 20
+TOKENS_AT_MOST = 4 * TOKENS_AT_ONCE  # of one picture that is kept in shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Segmentation:
     """One image's classes, pixel by pixel.
 
     `labels` (H, W) int64 index `classes`; the background, if asked for, is class 0.
-    `scores` (K, H, W), if asked for, are cosines of the classes that have texts.
+    `scores` (K, H, W), if asked for, are of the classes that have texts: cosines, unless feature
+    surgery was asked for.
     """
 
     labels: Tensor
@@ -119,7 +121,8 @@ def segment(
     """The class of every pixel.
 
     Args:
-        clip: the classifier, whose texts are the classes; rivals play no part.
+        clip: the classifier, whose texts are the classes. Rivals are no classes; they count in
+            "release" feature surgery alone.
         images: pictures (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
         size: of pictures, the side in pixels that the model sees, the shorter one with
             `keep_aspect`. None is the larger of 512 and the native size, to the nearest multiple
@@ -203,7 +206,7 @@ def class_scores(
         classes, merge, window, stride, depth, feature_surgery: as of `segment`.
 
     Returns:
-        (N, K, h, w) cosines on the patch grid.
+        (N, K, h, w) on the patch grid: cosines, unless feature surgery is asked for.
 
     Raises:
         TypeError, ValueError: as `segment` does.
@@ -259,6 +262,13 @@ def _keeping_aspect(
     scale = (min(dense_size(clip)) if size is None else size) / min(picture.size)
     sides = zip(height_width(picture), clip.tower.patch_size, strict=True)
     height, width = (max(1, round(scale * side / patch)) * patch for side, patch in sides)
+    rows, columns = clip.tower.grid(height, width)
+    if rows * columns > TOKENS_AT_MOST:
+        raise ValueError(
+            f"a picture of {picture.height} x {picture.width} pixels, kept in shape, has {rows} x "
+            f"{columns} patches, more than {TOKENS_AT_MOST}; take a smaller size, crop it, or let "
+            "it be squashed"
+        )
     return height, width
 
 
@@ -310,68 +320,27 @@ def _finish(
     """The best class of scores (K, h, w) at a size, some classes at a time."""
     scale = float(vocabulary.clip.model.logit_scale.detach().exp())
     grid = grid.to(dtype)
-    labels, best = _best(_enlarged(grid, size), size, grid)
+    seen = seen_part(vocabulary.clip, image.shape[-2:], size)
+    labels, best = best_of(enlarged(grid, size, seen), size, grid)
     if refine:
         # A filter of every class would cost much; one that is nowhere the best gains no pixel.
         candidates = grid.argmax(0).unique()
-        guide = _guide(vocabulary.clip, image, size)
-        enlarged = _enlarged(grid[candidates], size, GUIDED_BYTES)
-        parts = ((start, _guided(guide, part)) for start, part in enlarged)
-        places, best = _best(parts, size, grid)
+        colours = vocabulary.clip.unnormalize(image.detach())
+        parts = guided(colours, enlarged(grid[candidates], size, seen, GUIDED_BYTES), size)
+        places, best = best_of(parts, size, grid)
         labels = candidates[places]
     if vocabulary.threshold is not None:
-        parts_of_sum = [(scale * part.float()).logsumexp(0) for _, part in _enlarged(grid, size)]
-        total = torch.stack(parts_of_sum).logsumexp(0)
+        total = torch.full(size, -torch.inf, device=grid.device)  # log of a sum of exponentials
+        for _, part in enlarged(grid, size, seen):
+            total = torch.logaddexp(total, (scale * part.float()).logsumexp(0))
         probability = (scale * best.float() - total).exp()
         labels = torch.where(probability < vocabulary.threshold, 0, labels + 1)
-    kept = torch.cat([part for _, part in _enlarged(grid, size)]) if keep else None
+    kept = None
+    if keep:
+        kept = torch.empty(len(grid), *size, dtype=dtype, device=grid.device)
+        for start, part in enlarged(grid, size, seen):
+            kept[start : start + len(part)] = part
     return Segmentation(labels, vocabulary.classes, kept)
-
-
-def _best(
-    parts: Iterable[tuple[int, Tensor]], size: tuple[int, int], like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of classes in parts, each with the number of its first: the best ones (H, W), and scores."""
-    best = torch.full(size, -torch.inf, dtype=like.dtype, device=like.device)
-    labels = torch.zeros(size, dtype=torch.long, device=like.device)
-    for start, scores in parts:
-        highest, at = scores.max(0)
-        labels = torch.where(highest > best, at + start, labels)
-        best = torch.maximum(best, highest)
-    return labels, best
-
-
-def _enlarged(
-    grid: Tensor, size: tuple[int, int], limit: int | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Scores (K, h, w) enlarged bilinearly, some classes at a time, each part with its first."""
-    count = max(1, (limit or CHUNK_BYTES) // (size[0] * size[1] * grid.element_size()))
-    for start in range(0, len(grid), count):
-        part = grid[None, start : start + count]
-        yield start, F.interpolate(part, size, mode="bilinear", align_corners=False)[0]
-
-
-def _guide(clip: ZeroShotClassifier, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The image (3, h, w) as colours (1, 3, H, W) of the results' size."""
-    colours = clip.unnormalize(image.detach())[None]
-    return F.interpolate(colours, size, mode="bilinear", align_corners=False)
-
-
-def _guided(guide: Tensor, scores: Tensor) -> Tensor:
-    """Scores (k, H, W) that follow the edges of the image."""
-    try:
-        from kornia.filters import guided_blur
-    except ImportError as error:
-        raise ImportError(
-            "refine needs kornia; install the extra: pip install 'captum_clip_surgery[refine]'"
-        ) from error
-    window = 2 * (min(scores.shape[-2:]) // GUIDED_PART // 2) + 1
-    if window < 3:
-        return scores  # too small an image to have edges
-    filtered: Tensor = guided_blur(
-        guide, scores[None].float(), window, GUIDED_EPSILON, subsample=GUIDED_STEP
-    )
-    return filtered[0].to(scores.dtype)
 
 
 def voc_palette() -> np.ndarray:

@@ -104,6 +104,8 @@ def _check_once(named: Mapping[str, Sequence[int]]) -> None:
     for name, members in named.items():
         if not members:
             raise ValueError(f"class {name!r} has no names")
+        if len(set(members)) < len(members):
+            raise ValueError(f"class {name!r} has a name twice")
         for index in members:
             if owner.setdefault(index, name) != name:
                 raise ValueError(f"text {index} names both {owner[index]!r} and {name!r}")

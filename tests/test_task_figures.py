@@ -1,0 +1,76 @@
+"""Figures of the tasks, of pictures of any shape."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from captum_clip_surgery.tasks import Prompt, Recognition, Segmentation, WordMaps, figures
+from captum_clip_surgery.visualization import PIXELS
+
+SIZES = [(40, 60), (1, 1), (4000, 2), (2, 4000), (1500, 2500)]
+
+
+def drawn(figure: Figure) -> tuple[int, int]:
+    """Pixels of the figure as drawn at 100 to the inch."""
+    figure.set_dpi(100)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    return width, height
+
+
+def largest(figure: Figure) -> int:
+    return max(max(i.get_array().shape[:2]) for axis in figure.axes for i in axis.images)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
+    height, width = size
+    picture = np.zeros((height, width, 3), np.uint8)
+    labels = torch.zeros(size, dtype=torch.long)
+    points = np.array([[0, 0], [width - 1, height - 1]], np.float32)
+    box = np.array([0, 0, width - 1, height - 1], np.float32)
+    prompt = Prompt("dog", points, np.array([1, 0]), box, None, 0.5)
+    words = WordMaps(("dog", "runs"), torch.rand(2, 3, 4), size, torch.rand(2))
+    made = [
+        figures.segmentation_figure(picture, Segmentation(labels, ("dog", "sky"))),
+        figures.recognition_figure(picture, Recognition(torch.rand(3), ("a", "b", "c"))),
+        figures.points_figure(picture, [prompt], [np.ones(size, bool)]),
+        figures.words_figure(picture, words),
+    ]
+    for figure in made:
+        assert max(drawn(figure)) < 2500
+        assert largest(figure) < 2 * PIXELS
+
+
+def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
+    picture = np.zeros((3000, 4500, 3), np.uint8)
+    prompt = Prompt("dog", np.array([[4000, 500]], np.float32), np.array([1]), None, None, 0.5)
+    axis = figures.points_figure(picture, [prompt]).axes[1]
+    assert axis.images[0].get_extent() == (-0.5, 4499.5, 2999.5, -0.5)
+    assert axis.get_xlim() == (-0.5, 4499.5)
+    assert [line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata())] == [
+        [[4000, 500]]
+    ]
+
+
+def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:
+    names = ("background", *(f"class {i}" for i in range(20)))
+    labels = torch.arange(21).repeat_interleave(torch.arange(21, 0, -1))[None]
+    figure = figures.segmentation_figure(
+        np.zeros((1, labels.shape[1], 3), np.uint8), Segmentation(labels, names)
+    )
+    texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert texts[0].startswith("background  9.1%")
+    assert len(texts) == figures.NAMED + 1
+    assert texts[-1].startswith("9 more")
+
+
+def test_classes_have_colours_of_their_own() -> None:
+    assert len({figures._hue(i) for i in range(20)}) == 20
+    assert figures._hue(20) == figures._hue(0)
