@@ -52,7 +52,7 @@ def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
     picture = np.zeros((3000, 4500, 3), np.uint8)
     prompt = Prompt("dog", np.array([[4000, 500]], np.float32), np.array([1]), None, None, 0.5)
     axis = figures.points_figure(picture, [prompt]).axes[1]
-    assert axis.images[0].get_extent() == (-0.5, 4499.5, 2999.5, -0.5)
+    assert axis.images[0].get_extent() == [-0.5, 4499.5, 2999.5, -0.5]
     assert axis.get_xlim() == (-0.5, 4499.5)
     assert [line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata())] == [
         [[4000, 500]]
