@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import functional
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.methods.base import GridMaps, ImageMaps, MapAttribution
-from captum_clip_surgery.towers import Heads, Recipe
+from captum_clip_surgery.towers import Encoded, Heads, Recipe
 
 #: Blocks the new path spans in the published code.
 RELEASED_DEPTH = 6
@@ -64,17 +64,24 @@ class DualPathMaps(MapAttribution):
         return form
 
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
-        clip = self.forward_func
-        form = self.form()
-        encoded = clip.tower.dual_path(images.to(clip.tower.dtype), self.recipe)
-        with functional.full_precision(images):
+        tower = self.forward_func.tower
+        return self.scores_of(tower.dual_path(images.to(tower.dtype), self.recipe), targets)
+
+    def scores_of(self, encoded: Encoded, targets: Tensor | None = None) -> Tensor:
+        """Scores (N, K, h, w) of images that have passed the tower by this recipe.
+
+        Args:
+            encoded: of `clip.tower.dual_path`.
+            targets: indices of texts, (K,) for all images or (N, K); None is all, rivals included.
+        """
+        clip, form = self.forward_func, self.form()
+        with functional.full_precision(encoded.patches):
             tokens = functional.normalized(encoded.patches)
-            pooled = functional.normalized(encoded.pooled)
             empty = clip.empty_features() if form == "empty" else None
             scores = functional.feature_surgery(
                 tokens,
                 clip.text_features().to(tokens.dtype),
-                pooled,
+                functional.normalized(encoded.pooled),
                 form,
                 self.tau,
                 None if empty is None else empty.to(tokens.dtype),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip_surgery import checks, functional
+from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.base import check_classifier
@@ -22,6 +22,7 @@ from captum_clip_surgery.methods.words import END, START, encoder_of, word_place
 from captum_clip_surgery.prompts import PromptEncoder, check_texts
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.pictures import Images, as_list, batches
+from captum_clip_surgery.towers import Encoded
 
 
 @dataclass(frozen=True)
@@ -204,17 +205,12 @@ def maps_of_own_texts(
     found: list[Tensor] = []
     with torch.no_grad():
         for pixels, _ in batches(clip, images, size, batch_size):
-            methods = [
-                LayerClipSurgery(clip.with_texts(own), None, depth, feature_surgery)
-                for own in lists[len(found) : len(found) + len(pixels)]
-            ]
-            forms = [method.form() for method in methods]
             encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
-            with full_precision(pixels):
-                patches, pooled = normalized(encoded.patches), normalized(encoded.pooled)
-                for i, (method, form) in enumerate(zip(methods, forms, strict=True)):
-                    scores = _scores_of_own(method, form, patches[i : i + 1], pooled[i : i + 1])
-                    found.append(scores.unflatten(-1, encoded.grid).to(pixels.dtype))
+            for i, own in enumerate(lists[len(found) : len(found) + len(pixels)]):
+                method = LayerClipSurgery(clip.with_texts(own), None, depth, feature_surgery)
+                patches, pooled = encoded.patches[i : i + 1], encoded.pooled[i : i + 1]
+                scores = method.scores_of(Encoded(patches, pooled, encoded.grid))[0]
+                found.append(scores.to(pixels.dtype))
     return found
 
 
@@ -238,22 +234,6 @@ def _check_count(clip: ZeroShotClassifier, images: Images, count: int, what: str
         number = len(as_list(images))
     if count != number:
         raise ValueError(f"there are {count} {what} for {number} images; give one for each image")
-
-
-def _scores_of_own(
-    method: LayerClipSurgery, form: str | None, patches: Tensor, pooled: Tensor
-) -> Tensor:
-    """Scores (K, h*w) of one image's patches (1, h*w, C) for the method's texts."""
-    own = method.forward_func
-    empty = own.empty_features() if form == "empty" else None
-    return functional.feature_surgery(
-        patches,
-        own.text_features().to(patches.dtype),
-        pooled,
-        form,
-        method.tau,
-        None if empty is None else empty.to(patches.dtype),
-    )[0]
 
 
 @dataclass(frozen=True)
