@@ -91,7 +91,7 @@ class AttentionRelevanceMaps(TowerMaps):
         first = 0 if self.blocks == "all" else len(tower.blocks) - 1
         with torch.no_grad():
             x, layout = tower.enter(images, first)
-        opened = list(tower.open_blocks(x, layout, first))
+        opened = list(tower.open_blocks(x, layout, first, pooled_only=True))
         scores = clip.model.logit_scale.exp() * cosines(tower.pool(opened[-1].stream), features)
         attention = [block.probabilities for block in opened]
         rows = [relevance_row(part, attention, 0) for part in text_gradients(scores, attention)]
@@ -129,12 +129,13 @@ class AttentionRolloutMaps(TowerMaps):
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
-        opened = tower.open_blocks(*tower.enter(images, 0), 0)
+        opened = tower.open_blocks(*tower.enter(images, 0), 0, pooled_only=True)
         attention = [block.probabilities.mean(1) for block in opened]
         row = torch.zeros_like(attention[0][:, :1])
         row[..., 0] = 1
         for mixing in reversed(attention):
-            row = (row + row @ mixing) / 2  # attention and identity, rows normalised to 1
+            # Attention and identity, rows normalised to 1.
+            row = (row + row[..., : mixing.shape[-2]] @ mixing) / 2
         return self._patches(row).expand(-1, features.shape[1], -1)
 
     def __repr__(self) -> str:
@@ -269,7 +270,7 @@ class TokenGradCamMaps(TowerMaps):
         with torch.no_grad():
             tokens, layout = tower.enter(images, self.block)
         tokens = tokens.detach().requires_grad_()
-        *_, last = tower.open_blocks(tokens, layout, self.block)
+        *_, last = tower.open_blocks(tokens, layout, self.block, pooled_only=True)
         scores = clip.model.logit_scale.exp() * cosines(tower.pool(last.stream), features)
         patches = tokens[:, tower.num_prefix_tokens :]
         maps = []

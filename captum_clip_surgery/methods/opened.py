@@ -99,12 +99,14 @@ def relevance_row(gradients: Sequence[Tensor], attention: Sequence[Tensor], plac
     Args:
         gradients: of each block (texts, N, heads, L, L).
         attention: of each block (N, heads, L, L).
-        place: of the token.
+        place: of the token. The last block may hold the rows of the first tokens alone, if the
+            token is among them.
     """
     row = torch.zeros_like(gradients[0][:, :, 0, :1])
     row[..., place] = 1
     for gradient, probabilities in zip(reversed(gradients), reversed(attention), strict=True):
-        row = row + row @ (gradient * probabilities).relu().mean(2)
+        relevance = (gradient * probabilities).relu().mean(2)
+        row = row + row[..., : relevance.shape[-2]] @ relevance
     return row[:, :, 0]
 
 

@@ -64,7 +64,8 @@ class Heads:
 class OpenBlock:
     """A block with its attention laid open.
 
-    `probabilities` (N, heads, L, L) weigh the values of `heads`; `stream` (N, L, D) leaves it.
+    `probabilities` (N, heads, L, L) weigh the values of `heads`; `stream` (N, L, D) leaves it. See
+    `Tower.open_blocks` for the last block.
     """
 
     heads: Heads
@@ -253,13 +254,20 @@ class Tower(ABC):
             x = self.run_block(before, x, layout)
         return x, layout
 
-    def open_blocks(self, x: Tensor, layout: Layout, first: int) -> Iterator[OpenBlock]:
+    def open_blocks(
+        self, x: Tensor, layout: Layout, first: int, pooled_only: bool = False
+    ) -> Iterator[OpenBlock]:
         """The blocks from `first` on, of the tokens that enter it, with attention laid open.
 
-        Where gradients are enabled, the probabilities can be differentiated by.
+        Where gradients are enabled, the probabilities can be differentiated by. With `pooled_only`
+        the last block is asked only for the leading tokens that the pooled embedding needs: its
+        probabilities are (N, heads, few, L) and its stream (N, few, D).
         """
         for index in range(first, len(self.blocks)):
             heads = self.heads(index, x, layout)
+            if pooled_only and index == len(self.blocks) - 1 and self.num_pooled_tokens is not None:
+                heads = heads.first_queries(self.num_pooled_tokens)
+                x = x[:, : self.num_pooled_tokens]
             probabilities = heads.probabilities()
             if torch.is_grad_enabled() and not probabilities.requires_grad:
                 probabilities.requires_grad_()
