@@ -25,7 +25,8 @@ class Cost:
 
     On a GPU the allocator's peak; on the CPU that of resident memory, as Linux counts it, after
     freed memory was given back to the system, so that what ran before does not matter (but for
-    what libraries keep of their first call); None where it cannot be known.
+    what libraries keep of their first call, and gaps of a few kilobytes); None where it cannot be
+    known.
     """
 
     seconds: float

@@ -264,7 +264,7 @@ def test_memory_at_its_peak_is_measured():
     # What was freed before does not count as free to use.
     rows = [torch.ones(1 << 18) for _ in range(200)]  # too small to be returned at once
     del rows
-    again = costs.measure(lambda: [torch.ones(1 << 10) for _ in range(200 << 8)], device)[1]
+    again = costs.measure(lambda: [torch.ones(1 << 14) for _ in range(200 << 4)], device)[1]
     assert 190 << 20 < again.peak_bytes < 400 << 20
 
 
