@@ -24,9 +24,9 @@ class Cost:
     """`seconds` of wall time, and `peak_bytes` above what was in use before.
 
     On a GPU the allocator's peak; on the CPU that of resident memory, as Linux counts it, after
-    freed memory was given back to the system, so that what ran before does not matter (but for
-    what libraries keep of their first call, and gaps of a few kilobytes); None where it cannot be
-    known.
+    freed memory was given back to the system, so that what ran before hardly matters: libraries
+    keep some of their first call, and a heap that grew in pieces cannot return them all. None where
+    it cannot be known.
     """
 
     seconds: float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,16 +130,27 @@ def test_without_a_measure_there_is_no_chart(tmp_path) -> None:
     ]
 
 
-def test_a_peak_does_not_depend_on_what_ran_before(clip: ZeroShotClassifier) -> None:
-    peaks = []
-    for names in (["CLIP", "LeGrad"], ["LeGrad", "CLIP"]):
-        methods = {name: METHODS[name] for name in names}
-        found = evaluate_scenes(clip, SCENES[:2], methods, progress=False, confidence=False)
-        peaks.append({name: found[name].peak_bytes for name in ("CLIP", "LeGrad")})
-    if None in peaks[0].values():
+IN_BOTH_ORDERS = """
+import json
+from captum_clip_surgery import METHODS, ZeroShotClassifier
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import evaluate_scenes
+clip, scenes, peaks = ZeroShotClassifier.demo(["dog"]), Scenes("test", 2), []
+for names in (["CLIP", "LeGrad"], ["LeGrad", "CLIP"]):
+    methods = {name: METHODS[name] for name in names}
+    found = evaluate_scenes(clip, scenes, methods, progress=False, confidence=False)
+    peaks.append({name: found[name].peak_bytes for name in ("CLIP", "LeGrad")})
+print(json.dumps(peaks))
+"""
+
+
+def test_a_peak_does_not_depend_on_what_ran_before() -> None:
+    """In a process of its own: the heap of this one has grown in too many pieces."""
+    ended = subprocess.run([sys.executable, "-c", IN_BOTH_ORDERS], capture_output=True, check=True)
+    first, second = json.loads(ended.stdout)
+    if None in first.values():
         peak_where_told(Cost(1.0, None))
         return
-    for first, second in pairwise(peaks):
-        for name in first:
-            assert abs(first[name] - second[name]) < 8 << 20, peaks
-    assert peaks[0]["LeGrad"] > peaks[0]["CLIP"]
+    for name in first:
+        assert abs(first[name] - second[name]) < 8 << 20, (first, second)
+    assert first["LeGrad"] > first["CLIP"]
