@@ -121,7 +121,10 @@ def _grid_shares(
     if found is None:
         return {}
     cell, noun = found
-    rows = [np.concatenate([t.image for t in tiles[i : i + SIDE]], 1) for i in range(0, 4, SIDE)]
+    rows = [
+        np.concatenate([t.image for t in tiles[i : i + SIDE]], 1)
+        for i in range(0, len(tiles), SIDE)
+    ]
     image = clip.preprocess(np.concatenate(rows), size)
     texts = list(dict.fromkeys(noun for tile in tiles for noun in tile.nouns))
     local = _with_rivals(clip, texts, rivals)

@@ -501,3 +501,13 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
     monkeypatch.setattr(vit._encoder, "tower", foreign)
     with pytest.raises(TypeError, match=r"the text tower Module has no tokens.*open_clip's own"):
         word_maps(vit, images, "a dog")
+
+
+def test_blank_and_tiny_pictures_have_maps_all_the_same() -> None:
+    clip = ZeroShotClassifier.demo(["dog"])
+    pictures = [Image.new("RGB", (40, 30), "white"), Image.new("RGB", (1, 1))]
+    blank, tiny = word_maps(clip, pictures, ["a dog", "a pizza"])
+    assert (blank.size, tiny.size) == ((30, 40), (1, 1))
+    for found in (blank, tiny):
+        assert torch.isfinite(found.maps).all()
+        assert torch.isfinite(found.importance).all()

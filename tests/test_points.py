@@ -666,3 +666,18 @@ def test_boxes_end_with_the_picture_whatever_its_size(cells: int) -> None:
             expected = [cell * width // cells, -(-(cell + 1) * width // cells) - 1]
             found = points._box(inside, (float(width), float(width)))
             assert found.tolist() == [expected[0]] * 2 + [expected[1]] * 2, (width, cell)
+
+
+def test_two_of_ten_thousand_texts_and_one_of_two_alike() -> None:
+    clip = ZeroShotClassifier.demo(["dog", "dog"])
+    picture = Image.new("RGB", (1, 1))
+    assert [prompt.text for prompt in prompts(clip, [picture])[0]] == ["dog", "dog"]
+    features = torch.randn(10_000, clip.text_features().shape[1])
+    many = ZeroShotClassifier.from_features(clip.model, features)
+    images = torch.rand(1, 3, 64, 64)
+    (found,) = prompts(many, images, targets=[3, 9_999])
+    maps = LayerClipSurgery(many).attribute_all(images, [3, 9_999])[0]
+    for prompt, attribution in zip(found, maps, strict=True):
+        points, labels = points_from_map(attribution, (64, 64))
+        assert prompt.points.tolist() == points.tolist()
+        assert prompt.labels.tolist() == labels.tolist()
