@@ -59,7 +59,7 @@ class DualPathMaps(MapAttribution):
         """
         form = self.feature_surgery
         if form == "auto":
-            form = "empty" if len(self.forward_func.text_features()) < AUTO_TEXTS else "release"
+            form = "empty" if _competing(self.forward_func) < AUTO_TEXTS else "release"
         check_form(self.forward_func, form, self.feature_surgery)
         return form
 
@@ -111,7 +111,7 @@ def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = N
         ValueError: no form there is, one that contrasts texts where there is one, or "empty" for a
             classifier made from features without `empty_features`.
     """
-    count = len(clip.text_features())
+    count = _competing(clip)
     if form not in (*functional.FORMS, None):
         raise ValueError(f"form {form!r} is none of {', '.join(functional.FORMS)} and None")
     if form in ("release", "paper") and count == 1:
@@ -127,6 +127,10 @@ def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = N
             f"feature_surgery {asked or form!r} with {count} features needs the feature "
             f"of the empty text: pass empty_features= to from_features, or choose {other}"
         )
+
+
+def _competing(clip: ZeroShotClassifier) -> int:
+    return len(clip.texts) + len(clip.rivals)
 
 
 def check_tau(tau: float) -> None:
@@ -214,7 +218,7 @@ class LayerClipSurgery(DualPathMaps, GridMaps):
     ) -> None:
         super().__init__(forward_func, layer)
         attention = normalized_vv if normalize_values else vv
-        recipe = Recipe(resolve_depth(forward_func, depth, layer), attention)
+        recipe = Recipe(resolve_depth(forward_func, depth, layer), attention, values_only=True)
         self.begin_at(-max(1, recipe.depth))
         self._configure(recipe, feature_surgery, tau)
 
@@ -243,7 +247,7 @@ class ClipSurgery(DualPathMaps, ImageMaps):
     ) -> None:
         super().__init__(forward_func)
         attention = normalized_vv if normalize_values else vv
-        recipe = Recipe(resolve_depth(forward_func, depth), attention)
+        recipe = Recipe(resolve_depth(forward_func, depth), attention, values_only=True)
         self._configure(recipe, feature_surgery, tau)
 
 

@@ -27,6 +27,7 @@ from towers import TINY, build_tiny
 
 from captum_clip_surgery import functional
 from captum_clip_surgery.towers import Recipe, adapt
+from captum_clip_surgery.towers.base import some_rows
 
 TOLERANCE = 1e-5
 
@@ -263,12 +264,43 @@ def test_dual_path(case, depth):
     assert encoded.grid == (rows, columns)
     assert relative_error(encoded.patches, alone(case.visual, path)) < TOLERANCE
     assert relative_error(encoded.pooled, case.run.pooled) < TOLERANCE
+    # Queries that nobody looks at need not be made.
+    sparing = case.tower.dual_path(case.images, replace(recipe, values_only=True))
+    assert relative_error(sparing.patches, encoded.patches) < TOLERANCE
+    assert relative_error(sparing.pooled, encoded.pooled) < TOLERANCE
 
 
 def test_positions_as_open_clip_resizes_them(case):
     bicubic = adapt(case.visual, positions="bicubic")
     expected = trace(case.own("bicubic"), case.images).pooled
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_queries_of_the_first_tokens_alone(kind):
+    tower = adapt(tiny_model(kind).visual)
+    x, layout = tower.embed(torch.randn(2, 3, *tower.native_size))
+    for count in (1, 3):  # past the prefix tokens, too
+        whole, few = (tower.heads(0, x, layout, queries) for queries in (None, count))
+        assert relative_error(few.q[:, :, :count], whole.q[:, :, :count]) < TOLERANCE
+        assert relative_error(few.k, whole.k) < TOLERANCE
+        assert relative_error(few.v, whole.v) < TOLERANCE
+
+
+def test_some_rows_of_what_wraps_a_linear_map():
+    linear, x, rows = nn.Linear(4, 6), torch.randn(2, 4), slice(2, 5)
+    expected = linear(x)[:, rows]
+    assert relative_error(some_rows(linear, x, rows), expected) < TOLERANCE
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    doubled = Doubled(4, 6)
+    doubled.load_state_dict(linear.state_dict())
+    assert relative_error(some_rows(doubled, x, rows), 2 * expected) < TOLERANCE
+    linear.register_forward_hook(lambda module, inputs, output: 3 * output)
+    assert relative_error(some_rows(linear, x, rows), 3 * expected) < TOLERANCE
 
 
 def test_the_model_is_left_alone(small_case):

@@ -65,7 +65,7 @@ def _attend(directions: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(directions, directions, values, scale=1.0)
 
 
-MASKCLIP = Recipe(1, own_values, mlp=True)
+MASKCLIP = Recipe(1, own_values, mlp=True, values_only=True)
 SCLIP = Recipe(1, correlative, mlp=True)
 CLEARCLIP = Recipe(1, query_query, residual=False)
 NACLIP = Recipe(1, neighbourhood, residual=False)

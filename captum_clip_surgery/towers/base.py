@@ -35,9 +35,9 @@ class Layout:
 class Heads:
     """What self-attention of one block works on.
 
-    `q`, `k`, `v` are (N, heads, L, d), `x` (N, L, D) the input they were made from (normalised,
-    but for post-norm blocks), and `grid` the (rows, columns) of the patches, which follow the
-    prefix tokens.
+    `q`, `k`, `v` are (N, heads, L, d), `q` shorter where only the first tokens were asked for, `x`
+    (N, L, D) the input they were made from (normalised, but for post-norm blocks), and `grid` the
+    (rows, columns) of the patches, which follow the prefix tokens.
     """
 
     q: Tensor
@@ -83,12 +83,15 @@ class Recipe:
         residual: the path starts from the stream that enters the first of those blocks, and each
             block adds to it; otherwise it is the last block's output alone.
         mlp: whether the path runs the blocks' feed-forward.
+        values_only: whether `attention` looks at the values alone; the last block then makes
+            queries for the tokens that are pooled, and for no others.
     """
 
     depth: int
     attention: Callable[[Heads], Tensor]
     residual: bool = True
     mlp: bool = False
+    values_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,11 @@ class Tower(ABC):
         """Images (N, 3, H, W) to the tokens entering the first block, (N, L, D)."""
 
     @abstractmethod
-    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
-        """Block `index`'s queries, keys and values of the stream x."""
+    def heads(self, index: int, x: Tensor, layout: Layout, queries: int | None = None) -> Heads:
+        """Block `index`'s queries, keys and values of the stream x.
+
+        `queries` is how many leading tokens are to have one at least; None is all.
+        """
 
     @abstractmethod
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
@@ -264,10 +270,11 @@ class Tower(ABC):
         probabilities are (N, heads, few, L) and its stream (N, few, D).
         """
         for index in range(first, len(self.blocks)):
-            heads = self.heads(index, x, layout)
-            if pooled_only and index == len(self.blocks) - 1 and self.num_pooled_tokens is not None:
-                heads = heads.first_queries(self.num_pooled_tokens)
-                x = x[:, : self.num_pooled_tokens]
+            few = self.num_pooled_tokens if pooled_only and index == len(self.blocks) - 1 else None
+            heads = self.heads(index, x, layout, few)
+            if few is not None:
+                heads = heads.first_queries(few)
+                x = x[:, :few]
             probabilities = heads.probabilities()
             if torch.is_grad_enabled() and not probabilities.requires_grad:
                 probabilities.requires_grad_()
@@ -283,15 +290,16 @@ class Tower(ABC):
         x, layout = self.enter(images, first)
         path = x
         for index in range(first, last + 1):
-            heads = self.heads(index, x, layout)
+            # After the last block nothing asks for the original path's patches any more.
+            few = self.num_pooled_tokens if index == last else None
+            heads = self.heads(index, x, layout, few if recipe.values_only else None)
             update = self.merge(index, recipe.attention(heads), heads.x)
             path = path + update if residual else update
             if recipe.mlp:
                 path = self.feed_forward(index, path)
-            if index == last and self.num_pooled_tokens is not None:
-                # Nothing asks for the original path's patches any more.
-                heads = heads.first_queries(self.num_pooled_tokens)
-                x = x[:, : self.num_pooled_tokens]
+            if few is not None:
+                heads = heads.first_queries(few)
+                x = x[:, :few]
             update = self.merge(index, heads.attend(), heads.x)
             x = self.feed_forward(index, x + update if self.has_residual else update)
         if not recipe.depth:
@@ -310,6 +318,17 @@ def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, m
         patches.to(wide), grid, mode=mode, align_corners=False, antialias=mode == "bicubic"
     )
     return torch.cat([positions[:prefix], resized[0].flatten(1).T.to(positions.dtype)])
+
+
+def some_rows(linear: nn.Module, x: Tensor, rows: slice) -> Tensor:
+    """Some of a linear map's outputs, (..., rows).
+
+    Only a plain `nn.Linear` is taken apart. What wraps or hooks one is called as a whole, for it
+    knows more than its weight.
+    """
+    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
+        return linear(x)[..., rows]
+    return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -86,12 +86,10 @@ class ModifiedResNetTower(Tower):
         heads = self.heads(index, x, layout)
         return self.merge(index, heads.attend(), heads.x)
 
-    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
+    def heads(self, index: int, x: Tensor, layout: Layout, queries: int | None = None) -> Heads:
         pool = self.visual.attnpool
-        q, k, v = (
-            split_heads(project(x), pool.num_heads)
-            for project in (pool.q_proj, pool.k_proj, pool.v_proj)
-        )
+        parts = (pool.q_proj(x[:, :queries]), pool.k_proj(x), pool.v_proj(x))
+        q, k, v = (split_heads(part, pool.num_heads) for part in parts)
         return Heads(q, k, v, x, layout.grid)
 
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:

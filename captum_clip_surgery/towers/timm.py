@@ -21,6 +21,7 @@ from captum_clip_surgery.towers.base import (
     Tower,
     join_heads,
     resize_positions,
+    some_rows,
     split_heads,
 )
 
@@ -152,10 +153,11 @@ class TimmTower(Tower):
         prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
         return resize_positions(trunk.pos_embed[0], native, grid, prefix, self.positions)[None]
 
-    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
+    def heads(self, index: int, x: Tensor, layout: Layout, queries: int | None = None) -> Heads:
         attention = self.blocks[index].attn
         x = self._attention_input(index, x)
-        q, k, v = (split_heads(part, attention.num_heads) for part in _project_qkv(attention, x))
+        parts = _project_qkv(attention, x, queries)
+        q, k, v = (split_heads(part, attention.num_heads) for part in parts)
         return Heads(attention.q_norm(q), attention.k_norm(k), v, x, layout.grid)
 
     def _attention_input(self, index: int, x: Tensor) -> Tensor:
@@ -229,8 +231,9 @@ class EvaTower(TimmTower):
             return layout.rope[index]
         return layout.rope
 
-    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
-        heads, rope = super().heads(index, x, layout), self._rope(index, layout)
+    def heads(self, index: int, x: Tensor, layout: Layout, queries: int | None = None) -> Heads:
+        rope = self._rope(index, layout)
+        heads = super().heads(index, x, layout, queries)
         if rope is None:
             return heads
         attention = self.blocks[index].attn
@@ -270,25 +273,31 @@ def why_not_defined(visual: nn.Module) -> str | None:
     return f"its trunk is timm's {trunk}: {NOT_DEFINED.get(trunk, 'no adapter knows its blocks')}"
 
 
-def _project_qkv(attention: Any, x: Tensor) -> Sequence[Tensor]:
+def _project_qkv(attention: Any, x: Tensor, queries: int | None) -> Sequence[Tensor]:
     if attention.qkv is None:
-        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        return attention.q_proj(x[:, :queries]), attention.k_proj(x), attention.v_proj(x)
     if getattr(attention, "q_bias", None) is None:
-        return attention.qkv(x).chunk(3, dim=-1)
+        if queries is None:
+            return attention.qkv(x).chunk(3, dim=-1)
+        width = attention.num_heads * attention.head_dim
+        q = some_rows(attention.qkv, x[:, :queries], slice(width))
+        return q, *some_rows(attention.qkv, x, slice(width, None)).chunk(2, dim=-1)
     bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
     return F.linear(x, attention.qkv.weight, bias).chunk(3, dim=-1)
 
 
 def _turn(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
-    """Queries or keys turned by their place; prefix tokens have none."""
+    """Queries or keys of the first tokens turned by their place; prefix tokens have none."""
     prefix, patches = x.tensor_split([attention.num_prefix_tokens], dim=2)
+    rope = rope[..., : patches.shape[2], :]
     turned = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
     return torch.cat([prefix, turned], dim=2)
 
 
 def _value_path(pooler: Any, x: Tensor) -> Tensor:
     """Each token alone through the pooler: with one key, attention is the value, for any query."""
-    x = pooler.proj_drop(pooler.proj(pooler.kv(x).chunk(2, dim=-1)[1]))
+    values = slice(pooler.num_heads * pooler.head_dim, None)  # its keys stand first
+    x = pooler.proj_drop(pooler.proj(some_rows(pooler.kv, x, values)))
     return x if pooler.mlp is None else x + pooler.mlp(pooler.norm(x))
 
 

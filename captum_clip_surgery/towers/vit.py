@@ -99,8 +99,8 @@ class VisionTransformerTower(Tower):
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         return visual.ln_pre(visual.patch_dropout(tokens)), Layout(grid)
 
-    def heads(self, index: int, x: Tensor, layout: Layout) -> Heads:
-        return block_heads(self.blocks[index], x, layout.grid)
+    def heads(self, index: int, x: Tensor, layout: Layout, queries: int | None = None) -> Heads:
+        return block_heads(self.blocks[index], x, layout.grid, queries)
 
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return block_merge(self.blocks[index], values)
@@ -124,11 +124,22 @@ class VisionTransformerTower(Tower):
 # The blocks of open_clip's own transformers, which its text towers have as well.
 
 
-def block_heads(block: Any, x: Tensor, grid: Grid) -> Heads:
+def block_heads(block: Any, x: Tensor, grid: Grid, queries: int | None = None) -> Heads:
     attention = block.attn
     normalised = block.ln_1(x)
-    qkv = F.linear(normalised, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = (split_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if queries is None:
+        parts = F.linear(normalised, weight, bias).chunk(3, dim=-1)
+    else:
+        width = len(weight) // 3
+        (wq, wkv), (bq, bkv) = (
+            (None, None) if part is None else part.tensor_split([width]) for part in (weight, bias)
+        )
+        parts = (
+            F.linear(normalised[:, :queries], wq, bq),
+            *F.linear(normalised, wkv, bkv).chunk(2, dim=-1),
+        )
+    q, k, v = (split_heads(part, attention.num_heads) for part in parts)
     if isinstance(attention, Attention):
         q, k = attention.ln_q(q), attention.ln_k(k)
     return Heads(q, k, v, normalised, grid)
