@@ -5,13 +5,15 @@
 
 Each round runs every case once, so that what else the machine does meets them alike; ratios are of
 a round's time to `encode_image` in the same round. Weights are random, which changes no time.
-`--peer module:function` times a callable of images (N, 3, H, W) and text features (K, C) beside.
+`--peer module:function` times a callable of images (N, 3, H, W) and text features (K, C) beside;
+`--compiled` adds both passes through `torch.compile`, and how long that takes to warm up.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -66,21 +68,31 @@ def classifier(name: str, texts: int, device: str, dtype: torch.dtype) -> ZeroSh
 
 
 def cases(
-    clip: ZeroShotClassifier, images: Tensor, methods: Sequence[str], peers: Sequence[str]
+    clip: ZeroShotClassifier,
+    images: Tensor,
+    methods: Sequence[str],
+    peers: Sequence[str],
+    compiled: bool = False,
 ) -> dict[str, Case]:
     """What is timed, by name; the yardstick is the model's own pass at the images' size."""
-    native = tuple(images.shape[-2:]) == clip.native_size
-    plain = clip.model.encode_image if native else partial(_at_another_size, clip)
+    plain = at_size(clip, images)
     chosen, left_out = choose(clip, methods)
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
     surgery, shaped = LayerClipSurgery(clip), ClipSurgery(clip)
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     size = (images.shape[-2], images.shape[-1])
+    encode = partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.recipe)
+    with torch.inference_mode():
+        encoded = encode()
+        maps = surgery.scores_of(encoded)
     found: dict[str, Case] = {
         YARDSTICK: partial(plain, images),
         "logits": partial(clip, images),
-        "dual path": partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.recipe),
+        "stage: a picture to pixels": partial(clip.preprocess, picture, size),
+        "stage: dual path": encode,
+        "stage: scores and feature surgery": partial(surgery.scores_of, encoded),
+        "stage: maps to the images' size": partial(shaped.finish, maps, size),
     }
     found |= {name: partial(method(clip), images) for name, method in chosen.items()}
     found["one target, on the grid"] = partial(surgery.attribute, images, 0)
@@ -88,6 +100,8 @@ def cases(
     found["from a picture to an array"] = lambda: (
         surgery.attribute_all(clip.preprocess(picture, size)).float().cpu().numpy()
     )
+    if compiled:
+        found |= _compiled(plain, partial(surgery.attribute_all, check_finite=False), images)
     for peer in peers:
         module, function = peer.split(":")
         call = getattr(import_module(module), function)
@@ -95,9 +109,23 @@ def cases(
     return found
 
 
-def _at_another_size(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
-    """The model's own blocks, one after the other, on resized positions."""
-    return clip.tower.encode(images.to(clip.tower.dtype))
+def at_size(clip: ZeroShotClassifier, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """The model's own pass: `encode_image`, or its blocks in turn on resized positions."""
+    if tuple(images.shape[-2:]) == clip.native_size:
+        return lambda batch: clip.model.encode_image(batch.to(clip.tower.dtype))
+    return lambda batch: clip.tower.encode(batch.to(clip.tower.dtype))
+
+
+@torch.inference_mode()
+def _compiled(plain: Case, surgery: Case, images: Tensor) -> dict[str, Case]:
+    """Both passes compiled as one graph each; says what the first call took."""
+    found: dict[str, Case] = {}
+    for name, call in ((YARDSTICK, plain), ("all texts", surgery)):
+        compiled = torch.compile(call, fullgraph=True)
+        seconds = measure(partial(compiled, images), images.device)[1].seconds
+        print(f"{name}, compiled without a graph break: first call {seconds:.1f} s")
+        found[f"{name}, compiled"] = partial(compiled, images)
+    return found
 
 
 @torch.inference_mode()
@@ -121,6 +149,17 @@ def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, 
         )
         for name, taken in seconds.items()
     }
+
+
+def waits(call: Case) -> int:
+    """How often a call makes the host wait for the GPU."""
+    call()
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def table(timings: dict[str, Timing], batch: int) -> str:
@@ -151,6 +190,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "fp32",
     tf32: Annotated[bool, typer.Option(help="TF32 products on a GPU.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile.")] = False,
     threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
 ) -> None:
@@ -173,8 +213,15 @@ def main(
     }
     print(", ".join(f"{key} {about[key]}" for key in ("model", "size", "batch", "texts", "dtype")))
     print(f"{about['device']}, {about['threads']} threads, torch {torch.__version__}\n")
-    timings = run(cases(clip, images, methods.split(","), peer or []), rounds, torch.device(device))
+    chosen = [name for name in methods.split(",") if name]
+    found = cases(clip, images, chosen, peer or [], compiled)
+    timings = run(found, rounds, torch.device(device))
     print(table(timings, batch))
+    if device.startswith("cuda"):
+        surgery = LayerClipSurgery(clip).attribute_all
+        for check in (True, False):
+            count = waits(partial(surgery, images, None, check))
+            print(f"check_finite={check}: the host waits {count} times")
     if output is not None:
         content = {**about, "cases": {name: asdict(t) for name, t in timings.items()}}
         output.write_text(json.dumps(content, indent=2) + "\n")

@@ -14,8 +14,8 @@ from captum_clip_surgery.towers import Tower
 Target = int | Tensor | Sequence[int] | None
 
 
-def check_images(images: Tensor, tower: Tower, device: torch.device) -> None:
-    """A finite floating-point batch (N, 3, H, W) on the model's device.
+def check_images(images: Tensor, tower: Tower, device: torch.device, finite: bool = True) -> None:
+    """A floating-point batch (N, 3, H, W) on the model's device, `finite` if that is asked for.
 
     Raises:
         TypeError: no tensor, or not of floating point.
@@ -39,7 +39,7 @@ def check_images(images: Tensor, tower: Tower, device: torch.device) -> None:
     if images.device != device:
         raise ValueError(f"images are on {images.device}, the model on {device}")
     # In one pass and without a copy; NaN shows in both.
-    if not torch.stack(images.detach().aminmax()).isfinite().all():
+    if finite and not torch.stack(images.detach().aminmax()).isfinite().all():
         raise ValueError("images hold NaN or infinite pixels")
 
 

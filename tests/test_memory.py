@@ -145,7 +145,7 @@ def mark_end_of_tower(module: nn.Module) -> Any:
 def scores_fit(
     clip: ZeroShotClassifier, last: nn.Module, images: Tensor, form: str | None, folder: Path
 ) -> None:
-    """After its last module, the pass takes at most three score tensors at once, none larger."""
+    """After its last module, the pass takes at most two score tensors at once, none larger."""
     rows, columns = clip.tower.grid(*images.shape[-2:])
     texts, width = clip.text_features().shape
     score = len(images) * rows * columns * texts * images.element_size()
@@ -156,11 +156,11 @@ def scores_fit(
         sizes = allocations(lambda: maps.append(surgery.attribute_all(images)), folder)
     handle.remove()
     assert maps[0].shape == (len(images), texts, rows, columns)
-    assert score <= peak(sizes, score) <= 3 * score
+    assert score <= peak(sizes, score) <= 2 * score
     # Nothing is hidden in pieces below the size of a score tensor either: beside the scores there
     # are tokens and text features, of the joint space's width.
     others = 4 * len(images) * rows * columns * width + 4 * texts * width
-    assert peak(sizes, 0) <= 3 * score + others * images.element_size()
+    assert peak(sizes, 0) <= 2 * score + others * images.element_size()
     assert max(sizes) < score * width
 
 

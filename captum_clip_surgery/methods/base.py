@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, overload
 
+import torch
 import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from captum.log import log_usage
@@ -96,13 +97,17 @@ class MapAttribution(Attribution):
         return self.spread(self._maps(inputs, chosen))
 
     @log_usage()  # type: ignore[untyped-decorator]
-    def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+    def attribute_all(
+        self, inputs: Tensor, targets: Sequence[int] | None = None, check_finite: bool = True
+    ) -> Tensor:
         """The maps of many texts, from one pass of the image tower.
 
         Args:
             inputs: images (N, 3, H, W).
             targets: indices of the texts to return; None is all. Feature surgery lets all of the
                 classifier's texts and rivals compete, whatever is returned.
+            check_finite: whether images are searched for NaN and infinity, which are errors. On a
+                GPU the answer is waited for; without the search nothing is, for all targets.
 
         Returns:
             (N, K, h, w) for `Layer...` classes, otherwise (N, K, H, W): one map for each text.
@@ -110,17 +115,18 @@ class MapAttribution(Attribution):
         Raises:
             TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
         """
-        clip = self._check(inputs)
+        clip = self._check(inputs, check_finite)
         count = len(clip.texts)
-        chosen = range(count) if targets is None else targets
-        return self._maps(inputs, checks.resolve_indices(chosen, count, inputs.device))
+        if targets is None:  # made where the images are
+            return self._maps(inputs, torch.arange(count, device=inputs.device))
+        return self._maps(inputs, checks.resolve_indices(targets, count, inputs.device))
 
     def begin_at(self, index: int) -> None:
         """Remember the block where the method begins; shaped as a layer, that is its layer."""
 
-    def _check(self, images: Tensor) -> ZeroShotClassifier:
+    def _check(self, images: Tensor, finite: bool = True) -> ZeroShotClassifier:
         clip = self.forward_func
-        checks.check_images(images, clip.tower, clip.device)
+        checks.check_images(images, clip.tower, clip.device, finite)
         checks.check_modes(clip.model)
         return clip
 
