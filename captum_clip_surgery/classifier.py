@@ -54,11 +54,15 @@ class ZeroShotClassifier(nn.Module):
         truncate: cut prompts longer than the context instead of raising.
         positions: how positional embeddings are resized for sizes that are not native, "bilinear"
             as CLIP Surgery does or "bicubic" with antialiasing as open_clip does.
+        cache: a folder in which text features are kept between processes, under what determines
+            them: weights, texts, templates, versions. None keeps them in memory alone.
 
     Raises:
         TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
             not defined; texts, templates of the wrong kind.
-        ValueError: no texts, an empty one, one longer than the context, a template without a slot.
+        ValueError: no texts, an empty one, one longer than the context, a template without a slot,
+            a damaged cache.
+        OSError: a cache that cannot be written.
 
     Example::
 
@@ -80,12 +84,13 @@ class ZeroShotClassifier(nn.Module):
         templates: Sequence[Template] | None = None,
         truncate: bool = False,
         positions: str = "bilinear",
+        cache: str | PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self._set_model(model, positions)
         templates = TEMPLATES if templates is None else templates
         self._encoder: PromptEncoder | None = PromptEncoder(
-            self.model, tokenizer, templates, truncate
+            self.model, tokenizer, templates, truncate, cache
         )
         self._vocabulary: tuple[str, ...] | None = None
         self._set_texts(texts, rivals)
@@ -112,6 +117,7 @@ class ZeroShotClassifier(nn.Module):
         std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
         tokenizer: Tokenizer | None = None,
+        cache: str | PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
         """A model as `open_clip.create_model_and_transforms` loads it, in eval mode.
@@ -119,7 +125,7 @@ class ZeroShotClassifier(nn.Module):
         Args:
             name: an open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
             pretrained: an open_clip tag or a checkpoint file; None where `name` has a scheme.
-            texts, rivals, templates, truncate, positions: as for the class.
+            texts, rivals, templates, truncate, positions, cache: as for the class.
             mean, std, interpolation: override the model's preprocessing. A checkpoint file does
                 not record any, so open_clip assumes OpenAI's; a warning says where that is likely
                 to be wrong.
@@ -133,7 +139,7 @@ class ZeroShotClassifier(nn.Module):
             ImportError: a text tower or tokenizer of Hugging Face without the extra `transformers`.
         """
         model, tokenizer = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
-        return cls(model, texts, rivals, tokenizer, templates, truncate, positions)
+        return cls(model, texts, rivals, tokenizer, templates, truncate, positions, cache)
 
     @classmethod
     def from_features(
@@ -335,6 +341,11 @@ class ZeroShotClassifier(nn.Module):
         batch = self._preprocess(images, size, crop)
         self.tower.grid(*batch.shape[-2:])
         return batch.to(self.device)
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        """What `preprocess` does before the model's device, for workers of a data loader."""
+        return self._preprocess
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """A batch (..., 3, H, W) as colours in 0..1, for display."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
+from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
 from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.prefixes import encode_shared, shares_prefixes
+from captum_clip_surgery.text_cache import TextCache
+from captum_clip_surgery.text_towers import (
+    context_length_of,
+    end_of_text,
+    final_tokens,
+    has_hooks,
+    is_own_transformer,
+    modules_of,
+    parameters_of,
+    pool_text,
+    pooled_at_end_of_text,
+    project_text,
+)
 
 Template = str | Callable[[str], str]
 Tokenizer = Callable[..., Tensor]
@@ -31,7 +47,7 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
-CHUNK = 512  # prompts that pass through the text tower at once
+PLACES = 2**14  # tokens that pass through the text tower at once
 TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
 
 
@@ -111,9 +127,13 @@ class PromptEncoder:
             normalised features of its prompts (Li et al., "A Closer Look at the Explainability of
             CLIP", Sec. 4). An empty sequence takes each text as it is.
         truncate: cut prompts longer than the context instead of raising.
+        cache: a folder in which features are kept between processes, see `TextCache`; None writes
+            nothing.
 
     Raises:
-        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length.
+        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length; a
+            damaged cache.
+        OSError: a cache that cannot be written.
     """
 
     def __init__(
@@ -122,6 +142,7 @@ class PromptEncoder:
         tokenizer: Tokenizer | None = None,
         templates: Sequence[Template] = TEMPLATES,
         truncate: bool = False,
+        cache: str | PathLike[str] | None = None,
     ) -> None:
         if isinstance(templates, str) or callable(templates):
             raise TypeError(f"templates is {templates!r} alone; pass a list: [{templates!r}]")
@@ -141,7 +162,10 @@ class PromptEncoder:
                 )
             tokenizer = open_clip.tokenize
         self.tokenizer = tokenizer
-        self.context_length = _context_length(self.tower, tokenizer)
+        self.context_length = context_length_of(self.tower, tokenizer)
+        self._disk = None if cache is None else TextCache(cache)
+        self._own_words = cache is not None and is_open_clips_bpe(tokenizer)
+        self._fingerprint: tuple[int, bytes] = (0, b"")  # of a generation
         self._cache: dict[str, Tensor] = {}
         self._cached_for: object = None
         self._held: list[Tensor] = []
@@ -156,7 +180,7 @@ class PromptEncoder:
         self.generation()
         cache = self._cache  # a change in another thread replaces it, never empties it
         missing = [text for text in dict.fromkeys(texts) if text not in cache]
-        device = self._parameters()[0].device
+        device = self._device()
         # Remembered features may meet autograd, and full precision, later.
         with (
             torch.inference_mode(False),
@@ -165,7 +189,12 @@ class PromptEncoder:
         ):
             for start in range(0, len(missing), TEXTS_AT_ONCE):
                 part = missing[start : start + TEXTS_AT_ONCE]
-                cache.update(zip(part, self._encode(part), strict=True))
+                cache.update(self._recalled(part))
+                part = [text for text in part if text not in cache]
+                if part:
+                    found = dict(zip(part, self._encode(part), strict=True))
+                    self._keep(found)
+                    cache.update(found)
             return torch.stack([cache[text] for text in texts])
 
     def generation(self) -> int:
@@ -173,8 +202,8 @@ class PromptEncoder:
 
         Changes through `p.data.mul_()` and its like, which leave no trace in torch, are not seen.
         """
-        parameters = self._parameters()
-        state = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
+        parameters = parameters_of(self.tower)
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if state != self._cached_for:
             # Held, so that their memory is not handed to others, which would look the same.
             self._held = [p.detach() for p in parameters]
@@ -186,11 +215,48 @@ class PromptEncoder:
         """Without what only tells this process's parameters apart, the text tower among it."""
         return {**self.__dict__, "_held": [], "_cached_for": None}
 
-    def _parameters(self) -> list[nn.Parameter]:
-        """The text tower's, without walking through the image tower."""
-        parts = (part for name, part in self.tower.named_children() if name != "visual")
-        inner = (parameter for part in parts for parameter in part.parameters())
-        return [*self.tower.parameters(recurse=False), *inner]
+    def _device(self) -> torch.device:
+        return parameters_of(self.tower)[0].device
+
+    # --- on disk ---------------------------------------------------------------------------------
+
+    def _uses_disk(self) -> bool:
+        """Hooks may change features, and no digest tells what they do."""
+        return self._disk is not None and not has_hooks(modules_of(self.tower))
+
+    def _recalled(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Features of those texts that the disk has."""
+        if not self._uses_disk():
+            return {}
+        assert self._disk is not None
+        keys = self._keys(texts)
+        found = self._disk.get(keys.values())
+        device = self._device()
+        return {text: found[key].to(device) for text, key in keys.items() if key in found}
+
+    def _keep(self, features: Mapping[str, Tensor]) -> None:
+        if self._uses_disk():
+            assert self._disk is not None
+            keys = self._keys(list(features))
+            self._disk.put({keys[text]: feature for text, feature in features.items()})
+
+    def _keys(self, texts: Sequence[str]) -> dict[str, bytes]:
+        """Digests of the text tower and of each text's prompts.
+
+        Prompts stand for their ids where the tokenizer is open_clip's own; of others, which may be
+        any function, the ids are asked.
+        """
+        if self._fingerprint[0] != self._generation:
+            self._fingerprint = self._generation, fingerprint(self.tower)
+        about = [self._fingerprint[1].hex(), self.context_length, self.truncate, self._own_words]
+        keys = {}
+        for text in texts:
+            prompts = [fill(template, text) for template in self.templates]
+            content = prompts if self._own_words else self.tokenize(prompts).tolist()
+            keys[text] = hashlib.sha256(json.dumps([about, content]).encode()).digest()
+        return keys
+
+    # --- prompts ---------------------------------------------------------------------------------
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         prompts = [fill(template, text) for text in texts for template in self.templates]
@@ -236,7 +302,7 @@ class PromptEncoder:
         Raises:
             TypeError: a text tower that is not one of open_clip's own.
         """
-        if not _is_own_transformer(self.tower):
+        if not is_own_transformer(self.tower):
             raise TypeError(
                 f"the text tower {type(self.tower).__name__} has no tokens in the joint space; "
                 "open_clip's own text transformers have (CLIP and the TextTransformer of "
@@ -244,112 +310,36 @@ class PromptEncoder:
             )
         if pooled_at_end_of_text(self.tower):
             tokens = tokens[:, : int(end_of_text(self.tower, tokens).max()) + 1]
-        tokens = tokens.to(self._parameters()[0].device)
+        tokens = tokens.to(self._device())
         return normalized(project_text(self.tower, final_tokens(self.tower, tokens)))
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Unnormalised features (P, C) of token ids (P, context), in chunks of similar length."""
-        device = self._parameters()[0].device
-        exact = pooled_at_end_of_text(self.tower)
-        lengths = end_of_text(self.tower, tokens) + 1 if exact else None
-        order = lengths.argsort() if lengths is not None else torch.arange(len(tokens))
-        features: Tensor | None = None
-        for rows in order.split(CHUNK):
-            if lengths is not None:
-                part = tokens[rows, : int(lengths[rows].max())].to(device)
-                encoded = _encode_truncated(self.tower, part)
-            else:
-                encoded = self.model.encode_text(tokens[rows].to(device))  # type: ignore[operator]
-            if features is None:
-                dtype = torch.promote_types(encoded.dtype, torch.float32)
-                features = encoded.new_empty(len(tokens), encoded.shape[-1], dtype=dtype)
-            features[rows.to(device)] = encoded.to(features.dtype)
-        assert features is not None
-        return features
+        """Unnormalised features (P, C) of token ids (P, context), as `encode_text` gives them.
 
+        What texts share at their beginnings is computed once, and nothing behind their ends, where
+        the text tower allows it: it is one of open_clip's own, causal, pooled at the end of the
+        text, and has no hooks on its transformer, blocks and attention. Hooks there see whole
+        batches; they cost that speed.
+        """
+        lengths = self._lengths(tokens)
+        order = lengths.argsort()
+        chunks = (lengths[order].cumsum(0) - 1).div(PLACES, rounding_mode="floor").bincount()
+        rows = [part for part in order.split(chunks.tolist()) if len(part)]
+        features = torch.cat([self._encode_chunk(tokens[part]) for part in rows])
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        return features[order.argsort().to(features.device)]
 
-def _context_length(tower: Any, tokenizer: Any) -> int:
-    """How many tokens the text tower takes.
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """How many places (P,) of texts matter."""
+        if pooled_at_end_of_text(self.tower):
+            return end_of_text(self.tower, tokens) + 1
+        return torch.full((len(tokens),), tokens.shape[1])
 
-    Hugging Face towers take as many as they have positions (or any number); they were trained on
-    as many as their open_clip tokenizer gives.
-    """
-    own = tower.context_length
-    if isinstance(tower, HFTextEncoder):
-        own = getattr(tokenizer, "context_length", None) or own
-    if not own:
-        raise ValueError(
-            f"the text tower {type(tower).__name__} does not say its context length; pass "
-            "tokenizer=open_clip.get_tokenizer(name), which does"
-        )
-    return own
-
-
-def _pool_type(tower: Any) -> str:
-    return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
-
-
-def _end_of_text_id(tower: Any) -> Any:
-    return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
-
-
-def _is_own_transformer(tower: Any) -> bool:
-    return isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
-
-
-def pooled_at_end_of_text(tower: Any) -> bool:
-    """Whether nothing after the end of the text can change its feature."""
-    return (
-        _is_own_transformer(tower)
-        and getattr(tower, "attn_mask", None) is not None
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
-        and _pool_type(tower) in ("argmax", "eos")
-    )
-
-
-def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
-    if _pool_type(tower) == "argmax":
-        return tokens.argmax(-1)
-    return tokens.eq(_end_of_text_id(tower)).int().argmax(-1)
-
-
-def _encode_truncated(tower: Any, tokens: Tensor) -> Tensor:
-    """open_clip's `encode_text` on the first places of the context."""
-    return pool_text(tower, final_tokens(tower, tokens), tokens)
-
-
-def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
-    """Token ids (P, L) to one of open_clip's own towers' tokens after the final LayerNorm."""
-    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
-        # Masks that depend on the text are the tower's own affair.
-        found = tower.forward_intermediates(
-            tokens,
-            indices=1,
-            normalize_intermediates=True,
-            intermediates_only=True,
-            output_fmt="NLC",
-        )
-        return found["text_intermediates"][-1]
-    length = tokens.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    mask = tower.attn_mask
-    x = tower.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
-    return tower.ln_final(x)
-
-
-def pool_text(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
-    """Tokens after the final LayerNorm to the text's feature, unnormalised."""
-    return project_text(
-        tower, text_global_pool(x, tokens, _pool_type(tower), _end_of_text_id(tower))
-    )
-
-
-def project_text(tower: Any, x: Tensor) -> Tensor:
-    """Text tokens, pooled or not, to the joint space."""
-    if tower.text_projection is None:
-        return x
-    if isinstance(tower.text_projection, nn.Linear):
-        return tower.text_projection(x)
-    return x @ tower.text_projection
+    def _encode_chunk(self, tokens: Tensor) -> Tensor:
+        device = self._device()
+        if shares_prefixes(self.tower):
+            return encode_shared(self.tower, tokens, device)
+        tokens = tokens[:, : int(self._lengths(tokens).max())].to(device)
+        if pooled_at_end_of_text(self.tower):
+            return pool_text(self.tower, final_tokens(self.tower, tokens), tokens)
+        return self.model.encode_text(tokens)  # type: ignore[operator]

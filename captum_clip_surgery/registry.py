@@ -163,6 +163,8 @@ METHODS: dict[str, Method] = {
         perturbations_per_eval=images_at_once,
     ),
 }
+#: What some are called elsewhere.
+ALIASES = {"surgery": "ClipSurgery"}
 #: What people look at first: CLIP itself, the repair, and the two they would have used.
 USUAL = ("CLIP", "ClipSurgery", "IntegratedGradients", "GradCam")
 
@@ -174,7 +176,8 @@ def choose(
 
     Args:
         clip: the classifier.
-        names: of `METHODS`; "all" among them stands for every one.
+        names: of `METHODS`, in capitals or not, or of `ALIASES`; "all" among them stands for every
+            one.
 
     Raises:
         ValueError: a name there is not, or none that is defined here.
@@ -182,7 +185,10 @@ def choose(
     """
     if isinstance(names, str):
         raise TypeError(f"names is the string {names!r}; pass a list: [{names!r}]")
-    wanted = [n for name in names for n in (METHODS if name == "all" else [name])]
+    known = {name.lower(): name for name in METHODS} | ALIASES
+    wanted = [
+        n for name in names for n in (METHODS if name == "all" else [known.get(name.lower(), name)])
+    ]
     chosen: dict[str, Method] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(wanted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import platform
 import shlex
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.visualization import bar_figure
@@ -27,6 +29,12 @@ LONG = SHORT | {
     "average_precision": "AP",
     "pixel_accuracy": "pixel acc.",
     "segmentation_miou": "seg. mIoU",
+    "class_iou": "class mIoU",
+    "class_accuracy": "class acc.",
+    "all_accuracy": "all acc.",
+    "mean_ap": "mAP",
+    "p_miou": "p-mIoU",
+    "pair_iou": "pair IoU",
     "grid_pointing": "grid",
     "insertion": "insertion",
     "deletion": "deletion",
@@ -40,12 +48,13 @@ class Result:
 
     `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
     over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
-    above what was in use (see `costs.Cost`).
+    above what was in use (see `costs.Cost`). Where methods share a pass nobody can tell what each
+    took: None.
     """
 
     measures: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
-    seconds: float
+    seconds: float | None
     peak_bytes: int | None
 
     def cell(self, measure: str, wide: bool = False) -> str:
@@ -81,13 +90,14 @@ def to_markdown(
         wide: whether figures have their intervals.
     """
     taken = {key: name for key, name in columns.items() if _is_taken(results, key)}
-    header = ["method", *taken.values(), "ms", *["MiB"] * memory]
+    timed = any(result.seconds is not None for result in results.values())
+    header = ["method", *taken.values(), *["ms"] * timed, *["MiB"] * (timed and memory)]
     rows = [
         [
             name,
             *(result.cell(key, wide) for key in taken),
-            f"{1000 * result.seconds:.0f}",
-            *[_mebibytes(result.peak_bytes)] * memory,
+            *["-" if result.seconds is None else f"{1000 * result.seconds:.0f}"] * timed,
+            *[_mebibytes(result.peak_bytes)] * (timed and memory),
         ]
         for name, result in results.items()
     ]
@@ -111,6 +121,16 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "device": f"{device.type} {name or platform.machine()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, their names and types, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
 
 
 def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:

@@ -11,11 +11,12 @@ Language-Image Pre-training" (arXiv 2304.05653).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from torch import Tensor, nn
 
-from captum_clip_surgery import functional
+from captum_clip_surgery import checks, functional
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.methods.base import GridMaps, ImageMaps, MapAttribution
 from captum_clip_surgery.towers import Encoded, Heads, Recipe
@@ -97,6 +98,42 @@ class DualPathMaps(MapAttribution):
             f"{type(self).__name__}(depth={self.recipe.depth}, "
             f"feature_surgery={self.feature_surgery!r}{rule}, tau={self.tau})"
         )
+
+
+def maps_together(
+    methods: Mapping[str, DualPathMaps], images: Tensor, targets: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Maps of several methods of one classifier from one pass of its tower.
+
+    Args:
+        methods: by name, at least one; each `attribute_all` gives the same maps.
+        images: (N, 3, H, W).
+        targets: indices of texts; None is all of the classifier's.
+
+    Returns:
+        Maps (N, K, h, w) or (N, K, H, W) by name, as each method shapes them.
+
+    Raises:
+        TypeError, ValueError, IndexError: as `attribute_all` does; methods of two classifiers.
+    """
+    first = next(iter(methods.values()))
+    clip = first.forward_func
+    if any(method.forward_func is not clip for method in methods.values()):
+        raise ValueError("methods of two classifiers share no pass; make them on the same one")
+    checks.check_images(images, clip.tower, clip.device)
+    checks.check_modes(clip.model)
+    count, size = len(clip.texts), (images.shape[-2], images.shape[-1])
+    indices = checks.resolve_indices(
+        range(count) if targets is None else targets, count, clip.device
+    )
+    recipes = list(dict.fromkeys(method.recipe for method in methods.values()))
+    encoded = dict(
+        zip(recipes, clip.tower.paths(images.to(clip.tower.dtype), recipes), strict=True)
+    )
+    return {
+        name: method.finish(method.scores_of(encoded[method.recipe], indices), size).to(images)
+        for name, method in methods.items()
+    }
 
 
 def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = None) -> None:

@@ -15,7 +15,8 @@ from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.costs import Cost
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import _odd_one_out, evaluate_scenes
+from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.evaluation.scenes import _odd_one_out
 from captum_clip_surgery.metrics import insertion_deletion, localization
 from captum_clip_surgery.registry import METHODS
 from captum_clip_surgery.results import LONG, Result, read, to_markdown, write

@@ -23,9 +23,10 @@ from towers import TEXT, TINY
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.methods.words import word_places
-from captum_clip_surgery.prompts import PromptEncoder, pooled_at_end_of_text
+from captum_clip_surgery.prompts import PromptEncoder
 from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
+from captum_clip_surgery.text_towers import pooled_at_end_of_text
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ import typer
 from captum_clip_surgery.catalog import list_models
 from captum_clip_surgery.catalog import to_markdown as models_to_markdown
 from captum_clip_surgery.checkup import tower_report
+from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli.common import (
     USUAL_METHODS,
     Json,
@@ -27,14 +30,18 @@ from captum_clip_surgery.cli.common import (
     report_left_out,
     save,
 )
+from captum_clip_surgery.data import DATASETS, open_dataset
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import MEASURES, evaluate_scenes
+from captum_clip_surgery.evaluation import MEASURES, TASKS, Protocol, evaluate_scenes
+from captum_clip_surgery.evaluation import evaluate as evaluate_dataset
+from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
+from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown
+from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown, weights_digest
 from captum_clip_surgery.results import write as write_results
 from captum_clip_surgery.visualization import report_figure
 
-CHECKED_SCENES = 12
+CHECKED_SCENES, SCENES = 12, 500
 EVERYDAY = (  # what images are asked about where nobody says
     "person, dog, cat, bird, horse, car, boat, building, window, tree, flower, grass, road, sky, "
     "water, mountain, chair, table, food, sign"
@@ -42,32 +49,113 @@ EVERYDAY = (  # what images are asked about where nobody says
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="scenes: those of the embedded model.")] = "scenes",
+    dataset: Annotated[
+        str, typer.Option(help=f"scenes: those of the embedded model; or {', '.join(DATASETS)}.")
+    ] = "scenes",
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="paper, dense, imagenet-segmentation, present, or a .toml file.")
+    ] = "paper",
     methods: Methods = USUAL_METHODS,
-    limit: Annotated[int, typer.Option(min=1, help="How many images.")] = 500,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many images; all, and 500 scenes.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data set; the usual one.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help=f"{', '.join(TASKS)}, comma between; all that fit.")
+    ] = None,
     measures: Annotated[
-        str, typer.Option(help=f"{', '.join(MEASURES)}, comma between, or all.")
+        str, typer.Option(help=f"Of scenes: {', '.join(MEASURES)}, comma between, or all.")
     ] = "localization",
     rivals: Rivals = None,
     size: Size = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 1,
     model: Model = None,
     pretrained: Pretrained = None,
     output: Annotated[Path, typer.Option(help="Folder for results.")] = Path(
         "clip-surgery-results"
     ),
 ) -> None:
-    """Measure methods against the masks of a data set: JSON, CSV, Markdown and a chart."""
-    if dataset != "scenes":
-        raise ValueError(f"there is no data set {dataset!r}; there is scenes")
-    clip = load_model(model, pretrained, ["dog"], ())
+    """Measure methods against the truth of a data set: JSON, CSV, Markdown and figures."""
+    if dataset == "scenes":
+        if root is not None or tasks is not None:
+            raise ValueError("--root and --tasks are of data sets on disk; scenes are rendered")
+        clip = load_model(model, pretrained, ["dog"], ())
+        chosen, left_out = choose(clip, names_of(methods))
+        report_left_out(left_out)
+        _evaluate_scenes(
+            clip, chosen, left_out, limit, split or "test", measures, rivals, size, output
+        )
+        return
+    if root is None:
+        raise ValueError(f"--dataset {dataset} needs --root, the folder it was unpacked in")
+    if rivals is not None or size is not None or measures != "localization":
+        raise ValueError("--rivals, --size and --measures are of scenes; a protocol says the rest")
+    way = Protocol.load(protocol)
+    data = open_dataset(dataset, root, split)
+    templates = TEMPLATE_SETS[way.templates] if model and way.templates else None
+    clip = load_model(model, pretrained, ["dog"], (), templates=templates)
     chosen, left_out = choose(clip, names_of(methods))
     report_left_out(left_out)
+    found = evaluate_dataset(
+        clip,
+        data,
+        chosen,
+        way,
+        dataset,
+        names_of(tasks) if tasks else None,
+        limit,
+        batch,
+        workers,
+        progress=sys.stderr.isatty(),
+        figures=True,
+    )
+    about = {
+        "dataset": {"name": data.name, "root": str(root), "classes": data.classes.source},
+        "images": found.images,
+        "images_per_second": found.images_per_second,
+        "waiting_for_data": found.waiting,
+        "protocol": asdict(way),
+        "templates": way.templates if templates is not None else "the model's own",
+        "model": clip.tower.describe(),
+        "weights": weights_digest(clip.model),
+        "left_out": {**left_out, **found.left_out},
+        "worst_first": {
+            task: [data.names[index] for _, index in cases] for task, cases in found.cases.items()
+        },
+        **circumstances(clip.device),
+    }
+    write_results(found.results, output, about)
+    for task, figure in found.figures.items():
+        save(figure, output / f"{task}.png")
+    print(to_markdown(found.results, LONG))
+    for name, why in found.left_out.items():
+        print(f"left out: {name}: {why}")
+    print(
+        f"\n{found.images} images, {found.images_per_second:.1f} a second, "
+        f"{found.waiting:.0%} of the time waiting for data. "
+        f"All measures, intervals and figures are in {output}."
+    )
+
+
+def _evaluate_scenes(
+    clip: ZeroShotClassifier,
+    methods: Mapping[str, Method],
+    left_out: Mapping[str, str],
+    limit: int | None,
+    split: str,
+    measures: str,
+    rivals: Path | None,
+    size: int | None,
+    output: Path,
+) -> None:
+    limit = SCENES if limit is None else limit
     scenes = Scenes(split, limit, size or clip.native_size[0], objects=[2, 3])
     results = evaluate_scenes(
         clip,
         scenes,
-        chosen,
+        methods,
         read_lines(rivals),
         size,
         progress=sys.stderr.isatty(),

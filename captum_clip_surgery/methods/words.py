@@ -19,12 +19,8 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.opened import likeness_to, relevance_row, text_gradients
-from captum_clip_surgery.prompts import (
-    PromptEncoder,
-    end_of_text,
-    pool_text,
-    pooled_at_end_of_text,
-)
+from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.text_towers import end_of_text, pool_text, pooled_at_end_of_text
 from captum_clip_surgery.towers import OpenBlock
 from captum_clip_surgery.towers.base import join_heads, split_heads
 from captum_clip_surgery.towers.vit import block_feed_forward, block_heads, block_merge

@@ -35,8 +35,8 @@ def energy_pointing_game(attribution: Tensor, mask: Tensor) -> float:
         0.75
     """
     check_pair(attribution, mask)
-    positive = resize(_positive_part(attribution), mask)
-    return _share(positive[mask].sum(), positive.sum())
+    positive = resize(positive_part(attribution), mask)
+    return share(positive[mask].sum(), positive.sum())
 
 
 def grid_pointing_game(attribution: Tensor, rows: int, columns: int, cell: int) -> float:
@@ -70,17 +70,17 @@ def grid_pointing_game(attribution: Tensor, rows: int, columns: int, cell: int) 
     if not 0 <= cell < rows * columns:
         raise IndexError(f"cell {cell} of {rows} x {columns}; 0 to {rows * columns - 1} exist")
     height, width = attribution.shape
-    mass = _coverage(height, rows) @ _positive_part(attribution) @ _coverage(width, columns).T
-    return _share(mass.flatten()[cell], mass.sum())
+    mass = _coverage(height, rows) @ positive_part(attribution) @ _coverage(width, columns).T
+    return share(mass.flatten()[cell], mass.sum())
 
 
-def _positive_part(attribution: Tensor) -> Tensor:
+def positive_part(attribution: Tensor) -> Tensor:
     """Of float64 on the CPU; zero for a constant map."""
     values = attribution.detach().cpu().double()
     return values.clamp(min=0) * (values.min() < values.max())
 
 
-def _share(part: Tensor, whole: Tensor) -> float:
+def share(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if whole > 0 else 0.0
 
 

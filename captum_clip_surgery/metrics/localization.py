@@ -86,7 +86,7 @@ def pointing_game(prepared: Tensor | None, mask: Tensor, tolerance: float = 0) -
     check_tolerance(tolerance)
     if prepared is None:
         return 0.0
-    near = _dilate(mask, tolerance) if tolerance else mask
+    near = dilate(mask, tolerance) if tolerance else mask
     return float(near[prepared == prepared.max()].double().mean())
 
 
@@ -96,7 +96,7 @@ def check_tolerance(tolerance: float) -> None:
         raise ValueError(f"tolerance {tolerance!r} must be a finite number of pixels, 0 or more")
 
 
-def _dilate(mask: Tensor, distance: float) -> Tensor:
+def dilate(mask: Tensor, distance: float) -> Tensor:
     """The pixels at most so far from a mask: row by row of the disk, each a run of pixels."""
     height, width = mask.shape
     near = torch.zeros_like(mask)

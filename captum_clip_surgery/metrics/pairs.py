@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.metrics.bootstrap import check_bootstrap, percentiles, resample
-from captum_clip_surgery.metrics.energy import energy_pointing_game
+from captum_clip_surgery.metrics.energy import positive_part, share
 from captum_clip_surgery.metrics.localization import (
     THRESHOLDS,
     check_tolerance,
+    dilate,
     iou_curve,
     pointing_game,
     score_contrast,
 )
-from captum_clip_surgery.metrics.maps import check_pair, is_measurable, prepare
+from captum_clip_surgery.metrics.maps import check_pair, is_measurable, prepare, resize
 from captum_clip_surgery.metrics.ranking import ranking
 from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
 
@@ -110,13 +111,21 @@ class PairMeasures:
         self.skipped = 0
         self._sums: dict[object, Tensor] = {}  # by image
 
-    def update(self, attribution: Tensor, mask: Tensor, image: int | None = None) -> None:
+    def update(
+        self,
+        attribution: Tensor,
+        mask: Tensor,
+        image: int | None = None,
+        ignored: Tensor | None = None,
+    ) -> None:
         """Add a pair.
 
         Args:
             attribution: (h, w) of any size, raw and signed.
             mask: (H, W) of bool.
             image: which image it is of, for `confidence`; None is one of its own.
+            ignored: (H, W) of bool, pixels that count neither as inside nor as outside: the
+                maximum of the pointing game is looked for among the others.
 
         Raises:
             TypeError: no tensors, or an image that is no int.
@@ -126,11 +135,28 @@ class PairMeasures:
             raise TypeError(f"image {image!r} is a {type(image).__name__}, expected an int or None")
         check_pair(attribution, mask)
         mask = mask.cpu()
-        if not is_measurable(mask):
+        judged = _judged(mask, ignored)
+        if not is_measurable(mask[judged]):
             self.skipped += 1
             return
-        sums = _sums_of_pair(attribution.detach().cpu(), mask, self.tolerance)
+        sums = _sums_of_pair(attribution.detach().cpu(), mask, judged, self.tolerance)
         self._add(object() if image is None else image, sums)
+
+    def state(self, image: int) -> Tensor:
+        """All that an image's pairs added, and how many were skipped so far, as one row."""
+        sums = self._sums.get(image, torch.zeros(sum(PARTS), dtype=torch.float64))
+        return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64)])
+
+    def add_state(self, image: int, state: Tensor) -> None:
+        """Add what another's `state` holds."""
+        self.skipped += int(state[-1])
+        if state[-2]:  # its pairs
+            self._add(image, state[:-1])
+
+    @property
+    def pairs(self) -> int:
+        """How many were measured."""
+        return int(sum(sums[-1] for sums in self._sums.values()))
 
     def merge(self, other: PairMeasures) -> None:
         """Add another's pairs, of the same images where their numbers are the same.
@@ -195,13 +221,29 @@ class PairMeasures:
         return torch.stack(list(self._sums.values()))
 
 
-def _sums_of_pair(attribution: Tensor, mask: Tensor, tolerance: float) -> Tensor:
-    prepared = prepare(attribution, mask)
+def _judged(mask: Tensor, ignored: Tensor | None) -> Tensor:
+    """The pixels (H, W) that count."""
+    if ignored is None:
+        return torch.ones_like(mask)
+    if ignored.shape != mask.shape or ignored.dtype != torch.bool:
+        raise ValueError(
+            f"ignored pixels are {tuple(ignored.shape)} of {ignored.dtype}, expected "
+            f"{tuple(mask.shape)} of torch.bool, as the mask is"
+        )
+    return ~ignored.cpu()
+
+
+def _sums_of_pair(attribution: Tensor, mask: Tensor, judged: Tensor, tolerance: float) -> Tensor:
+    prepared, near = prepare(attribution, mask), dilate(mask, tolerance)
+    positive = resize(positive_part(attribution), mask)
+    # What follows looks at pixels one by one, wherever they stand.
+    mask, near, positive = (part[judged][None] for part in (mask, near, positive))
+    prepared = None if prepared is None else prepared[judged][None]
     means = [
         score_contrast(prepared, mask),
         pointing_game(prepared, mask),
-        pointing_game(prepared, mask, tolerance),
-        energy_pointing_game(attribution, mask),
+        pointing_game(prepared, near),
+        share(positive[mask].sum(), positive.sum()),
         *ranking(prepared, mask),
     ]
     return torch.cat(

@@ -120,8 +120,11 @@ class PointMeasures:
         positive: Sequence[bool],
     ) -> None:
         """Add the points of one class in one image; arguments as of `point_confusion`."""
-        counts = point_confusion(prediction, x, y, positive, self.threshold)
-        if not any(positive):
+        self.add(label, point_confusion(prediction, x, y, positive, self.threshold))
+
+    def add(self, label: Hashable, counts: Tensor) -> None:
+        """Add the confusion (4,) of one class in one image."""
+        if not counts[0] + counts[2]:
             self.skipped += 1
             return
         self._counts[label] = self._counts.get(label, 0) + counts

@@ -119,8 +119,14 @@ def recognize(
 
 @torch.no_grad()
 def _scores(clip: ZeroShotClassifier, images: Tensor, form: str | None, tau: float) -> Tensor:
-    pooled = clip.image_features(images)
-    with full_precision(images):
+    return pooled_scores(clip, clip.image_features(images), form, tau)
+
+
+def pooled_scores(
+    clip: ZeroShotClassifier, pooled: Tensor, form: str | None, tau: float = TAU
+) -> Tensor:
+    """Scores (N, K) of images by their L2-normalised embedding `pooled` (N, C)."""
+    with full_precision(pooled):
         texts = clip.text_features().to(pooled.dtype)
         empty = clip.empty_features() if form == "empty" else None
         empty = None if empty is None else empty.to(pooled.dtype)

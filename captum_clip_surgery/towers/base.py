@@ -284,28 +284,42 @@ class Tower(ABC):
 
     def dual_path(self, images: Tensor, recipe: Recipe) -> Encoded:
         """One pass for both paths: patches of the recipe's, pooled embedding of the model's own."""
+        (encoded,) = self.paths(images, [recipe])
+        return encoded
+
+    def paths(self, images: Tensor, recipes: Sequence[Recipe]) -> list[Encoded]:
+        """One pass for the model's own path and one of each recipe beside it."""
         last = len(self.blocks) - 1
-        first = last + 1 - recipe.depth
-        residual = recipe.residual and self.has_residual
-        x, layout = self.enter(images, first)
-        path = x
-        for index in range(first, last + 1):
-            # After the last block nothing asks for the original path's patches any more.
-            few = self.num_pooled_tokens if index == last else None
-            heads = self.heads(index, x, layout, few if recipe.values_only else None)
-            update = self.merge(index, recipe.attention(heads), heads.x)
-            path = path + update if residual else update
-            if recipe.mlp:
-                path = self.feed_forward(index, path)
-            if few is not None:
-                heads = heads.first_queries(few)
-                x = x[:, :few]
+        starts = [last + 1 - recipe.depth for recipe in recipes]
+        x, layout = self.enter(images, min(starts))
+        # Where a recipe asks for the model's own tokens, all of them are needed to the end.
+        few = None if 0 in (recipe.depth for recipe in recipes) else self.num_pooled_tokens
+        streams: dict[int, Tensor] = {}
+        for index in range(min(starts), last + 1):
+            running = [i for i, start in enumerate(starts) if start <= index]
+            asked = few if index == last else None
+            sparing = all(recipes[i].values_only for i in running)
+            heads = self.heads(index, x, layout, asked if sparing else None)
+            for i in running:
+                stream = streams.get(i, x)
+                streams[i] = self._step(index, stream, heads, recipes[i])
+            if asked is not None:
+                # After the last block nothing asks for the original path's patches any more.
+                heads, x = heads.first_queries(asked), x[:, :asked]
             update = self.merge(index, heads.attend(), heads.x)
             x = self.feed_forward(index, x + update if self.has_residual else update)
-        if not recipe.depth:
-            path = x
-        patches = self.project(path[:, self.num_prefix_tokens :])
-        return Encoded(patches, self.pool(x), layout.grid)
+        pooled, prefix = self.pool(x), self.num_prefix_tokens
+        return [
+            Encoded(self.project(streams.get(i, x)[:, prefix:]), pooled, layout.grid)
+            for i in range(len(recipes))
+        ]
+
+    def _step(self, index: int, stream: Tensor, heads: Heads, recipe: Recipe) -> Tensor:
+        """A recipe's path after block `index`."""
+        update = self.merge(index, recipe.attention(heads), heads.x)
+        if recipe.residual and self.has_residual:
+            update = stream + update
+        return self.feed_forward(index, update) if recipe.mlp else update
 
 
 def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, mode: str) -> Tensor:

@@ -131,14 +131,10 @@ def block_heads(block: Any, x: Tensor, grid: Grid, queries: int | None = None) -
     if queries is None:
         parts = F.linear(normalised, weight, bias).chunk(3, dim=-1)
     else:
-        width = len(weight) // 3
-        (wq, wkv), (bq, bkv) = (
-            (None, None) if part is None else part.tensor_split([width]) for part in (weight, bias)
-        )
-        parts = (
-            F.linear(normalised[:, :queries], wq, bq),
-            *F.linear(normalised, wkv, bkv).chunk(2, dim=-1),
-        )
+        own, rest = slice(len(weight) // 3), slice(len(weight) // 3, None)
+        q = F.linear(normalised[:, :queries], weight[own], None if bias is None else bias[own])
+        kv = F.linear(normalised, weight[rest], None if bias is None else bias[rest])
+        parts = (q, *kv.chunk(2, dim=-1))
     q, k, v = (split_heads(part, attention.num_heads) for part in parts)
     if isinstance(attention, Attention):
         q, k = attention.ln_q(q), attention.ln_k(k)

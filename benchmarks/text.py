@@ -1,0 +1,123 @@
+"""What texts cost beside open_clip's own `encode_text`, seconds a class of 85 prompts.
+
+    python benchmarks/text.py [--model ViT-B-16] [--classes 20] [--rounds 3] [--threads 2]
+        [--json FILE]
+
+Each round runs every case once, so that what else the machine does meets them alike; ratios are of
+cases in the same round. Weights are random, of one seed in every process. A new process with the
+cache on disk is one indeed, timed inside from the question to the features; its digest of the
+weights is timed once more alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import open_clip
+import torch
+import typer
+from torch import nn
+
+from captum_clip_surgery.fingerprints import fingerprint
+from captum_clip_surgery.prompts import TEMPLATES, PromptEncoder, fill
+from captum_clip_surgery.results import circumstances
+from captum_clip_surgery.tables import markdown
+
+YARDSTICK = "encode_text, padded"
+FIRST, SECOND = "first call", "second call"
+DISK, DIGEST, REST = "new process, disk", "of that the digest", "without the digest"
+RATIOS = {
+    f"{YARDSTICK} / {FIRST}": (YARDSTICK, FIRST),
+    f"{FIRST} / {SECOND}": (FIRST, SECOND),
+    f"{FIRST} / {DISK}": (FIRST, DISK),
+    f"{FIRST} / {REST}": (FIRST, REST),
+}
+
+
+def random_model(name: str) -> nn.Module:
+    """The same in every process."""
+    torch.manual_seed(0)
+    return open_clip.create_model(name).eval()
+
+
+def seconds(call: object, *arguments: object) -> float:
+    start = time.perf_counter()
+    call(*arguments)  # type: ignore[operator]
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def padded(model: nn.Module, prompts: list[list[str]]) -> float:
+    """open_clip's own pass over whole contexts, a class at a time."""
+    context = getattr(model, "text", model).context_length
+    tokens = [open_clip.tokenize(part, context_length=context) for part in prompts]
+    return sum(seconds(model.encode_text, part) for part in tokens)
+
+
+def from_disk(name: str, folder: Path, classes: int, threads: int) -> dict[str, float]:
+    """Seconds inside a new process."""
+    command = [sys.executable, __file__, "--model", name, "--classes", str(classes)]
+    command += ["--threads", str(threads), "--inside", str(folder)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def inside(name: str, folder: Path, texts: list[str]) -> None:
+    """What `from_disk` starts."""
+    model = random_model(name)
+    encoder = PromptEncoder(model, cache=folder)
+    taken = seconds(encoder, texts)
+    digest = min(seconds(fingerprint, encoder.tower) for _ in range(3))
+    print(json.dumps({DISK: taken, DIGEST: digest, REST: taken - digest}))
+
+
+def main(
+    model: Annotated[str, typer.Option(help="An open_clip configuration.")] = "ViT-B-16",
+    classes: Annotated[int, typer.Option(help="Names of ImageNet.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Each runs every case once.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 2,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+    inside_folder: Annotated[Path | None, typer.Option("--inside", hidden=True)] = None,
+) -> None:
+    """Print the table."""
+    torch.set_num_threads(threads)
+    texts = list(open_clip.IMAGENET_CLASSNAMES[:classes])
+    if inside_folder is not None:
+        inside(model, inside_folder, texts)
+        return
+    built = random_model(model)
+    prompts = [[fill(template, text) for template in TEMPLATES] for text in texts]
+    found: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        PromptEncoder(built, cache=folder)(texts)  # fills the cache, and warms up
+        for _ in range(rounds):
+            encoder = PromptEncoder(built)
+            taken = {YARDSTICK: padded(built, prompts), FIRST: seconds(encoder, texts)}
+            taken[SECOND] = min(seconds(encoder, texts) for _ in range(10))
+            found.append(taken | from_disk(model, Path(folder), classes, threads))
+    about = circumstances(torch.device("cpu")) | {
+        "model": model,
+        "classes": classes,
+        "rounds": rounds,
+    }
+    print(f"{model}, {classes} classes, {about['device']}, {threads} threads\n")
+    cases = {name: [taken[name] / classes for taken in found] for name in found[0]}
+    rows = [[name, f"{1e3 * min(t):.4f}", f"{1e3 * median(t):.4f}"] for name, t in cases.items()]
+    print(markdown(["case", "least ms a class", "median ms a class"], rows) + "\n")
+    ratios = {name: [taken[a] / taken[b] for taken in found] for name, (a, b) in RATIOS.items()}
+    rows = [[name, f"{min(r):.1f}", f"{median(r):.1f}"] for name, r in ratios.items()]
+    print(markdown(["ratio in a round", "least", "median"], rows))
+    if output is not None:
+        content = {**about, "seconds_a_class": cases, "ratios": ratios}
+        output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

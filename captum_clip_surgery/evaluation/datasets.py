@@ -1,0 +1,185 @@
+"""Methods on a data set on disk, the way a protocol has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.data.base import DataSet
+from captum_clip_surgery.evaluation.figures import cases_figure
+from captum_clip_surgery.evaluation.judges import JUDGES, Judge
+from captum_clip_surgery.evaluation.protocol import Protocol, View
+from captum_clip_surgery.evaluation.shown import Reader
+from captum_clip_surgery.evaluation.tasks import ASKING, Asking, Records
+from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.results import Result
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results by method, and how the run went.
+
+    `cases` has for each task (score, index) of the images under its first method, worst first;
+    `left_out` says which methods a task could not ask; `waiting` is the share of the time, in 0..1,
+    in which no image was ready. `figures`, if asked for, are of the images that went worst, in the
+    middle and best.
+    """
+
+    results: Mapping[str, Result]
+    cases: Mapping[str, Sequence[tuple[float, int]]]
+    left_out: Mapping[str, str]
+    images: int
+    images_per_second: float
+    waiting: float
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task's judge, and what each image added under each method, in the order of the images."""
+
+    judge: Judge
+    records: Mapping[int, Records]
+
+    def of(self, method: str) -> list[Tensor]:
+        """One method's records; none where the task could not ask it."""
+        rows = [self.records[index] for index in sorted(self.records)]
+        return [row[method] for row in rows if method in row]
+
+    def cases(self) -> list[tuple[float, int]]:
+        """(score, index) of the images under the first method, worst first."""
+        found = []
+        for index, row in self.records.items():
+            score = self.judge.score(next(iter(row.values()))) if row else None
+            if score is not None:
+                found.append((score, index))
+        return sorted(found)
+
+
+def tasks_of(data: DataSet, protocol: Protocol) -> tuple[str, ...]:
+    """What a protocol measures that a data set has the truth for.
+
+    Raises:
+        ValueError: nothing.
+    """
+    kind = type(data[0].truth)
+    found = tuple(task for task in protocol.views if kind in JUDGES[task].truths)
+    if not found:
+        raise ValueError(
+            f"protocol {protocol.name} has {', '.join(protocol.views)}; {data.name} has "
+            f"{kind.__name__}, which none of these measures"
+        )
+    return found
+
+
+def evaluate(
+    clip: ZeroShotClassifier,
+    data: DataSet,
+    methods: Mapping[str, Method],
+    protocol: Protocol,
+    dataset: str = "",
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = True,
+    confidence: bool = True,
+    figures: bool = False,
+) -> Evaluation:
+    """Measure methods on a data set.
+
+    Text features are made once, and images pass the tower once for all dense methods of a task.
+
+    Args:
+        clip: a classifier, whose texts are replaced by the data set's classes.
+        data: the data set.
+        methods: by name; see `registry`.
+        protocol: how images are shown and classes named.
+        dataset: the name under which the protocol may change its views.
+        tasks: of the protocol; None is all that the data set has the truth for.
+        limit: how many images, from the first; None is all.
+        batch_size: images in one pass.
+        workers: processes that read ahead; 0 reads when asked.
+        progress: whether to draw a progress bar.
+        confidence: whether to take intervals, which costs a second or so a method.
+        figures: whether to draw the worst, the middle and the best image of each task.
+
+    Raises:
+        ValueError: a task that the protocol does not have or the data set has no truth for, a limit
+            below 1, names of classes that are not as many as the data set's, a method that no task
+            can ask.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit!r} must be at least 1; None is all images")
+    known = tasks_of(data, protocol)
+    for task in tasks or ():
+        if task not in known:
+            raise ValueError(
+                f"{task!r} is not measured by protocol {protocol.name} on {data.name}; there are "
+                f"{', '.join(known)}"
+            )
+    indices = range(len(data))[:limit]
+    start, waited = time.perf_counter(), 0.0
+    measured: dict[str, Measured] = {}
+    drawn: dict[str, Callable[[], Figure]] = {}
+    for task in tasks or known:
+        view, judge = protocol.view(task, dataset), JUDGES[task](data)
+        ask = ASKING[task](clip, data, methods, view, judge)
+        reader = Reader(clip, data, indices, view, batch_size, workers)
+        records: dict[int, Records] = {}
+        for batch in tqdm(reader, desc=task, unit="batch", disable=not progress):
+            for shown, record in zip(batch, ask(batch), strict=True):
+                records[shown.index] = record
+        waited += reader.waited
+        measured[task] = Measured(judge, records)
+        drawn[task] = partial(_figure, clip, data, view, ask, task, measured[task].cases())
+    seconds = time.perf_counter() - start
+    left_out = {
+        name: f"{task} takes the dense methods of this package alone"
+        for task, found in measured.items()
+        for name in methods
+        if not found.of(name)
+    }
+    return Evaluation(
+        {name: _result(name, measured, confidence) for name in methods},
+        {task: found.cases() for task, found in measured.items()},
+        left_out,
+        len(indices),
+        len(indices) / seconds,
+        waited / seconds,
+        {task: draw() for task, draw in drawn.items() if figures and measured[task].cases()},
+    )
+
+
+def _figure(
+    clip: ZeroShotClassifier,
+    data: DataSet,
+    view: View,
+    ask: Asking,
+    task: str,
+    cases: Sequence[tuple[float, int]],
+) -> Figure:
+    """The worst, the middle and the best image of a task; fewer where there are fewer."""
+    chosen = [cases[i] for i in sorted({0, len(cases) // 2, len(cases) - 1})]
+    reader = Reader(clip, data, [index for _, index in chosen], view, len(chosen), 0)
+    title = f"{data.name}, {task}: worst, middle and best by {ask.names[0]}"
+    return cases_figure(data, ask, reader, [score for score, _ in chosen], title)
+
+
+def _result(name: str, measured: Mapping[str, Measured], confidence: bool) -> Result:
+    """All measures of one method."""
+    measures: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for found in measured.values():
+        records = found.of(name)
+        if records:
+            measures |= found.judge.figures(records)
+            intervals |= found.judge.intervals(records) if confidence else {}
+    return Result(measures, intervals, None, None)

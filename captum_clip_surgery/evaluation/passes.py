@@ -1,0 +1,56 @@
+"""Several methods on the same images, with one pass of the tower for all that can share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.methods.base import Explain, Method
+from captum_clip_surgery.surgery import DualPathMaps, maps_together
+
+
+class Passes:
+    """Methods on one classifier. Dense methods share a pass; of others each makes its own."""
+
+    def __init__(self, clip: ZeroShotClassifier, methods: Mapping[str, Method]) -> None:
+        self.clip = clip
+        self.dense: dict[str, DualPathMaps] = {}
+        self.others: dict[str, Explain] = {}
+        self.names = tuple(methods)
+        for name, method in methods.items():
+            explain = method(clip)
+            owner = getattr(explain, "__self__", None)
+            if isinstance(owner, DualPathMaps) and explain == owner.attribute_all:
+                self.dense[name] = owner
+            else:
+                self.others[name] = explain
+
+    @torch.no_grad()  # methods of gradients enable them themselves
+    def __call__(self, images: Tensor, targets: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Maps (N, K, h, w) of images (N, 3, H, W) for texts, in the order of the methods."""
+        found = maps_together(self.dense, images, targets) if self.dense else {}
+        found |= {name: explain(images, targets) for name, explain in self.others.items()}
+        return {name: found[name].detach() for name in self.names}
+
+    def of_each(self, images: Tensor, targets: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
+        """Maps (K, h, w) of each image, for the texts it is asked about."""
+        wanted = sorted({target for row in targets for target in row})
+        places = {target: place for place, target in enumerate(wanted)}
+        shared: dict[str, Tensor] = {}
+        if self.dense and wanted:
+            with torch.no_grad():
+                shared = maps_together(self.dense, images, wanted)
+        found = []
+        for index, row in enumerate(targets):
+            maps: dict[str, Tensor] = {}
+            if row:
+                chosen = [places[target] for target in row]
+                maps = {name: all_maps[index, chosen] for name, all_maps in shared.items()}
+                for name, explain in self.others.items():
+                    with torch.no_grad():
+                        maps[name] = explain(images[index : index + 1], row)[0].detach()
+            found.append({name: maps[name] for name in self.names if name in maps})
+        return found

@@ -1,0 +1,121 @@
+"""Text towers: which texts may be cut where they end, and the steps from token ids to a feature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import open_clip
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import text_global_pool
+from torch import Tensor, nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def modules_of(tower: nn.Module) -> list[nn.Module]:
+    """The text tower's, itself first, without the image tower where it is the whole model.
+
+    Walked at every use of a classifier, hence by hand: torch's own walk names what it finds and
+    takes longer.
+    """
+    found = [tower]
+    queue = [part for name, part in tower._modules.items() if name != "visual"]
+    for module in queue:  # which grows as it is walked
+        if module is not None:
+            found.append(module)
+            queue += module._modules.values()
+    return found
+
+
+def parameters_of(tower: nn.Module) -> list[nn.Parameter]:
+    """The text tower's."""
+    of_modules = (module._parameters.values() for module in modules_of(tower))
+    return [each for values in of_modules for each in values if each is not None]
+
+
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether a call of one of these modules calls something else, too."""
+    return any(getattr(module, kind) for module in modules for kind in HOOKS)
+
+
+def context_length_of(tower: Any, tokenizer: Any) -> int:
+    """How many tokens the text tower takes.
+
+    Hugging Face towers take as many as they have positions (or any number); they were trained on
+    as many as their open_clip tokenizer gives.
+    """
+    own = tower.context_length
+    if isinstance(tower, HFTextEncoder):
+        own = getattr(tokenizer, "context_length", None) or own
+    if not own:
+        raise ValueError(
+            f"the text tower {type(tower).__name__} does not say its context length; pass "
+            "tokenizer=open_clip.get_tokenizer(name), which does"
+        )
+    return own
+
+
+def _pool_type(tower: Any) -> str:
+    return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
+
+
+def _end_of_text_id(tower: Any) -> Any:
+    return getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+
+
+def is_own_transformer(tower: Any) -> bool:
+    return isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
+
+
+def pooled_at_end_of_text(tower: Any) -> bool:
+    """Whether nothing after the end of the text can change its feature."""
+    return (
+        is_own_transformer(tower)
+        and getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+        and _pool_type(tower) in ("argmax", "eos")
+    )
+
+
+def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
+    if _pool_type(tower) == "argmax":
+        return tokens.argmax(-1)
+    return tokens.eq(_end_of_text_id(tower)).int().argmax(-1)
+
+
+def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
+    """Token ids (P, L) to one of open_clip's own towers' tokens after the final LayerNorm."""
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        # Masks that depend on the text are the tower's own affair.
+        found = tower.forward_intermediates(
+            tokens,
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return found["text_intermediates"][-1]
+    length = tokens.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    mask = tower.attn_mask
+    x = tower.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
+    return tower.ln_final(x)
+
+
+def pool_text(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """Tokens after the final LayerNorm to the text's feature, unnormalised."""
+    return project_text(
+        tower, text_global_pool(x, tokens, _pool_type(tower), _end_of_text_id(tower))
+    )
+
+
+def project_text(tower: Any, x: Tensor) -> Tensor:
+    """Text tokens, pooled or not, to the joint space."""
+    if tower.text_projection is None:
+        return x
+    if isinstance(tower.text_projection, nn.Linear):
+        return tower.text_projection(x)
+    return x @ tower.text_projection

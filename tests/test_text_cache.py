@@ -1,0 +1,353 @@
+"""Text features on disk: what they are found under, other processes, damage, and refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import relative_error
+from open_clip.model import CustomTextCLIP
+from test_prompts import text_model
+from torch import Tensor, nn
+
+from captum_clip_surgery import ZeroShotClassifier, fingerprints, prompts
+from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
+from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.text_cache import FILE, TextCache
+
+TEXTS = ["dog", "a remote control", "cat"]
+TWO = ["a photo of the {} here.", "{}"]
+
+
+class Passes:
+    """How often texts pass through a tower, without hooks, which keep features off the disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        plain = PromptEncoder._encode
+
+        def counted(encoder: PromptEncoder, texts: list[str]) -> Tensor:
+            self.count += len(texts)
+            return plain(encoder, texts)
+
+        monkeypatch.setattr(PromptEncoder, "_encode", counted)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    return Passes(monkeypatch)
+
+
+def encode(folder: Path | None, model: nn.Module | None = None, **options) -> Tensor:
+    """By an encoder of its own, as a new process would have."""
+    options = {"templates": TWO, **options}
+    return PromptEncoder(model or text_model(), cache=folder, **options)(TEXTS)
+
+
+def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ZeroShotClassifier(text_model(), TEXTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_computed_once_for_all_encoders(tmp_path, passes):
+    folder = tmp_path / "new" / "folder"
+    expected = encode(None)
+    assert torch.equal(encode(folder), expected)
+    passes.count = 0
+    assert torch.equal(encode(folder), expected)
+    assert passes.count == 0
+    clip = ZeroShotClassifier(text_model(), [*TEXTS, "car"], templates=TWO, cache=folder)
+    assert passes.count == 1  # the one that is new
+    assert torch.equal(clip.text_features()[:3], expected)
+    clip.with_texts(["car"])
+    assert passes.count == 1
+    assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+def scaled(name: str) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        parameter = model.get_parameter(name)
+        with torch.no_grad():
+            parameter.view(-1)[-1].mul_(1.01)
+
+    return change
+
+
+def negated(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.token_embedding.weight.neg_()
+
+
+def swapped(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.token_embedding.weight.copy_(model.token_embedding.weight.flip(0))
+
+
+def other_eps(model: nn.Module) -> None:
+    model.ln_final.eps = 0.1
+
+
+def other_mask(model: nn.Module) -> None:
+    model.attn_mask[2, 1] = -1.0
+
+
+CHANGES = {
+    "projection": scaled("text_projection"),
+    "bias": scaled("transformer.resblocks.1.mlp.c_fc.bias"),
+    "embedding": scaled("token_embedding.weight"),
+    "signs": negated,
+    "order": swapped,
+    "setting": other_eps,
+    "buffer": other_mask,
+    "double": nn.Module.double,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_tower_has_other_features(tmp_path, passes, change):
+    encode(tmp_path)
+    model = text_model()
+    CHANGES[change](model)
+    passes.count = 0
+    features = encode(tmp_path, model)
+    assert passes.count == len(TEXTS)
+    assert torch.equal(features, encode(None, model))
+    passes.count = 0
+    assert torch.equal(encode(tmp_path, model), features)
+    assert passes.count == 0
+
+
+def test_a_change_while_in_use_asks_for_another_tower(tmp_path):
+    model = text_model()
+    encoder = PromptEncoder(model, templates=TWO, cache=tmp_path)
+    before = encoder(TEXTS)
+    scaled("text_projection")(model)
+    assert torch.equal(encoder(TEXTS), encode(None, model))
+    assert not torch.equal(encoder(TEXTS), before)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 2**17, 10**6 + 3])
+def test_every_bit_counts(size):
+    """Large weights are condensed before they are digested; none of their bits may be lost."""
+    tower = nn.Module()
+    tower.weight = nn.Parameter(torch.randn(size))
+    values = tower.weight.data
+    seen: dict[bytes, bytes] = {}
+
+    def look() -> None:
+        seen[values.numpy().tobytes()] = fingerprint(tower)
+
+    look()
+    for place in {0, size // 3, size // 2, size - 1}:
+        for bit in (0, 15, 30):
+            values.view(torch.int32)[place] ^= 1 << bit
+            look()
+    values.neg_()
+    look()
+    values.copy_(values.flip(0))
+    look()
+    assert len(seen) > 4
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_the_image_tower_does_not_matter(tmp_path, passes):
+    model = text_model()
+    encode(tmp_path, model)
+    passes.count = 0
+    with torch.no_grad():
+        model.visual.proj.mul_(2)
+    encode(tmp_path, model)
+    assert passes.count == 0
+
+
+def test_templates_and_tokenizers_have_features_of_their_own(tmp_path, passes):
+    def shouting(texts: list[str], context_length: int) -> Tensor:
+        return open_clip.tokenize([f"{text} now" for text in texts], context_length=context_length)
+
+    def quoted(text: str) -> str:
+        return f"'{text}'"
+
+    for options in ({}, dict(templates=["my {}"]), dict(templates=[quoted]), dict(truncate=True)):
+        passes.count = 0
+        assert torch.equal(encode(tmp_path, **options), encode(None, **options))
+        assert passes.count == 2 * len(TEXTS)
+    passes.count = 0
+    called = encode(tmp_path, tokenizer=shouting)
+    assert torch.equal(encode(tmp_path, tokenizer=shouting), called)
+    assert passes.count == len(TEXTS)
+    assert relative_error(called, encode(None)) > 1e-2
+    # The same words in another object, as every get_tokenizer makes.
+    passes.count = 0
+    own = open_clip.tokenizer.SimpleTokenizer()
+    assert is_open_clips_bpe(own)
+    assert not is_open_clips_bpe(shouting)
+    encode(tmp_path, tokenizer=own)
+    assert passes.count == 0
+    own.encoder["dog</w>"] = own.encoder["cat</w>"]
+    features = encode(tmp_path, tokenizer=own)
+    assert torch.equal(features[0], features[2])
+
+
+def test_other_versions_have_other_features(tmp_path, passes, monkeypatch):
+    encode(tmp_path)
+    monkeypatch.setattr(open_clip, "__version__", "99")
+    assert fingerprints.versions()["open_clip"] == "99"
+    passes.count = 0
+    encode(tmp_path)
+    assert passes.count == len(TEXTS)
+
+
+def test_too_long_texts_are_refused_though_cut_ones_are_known(tmp_path):
+    texts = ["dog " * 40]
+    PromptEncoder(text_model(), templates=(), truncate=True, cache=tmp_path)(texts)
+    with pytest.raises(ValueError, match="longer than the model's context"):
+        PromptEncoder(text_model(), templates=(), cache=tmp_path)(texts)
+
+
+def test_what_hooks_make_is_not_kept(tmp_path, passes):
+    model = text_model(CustomTextCLIP)
+    expected = encode(None, model)
+    handle = model.text.ln_final.register_forward_hook(lambda module, args, out: out.flip(-1))
+    encode(tmp_path, model)
+    handle.remove()
+    assert torch.equal(encode(tmp_path, model), expected)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_prompts import text_model
+from captum_clip_surgery.prompts import PromptEncoder
+import torch
+if {known}:
+    PromptEncoder._encode = None  # whoever calls it fails
+texts = [f"text {{i}}" for i in range({start}, {start} + 40)]
+features = PromptEncoder(text_model(), templates=["my {{}}"], cache={folder!r})
+found = torch.cat([features([text]) for text in texts])
+torch.save(found, Path({folder!r}) / "{name}.pt")
+"""
+
+
+def start(folder: Path, name: str, first: int, known: bool = False) -> subprocess.Popen[bytes]:
+    tests = str(Path(__file__).parent)
+    script = SCRIPT.format(tests=tests, folder=str(folder), name=name, start=first, known=known)
+    return subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", script])
+
+
+def test_processes_share_a_folder_and_write_at_once(tmp_path):
+    both = [start(tmp_path, "one", 0), start(tmp_path, "two", 20)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert start(tmp_path, "three", 20, known=True).wait(120) == 0
+    one, two, three = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two", "three"))
+    assert torch.equal(two, three)
+    torch.testing.assert_close(one[20:], two[:20])
+    here = PromptEncoder(text_model(), templates=["my {}"])([f"text {i}" for i in range(20, 60)])
+    torch.testing.assert_close(here, three)
+    with sqlite3.connect(tmp_path / FILE) as database:
+        assert database.execute("SELECT count(*) FROM features").fetchone() == (60,)
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["data", "dtype", "checksum"])
+def test_a_damaged_row_is_computed_anew(tmp_path, passes, column):
+    expected = encode(tmp_path)
+    damage = {"data": "zeroblob(64)", "dtype": "'float64'", "checksum": "NULL"}[column]
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.execute(f"UPDATE features SET {column} = {damage}")
+    database.close()
+    passes.count = 0
+    with pytest.warns(UserWarning, match=f"a text feature in .*{FILE} is damaged and computed"):
+        assert torch.equal(encode(tmp_path), expected)
+    assert passes.count == len(TEXTS)
+    passes.count = 0
+    assert torch.equal(encode(tmp_path), expected)  # written anew
+    assert passes.count == 0
+
+
+def test_a_row_under_anothers_key_is_not_taken(tmp_path):
+    cache = TextCache(tmp_path)
+    cache.put({b"a": torch.ones(3), b"b": torch.zeros(3)})
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.execute("DELETE FROM features WHERE key = ?", (b"b",))
+        database.execute("UPDATE features SET key = ?", (b"b",))
+    database.close()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert cache.get([b"a", b"b"]) == {}
+
+
+def torn(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+
+def of_another_program(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE features (id INTEGER)")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_text("no database at all" * 99), torn, of_another_program]
+)
+def test_a_damaged_or_foreign_file_is_named(tmp_path, damage):
+    encode(tmp_path)
+    damage(tmp_path / FILE)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(ValueError, match=f"{FILE} is damaged or no cache .*; delete it"):
+        encode(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+    (tmp_path / FILE).unlink()
+    assert torch.equal(encode(tmp_path), encode(None))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    message = r"text features cannot be kept in .*; name a folder that can be written, or cache=No"
+    with pytest.raises(OSError, match=message):
+        ZeroShotClassifier(text_model(), TEXTS, cache=tmp_path / "file")
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(OSError, match=message):
+        encode(tmp_path)
+
+
+def test_a_cache_that_became_read_only(tmp_path, monkeypatch):
+    encoder = PromptEncoder(text_model(), templates=TWO, cache=tmp_path)
+    plain = sqlite3.connect
+
+    def read_only(path: Path, **options) -> sqlite3.Connection:
+        return plain(f"file:{path}?mode=ro", uri=True, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(OSError, match=r"cannot be kept in .*readonly database; name a folder"):
+        encoder(TEXTS)
+
+
+# --- the store alone -----------------------------------------------------------------------------
+
+
+def test_many_features_of_both_widths(tmp_path):
+    cache = TextCache(tmp_path)
+    keys = [hashlib.sha256(str(i).encode()).digest() for i in range(1200)]
+    features = {key: torch.randn(8, dtype=torch.float64) for key in keys}
+    features[keys[0]] = torch.randn(8)
+    cache.put(features)
+    found = cache.get([*keys, b"unknown"])
+    assert set(found) == set(keys)
+    for key in keys:
+        assert found[key].dtype == features[key].dtype
+        assert torch.equal(found[key], features[key])
+    assert len(keys) > prompts.TEXTS_AT_ONCE
