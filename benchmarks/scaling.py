@@ -54,6 +54,12 @@ LABELS = {
 }
 
 
+CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("plain", "encode_image", {"color": "#999999", "marker": "s", "linewidth": 4}),
+    ("surgery", "CLIP Surgery, all texts", {"color": "#0072b2", "marker": "o", "markersize": 4}),
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """Seconds an image of the model's own pass and of surgery, ratio, and peak bytes of surgery."""
@@ -103,10 +109,9 @@ def figure(found: dict[str, dict[int, Found]]) -> Figure:
         drawing.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
         values = list(points)
-        for name, colour in (("plain", "#888888"), ("surgery", "#0072b2")):
-            taken = [1000 * getattr(point, name) for point in points.values()]
-            label = {"plain": "encode_image", "surgery": "CLIP Surgery, all texts"}[name]
-            axes.plot(values, taken, "o-", color=colour, label=label)
+        for name, label, style in CURVES:
+            milliseconds = [1000 * getattr(point, name) for point in points.values()]
+            axes.plot(values, milliseconds, label=label, **style)
         for value, point in points.items():
             axes.annotate(
                 f"{point.ratio:.2f}",
@@ -119,7 +124,8 @@ def figure(found: dict[str, dict[int, Found]]) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel=LABELS[sweep])
         axes.set_xticks(values, [f"{value:,}" for value in values])
         axes.minorticks_off()
-        axes.margins(y=0.25)
+        taken = [t for point in points.values() for t in (point.plain, point.surgery)]
+        axes.set_ylim(1000 * min(taken) / 4, 1000 * max(taken) * 4)
         axes.grid(alpha=0.3)
     drawing.axes[0].set_ylabel("ms an image")
     drawing.axes[0].legend(frameon=False, fontsize=8)

@@ -293,6 +293,8 @@ class ZeroShotClassifier(nn.Module):
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
 
+    # What is remembered is no part of a compiled graph.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def text_features(self) -> Tensor:
         """L2-normalised features (texts + rivals, C) in the order texts, rivals.
 
@@ -307,6 +309,7 @@ class ZeroShotClassifier(nn.Module):
             return self.features
         return F.normalize(self.features, dim=-1)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def empty_features(self) -> Tensor | None:
         """The feature (C,) of the empty text; None if made from features without one."""
         if self._encoder is not None:

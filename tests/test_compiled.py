@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import open_clip
@@ -53,6 +54,25 @@ def test_compiled_models_are_unwrapped(family, what, called):
     assert fired == [*clip.tower.blocks]
     for handle in handles:
         handle.remove()
+    torch.compiler.reset()
+
+
+@each_family
+def test_explaining_compiles_to_one_graph(family):
+    """With ready features; remembered ones of texts are looked up outside of the graphs."""
+    torch.compiler.reset()
+    model = tiny_model(family)
+    clip = ZeroShotClassifier(model, TEXTS, templates=TEMPLATES)
+    features = clip.text_features().clone()
+    ready = ZeroShotClassifier.from_features(model, features, clip.empty_features())
+    images = torch.randn(2, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
+    for given, whole in ((ready, False), (clip, False)):
+        surgery = LayerClipSurgery(given)
+        expected = surgery.attribute_all(images)
+        explain = partial(surgery.attribute_all, check_finite=False)
+        compiled = torch.compile(explain, backend="eager", fullgraph=whole)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images), expected)
     torch.compiler.reset()
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.data.base import DataSet, Truth
+from captum_clip_surgery.data.base import DataSet, Labels, Masks, Truth
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.preprocessing import Preprocess
 
@@ -78,7 +80,9 @@ class _Pictures(Dataset[Shown]):
         except Exception as error:
             error.add_note(f"image {self.data.names[index]!r} of {self.data.name}")
             raise
-        return Shown(index, sample.name, pixels, sample.truth, size)
+        side = self.frame.view.truth_size
+        truth = sample.truth if side is None else squashed(sample.truth, side)
+        return Shown(index, sample.name, pixels, truth, size)
 
 
 class Reader:
@@ -121,6 +125,23 @@ class Reader:
             self.waited += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
+
+
+def squashed(truth: Truth, side: int) -> Truth:
+    """Labels or masks at side x side pixels, each the nearest of those there were."""
+
+    def nearest(values: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(values.astype(np.int32))
+        return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
+
+    if isinstance(truth, Labels):
+        return Labels(nearest(truth.labels))
+    assert isinstance(truth, Masks)
+    masks, ignored = (
+        {label: nearest(mask) > 0 for label, mask in part.items()}
+        for part in (truth.masks, truth.ignored)
+    )
+    return Masks(masks, ignored)
 
 
 def stacked(batch: Sequence[Shown], device: torch.device) -> Tensor:
