@@ -1,0 +1,158 @@
+"""Finished pieces of a long run, kept as they come, so that it can be gone on with after any end.
+
+A journal is a folder: `run.json` says what the run is of, and each process writes its pieces to an
+SQLite file of its own, whose transactions survive a kill at any moment. A piece carries a checksum;
+one that fails it, and a file that cannot be read, count as not done and are said so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+ABOUT = "run.json"
+TABLE = "CREATE TABLE pieces (key TEXT PRIMARY KEY, content BLOB NOT NULL, checksum BLOB NOT NULL)"
+
+
+class Journal:
+    """The journal of one run in a folder; make it on one process, `join` it on others.
+
+    Args:
+        folder: where it is kept.
+        about: what the run is of, all that changes its results; JSON.
+        resume: go on with the run that lies there.
+
+    Raises:
+        FileExistsError: a run lies there and is not to be gone on with.
+        ValueError: the run that lies there is of something else; says what differs.
+
+    Example::
+
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "journal"
+        >>> with Journal(folder, {"images": 2}) as journal:
+        ...     journal.add("0", b"done")
+        >>> with Journal(folder, {"images": 2}, resume=True) as journal:
+        ...     journal.finished()
+        {'0': b'done'}
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], resume: bool = False) -> None:
+        self.folder = folder
+        self._connection: sqlite3.Connection | None = None
+        told = json.loads(json.dumps(about))
+        if (folder / ABOUT).exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{folder} holds a run already; --resume goes on with it, or choose another "
+                    "folder"
+                )
+            _check_same(folder, told)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: a kill between leaves no half of it.
+        part = folder / f"{ABOUT}.{uuid.uuid4().hex}"
+        part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / ABOUT)
+
+    @classmethod
+    def join(cls, folder: Path) -> Self:
+        """A journal that another process has made."""
+        journal = cls.__new__(cls)
+        journal.folder, journal._connection = folder, None
+        return journal
+
+    def finished(self) -> dict[str, bytes]:
+        """All pieces of all processes, by key; warns of those that are damaged."""
+        found: dict[str, bytes] = {}
+        for path in sorted(self.folder.glob("*.sqlite")):
+            try:
+                found.update(_pieces(path))
+            except sqlite3.DatabaseError as error:
+                warnings.warn(
+                    f"{path} is damaged ({error}); what it held is done again", stacklevel=2
+                )
+        return found
+
+    def add(self, key: str, content: bytes) -> None:
+        """Keep a piece; it is on the disk when this returns."""
+        if self._connection is None:
+            name = self.folder / f"{uuid.uuid4().hex}.sqlite"
+            self._connection = sqlite3.connect(name)
+            self._connection.execute("PRAGMA synchronous = FULL")
+            with self._connection:
+                self._connection.execute(TABLE)
+        with self._connection:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?)",
+                (key, content, _checksum(key, content)),
+            )
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pieces(path: Path) -> Iterator[tuple[str, bytes]]:
+    connection = sqlite3.connect(path)
+    try:
+        if not connection.execute("SELECT name FROM sqlite_master").fetchall():
+            return  # killed before it wrote anything
+        for key, content, checksum in connection.execute("SELECT * FROM pieces"):
+            if _checksum(key, content) == checksum:
+                yield key, content
+            else:
+                warnings.warn(
+                    f"piece {key!r} in {path} fails its checksum and is done again", stacklevel=3
+                )
+    finally:
+        connection.close()
+
+
+def _checksum(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + content).digest()
+
+
+def _check_same(folder: Path, about: Any) -> None:
+    """Whether a run is the one that lies in a folder."""
+    try:
+        before = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{folder / ABOUT} is damaged ({error}): nobody can tell what the run was of; begin "
+            "anew in another folder"
+        ) from None
+    changed = list(_differences("", before, about))
+    if changed:
+        raise ValueError(
+            f"the run in {folder} was of something else, so that it cannot be gone on with: "
+            f"{'; '.join(changed[:5])}"
+            + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        )
+
+
+def _differences(where: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            name = f"{where}.{key}" if where else key
+            yield from _differences(name, before.get(key), now.get(key))
+    elif before != now:
+        yield f"{where} was {_short(before)}, is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
