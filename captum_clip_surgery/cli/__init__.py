@@ -41,7 +41,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        sys.exit(f"error: {error}{notes}")
 
 
 @app.callback(invoke_without_command=True)

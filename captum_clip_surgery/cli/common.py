@@ -46,9 +46,11 @@ def load_model(
     rivals: Sequence[str] = (),
     quiet: bool = False,
     templates: Sequence[Template] | None = None,
+    device: str | None = None,
 ) -> ZeroShotClassifier:
     """The model asked for, on a GPU where there is one; without a name the embedded one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if model is None:
         if pretrained is not None:
             raise ValueError("--pretrained needs --model")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -30,14 +29,14 @@ from captum_clip_surgery.cli.common import (
     report_left_out,
     save,
 )
-from captum_clip_surgery.data import DATASETS, open_dataset
+from captum_clip_surgery.cli.datasets import Asked, run
+from captum_clip_surgery.data import DATASETS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import MEASURES, TASKS, Protocol, evaluate_scenes
-from captum_clip_surgery.evaluation import evaluate as evaluate_dataset
-from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
+from captum_clip_surgery.distributed import TIMEOUT, processes
+from captum_clip_surgery.evaluation import MEASURES, TASKS, evaluate_scenes
 from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown, weights_digest
+from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown
 from captum_clip_surgery.results import write as write_results
 from captum_clip_surgery.visualization import report_figure
 
@@ -76,6 +75,12 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for results.")] = Path(
         "clip-surgery-results"
     ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that lies in the folder.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that processes of torchrun wait for each other.")
+    ] = TIMEOUT,
 ) -> None:
     """Measure methods against the truth of a data set: JSON, CSV, Markdown and figures."""
     if dataset == "scenes":
@@ -88,55 +93,30 @@ def evaluate(
             clip, chosen, left_out, limit, split or "test", measures, rivals, size, output
         )
         return
+    if dataset not in DATASETS:
+        known = ", ".join(["scenes", *DATASETS])
+        raise ValueError(f"there is no data set {dataset!r}; there are {known}")
     if root is None:
         raise ValueError(f"--dataset {dataset} needs --root, the folder it was unpacked in")
     if rivals is not None or size is not None or measures != "localization":
         raise ValueError("--rivals, --size and --measures are of scenes; a protocol says the rest")
-    way = Protocol.load(protocol)
-    data = open_dataset(dataset, root, split)
-    templates = TEMPLATE_SETS[way.templates] if model and way.templates else None
-    clip = load_model(model, pretrained, ["dog"], (), templates=templates)
-    chosen, left_out = choose(clip, names_of(methods))
-    report_left_out(left_out)
-    found = evaluate_dataset(
-        clip,
-        data,
-        chosen,
-        way,
+    asked = Asked(
         dataset,
+        root,
+        split,
+        protocol,
+        names_of(methods),
         names_of(tasks) if tasks else None,
         limit,
         batch,
         workers,
-        progress=sys.stderr.isatty(),
-        figures=True,
+        model,
+        pretrained,
+        output,
+        resume,
     )
-    about = {
-        "dataset": {"name": data.name, "root": str(root), "classes": data.classes.source},
-        "images": found.images,
-        "images_per_second": found.images_per_second,
-        "waiting_for_data": found.waiting,
-        "protocol": asdict(way),
-        "templates": way.templates if templates is not None else "the model's own",
-        "model": clip.tower.describe(),
-        "weights": weights_digest(clip.model),
-        "left_out": {**left_out, **found.left_out},
-        "worst_first": {
-            task: [data.names[index] for _, index in cases] for task, cases in found.cases.items()
-        },
-        **circumstances(clip.device),
-    }
-    write_results(found.results, output, about)
-    for task, figure in found.figures.items():
-        save(figure, output / f"{task}.png")
-    print(to_markdown(found.results, LONG))
-    for name, why in found.left_out.items():
-        print(f"left out: {name}: {why}")
-    print(
-        f"\n{found.images} images, {found.images_per_second:.1f} a second, "
-        f"{found.waiting:.0%} of the time waiting for data. "
-        f"All measures, intervals and figures are in {output}."
-    )
+    with processes(timeout) as among:
+        run(asked, among)
 
 
 def _evaluate_scenes(

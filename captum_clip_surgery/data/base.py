@@ -219,7 +219,9 @@ def open_rgb(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            picture = image.convert("RGB")
+            picture.info.clear()  # or what turns pictures upright would still follow the note
+            return picture
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.data.base import DataSet
+from captum_clip_surgery.distributed import ALONE, Processes
 from captum_clip_surgery.evaluation.figures import cases_figure
 from captum_clip_surgery.evaluation.judges import JUDGES, Judge
 from captum_clip_surgery.evaluation.protocol import Protocol, View
+from captum_clip_surgery.evaluation.records import Records, from_bytes, pack, to_bytes, unpack
 from captum_clip_surgery.evaluation.shown import Reader
-from captum_clip_surgery.evaluation.tasks import ASKING, Asking, Records
+from captum_clip_surgery.evaluation.tasks import ASKING, Asking
+from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.results import Result
 
@@ -27,9 +30,9 @@ class Evaluation:
     """Results by method, and how the run went.
 
     `cases` has for each task (score, index) of the images under its first method, worst first;
-    `left_out` says which methods a task could not ask; `waiting` is the share of the time, in 0..1,
-    in which no image was ready. `figures`, if asked for, are of the images that went worst, in the
-    middle and best.
+    `left_out` says which methods a task could not ask; `images_per_second` counts what this run
+    measured; `waiting` is the share of the time, in 0..1, in which this process had no image.
+    `figures`, if asked for, are of the images that went worst, in the middle and best.
     """
 
     results: Mapping[str, Result]
@@ -67,7 +70,7 @@ def tasks_of(data: DataSet, protocol: Protocol) -> tuple[str, ...]:
     """What a protocol measures that a data set has the truth for.
 
     Raises:
-        ValueError: nothing.
+        ValueError: there is nothing of that kind.
     """
     kind = type(data[0].truth)
     found = tuple(task for task in protocol.views if kind in JUDGES[task].truths)
@@ -92,6 +95,8 @@ def evaluate(
     progress: bool = True,
     confidence: bool = True,
     figures: bool = False,
+    among: Processes = ALONE,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Measure methods on a data set.
 
@@ -110,11 +115,13 @@ def evaluate(
         progress: whether to draw a progress bar.
         confidence: whether to take intervals, which costs a second or so a method.
         figures: whether to draw the worst, the middle and the best image of each task.
+        among: the processes that share the images; each returns the results of all.
+        journal: where finished batches are kept, and which images need not be measured again.
 
     Raises:
         ValueError: a task that the protocol does not have or the data set has no truth for, a limit
-            below 1, names of classes that are not as many as the data set's, a method that no task
-            can ask.
+            below 1, names of classes that are not as many as the data set's, no method that a task
+            can ask, an image that cannot be read, nothing that was judged.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit!r} must be at least 1; None is all images")
@@ -126,18 +133,28 @@ def evaluate(
                 f"{', '.join(known)}"
             )
     indices = range(len(data))[:limit]
-    start, waited = time.perf_counter(), 0.0
+    start, waited, done = time.perf_counter(), 0.0, 0
     measured: dict[str, Measured] = {}
     drawn: dict[str, Callable[[], Figure]] = {}
     for task in tasks or known:
         view, judge = protocol.view(task, dataset), JUDGES[task](data)
         ask = ASKING[task](clip, data, methods, view, judge)
-        reader = Reader(clip, data, indices, view, batch_size, workers)
-        records: dict[int, Records] = {}
-        for batch in tqdm(reader, desc=task, unit="batch", disable=not progress):
-            for shown, record in zip(batch, ask(batch), strict=True):
-                records[shown.index] = record
+        records = _finished(journal, task, ask.names, indices)
+        # Nobody adds to the journal before all have read it, or they would share out differently.
+        among.meet("reading the journal")
+        left = [index for index in indices if index not in records]
+        done += len(left)
+        reader = Reader(clip, data, left[among.rank :: among.world], view, batch_size, workers)
+        own: dict[int, Records] = {}
+        bar = tqdm(reader, desc=task, unit="batch", disable=not (progress and among.first))
+        for batch in bar:
+            found = dict(zip((shown.index for shown in batch), ask(batch), strict=True))
+            if journal is not None:
+                row = pack(found, ask.names)
+                journal.add(f"{task} {batch[0].index}", to_bytes(row))
+            own |= found
         waited += reader.waited
+        records |= unpack(among.gather(pack(own, ask.names), task), ask.names)
         measured[task] = Measured(judge, records)
         drawn[task] = partial(_figure, clip, data, view, ask, task, measured[task].cases())
     seconds = time.perf_counter() - start
@@ -148,14 +165,30 @@ def evaluate(
         if not found.of(name)
     }
     return Evaluation(
-        {name: _result(name, measured, confidence) for name in methods},
+        {name: _result(name, measured, confidence) for name in methods if name not in left_out},
         {task: found.cases() for task, found in measured.items()},
         left_out,
         len(indices),
-        len(indices) / seconds,
+        done / len(measured) / seconds,
         waited / seconds,
-        {task: draw() for task, draw in drawn.items() if figures and measured[task].cases()},
+        {
+            task: draw()
+            for task, draw in drawn.items()
+            if figures and among.first and measured[task].cases()
+        },
     )
+
+
+def _finished(
+    journal: Journal | None, task: str, names: Sequence[str], indices: Sequence[int]
+) -> dict[int, Records]:
+    """What a journal holds of a task, of these images."""
+    found: dict[int, Records] = {}
+    pieces = {} if journal is None else journal.finished()
+    for key, content in pieces.items():
+        if key.split()[0] == task:
+            found |= unpack(from_bytes(content), names)
+    return {index: found[index] for index in indices if index in found}
 
 
 def _figure(

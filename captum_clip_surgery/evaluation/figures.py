@@ -41,15 +41,15 @@ def cases_figure(
         title: above everything.
     """
     rows = [
-        (data[shown.index], said)
+        (data[shown.index], ask.judge.targets(shown.truth), said)
         for batch in reader
         for shown, said in zip(batch, ask.found(batch), strict=True)
     ]
-    pictures = [np.asarray(sample.image) for sample, _ in rows]
+    pictures = [np.asarray(sample.image) for sample, *_ in rows]
     aspect = max(map(drawn_aspect, pictures))
     figure, axes = tight_grid(len(rows), len(ask.names) + 2, aspect, titled=True, noted=True)
-    for (sample, said), picture, score, line in zip(rows, pictures, scores, axes, strict=True):
-        targets = ask.judge.targets(sample.truth)
+    for row, picture, score, line in zip(rows, pictures, scores, axes, strict=True):
+        sample, targets, said = row
         show_picture(line[0], picture)
         line[0].set_ylabel(f"{sample.name[-24:]}\n{100 * score:.1f}", fontsize=8)
         _show_truth(line[1], picture, sample, data, targets)
@@ -72,11 +72,11 @@ def _show_truth(
         _mark(axis, picture, truth, targets)
         _name(axis, data, targets)
     elif isinstance(truth, Labels) and not targets:
-        _show_labels(axis, picture, truth.labels)
+        _show_labels(axis, picture, truth.labels, data.background)
     else:
         masks = truth.masks() if isinstance(truth, Labels) else truth
         inside = masks.masks[targets[0]] if targets else np.zeros(picture.shape[:2], bool)
-        _show_labels(axis, picture, np.where(inside, 1, 0))
+        _show_labels(axis, picture, np.where(inside, 1, 0), 0)
         _name(axis, data, targets)
 
 
@@ -97,20 +97,24 @@ def _show_found(
             [f"{data.classes.first[i]}{' (true)' * (i in present)}" for i in order],
         )
     elif found.ndim == 2:
-        _show_labels(axis, picture, found.numpy())
+        _show_labels(axis, picture, found.numpy(), data.background)
     elif len(found):
         show_map(axis, picture, found[0])
         if isinstance(sample.truth, Points):
             _mark(axis, picture, sample.truth, targets)
 
 
-def _show_labels(axis: Axes, picture: np.ndarray, labels: np.ndarray) -> None:
-    """Classes in the colours of PASCAL VOC; the first, and what is ignored, without any."""
+def _show_labels(
+    axis: Axes, picture: np.ndarray, labels: np.ndarray, background: int | None
+) -> None:
+    """Classes in the colours of PASCAL VOC; the background, and what is ignored, without any."""
     small = shrunk(labels)
     show_picture(axis, greyed(picture))
     colours = np.zeros((*small.shape, 4))
-    drawn = (small != IGNORED) & (small != 0)
-    colours[drawn, :3] = voc_palette()[small[drawn] % 256] / 255
+    drawn = (small != IGNORED) & (small != (IGNORED if background is None else background))
+    # The first colour is black, VOC's background.
+    shift = int(background is None)
+    colours[drawn, :3] = voc_palette()[(small[drawn] + shift) % 256] / 255
     colours[drawn, 3] = OVERLAY
     axis.imshow(colours, extent=axis.images[0].get_extent(), interpolation="nearest")
 

@@ -7,7 +7,7 @@ and wherever they were made, so that a run in parts gives the same table as a ru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -113,10 +113,12 @@ class Segmentation(Judge):
 
     def figures(self, records: Sequence[Tensor]) -> Figures:
         counts = torch.stack(list(records)).sum(0)
+        if not counts.any():
+            raise ValueError("no pixel to measure: all are ignored")
         return {name: float(value) for name, value in _segmentation(counts).items()}
 
     def intervals(self, records: Sequence[Tensor]) -> Intervals:
-        table = torch.stack(list(records))
+        table = torch.stack([record for record in records if record.any()])
         chunks = (
             _segmentation((drawn @ table.flatten(1)).unflatten(1, table.shape[1:]))
             for drawn in resample(len(table), RESAMPLES, 0)
@@ -136,6 +138,10 @@ class Recognition(Judge):
 
     truths = (Tags,)
 
+    def __init__(self, data: DataSet) -> None:
+        super().__init__(data)
+        _binary_average_precision()  # what is missing is better told before hours of measuring
+
     def record(self, truth: Truth, found: Tensor) -> Tensor:
         assert isinstance(truth, Tags)
         told = torch.zeros_like(found, dtype=torch.float64)
@@ -145,6 +151,8 @@ class Recognition(Judge):
 
     def figures(self, records: Sequence[Tensor]) -> Figures:
         scores, told = torch.stack(list(records)).unbind(1)
+        if not (told == 1).any():
+            raise ValueError("no image shows any class: there is nothing to recognise")
         return {"mean_ap": 100 * float(average_precisions(scores, told).nanmean())}
 
     def score(self, record: Tensor) -> float | None:
@@ -211,13 +219,7 @@ def average_precisions(scores: Tensor, told: Tensor) -> Tensor:
     Raises:
         ImportError: without torchmetrics.
     """
-    try:
-        from torchmetrics.functional.classification import binary_average_precision
-    except ImportError as error:
-        raise ImportError(
-            "recognition needs torchmetrics; install the extra: "
-            "pip install 'captum_clip_surgery[metrics]'"
-        ) from error
+    binary_average_precision = _binary_average_precision()
     found = []
     for column, answers in zip(scores.T, told.T, strict=True):
         known = answers >= 0
@@ -229,6 +231,17 @@ def average_precisions(scores: Tensor, told: Tensor) -> Tensor:
         ranks = ranks / max(1.0, float(ranks.max()))
         found.append(binary_average_precision(ranks, answers[known].long()).double())
     return torch.stack(found)
+
+
+def _binary_average_precision() -> Callable[[Tensor, Tensor], Tensor]:
+    try:
+        from torchmetrics.functional.classification import binary_average_precision
+    except ImportError as error:
+        raise ImportError(
+            "recognition needs torchmetrics; install the extra: "
+            "pip install 'captum_clip_surgery[metrics]'"
+        ) from error
+    return binary_average_precision
 
 
 def _masks(truth: Truth) -> Masks:

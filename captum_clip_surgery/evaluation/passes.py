@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.methods.base import Explain, Method
+from captum_clip_surgery.methods.base import Explain, MapAttribution, Method
 from captum_clip_surgery.surgery import DualPathMaps, maps_together
 
 
@@ -22,11 +22,11 @@ class Passes:
         self.names = tuple(methods)
         for name, method in methods.items():
             explain = method(clip)
-            owner = getattr(explain, "__self__", None)
-            if isinstance(owner, DualPathMaps) and explain == owner.attribute_all:
-                self.dense[name] = owner
-            else:
+            owner = _shares(explain, clip)
+            if owner is None:
                 self.others[name] = explain
+            else:
+                self.dense[name] = owner
 
     @torch.no_grad()  # methods of gradients enable them themselves
     def __call__(self, images: Tensor, targets: Sequence[int] | None = None) -> dict[str, Tensor]:
@@ -54,3 +54,18 @@ class Passes:
                         maps[name] = explain(images[index : index + 1], row)[0].detach()
             found.append({name: maps[name] for name in self.names if name in maps})
         return found
+
+
+def _shares(explain: Explain, clip: ZeroShotClassifier) -> DualPathMaps | None:
+    """The dense method that this is, if `maps_together` does all that it does."""
+    owner = getattr(explain, "__self__", None)
+    if not isinstance(owner, DualPathMaps) or owner.forward_func is not clip:
+        return None
+    kind = type(owner)
+    as_here = (
+        explain == owner.attribute_all
+        and kind.attribute_all is MapAttribution.attribute_all
+        and kind._maps is MapAttribution._maps
+        and kind.scores is DualPathMaps.scores
+    )
+    return owner if as_here else None

@@ -57,7 +57,7 @@ class Frame:
         return down, across
 
 
-class _Pictures(Dataset[Shown]):
+class _Pictures(Dataset[Shown | ValueError]):
     """What a worker does: read a sample, and bring its picture to size."""
 
     def __init__(
@@ -71,14 +71,21 @@ class _Pictures(Dataset[Shown]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Shown:
+    def __getitem__(self, place: int) -> Shown | ValueError:
+        """A sample as shown, or why not: what a worker raises comes out as a traceback in words."""
         index = self.indices[place]
+        which = f"image {self.data.names[index]!r} of {self.data.name}"
         try:
             sample = self.data[index]
             size = (sample.image.height, sample.image.width)
-            (pixels,) = self.preprocess(sample.image, self.frame.size(*size))
+            # As an array: a rotation that is still noted in the picture is not for us to follow.
+            (pixels,) = self.preprocess(np.asarray(sample.image), self.frame.size(*size))
+        except (OSError, ValueError) as error:
+            failed = ValueError(f"{which}: {error}")
+            failed.__cause__ = error
+            return failed
         except Exception as error:
-            error.add_note(f"image {self.data.names[index]!r} of {self.data.name}")
+            error.add_note(which)
             raise
         side = self.frame.view.truth_size
         truth = sample.truth if side is None else squashed(sample.truth, side)
@@ -123,6 +130,9 @@ class Reader:
         start = time.perf_counter()
         for batch in self._batches:
             self.waited += time.perf_counter() - start
+            for shown in batch:
+                if isinstance(shown, ValueError):
+                    raise shown
             yield batch
             start = time.perf_counter()
 

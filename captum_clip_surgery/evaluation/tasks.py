@@ -13,15 +13,13 @@ from captum_clip_surgery.data.base import Classes, DataSet
 from captum_clip_surgery.evaluation.judges import Judge
 from captum_clip_surgery.evaluation.passes import Passes
 from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.evaluation.records import Records
 from captum_clip_surgery.evaluation.shown import Shown, stacked
 from captum_clip_surgery.evaluation.windows import picture_scores
 from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.tasks.enlarging import best_of, enlarged
 from captum_clip_surgery.tasks.pictures import seen_part
 from captum_clip_surgery.tasks.recognition import pooled_scores
-
-#: By method: what an image adds.
-Records = dict[str, Tensor]
 
 
 class Asking(ABC):
@@ -164,6 +162,11 @@ class AskForScores(Asking):
             for name, method in Passes(self.clip, methods).dense.items()
         }
         self.names = tuple(self.forms)
+        if not self.names:
+            raise ValueError(
+                "recognition takes the dense methods of this package alone; none of "
+                f"{', '.join(methods)} is"
+            )
 
     @torch.no_grad()
     def found(self, batch: Sequence[Shown]) -> list[Records]:
