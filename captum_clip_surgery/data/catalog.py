@@ -14,6 +14,7 @@ from captum_clip_surgery.data.coco import Coco, CocoTags
 from captum_clip_surgery.data.coco_stuff import CocoObject, CocoStuff
 from captum_clip_surgery.data.context import PascalContext
 from captum_clip_surgery.data.folder import Folder
+from captum_clip_surgery.data.hugging_face import HuggingFace
 from captum_clip_surgery.data.imagenet_s import ImageNetS
 from captum_clip_surgery.data.nus_wide import NusWide
 from captum_clip_surgery.data.open_images import OpenImagesPoints
@@ -47,6 +48,7 @@ DATASETS: dict[str, Entry] = {
     "coco2014": Entry(CocoTags, "val"),
     "open-images": Entry(OpenImagesPoints, "validation"),
     "folder": Entry(Folder, None),
+    "huggingface": Entry(HuggingFace, None),
 }
 
 
