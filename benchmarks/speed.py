@@ -89,10 +89,6 @@ def cases(
     found: dict[str, Case] = {
         YARDSTICK: partial(plain, images),
         "logits": partial(clip, images),
-        "stage: a picture to pixels": partial(clip.preprocess, picture, size),
-        "stage: dual path": encode,
-        "stage: scores and feature surgery": partial(surgery.scores_of, encoded),
-        "stage: maps to the images' size": partial(shaped.finish, maps, size),
     }
     found |= {name: partial(method(clip), images) for name, method in chosen.items()}
     found["one target, on the grid"] = partial(surgery.attribute, images, 0)
@@ -100,6 +96,12 @@ def cases(
     found["from a picture to an array"] = lambda: (
         surgery.attribute_all(clip.preprocess(picture, size)).float().cpu().numpy()
     )
+    found |= {
+        "stage: a picture to pixels": partial(clip.preprocess, picture, size),
+        "stage: dual path": encode,
+        "stage: scores and feature surgery": partial(surgery.scores_of, encoded),
+        "stage: maps to the images' size": partial(shaped.finish, maps, size),
+    }
     if compiled:
         found |= _compiled(plain, partial(surgery.attribute_all, check_finite=False), images)
     for peer in peers:

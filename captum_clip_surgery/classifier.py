@@ -6,7 +6,8 @@ import difflib
 import operator
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, Self
 
@@ -25,14 +26,9 @@ from captum_clip_surgery.prompts import (
     Tokenizer,
     check_texts,
 )
+from captum_clip_surgery.text_towers import has_hooks
+from captum_clip_surgery.token_grid import TokenGrid
 from captum_clip_surgery.towers import adapt, unwrap
-
-
-class TokenGrid(nn.Module):
-    """A place to hook: the patch tokens entering a block pass through as (N, D, h, w)."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens
 
 
 class ZeroShotClassifier(nn.Module):
@@ -293,28 +289,29 @@ class ZeroShotClassifier(nn.Module):
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
 
-    # What is remembered is no part of a compiled graph.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def text_features(self) -> Tensor:
         """L2-normalised features (texts + rivals, C) in the order texts, rivals.
 
         Computed anew when a parameter of the text tower has changed.
         """
-        if self._encoder is not None:
-            generation = self._encoder.generation()
-            if generation != self._generation:
-                checks.check_modes(self.model)
-                self.features = self._encoder(self.texts + self.rivals)
-                self._generation = generation
-            return self.features
-        return F.normalize(self.features, dim=-1)
+        if self._encoder is None:
+            return F.normalize(self.features, dim=-1)
+        return _looked_up(self._remembered)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _remembered(self) -> Tensor:
+        assert self._encoder is not None
+        generation = self._encoder.generation()
+        if generation != self._generation:
+            checks.check_modes(self.model)
+            self.features = self._encoder(self.texts + self.rivals)
+            self._generation = generation
+        return self.features
+
     def empty_features(self) -> Tensor | None:
         """The feature (C,) of the empty text; None if made from features without one."""
-        if self._encoder is not None:
-            return self._encoder([""])[0]
-        return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
+        if self._encoder is None:
+            return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
+        return _looked_up(partial(self._encoder, [""]))[0]
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -359,7 +356,7 @@ class ZeroShotClassifier(nn.Module):
         checks.check_images(images, self.tower, self.device)
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
-        taps = {i: grid for i, grid in enumerate(self._grids) if _is_hooked(grid)}
+        taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
         return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -405,6 +402,7 @@ class ZeroShotClassifier(nn.Module):
         )
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _looked_up(features: Callable[[], Tensor]) -> Tensor:
+    """Remembered features, which are no part of a compiled graph."""
+    return features()

@@ -66,7 +66,7 @@ def test_explaining_compiles_to_one_graph(family):
     features = clip.text_features().clone()
     ready = ZeroShotClassifier.from_features(model, features, clip.empty_features())
     images = torch.randn(2, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
-    for given, whole in ((ready, False), (clip, False)):
+    for given, whole in ((ready, True), (clip, False)):
         surgery = LayerClipSurgery(given)
         expected = surgery.attribute_all(images)
         explain = partial(surgery.attribute_all, check_finite=False)

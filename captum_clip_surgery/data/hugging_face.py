@@ -90,13 +90,13 @@ class HuggingFace(DataSet):
 
 def _load(root: Path) -> Any:
     try:
-        from datasets import load_from_disk
+        import datasets
     except ImportError as error:
         raise ImportError(
             "Hugging Face data sets need datasets; install the extra: "
             "pip install 'captum_clip_surgery[huggingface]'"
         ) from error
-    return load_from_disk(str(root))
+    return datasets.load_from_disk(str(root))  # type: ignore[attr-defined]
 
 
 def _picture(value: Any, where: str) -> Image.Image:
