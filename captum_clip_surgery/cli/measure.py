@@ -53,8 +53,9 @@ def evaluate(
     ] = "scenes",
     root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="paper, dense, imagenet-segmentation, present, or a .toml file.")
-    ] = "paper",
+        str | None,
+        typer.Option(help="paper, dense, imagenet-segmentation, present, or a .toml file; paper."),
+    ] = None,
     methods: Methods = USUAL_METHODS,
     limit: Annotated[
         int | None, typer.Option(min=1, help="How many images; all, and 500 scenes.")
@@ -84,8 +85,11 @@ def evaluate(
 ) -> None:
     """Measure methods against the truth of a data set: JSON, CSV, Markdown and figures."""
     if dataset == "scenes":
-        if root is not None or tasks is not None:
-            raise ValueError("--root and --tasks are of data sets on disk; scenes are rendered")
+        if root is not None or tasks is not None or protocol is not None or resume:
+            raise ValueError(
+                "--root, --tasks, --protocol and --resume are of data sets on disk; scenes are "
+                "rendered"
+            )
         clip = load_model(model, pretrained, ["dog"], ())
         chosen, left_out = choose(clip, names_of(methods))
         report_left_out(left_out)
@@ -104,7 +108,7 @@ def evaluate(
         dataset,
         root,
         split,
-        protocol,
+        protocol or "paper",
         names_of(methods),
         names_of(tasks) if tasks else None,
         limit,

@@ -23,6 +23,8 @@ Figures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
 #: Of a bootstrap over images.
 RESAMPLES = 1000
+#: Pixels a side to which a map of fewer is enlarged, bilinearly, to be held against points.
+POINTED_SIDE = 224
 
 
 class Judge(ABC):
@@ -262,6 +264,11 @@ def _segmentation(counts: Tensor) -> dict[str, Tensor]:
 
 
 def _scaled(attribution: Tensor) -> Tensor:
-    """A map min-max normalised at the size it has; a constant one is nowhere above half."""
-    prepared = prepare(attribution, torch.ones_like(attribution, dtype=torch.bool))
-    return torch.zeros_like(attribution) if prepared is None else prepared
+    """A map min-max normalised, then enlarged to what points can be told apart on.
+
+    A constant one is nowhere above half.
+    """
+    height, width = (max(side, POINTED_SIDE) for side in attribution.shape)
+    everywhere = torch.ones(height, width, dtype=torch.bool)
+    prepared = prepare(attribution, everywhere)
+    return everywhere.double() * 0 if prepared is None else prepared
