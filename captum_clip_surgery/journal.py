@@ -2,19 +2,24 @@
 
 A journal is a folder: `run.json` says what the run is of, and each process writes its pieces to an
 SQLite file of its own, whose transactions survive a kill at any moment. A piece carries a checksum;
-one that fails it, and a file that cannot be read, count as not done and are said so.
+one that fails it, and a file that cannot be read, count as not done and are said so. While a
+process has a journal open it holds a lock, so that a run whose processes outlive a kill is not gone
+on with under their hands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from captum_clip_surgery.locks import Lock
 
 ABOUT = "run.json"
 TABLE = "CREATE TABLE pieces (key TEXT PRIMARY KEY, content BLOB NOT NULL, checksum BLOB NOT NULL)"
@@ -29,7 +34,8 @@ class Journal:
         resume: go on with the run that lies there.
 
     Raises:
-        FileExistsError: a run lies there and is not to be gone on with.
+        FileExistsError: a run lies there and is not to be gone on with, or is still going on; or
+            pieces of a run of which nothing says what it was.
         ValueError: the run that lies there is of something else; says what differs.
 
     Example::
@@ -46,26 +52,50 @@ class Journal:
     def __init__(self, folder: Path, about: Mapping[str, Any], resume: bool = False) -> None:
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
-        told = json.loads(json.dumps(about))
-        if (folder / ABOUT).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock: Lock | None = Lock(folder, alone=True)
+        try:
+            self._begin(json.loads(json.dumps(about)), resume)
+        except BaseException:
+            self.close()
+            raise
+        self._lock.share()
+
+    def _begin(self, about: Any, resume: bool) -> None:
+        if (self.folder / ABOUT).exists():
             if not resume:
                 raise FileExistsError(
-                    f"{folder} holds a run already; --resume goes on with it, or choose another "
-                    "folder"
+                    f"{self.folder} holds a run already; --resume goes on with it, or choose "
+                    "another folder"
                 )
-            _check_same(folder, told)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: a kill between leaves no half of it.
-        part = folder / f"{ABOUT}.{uuid.uuid4().hex}"
-        part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / ABOUT)
+            _check_same(self.folder, about)
+        elif any(self.folder.glob("*.sqlite")):
+            raise FileExistsError(
+                f"{self.folder} holds pieces of a run, but no {ABOUT}, which says what they are "
+                "of; choose another folder"
+            )
+        else:
+            if resume:
+                warnings.warn(
+                    f"{self.folder} holds no run to go on with: it begins anew", stacklevel=3
+                )
+            _write_whole(self.folder / ABOUT, json.dumps(about, indent=2) + "\n")
 
     @classmethod
     def join(cls, folder: Path) -> Self:
-        """A journal that another process has made."""
+        """A journal that another process has made.
+
+        Raises:
+            FileNotFoundError: there is none, as where machines do not share the folder.
+        """
+        if not (folder / ABOUT).exists():
+            raise FileNotFoundError(
+                f"{folder / ABOUT}, which the first process made, is not to be seen from here: all "
+                "processes need to share the folder"
+            )
         journal = cls.__new__(cls)
         journal.folder, journal._connection = folder, None
+        journal._lock = Lock(folder, alone=False)
         return journal
 
     def finished(self) -> dict[str, bytes]:
@@ -74,14 +104,27 @@ class Journal:
         for path in sorted(self.folder.glob("*.sqlite")):
             try:
                 found.update(_pieces(path))
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, ValueError, OverflowError) as error:  # what damage looks like
                 warnings.warn(
                     f"{path} is damaged ({error}); what it held is done again", stacklevel=2
                 )
         return found
 
     def add(self, key: str, content: bytes) -> None:
-        """Keep a piece; it is on the disk when this returns."""
+        """Keep a piece; it is on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written, as on a full disk.
+        """
+        try:
+            self._write(key, content)
+        except sqlite3.Error as error:
+            raise OSError(
+                f"piece {key!r} could not be kept in {self.folder}: {error}. Is the disk full? "
+                "What was kept before is safe: make room, and --resume goes on with it"
+            ) from error
+
+    def _write(self, key: str, content: bytes) -> None:
         if self._connection is None:
             name = self.folder / f"{uuid.uuid4().hex}.sqlite"
             self._connection = sqlite3.connect(name)
@@ -98,6 +141,9 @@ class Journal:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +158,9 @@ def _pieces(path: Path) -> Iterator[tuple[str, bytes]]:
         if not connection.execute("SELECT name FROM sqlite_master").fetchall():
             return  # killed before it wrote anything
         for key, content, checksum in connection.execute("SELECT * FROM pieces"):
-            if _checksum(key, content) == checksum:
+            # A flipped bit can change what kind of thing they are, too.
+            sound = isinstance(key, str) and isinstance(content, bytes)
+            if sound and _checksum(key, content) == checksum:
                 yield key, content
             else:
                 warnings.warn(
@@ -120,6 +168,16 @@ def _pieces(path: Path) -> Iterator[tuple[str, bytes]]:
                 )
     finally:
         connection.close()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A file whole or not at all: a kill between leaves no half of it."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _checksum(key: str, content: bytes) -> bytes:

@@ -10,6 +10,7 @@ import typer
 
 import captum_clip_surgery
 from captum_clip_surgery.cli.explain import compare, demo, explain
+from captum_clip_surgery.cli.export import export
 from captum_clip_surgery.cli.measure import check, evaluate, models
 from captum_clip_surgery.cli.tasks import points, recognize, segment, words
 
@@ -29,6 +30,7 @@ for command in (
     points,
     words,
     evaluate,
+    export,
     models,
     check,
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +44,16 @@ class Asked:
 
 
 def run(asked: Asked, among: Processes) -> None:
-    """Measure, journalled; the first process writes and prints."""
+    """Measure, journalled; the first process writes and prints, and each tells its own errors."""
+    try:
+        _run(asked, among)
+    except Exception as error:
+        if among.world > 1:
+            error.add_note(f"in {among}")
+        raise
+
+
+def _run(asked: Asked, among: Processes) -> None:
     protocol = Protocol.load(asked.protocol)
     data = open_dataset(asked.dataset, asked.root, asked.split)
     templates = TEMPLATE_SETS[protocol.templates] if asked.model and protocol.templates else None
@@ -59,12 +68,15 @@ def run(asked: Asked, among: Processes) -> None:
     methods, left_out = choose(clip, asked.methods)
     if among.first:
         report_left_out(left_out)
-    about = _about(asked, protocol, data, clip, methods)
+    about: dict[str, Any] = {}
     folder = asked.output / "journal"
-    if among.first:
-        Journal(folder, about, asked.resume)
+    if among.first:  # what it takes to tell is much: every file of the data set, every weight
+        about = _about(asked, protocol, data, clip, methods)
+        journal = Journal(folder, about, asked.resume or among.restarted)
     among.meet("opening the journal")
-    with Journal.join(folder) as journal:
+    if not among.first:
+        journal = Journal.join(folder)
+    with journal:
         found = evaluate(
             clip,
             data,
@@ -75,7 +87,7 @@ def run(asked: Asked, among: Processes) -> None:
             asked.limit,
             asked.batch,
             asked.workers,
-            progress=sys.stderr.isatty(),
+            confidence=among.first,
             figures=True,
             among=among,
             journal=journal,
@@ -98,11 +110,12 @@ def _about(
         "dataset": {
             "name": data.name,
             "root": str(asked.root.resolve()),
-            "files": folder_digest(asked.root),
+            "files": folder_digest(asked.root, asked.output),
             "images": len(data),
             "classes": data.classes.source,
         },
         "limit": asked.limit,
+        "batch": asked.batch,
         "protocol": {"name": protocol.name, "source": protocol.source, "views": views},
         "tasks": asked.tasks,
         "methods": list(methods),
@@ -150,12 +163,28 @@ def _report(
     )
 
 
-def folder_digest(root: Path) -> str:
-    """SHA-256 of the names, sizes and times of all files below a folder."""
+def folder_digest(root: Path, output: Path | None = None) -> str:
+    """SHA-256 of the names, sizes and times of all files below a folder, links followed.
+
+    Args:
+        root: the folder.
+        output: a folder that is left out, should it lie below: results are no data.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        state = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{state.st_size} {state.st_mtime_ns}\n".encode())
+    own = None if output is None else os.path.realpath(output)
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        true = os.path.realpath(folder)
+        if true in seen or true == own:  # seen: links can go round in circles
+            folders.clear()
+            continue
+        seen.add(true)
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)  # noqa: PTH118 (of a million files it counts)
+            state = os.stat(path)  # noqa: PTH116
+            line = f"{os.path.relpath(path, root)}\0{state.st_size} {state.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -9,7 +9,6 @@ from functools import partial
 
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.data.base import DataSet
@@ -22,6 +21,7 @@ from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import ASKING, Asking
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.progress import follow
 from captum_clip_surgery.results import Result
 
 
@@ -112,7 +112,7 @@ def evaluate(
         limit: how many images, from the first; None is all.
         batch_size: images in one pass.
         workers: processes that read ahead; 0 reads when asked.
-        progress: whether to draw a progress bar.
+        progress: whether the first process tells how it goes on.
         confidence: whether to take intervals, which costs a second or so a method.
         figures: whether to draw the worst, the middle and the best image of each task.
         among: the processes that share the images; each returns the results of all.
@@ -139,16 +139,27 @@ def evaluate(
     for task in tasks or known:
         view, judge = protocol.view(task, dataset), JUDGES[task](data)
         ask = ASKING[task](clip, data, methods, view, judge)
-        records = _finished(journal, task, ask.names, indices)
-        # Nobody adds to the journal before all have read it, or they would share out differently.
-        among.meet("reading the journal")
-        left = [index for index in indices if index not in records]
-        done += len(left)
-        reader = Reader(clip, data, left[among.rank :: among.world], view, batch_size, workers)
+        # One process reads for all: were they to see different things, they would share out
+        # differently, and images be lost or measured twice.
+        kept = _finished(journal, task, ask.names, indices) if among.first else {}
+        records = unpack(among.gather(pack(kept, ask.names), "reading the journal"), ask.names)
+        # Whole batches are shared out. An image always meets the same others in its pass, and its
+        # numbers are the same to the last bit, whoever measures it and after however many ends.
+        size = 1 if view.keep_aspect else batch_size
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        left = [batch for batch in batches if not records.keys() >= set(batch)]
+        mine = [index for batch in among.share(left) for index in batch]
+        many = sum(map(len, left))
+        done += many
+        reader = Reader(clip, data, mine, view, batch_size, workers)
         own: dict[int, Records] = {}
-        bar = tqdm(reader, desc=task, unit="batch", disable=not (progress and among.first))
-        for batch in bar:
-            found = dict(zip((shown.index for shown in batch), ask(batch), strict=True))
+        for batch in follow(reader, task, many, among, progress):
+            among.check_parent()
+            try:
+                found = dict(zip((shown.index for shown in batch), ask(batch), strict=True))
+            except Exception as error:
+                error.add_note(f"images {', '.join(shown.name for shown in batch)} of {data.name}")
+                raise
             if journal is not None:
                 row = pack(found, ask.names)
                 journal.add(f"{task} {batch[0].index}", to_bytes(row))

@@ -60,10 +60,13 @@ class AskForMaps(Asking):
         self.names = tuple(methods)
         self.texts = _names(data, view).first
         self.passes: Passes | None = None
+        asked = [label for label in range(len(self.texts)) if label != data.background]
+        # Embedded at once whichever view it is: a text's last bits depend on those beside it, and
+        # must not depend on which images a process happens to see first.
+        everything = clip.with_texts([self.texts[label] for label in asked])
         if view.texts == "classes":
-            asked = [label for label in range(len(self.texts)) if label != data.background]
             self.places = {label: place for place, label in enumerate(asked)}
-            self.passes = Passes(clip.with_texts([self.texts[label] for label in asked]), methods)
+            self.passes = Passes(everything, methods)
 
     def found(self, batch: Sequence[Shown]) -> list[Records]:
         images = stacked(batch, self.clip.device)

@@ -1,0 +1,142 @@
+"""An export's end: an index of its images and a manifest, made from the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from captum_clip_surgery.export.shards import PART, checksum, sync
+from captum_clip_surgery.export.writing import Entry, entries
+from captum_clip_surgery.journal import ABOUT, Journal
+
+JOURNAL, MANIFEST, INDEX = "journal", "manifest.json", "index.sqlite"
+TABLE = (
+    "CREATE TABLE images (position INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, "
+    "file TEXT NOT NULL, place TEXT NOT NULL, size TEXT NOT NULL, top TEXT NOT NULL, "
+    "scores TEXT NOT NULL)"
+)
+
+
+def write_manifest(
+    output: str | os.PathLike[str], about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write `index.sqlite` and, as the very last, `manifest.json` of a finished export.
+
+    Args:
+        output: folder of the export.
+        about: what else the manifest is to say.
+
+    Returns:
+        What the manifest says.
+
+    Raises:
+        FileNotFoundError: no export there.
+        ValueError: a piece is not finished.
+    """
+    folder = Path(output)
+    with Journal.join(folder / JOURNAL) as journal:
+        found = entries(journal.finished())
+    settings = json.loads((folder / JOURNAL / ABOUT).read_text(encoding="utf-8"))
+    pieces = range(settings["source"]["pieces"])
+    chosen = [_chosen(folder, number, found.get(number, [])) for number in pieces]
+    repeated = _write_index(folder / INDEX, chosen)
+    if repeated:
+        warnings.warn(
+            f"{len(repeated)} images have a name that another has; {repeated[0][0]!r} is known "
+            f"as {repeated[0][1]!r}, others alike",
+            stacklevel=2,
+        )
+    sha256, _ = checksum(folder / INDEX)
+    content = {
+        **(about or {}),
+        "settings": settings,
+        "images": sum(len(entry.rows) for entry in chosen),
+        "unreadable": [
+            {"image": name, "reason": reason, "piece": entry.number}
+            for entry in chosen
+            for name, reason in entry.unreadable
+        ],
+        "repeated": {new: old for old, new in repeated},
+        "index": {"file": INDEX, "sha256": sha256},
+        "shards": [
+            {
+                "file": entry.file,
+                "sha256": entry.sha256,
+                "bytes": entry.size,
+                "images": len(entry.rows),
+            }
+            for entry in chosen
+            if entry.file is not None
+        ],
+    }
+    part = folder / (MANIFEST + PART)
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    sync(part)
+    part.replace(folder / MANIFEST)
+    return content
+
+
+def fits(folder: Path, entry: Entry) -> bool:
+    """Whether an entry's shard is there as it was written."""
+    if entry.file is None:
+        return True
+    path = folder / entry.file
+    try:
+        return path.exists() and checksum(path) == (entry.sha256, entry.size)
+    except OSError:
+        return False
+
+
+def _chosen(folder: Path, number: int, among: Sequence[Entry]) -> Entry:
+    """Of what a journal says of a piece that which holds."""
+    there = [entry for entry in among if entry.file is None or (folder / entry.file).exists()]
+    if len(there) > 1:  # made anew, and not the same: another machine's
+        there = [entry for entry in there if fits(folder, entry)]
+    if not there:
+        raise ValueError(f"piece {number} of {folder} is not finished; go on with --resume")
+    return there[0]
+
+
+def _write_index(path: Path, chosen: Iterable[Entry]) -> list[tuple[str, str]]:
+    """Returns names that were taken, each with the one the image is known by instead."""
+    part = path.with_name(path.name + PART)
+    part.unlink(missing_ok=True)
+    repeated: list[tuple[str, str]] = []
+    with closing(sqlite3.connect(part)) as database, database:
+        database.execute(TABLE)
+        for entry in chosen:
+            for row in entry.rows:
+                values = [json.dumps(value) for value in (row.place, row.size, row.top, row.scores)]
+                for name in _names(row.name):
+                    try:
+                        database.execute(
+                            "INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?)",
+                            (coded(name), entry.file, *values),
+                        )
+                    except sqlite3.IntegrityError:
+                        continue
+                    if name != row.name:
+                        repeated.append((row.name, name))
+                    break
+    part.replace(path)
+    return repeated
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}~{number}"
+        number += 1
+
+
+def coded(name: str) -> str:
+    """A name as the index has it: SQLite takes text alone, and files may be called otherwise."""
+    return quote(name, safe="/", errors="surrogateescape")

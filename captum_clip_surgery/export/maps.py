@@ -1,0 +1,194 @@
+"""Exported maps, read back lazily."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from captum_clip_surgery.export.extras import zarr
+from captum_clip_surgery.export.manifest import INDEX, MANIFEST, coded
+from captum_clip_surgery.export.shards import checksum
+
+
+class Maps(Mapping[str, np.ndarray]):
+    """Maps (K, h, w) float16 by image name; each is read when it is asked for, and alone.
+
+    It may be pickled, and shared by threads and forked workers. See `load_maps`.
+
+    Attributes:
+        path: folder of the export.
+        texts: what the K maps are of.
+        manifest: all that `manifest.json` says.
+        unreadable: why by name, of images that have no maps.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.texts: tuple[str, ...] = tuple(manifest["settings"]["texts"])
+        self.unreadable: dict[str, str] = {
+            entry["image"]: entry["reason"] for entry in manifest["unreadable"]
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        file, place = self._row(name, "file, place")
+        place = json.loads(place)
+        if file.endswith(".tar"):
+            return _from_tar(self.path / file, name, *place)
+        return _from_zarr(self.path / file, name, *place)
+
+    def __iter__(self) -> Iterator[str]:
+        last = 0
+        # In portions: no question stays open between, wherever the next is asked.
+        while rows := self._ask(
+            "SELECT position, name FROM images WHERE position > ? ORDER BY position LIMIT 1000",
+            last,
+        ):
+            yield from (_plain(name) for _, name in rows)
+            last = rows[-1][0]
+
+    def __len__(self) -> int:
+        return int(self.manifest["images"])
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        return bool(self._ask("SELECT 1 FROM images WHERE name = ?", coded(name)))
+
+    def top(self, name: str) -> list[tuple[str, float]]:
+        """The texts that fit an image best, with CLIP's cosines, best first.
+
+        Raises:
+            KeyError: no such image.
+        """
+        top, scores = (json.loads(value) for value in self._row(name, "top, scores"))
+        return [(self.texts[text], score) for text, score in zip(top, scores, strict=True)]
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image's picture in pixels.
+
+        Raises:
+            KeyError: no such image.
+        """
+        (size,) = self._row(name, "size")
+        height, width = json.loads(size)
+        return height, width
+
+    def verify(self) -> None:
+        """Read all there is, and hold it against the checksums.
+
+        Raises:
+            ValueError: files that are missing or changed; names them.
+        """
+        wrong = []
+        for known in (self.manifest["index"], *self.manifest["shards"]):
+            path = self.path / known["file"]
+            try:
+                found = checksum(path)[0] if path.exists() else "missing"
+            except OSError as error:
+                found = str(error)
+            if found != known["sha256"]:
+                wrong.append(f"{known['file']} ({'missing' if found == 'missing' else 'changed'})")
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} files of {self.path} are not as they were written: "
+                f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}; export again with "
+                "--resume to make them anew"
+            )
+
+    def __repr__(self) -> str:
+        return f"Maps({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
+
+    def _row(self, name: str, columns: str) -> tuple[Any, ...]:
+        rows = self._ask(f"SELECT {columns} FROM images WHERE name = ?", coded(name))
+        if not rows:
+            why = self.unreadable.get(name)
+            raise KeyError(f"{name}: {why}" if why else name)
+        return rows[0]
+
+    def _ask(self, question: str, *values: Any) -> list[Any]:
+        # A connection each time, as none may be shared by threads or forks.
+        uri = (self.path / INDEX).resolve().as_uri() + "?mode=ro&immutable=1"
+        try:
+            with closing(sqlite3.connect(uri, uri=True)) as database:
+                return database.execute(question, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{self.path / INDEX} cannot be read ({error}); export again with --resume to "
+                "make it anew"
+            ) from None
+
+
+def load_maps(path: str | os.PathLike[str]) -> Maps:
+    """What `clip-surgery export` left in a folder, as a mapping from image names to arrays.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        FileNotFoundError: no export there, or one that has not ended.
+        ValueError: a manifest that is none.
+
+    Example::
+
+        >>> maps = load_maps("out")  # doctest: +SKIP
+        >>> maps["cats/one.jpg"].shape, maps.top("cats/one.jpg")[0]  # doctest: +SKIP
+        ((59, 14, 14), ('cat', 0.28))
+    """
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no {MANIFEST} in {folder}: no export is there, or it has not ended; --resume goes "
+            "on with it"
+        )
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        return Maps(folder, manifest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no manifest of an export: {error!r}") from None
+
+
+def _from_tar(path: Path, name: str, offset: int, length: int, crc: int) -> np.ndarray:
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(length)
+    if zlib.crc32(content) != crc:
+        raise _damaged(path, name)
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _from_zarr(path: Path, name: str, row: int, crc: int) -> np.ndarray:
+    try:
+        found = np.asarray(_opened(path, path.stat().st_mtime_ns)[row])
+    except (ValueError, RuntimeError, OSError) as error:
+        raise _damaged(path, name) from error
+    if zlib.crc32(np.ascontiguousarray(found).data) != crc:
+        raise _damaged(path, name)
+    return found
+
+
+@lru_cache(maxsize=32)
+def _opened(path: Path, _: int) -> Any:
+    return zarr().open_array(path / "maps", mode="r")
+
+
+def _damaged(path: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{path}: the map of {name!r} is damaged; export again with --resume to make it anew"
+    )
+
+
+def _plain(name: str) -> str:
+    return unquote(name, errors="surrogateescape")

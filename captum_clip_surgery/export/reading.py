@@ -1,0 +1,129 @@
+"""Batches of a collection's images, read ahead by workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from captum_clip_surgery.export.sources import Piece, Sample
+from captum_clip_surgery.preprocessing import Preprocess
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one piece: `pixels` (N, 3, H, W), None where all of them are unreadable.
+
+    `sizes` are (height, width) of the pictures as they are, `unreadable` pairs of name and reason,
+    and `last` says that the piece ends with it.
+    """
+
+    piece: int
+    names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    pixels: Tensor | None
+    unreadable: tuple[tuple[str, str], ...]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What is kept of a picture, which may be many times larger."""
+
+    name: str
+    size: tuple[int, int]
+    pixels: Tensor
+
+
+class _Batches(IterableDataset[Batch]):
+    """What workers do: each reads pieces of its own from beginning to end."""
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        preprocess: Preprocess,
+        size: tuple[int, int],
+        batch_size: int,
+    ) -> None:
+        self.pieces = pieces
+        self.preprocess = preprocess
+        self.size = size
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        for piece in self.pieces[first::step]:
+            yield from self._of(piece)
+
+    def _of(self, piece: Piece) -> Iterator[Batch]:
+        # A batch is of one piece, so that results depend on no other, whoever makes it.
+        waiting: list[Sample | _Shown] = []
+        for sample in piece.samples():
+            if len(waiting) == self.batch_size:
+                yield _batch(piece, waiting, last=False)
+                waiting = []
+            waiting.append(self._shown(sample))
+        yield _batch(piece, waiting, last=True)
+
+    def _shown(self, sample: Sample) -> Sample | _Shown:
+        if sample.picture is None:
+            return sample
+        picture = sample.picture
+        try:
+            (pixels,) = self.preprocess(picture, self.size)
+        except Exception as error:  # as for decoders
+            return Sample(sample.name, None, f"{type(error).__name__}: {error}")
+        return _Shown(sample.name, (picture.height, picture.width), pixels)
+
+
+def _batch(piece: Piece, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
+    shown = [sample for sample in samples if isinstance(sample, _Shown)]
+    return Batch(
+        piece.number,
+        tuple(sample.name for sample in shown),
+        tuple(sample.size for sample in shown),
+        torch.stack([sample.pixels for sample in shown]) if shown else None,
+        tuple((sample.name, sample.reason) for sample in samples if isinstance(sample, Sample)),
+        last,
+    )
+
+
+class Ahead:
+    """Batches of pieces; `waited` counts the seconds that none was ready.
+
+    Args:
+        pieces: those to read.
+        preprocess: of the model.
+        size: (height, width) at which the model sees pictures.
+        batch_size: images in a batch.
+        workers: processes that read ahead, each its own piece; 0 reads when asked.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        preprocess: Preprocess,
+        size: tuple[int, int],
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self.waited = 0.0
+        loader = DataLoader(
+            _Batches(pieces, preprocess, size, batch_size),
+            batch_size=None,  # they come as batches
+            num_workers=min(workers, len(pieces)),
+        )
+        # Workers begin here and now: forked later they might inherit what a thread holds.
+        self._batches = iter(loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = time.perf_counter()
+        for batch in self._batches:
+            self.waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()

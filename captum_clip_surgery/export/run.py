@@ -1,0 +1,220 @@
+"""A collection explained: read ahead, explained, written behind, journalled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from captum_clip_surgery.distributed import ALONE, Processes
+from captum_clip_surgery.export import extras
+from captum_clip_surgery.export.explaining import explain_batch
+from captum_clip_surgery.export.manifest import INDEX, JOURNAL, MANIFEST, fits, write_manifest
+from captum_clip_surgery.export.reading import Ahead
+from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
+from captum_clip_surgery.export.sources import Piece, Source, open_source
+from captum_clip_surgery.export.writing import Behind, entries
+from captum_clip_surgery.journal import ABOUT, Journal
+from captum_clip_surgery.results import circumstances, weights_digest
+from captum_clip_surgery.surgery import DualPathMaps
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to.
+
+    `manifest` is of all processes and runs, and the first process alone has it; `made` images were
+    explained by this process in this run, in `seconds`, of which the model waited a share of
+    `waiting` for images and for the disk.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    made: int
+    seconds: float
+    waiting: float
+
+
+def export_maps(
+    surgery: DualPathMaps,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    format: str = "webdataset",
+    top: int = 5,
+    size: int | tuple[int, int] | None = None,
+    batch_size: int = 8,
+    workers: int = 1,
+    shard_size: int = 1000,
+    resume: bool = False,
+    among: Processes = ALONE,
+    progress: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Maps of all texts for all images of a collection, into a folder that `load_maps` reads.
+
+    Args:
+        surgery: such as `LayerClipSurgery(clip)`.
+        source: where the images are; see `open_source`.
+        output: folder of the export.
+        format: "webdataset" or "zarr".
+        top: how many texts of each image are named.
+        size: side or (height, width) that the model sees; None is native.
+        batch_size: images in one pass.
+        workers: processes that read ahead; 0 reads when asked.
+        shard_size: images in a shard; each input tar makes one, whatever it holds.
+        resume: go on with the export that lies in the folder.
+        among: the processes that share the pieces.
+        progress: whether to draw a progress bar.
+        about: what else an export must share with one it goes on with; JSON.
+
+    Raises:
+        FileExistsError: an export lies in the folder and is not to be gone on with.
+        FileNotFoundError, ValueError: see `open_source`; an export there is of something else; a
+            size the patch size does not divide, an unknown format, a batch size below 1.
+        ImportError: the format's library is missing.
+        OSError: the disk is full, or cannot be written; what is finished stays.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+    if batch_size < 1 or top < 0 or workers < 0:
+        raise ValueError(
+            f"batch_size {batch_size!r} must be at least 1; top {top!r} and workers {workers!r} "
+            "at least 0"
+        )
+    getattr(extras, format)()
+    clip, folder = surgery.forward_func, Path(output)
+    sides = _sides(size, clip.native_size)
+    clip.tower.grid(*sides)
+    collection = open_source(source, shard_size)
+    if among.first:  # every weight is looked at
+        settings = {
+            **(about or {}),
+            **_settings(surgery, collection),
+            "format": format,
+            "top": top,
+            "size": list(sides),
+            "batch_size": batch_size,
+            "shard_size": shard_size,
+        }
+        journal = _begin(folder, settings, resume or among.restarted)
+    among.meet("opening the journal")
+    if not among.first:
+        journal = Journal.join(folder / JOURNAL)
+    with journal:  # its lock keeps other runs away
+        left = _left(folder, journal, collection.pieces, among)
+        if among.first and left:
+            for name in (MANIFEST, INDEX):  # until the end they would tell of what is not there
+                (folder / name).unlink(missing_ok=True)
+        start = time.perf_counter()
+        mine = among.share(left)
+        ahead = Ahead(mine, clip.preprocessing, sides, batch_size, workers)
+        make = partial(FORMATS[format], folder, texts=clip.texts)
+        with Behind(folder / JOURNAL, make) as behind:
+            made = _explain(surgery, top, ahead, behind, among, progress)
+        seconds = time.perf_counter() - start
+        among.meet("their shards")
+        manifest: Mapping[str, Any] = {}
+        if among.first:
+            manifest = write_manifest(folder, {"circumstances": circumstances(clip.device)})
+        among.meet("the manifest")
+    waiting = (ahead.waited + behind.waited) / seconds if made else 0.0
+    return Exported(folder, manifest, made, seconds, waiting)
+
+
+def _explain(
+    surgery: DualPathMaps,
+    top: int,
+    ahead: Ahead,
+    behind: Behind,
+    among: Processes,
+    progress: bool,
+) -> int:
+    """How many images were explained."""
+    device, made, start = surgery.forward_func.device, 0, time.perf_counter()
+    with tqdm(unit="image", disable=not (progress and among.first), leave=False) as bar:
+        for batch in ahead:
+            among.check_parent()
+            found = None
+            if batch.pixels is not None:
+                found = explain_batch(surgery, batch.pixels.to(device), top)
+                made += len(found)
+                bar.update(len(found))
+            behind.put(batch, found)
+            waiting = (ahead.waited + behind.waited) / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{waiting:.0%} waiting", refresh=False)
+    return made
+
+
+def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Journal:
+    """Make or reopen the journal, and remove what a killed run left unfinished."""
+    if not (folder / JOURNAL / ABOUT).exists() and (folder / FOLDER).exists():
+        raise FileExistsError(
+            f"{folder / FOLDER} lies there without a journal, so that nobody can tell what it is "
+            "of; choose another folder"
+        )
+    journal = Journal(folder / JOURNAL, settings, resume)
+    for path in [*folder.glob(f"*{PART}"), *(folder / FOLDER).glob(f"*{PART}")]:
+        remove(path)
+    return journal
+
+
+def _left(folder: Path, journal: Journal, pieces: Sequence[Piece], among: Processes) -> list[Piece]:
+    """Pieces that are not finished, or whose shard is no more as it was written: it is removed."""
+    known = entries(journal.finished())
+    for number in among.share(sorted(known)):
+        if any(fits(folder, entry) for entry in known[number]):
+            continue
+        file = known[number][0].file
+        warnings.warn(f"shard {file} is missing or fails its checksum; made anew", stacklevel=3)
+        remove(folder / str(file))
+    among.meet("looking through finished shards")
+
+    def finished(number: int) -> bool:
+        return any(
+            entry.file is None or (folder / entry.file).exists() for entry in known.get(number, [])
+        )
+
+    left = [piece for piece in pieces if not finished(piece.number)]
+    among.meet("telling what is left")  # before anyone adds to it
+    return left
+
+
+def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
+    """All that changes an export's content, beside what a user asked of it."""
+    clip = surgery.forward_func
+    encoder = clip._encoder
+    features = clip.text_features().cpu().contiguous()
+    return {
+        "source": {
+            "kind": source.kind,
+            "place": source.place,
+            "pieces": len(source.pieces),
+            "digest": source.digest,
+        },
+        "texts": list(clip.texts),
+        "rivals": list(clip.rivals),
+        "templates": [] if encoder is None else [str(one) for one in encoder.templates],
+        # Given features are known by nothing else.
+        "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
+        "method": repr(surgery),
+        "tower": clip.tower.describe(),
+        "weights": weights_digest(clip.model),
+        "preprocessing": repr(clip.preprocessing),
+        "versions": circumstances(clip.device)["versions"],
+        "device": torch.device(clip.device).type,
+    }
+
+
+def _sides(size: int | tuple[int, int] | None, native: tuple[int, int]) -> tuple[int, int]:
+    if size is None:
+        return native
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,229 @@
+"""Collections of images on disk, divided into pieces that are explained, and redone, as a whole."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from captum_clip_surgery.export.extras import webdataset
+from captum_clip_surgery.preprocessing import load_picture
+
+_KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
+#: Ends of the names of pictures; in folders and tars others are passed over.
+PICTURES = tuple(f".{end}" for end in _KNOWN.split())
+TARS = (".tar", ".tar.gz", ".tgz")
+END = bytes(tarfile.BLOCKSIZE)  # what a whole archive ends with
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image as upright RGB, or why it cannot be read."""
+
+    name: str
+    picture: Image.Image | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Piece(ABC):
+    """Images that make one shard; `number` is its place in the collection."""
+
+    number: int
+
+    @abstractmethod
+    def samples(self) -> Iterator[Sample]:
+        """The images in their order; one that cannot be read comes with the reason, too."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A collection: of which `kind`, its pieces, and a `digest` of which images it has."""
+
+    kind: str
+    place: str
+    pieces: Sequence[Piece]
+    digest: str
+
+
+def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Source:
+    """A collection by where it lies.
+
+    Args:
+        source: a folder, whose pictures are taken with those of all folders in it, named by their
+            paths in it; a folder that holds .tar files, WebDataset's shards, or a pattern of such,
+            `train-{000..009}.tar`, images named by their keys; any other file is a list, a path a
+            line, from the list's own folder, which are the names.
+        shard_size: images in a piece; of tars, each is a piece.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no images, a folder of both pictures and tars, a shard size below 1.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size {shard_size!r} must be at least 1")
+    path = Path(source)
+    if path.is_dir():
+        inside = [entry.name for entry in path.iterdir()]
+        tars = sorted(name for name in inside if name.lower().endswith(TARS))
+        if tars and any(name.lower().endswith(PICTURES) for name in inside):
+            raise ValueError(f"{path} holds both pictures and tars; give {path}/*.tar, or move one")
+        return _tars(path, [path / name for name in tars]) if tars else _folder(path, shard_size)
+    if str(source).lower().endswith(TARS):
+        return _tars(path, _matching(str(source)))
+    if not path.is_file():
+        raise FileNotFoundError(f"no folder, list or tar at {path}")
+    return _list(path, shard_size)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Files(Piece):
+    root: Path
+    names: tuple[str, ...]
+
+    def samples(self) -> Iterator[Sample]:
+        for name in self.names:
+            yield _read(name, self.root / name)
+
+
+def _folder(root: Path, shard_size: int) -> Source:
+    names = sorted(
+        (Path(folder) / file).relative_to(root).as_posix()
+        for folder, _, files in os.walk(root)
+        for file in files
+        if file.lower().endswith(PICTURES)
+    )
+    if not names:
+        raise ValueError(f"no pictures in the folder {root}, nor tars; known are {PICTURES}")
+    return _files("folder", root, root, names, shard_size)
+
+
+def _list(path: Path, shard_size: int) -> Source:
+    # Names of files need be no text.
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if any("\0" in name for name in names):
+        raise ValueError(f"{path} is no list of paths: it holds zero bytes")
+    if not names:
+        raise ValueError(f"the list {path} is empty")
+    return _files("list", path, path.parent, names, shard_size)
+
+
+def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int) -> Source:
+    pieces = [
+        _Files(number, root, tuple(names[start : start + shard_size]))
+        for number, start in enumerate(range(0, len(names), shard_size))
+    ]
+    return Source(kind, str(place.resolve()), pieces, _digest(names))
+
+
+# --- tars ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tar(Piece):
+    path: Path
+
+    def samples(self) -> Iterator[Sample]:
+        problems: list[str] = []
+        grouped = webdataset().tariterators.group_by_keys(
+            _members(self.path, problems),
+            handler=partial(_noted, problems),
+        )
+        for sample in grouped:
+            yield from _pictures(sample)
+        for problem in problems:
+            yield Sample(self.path.name, None, problem)
+
+
+def _tars(place: Path, paths: list[Path]) -> Source:
+    pieces = [_Tar(number, path) for number, path in enumerate(paths)]
+    states = [f"{path.name} {path.stat().st_size}" for path in paths]
+    return Source("tars", str(place.resolve()), pieces, _digest(states))
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Files of a pattern with braces, stars or neither."""
+    found: list[Path] = []
+    for name in webdataset().shardlists.expand_urls(pattern):
+        some = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
+        if not some or not all(Path(one).is_file() for one in some):
+            raise FileNotFoundError(f"no tar at {name}")
+        found += map(Path, some)
+    return list(dict.fromkeys(found))
+
+
+def _noted(problems: list[str], error: Exception) -> bool:
+    """A file that stands there twice: the first is taken, and WebDataset goes on."""
+    problems.append(str(error.args[0]))
+    return True
+
+
+def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """An archive's files as WebDataset groups them, until a problem; of pictures the content."""
+    try:
+        with tarfile.open(path) as archive:
+            while (member := archive.next()) is not None:
+                # It would keep them all.
+                archive.members.clear()  # type: ignore[attr-defined]
+                if not member.isreg():
+                    continue
+                picture = member.name.lower().endswith(PICTURES)
+                file = archive.extractfile(member) if picture else None
+                data = b"" if file is None else file.read()
+                yield {"fname": member.name, "data": data, "__url__": str(path)}
+            # tarfile takes a damaged header for the end.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(len(END)) != END:
+                raise ValueError(f"it is cut or damaged at byte {archive.offset}")
+    except Exception as error:  # a cut or damaged archive says so in many ways
+        problems.append(f"read no further: {_told(error)}")
+
+
+def _pictures(sample: dict[str, Any]) -> Iterator[Sample]:
+    key = sample["__key__"]
+    ends = [end for end in sample if f".{end}".endswith(PICTURES)]
+    for end in ends:
+        # Where a sample has several the key alone would name none.
+        yield _read(key if len(ends) == 1 else f"{key}.{end}", io.BytesIO(sample[end]))
+    if not ends:
+        files = ", ".join(end for end in sample if not end.startswith("__"))
+        yield Sample(key, None, f"no picture among its files: {files}")
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _read(name: str, file: Path | io.BytesIO) -> Sample:
+    try:
+        if isinstance(file, Path):
+            return Sample(name, load_picture(file))
+        with Image.open(file) as opened:
+            opened.load()
+            return Sample(name, load_picture(opened))
+    except Exception as error:
+        # Decoders fail in their own ways, and nothing in a picture may end a run.
+        return Sample(name, None, _told(error))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _digest(lines: Iterable[str]) -> str:
+    content = "\n".join(lines).encode(errors="surrogateescape")
+    return hashlib.sha256(content).hexdigest()

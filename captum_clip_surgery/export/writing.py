@@ -1,0 +1,180 @@
+"""Shards written by a thread of their own, while the model goes on."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from captum_clip_surgery.export.explaining import Explained
+from captum_clip_surgery.export.reading import Batch
+from captum_clip_surgery.export.shards import Row, Shard
+from captum_clip_surgery.journal import Journal
+
+#: Batches that wait to be written at most.
+WAITING = 4
+PATIENCE = 0.05  # seconds between looks at whether the writer lives
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a journal says of a finished piece; a `file` of None is of no readable image."""
+
+    number: int
+    file: str | None
+    sha256: str
+    size: int
+    rows: list[Row]
+    unreadable: list[tuple[str, str]]
+
+    @property
+    def key(self) -> str:
+        # With the checksum: a piece made twice is two entries, one of which its file fits.
+        return f"{self.number:06d} {self.sha256}"
+
+    def packed(self) -> bytes:
+        return zlib.compress(json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> Self:
+        said: dict[str, Any] = json.loads(zlib.decompress(content))
+        said["rows"] = [Row(**row | {"size": tuple(row["size"])}) for row in said["rows"]]
+        said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
+        return cls(**said)
+
+
+@dataclass
+class _Open:
+    """A piece that is being written."""
+
+    shard: Shard | None
+    unreadable: list[tuple[str, str]]
+
+
+class Behind:
+    """Writes batches and journals finished pieces; `waited` counts the seconds it held others up.
+
+    Leaving its `with` block waits for what is not written yet; after an exception nothing more is
+    written, and what was not finished is removed.
+
+    Args:
+        journal: the folder of a journal that was made.
+        make: a shard for the number of a piece.
+    """
+
+    def __init__(self, journal: Path, make: Callable[[int], Shard]) -> None:
+        self.waited = 0.0
+        self._journal = journal
+        self._make = make
+        self._queue: queue.Queue[tuple[Batch, Explained | None] | None] = queue.Queue(WAITING)
+        self._error: BaseException | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
+
+    def put(self, batch: Batch, found: Explained | None) -> None:
+        """Hand over a batch; None where all its images are unreadable.
+
+        Raises:
+            Exception: what the writer met, as soon as it is known.
+        """
+        start = time.perf_counter()
+        self._put((batch, found))
+        self.waited += time.perf_counter() - start
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._put(None)
+        finally:
+            # Where all went well the thread ends by the None and drops nothing.
+            if kind is not None or self._error is not None:
+                self._stopped.set()
+            self._thread.join()
+        if kind is None:
+            self._check()
+
+    def _put(self, item: tuple[Batch, Explained | None] | None) -> None:
+        while True:
+            self._check()
+            try:
+                self._queue.put(item, timeout=PATIENCE)
+            except queue.Full:
+                continue
+            return
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        opened: dict[int, _Open] = {}
+        try:
+            # SQLite's connections belong to the thread that made them.
+            with Journal.join(self._journal) as journal:
+                while (item := self._next()) is not None:
+                    self._write(*item, opened, journal)
+        except BaseException as error:
+            self._error = error
+        finally:
+            for piece in opened.values():
+                if piece.shard is not None:
+                    _abandon(piece.shard)
+
+    def _next(self) -> tuple[Batch, Explained | None] | None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.get(timeout=PATIENCE)
+            except queue.Empty:
+                continue
+        return None
+
+    def _write(
+        self,
+        batch: Batch,
+        found: Explained | None,
+        opened: dict[int, _Open],
+        journal: Journal,
+    ) -> None:
+        piece = opened.setdefault(batch.piece, _Open(None, []))
+        piece.unreadable += batch.unreadable
+        if found is not None:
+            if piece.shard is None:
+                piece.shard = self._make(batch.piece)
+            piece.shard.add(batch.names, batch.sizes, found)
+        if not batch.last:
+            return
+        file, sha256, size, rows = None, "", 0, []
+        if piece.shard is not None:
+            sha256, size = piece.shard.finish()
+            file, rows = piece.shard.file, piece.shard.rows
+        entry = Entry(batch.piece, file, sha256, size, rows, piece.unreadable)
+        journal.add(entry.key, entry.packed())
+        del opened[batch.piece]
+
+
+def _abandon(shard: Shard) -> None:
+    # What made it end is what counts; the next run removes what stays.
+    with suppress(OSError):
+        shard.abandon()
+
+
+def entries(pieces: Mapping[str, bytes]) -> dict[int, list[Entry]]:
+    """A journal's entries by the number of their piece."""
+    found: dict[int, list[Entry]] = {}
+    for content in pieces.values():
+        entry = Entry.unpacked(content)
+        found.setdefault(entry.number, []).append(entry)
+    return found

@@ -1,0 +1,63 @@
+"""How a long run goes on: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from captum_clip_surgery.distributed import Processes
+
+#: Seconds between two lines where nobody sees a bar.
+EVERY = 30.0
+
+Batch = TypeVar("Batch", bound=Sequence[Any])
+
+
+def follow(
+    batches: Iterable[Batch], what: str, images: int, among: Processes, show: bool = True
+) -> Iterator[Batch]:
+    """Batches as they come, while the first process tells images a second and the time left.
+
+    It knows its own images alone, and counts the others' as many.
+
+    Args:
+        batches: those of this process.
+        what: they are done for.
+        images: of all processes together.
+        among: the processes.
+        show: whether to tell.
+    """
+    if not (show and among.first):
+        yield from batches
+        return
+    terminal = sys.stderr.isatty()
+    start = told = time.perf_counter()
+    done = 0
+    with tqdm(total=images, desc=what, unit="image", disable=not terminal) as bar:
+        for batch in batches:
+            yield batch
+            # Here this batch is done.
+            step = min(len(batch) * among.world, images - done)
+            done += step
+            bar.update(step)
+            now = time.perf_counter()
+            if not terminal and now - told >= EVERY:
+                told = now
+                print(progress_line(what, done, images, now - start), file=sys.stderr, flush=True)
+
+
+def progress_line(what: str, done: int, images: int, seconds: float) -> str:
+    """How far it is, how fast it goes, and how long it will still take.
+
+    Example::
+
+        >>> progress_line("segmentation", 50, 200, 25.0)
+        'segmentation: 50 of 200 images, 2.0 a second, 0:01:15 left'
+    """
+    left = timedelta(seconds=round((images - done) * seconds / done)) if done else "unknown time"
+    return f"{what}: {done} of {images} images, {done / seconds:.1f} a second, {left} left"

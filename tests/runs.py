@@ -1,0 +1,158 @@
+"""Runs of the command line by real processes, forked from one that has the imports behind it.
+
+`torchrun` starts an interpreter for each process, which takes seconds; only the way in differs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["captum_clip_surgery.cli", "torchmetrics", "torchvision"])
+
+#: What a process does before it begins, given its rank.
+Prepare = Callable[[int], None]
+
+
+@dataclass
+class Run:
+    """Processes of one run by rank, and the file that stands for their terminal."""
+
+    workers: Sequence[BaseProcess]
+    terminal: Path
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """Exit codes by rank, below 0 for signals; what does not end in time is killed."""
+        until = time.monotonic() + seconds
+        for worker in self.workers:
+            worker.join(max(0, until - time.monotonic()))
+        if any(worker.is_alive() for worker in self.workers):
+            self.kill()
+            raise AssertionError(f"some do not end: {self.printed()}")
+        return [worker.exitcode for worker in self.workers]
+
+    def kill(self) -> None:
+        """SIGKILL to all."""
+        for worker in self.workers:
+            worker.kill()
+        for worker in self.workers:
+            worker.join()
+
+    def kill_one(self, rank: int) -> None:
+        """SIGKILL to one of them, and SIGTERM to the others, as torchrun does once it sees it."""
+        self.workers[rank].kill()
+        self.workers[rank].join()
+        for worker in self.workers:
+            worker.terminate()
+            worker.join()
+
+    def printed(self) -> str:
+        return self.terminal.read_text()
+
+
+def start(folder: Path, *arguments: object, world: int = 2, prepare: Prepare | None = None) -> Run:
+    """`clip-surgery` with these arguments, its terminal a new file in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    terminal = folder / f"terminal-{len(list(folder.glob('terminal-*')))}.txt"
+    terminal.touch()
+    port = _free_port()
+    given = [str(argument) for argument in arguments]
+    workers = [
+        FORKS.Process(target=_work, args=(rank, world, port, given, terminal, prepare))
+        for rank in range(world)
+    ]
+    for worker in workers:
+        worker.start()
+    return Run(workers, terminal)
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _work(
+    rank: int, world: int, port: int, given: list[str], terminal: Path, prepare: Prepare | None
+) -> None:
+    with terminal.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare(rank)
+    from captum_clip_surgery import cli
+
+    sys.argv = ["clip-surgery", *given]
+    cli.main()
+
+
+def pieces(output: Path) -> Counter[str]:
+    """How often each piece lies in the files of a journal, read without the package."""
+    found: Counter[str] = Counter()
+    for path in (output / "journal").glob("*.sqlite"):
+        with closing(sqlite3.connect(path)) as connection:
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                found.update(key for (key,) in connection.execute("SELECT key FROM pieces"))
+    return found
+
+
+# --- what a process does before it begins ---------------------------------------------------------
+
+
+def slowly(rank: int) -> None:
+    """A while for each batch, so that there is a time to be killed in."""
+    _before_asking(lambda: time.sleep(0.3))
+
+
+def hanging(rank: int) -> None:
+    """The second process never ends its first batch."""
+    if rank == 1:
+        _before_asking(lambda: time.sleep(3600))
+
+
+def full_disk(rank: int) -> None:
+    """No file of the second process grows past two pages of SQLite."""
+    if rank == 1:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+
+def restarted(rank: int) -> None:
+    """As torchrun says it after a failure."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+
+
+def _before_asking(call: Callable[[], None]) -> None:
+    from captum_clip_surgery.evaluation.tasks import Asking
+
+    plain = Asking.__call__
+
+    def asking(self, batch):  # type: ignore[no-untyped-def]
+        call()
+        return plain(self, batch)
+
+    Asking.__call__ = asking  # type: ignore[method-assign]

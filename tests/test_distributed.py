@@ -1,0 +1,233 @@
+"""Runs shared out among real processes: one table however many there are, and after any end."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import runs
+from written_scenes import scene_folder
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.data.folder import Folder
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.distributed import Processes, share
+from captum_clip_surgery.evaluation.judges import JUDGES
+from captum_clip_surgery.evaluation.protocol import Protocol
+from captum_clip_surgery.evaluation.tasks import ASKING
+from captum_clip_surgery.registry import choose
+
+IMAGES, BATCH = 7, 2
+PIECES = {f"localization {index}": 1 for index in range(0, IMAGES, BATCH)}
+
+
+def evaluate(root: Path, output: Path, *more: object) -> list[object]:
+    """Arguments of the command line."""
+    given = "evaluate --dataset folder --protocol present --methods CLIP,ClipSurgery --workers 0"
+    return [*given.split(), "--batch", BATCH, "--root", root, "--output", output, *more]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures of scenes."""
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    scene_folder(Scenes("test", IMAGES, size=96, objects=[2]), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What one process finds."""
+    output = tmp_path_factory.mktemp("alone")
+    run = runs.start(output, *evaluate(root, output), world=1)
+    assert run.wait() == [0], run.printed()
+    assert runs.pieces(output) == PIECES
+    return found(output)
+
+
+def found(output: Path) -> bytes:
+    return (output / "results.csv").read_bytes()
+
+
+def test_shares_are_whole_and_even() -> None:
+    for world in range(1, 6):
+        for count in range(12):
+            shares = [share(range(count), rank, world) for rank in range(world)]
+            assert sorted(item for own in shares for item in own) == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
+    """One by one, as images bring them, they would differ in their last bits by process."""
+    clip, data = ZeroShotClassifier.demo(["dog"]), Folder(root)
+    view = Protocol.load("present").view("localization", "folder")
+    methods, _ = choose(clip, ["ClipSurgery"])
+    ASKING["localization"](clip, data, methods, view, JUDGES["localization"](data))
+    assert clip._encoder is not None
+    assert set(data.classes.first[1:]) <= set(clip._encoder._cache)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_as_many_processes_as_one_likes(
+    root: Path, table: bytes, tmp_path: Path, world: int
+) -> None:
+    """To the last bit, where images do not divide by processes either; each measured once."""
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), world=world)
+    assert run.wait() == [0] * world, run.printed()
+    assert found(tmp_path) == table
+    assert runs.pieces(tmp_path) == PIECES
+    assert len(list((tmp_path / "journal").glob("*.sqlite"))) == world
+    assert run.printed().count("7 images, ") == 1  # the first process alone reports
+
+
+def test_more_processes_than_batches(root: Path, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, *evaluate(root, tmp_path, "--limit", 1))
+    assert run.wait() == [0, 0], run.printed()
+    assert runs.pieces(tmp_path) == {"localization 0": 1}
+    assert b"ClipSurgery,explanation_iou" in found(tmp_path)
+
+
+KILLS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 2 else []) for seed in range(30)]
+
+
+@pytest.mark.parametrize("seed", KILLS)
+def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed: int) -> None:
+    """SIGKILL at a random moment to one process or all: the same table, nothing finished redone."""
+    draw = random.Random(seed)
+    world = draw.choice([2, 3])
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), world=world, prepare=runs.slowly)
+    if seed % 3 == 0:  # anywhere, loading and reporting among it
+        time.sleep(draw.uniform(0, 4))
+    else:  # while images are measured
+        _wait_for(tmp_path / "journal" / "run.json")
+        time.sleep(draw.uniform(0, 1.2))
+    if seed % 2:
+        run.kill_one(draw.randrange(world))
+    else:
+        run.kill()
+    before = runs.pieces(tmp_path)
+    print(f"killed with {sum(before.values())} of {len(PIECES)} pieces finished")
+    # Gone on with by another number of processes, which changes nothing either.
+    world = draw.choice([1, 2, 3])
+    run = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"), world=world)
+    assert run.wait() == [0] * world, run.printed()
+    assert found(tmp_path) == table
+    # A batch that was finished and measured again would lie in two files.
+    assert runs.pieces(tmp_path) == PIECES
+
+
+def _wait_for(path: Path, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} does not come"
+        time.sleep(0.01)
+
+
+def test_a_process_that_hangs_is_named(root: Path, tmp_path: Path) -> None:
+    given = evaluate(root, tmp_path, "--timeout", 3)
+    run = runs.start(tmp_path, *given, prepare=runs.hanging)
+    first, second = run.workers
+    first.join(60)
+    assert first.exitcode == 1
+    assert second.is_alive()
+    run.kill()
+    (line,) = (line for line in run.printed().splitlines() if line.startswith("error:"))
+    assert "process 0 of 2 waited 3 s, of 3 at most, for others to finish localization" in line
+    assert "anks 1 failed" in line
+
+
+def test_errors_of_others_come_with_the_image(root: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(root, tmp_path / "data")
+    path = data / "images" / "00002.png"  # of the second batch, so the second process's
+    path.write_bytes(path.read_bytes()[:2000])
+    run = runs.start(tmp_path, *evaluate(data, tmp_path / "found", "--timeout", 30))
+    run.workers[1].join(60)
+    run.kill_one(1)
+    assert run.workers[1].exitcode == 1
+    lines = run.printed().splitlines()
+    (place,) = (place for place, line in enumerate(lines) if "'00002'" in line)
+    assert lines[place].startswith("error: image '00002' of ")
+    assert lines[place + 1] == "  in process 1 of 2"
+
+
+def test_a_disk_that_fills(root: Path, table: bytes, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), prepare=runs.full_disk)
+    run.workers[1].join(60)
+    run.kill_one(1)
+    assert "could not be kept" in run.printed()
+    assert "make room, and --resume goes on with it" in run.printed()
+    run = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
+    assert run.wait() == [0, 0], run.printed()
+    assert found(tmp_path) == table
+    assert runs.pieces(tmp_path) == PIECES
+
+
+def test_started_again_by_torchrun_it_goes_on_by_itself(
+    root: Path, table: bytes, tmp_path: Path
+) -> None:
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), prepare=runs.slowly)
+    _wait_for(tmp_path / "journal" / "run.json")
+    run.kill()
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), prepare=runs.restarted)
+    assert run.wait() == [0, 0], run.printed()
+    assert found(tmp_path) == table
+
+
+def test_processes_end_with_what_started_them() -> None:
+    Processes().check_parent()
+    Processes(1, 2, parent=os.getppid()).check_parent()
+    with pytest.raises(ConnectionError, match="torchrun, which started process 1 of 2, has ended"):
+        Processes(1, 2, parent=os.getpid()).check_parent()
+
+
+# --- torchrun itself ------------------------------------------------------------------------------
+
+
+def torchrun(given: Sequence[object], terminal: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *options, "-m", "captum_clip_surgery", *map(str, given)]
+    with terminal.open("wb") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+
+def test_torchrun(root: Path, table: bytes, tmp_path: Path) -> None:
+    terminal = tmp_path / "terminal"
+    run = torchrun(evaluate(root, tmp_path), terminal)
+    assert run.wait(120) == 0, terminal.read_text()
+    assert found(tmp_path) == table
+    assert runs.pieces(tmp_path) == PIECES
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again(root: Path, table: bytes, tmp_path: Path) -> None:
+    terminal = tmp_path / "terminal"
+    run = torchrun(evaluate(root, tmp_path), terminal, "--max-restarts", "1")
+    _wait_for(tmp_path / "journal" / "run.json")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert run.wait(120) == 0, terminal.read_text()
+    assert found(tmp_path) == table
+    assert runs.pieces(tmp_path) == PIECES
+
+
+@pytest.mark.slow
+def test_torchrun_killed_alone(root: Path, table: bytes, tmp_path: Path) -> None:
+    """Its processes outlive it for a moment: whoever goes on with the run waits for their end."""
+    run = torchrun(evaluate(root, tmp_path), tmp_path / "terminal")
+    _wait_for(tmp_path / "journal" / "run.json")
+    run.kill()
+    run.wait()
+    again = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
+    assert again.wait() == [0, 0], again.printed()
+    assert found(tmp_path) == table
+    assert runs.pieces(tmp_path) == PIECES
