@@ -103,10 +103,9 @@ def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     options = ["--format", "zarr", "--depth", 1, "--size", 96, *texts]
     assert run(monkeypatch, tmp_path / "in", "--output", tmp_path / "out", *options) == 0
     maps = load_maps(tmp_path / "out")
-    method = LayerClipSurgery(
-        surgery().forward_func.with_texts(["dog", "duck"], ["pizza"]), depth=1
-    )
-    pixels = method.forward_func.preprocess([tmp_path / "in" / name for name in maps], 96)
+    clip = surgery().forward_func.with_texts(["dog", "duck"], ["pizza"])
+    method = LayerClipSurgery(clip, depth=1)
+    pixels = clip.preprocess([tmp_path / "in" / name for name in maps], 96)
     with torch.no_grad():
         wanted = method.attribute_all(pixels).half().numpy()
     assert maps.texts == ("dog", "duck")
@@ -130,7 +129,7 @@ def test_two_processes_give_what_one_gives(folder: Path, whole: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_two_processes_killed_at_random_moments(
     folder: Path, whole: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -138,12 +137,12 @@ def test_two_processes_killed_at_random_moments(
     before: dict[str, tuple[int, int]] = {}
     for _ in range(3):
         process = torchrun(folder, output, "--resume")
-        until = time.monotonic() + 60
-        while len(finished(output)) <= len(before) and time.monotonic() < until:
+        while len(finished(output)) <= len(before) and process.poll() is None:
             time.sleep(0.02)  # until they begin; what follows is left to chance
         time.sleep(choice.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         done = finished(output)
         assert before.keys() <= done
         assert states(output, list(before)) == before

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from captum_clip_surgery import LayerClipSurgery
+from captum_clip_surgery.results import LONG
 
 PAGE = (Path(__file__).parent.parent / "docs" / "measures.md").read_text()
 
@@ -27,10 +28,13 @@ def ran() -> dict[str, Any]:
 
 
 def test_every_measure_is_explained(ran: dict[str, Any]) -> None:
-    rows = set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.M))
+    localization, of_data_sets = PAGE.split("## Data sets with labels")
+    rows = set(re.findall(r"^\| `(\w+)` \|", localization, flags=re.M))
     assert rows - {"grid_pointing"} == set(ran["found"]) - {"threshold", "pairs", "skipped"}
     assert ran["found"]["pairs"] == 8
     assert set(ran["intervals"]) == set(ran["found"]) - {"pairs", "skipped"}
+    told = set(re.findall(r"^\| `(\w+)` \|", of_data_sets, flags=re.M))
+    assert rows | told | {"insertion", "deletion"} == set(LONG)
 
 
 def test_captum_s_measures_take_surgery(ran: dict[str, Any]) -> None:

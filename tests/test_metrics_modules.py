@@ -205,4 +205,5 @@ def test_nothing_else_imports_torchmetrics() -> None:
         for path in package.rglob("*.py")
         if importing.search(path.read_text())
     ]
-    assert found == ["metrics/modules.py"]
+    # The others where recognition or several processes ask for it, and not before.
+    assert sorted(found) == ["distributed.py", "evaluation/judges.py", "metrics/modules.py"]
