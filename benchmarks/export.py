@@ -84,6 +84,8 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
     """What a process of its own does."""
     os.environ.update(environment)
     torch.set_num_threads(1)
+    # Readers of a spawned process would be spawned, too, which takes seconds.
+    multiprocessing.set_start_method("fork", force=True)
     options = dict(options)
     stop_at = options.pop("stop_at", None)
     if stop_at is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +172,12 @@ def test_the_loop_of_the_docs() -> None:
         wanted = surgery().attribute_all(clip.preprocess(pictures)).half().numpy()
     maps = [row for batch in found for row in batch.maps]
     assert all(close(row, right) for row, right in zip(maps, wanted, strict=True))
+
+
+def test_what_the_docs_show() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    *_, loop = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    seen: dict[str, Any] = {}
+    exec(loop, seen)
+    assert seen["found"].maps.shape == (2, 3, 14, 14)
+    assert seen["found"].top_indices.shape == (2, 2)

@@ -142,9 +142,8 @@ def load_maps(path: str | os.PathLike[str]) -> Maps:
 
     Example::
 
-        >>> maps = load_maps("out")  # doctest: +SKIP
-        >>> maps["cats/one.jpg"].shape, maps.top("cats/one.jpg")[0]  # doctest: +SKIP
-        ((59, 14, 14), ('cat', 0.28))
+        maps = load_maps("out")
+        maps["cats/one.jpg"].shape, maps.top("cats/one.jpg")[0]
     """
     folder = Path(path)
     file = folder / MANIFEST
