@@ -23,7 +23,12 @@ from captum_clip_surgery.text_towers import (
     project_text,
 )
 from captum_clip_surgery.towers.base import Heads
-from captum_clip_surgery.towers.vit import _why_not, block_feed_forward, block_heads, block_merge
+from captum_clip_surgery.towers.vit import (
+    block_feed_forward,
+    block_heads,
+    block_merge,
+    why_not_rebuilt,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def shares_prefixes(tower: Any) -> bool:
     if not pooled_at_end_of_text(tower):
         return False
     blocks = tower.transformer.resblocks
-    if any(_why_not(block) for block in blocks):
+    if any(why_not_rebuilt(block) for block in blocks):
         return False
     return not has_hooks([tower.transformer, *blocks, *(block.attn for block in blocks)])
 

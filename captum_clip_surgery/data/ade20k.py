@@ -14,6 +14,7 @@ from captum_clip_surgery.data.base import (
     Sample,
     check_layout,
 )
+from captum_clip_surgery.data.files import check_split
 from captum_clip_surgery.data.paired import check_paired, read_pair, relabel
 
 FOLDER = "ADEChallengeData2016"
@@ -48,8 +49,7 @@ class Ade20k(DataSet):
     """
 
     def __init__(self, root: Path | str, split: str = "validation") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of ADE20K is none of {', '.join(SPLITS)}")
+        check_split("ADE20K", split, SPLITS)
         root = Path(root)
         folder = root / FOLDER if (root / FOLDER).is_dir() else root
         check_layout("ADE20K", folder, [f"images/{split}", f"annotations/{split}"], HINT)

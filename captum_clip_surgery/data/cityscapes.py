@@ -15,6 +15,7 @@ from captum_clip_surgery.data.base import (
     Sample,
     check_layout,
 )
+from captum_clip_surgery.data.files import check_split
 from captum_clip_surgery.data.paired import INVALID, check_paired, read_pair, relabel
 
 HINT = (
@@ -56,8 +57,7 @@ class Cityscapes(DataSet):
     """
 
     def __init__(self, root: Path | str, split: str = "val") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of Cityscapes is none of {', '.join(SPLITS)}")
+        check_split("Cityscapes", split, SPLITS)
         root = Path(root)
         folders = root / "leftImg8bit" / split, root / "gtFine" / split
         check_layout("Cityscapes", root, [f"leftImg8bit/{split}", f"gtFine/{split}"], HINT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,12 @@ from PIL import Image
 def read_names(path: Path) -> list[str]:
     """The first word of each line."""
     return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def check_split(name: str, split: str, splits: Collection[str]) -> None:
+    """Raises ValueError for a split that a data set does not have."""
+    if split not in splits:
+        raise ValueError(f"split {split!r} of {name} is none of {', '.join(splits)}")
 
 
 def check_listed(

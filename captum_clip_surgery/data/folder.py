@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery.data.base import (
-    IGNORED,
     Classes,
     DataSet,
     Labels,
@@ -18,7 +17,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_labels,
 )
-from captum_clip_surgery.data.paired import INVALID, relabel
+from captum_clip_surgery.data.paired import own_numbers, relabel
 from captum_clip_surgery.preprocessing import load_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -96,10 +95,7 @@ class Folder(DataSet):
         stored = open_labels(path)
         with Image.open(path) as image:
             void = 65_535 if image.mode.startswith("I") else 255
-        table = np.full(max(void + 1, len(self.classes)), INVALID)
-        table[void] = IGNORED
-        table[: len(self.classes)] = range(len(self.classes))
-        return relabel(stored, table, path)
+        return relabel(stored, own_numbers(len(self.classes), void), path)
 
     def _read_masks(self, folder: Path, image: Image.Image, image_path: Path) -> Masks:
         found = {}

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery.data.base import (
-    IGNORED,
     Classes,
     DataSet,
     Labels,
@@ -18,7 +17,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
 )
 from captum_clip_surgery.data.files import check_size
-from captum_clip_surgery.data.paired import INVALID, relabel
+from captum_clip_surgery.data.paired import own_numbers, relabel
 
 HINT = (
     "what Dataset.save_to_disk wrote, with the columns image and either mask (images of class "
@@ -82,9 +81,7 @@ class HuggingFace(DataSet):
         if stored.ndim != 2:
             raise ValueError(f"{where} holds colours, expected the numbers of classes")
         check_size(image, Path(f"of row {index}"), stored, where)
-        table = np.full(max(VOID + 1, len(self.classes)), INVALID)
-        table[VOID] = IGNORED
-        table[: len(self.classes)] = range(len(self.classes))
+        table = own_numbers(len(self.classes), VOID)
         return Sample(name, image, Labels(relabel(stored, table, where)))
 
 

@@ -16,7 +16,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
-from captum_clip_surgery.data.files import check_size
+from captum_clip_surgery.data.files import check_size, check_split
 from captum_clip_surgery.data.paired import INVALID, check_paired, relabel
 
 SIZES = (50, 300, 919)
@@ -53,8 +53,7 @@ class ImageNetS(DataSet):
     def __init__(self, root: Path | str, size: int = 50, split: str = "validation") -> None:
         if size not in SIZES:
             raise ValueError(f"size {size!r} of ImageNet-S is none of {', '.join(map(str, SIZES))}")
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of ImageNet-S is none of {', '.join(SPLITS)}")
+        check_split("ImageNet-S", split, SPLITS)
         title = f"ImageNet-S {size} {split}"
         below = Path(root) / f"ImageNetS{size}"
         folder = Path(root) if Path(root).resolve().name == below.name else below

@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 from captum_clip_surgery.data.base import Classes, DataSet, Sample, Tags, check_layout, open_rgb
+from captum_clip_surgery.data.files import check_split
 
 HINT = (
     "Groundtruth.zip, ImageList.zip and ConceptsList.zip of NUS-WIDE's page unpacked in it: "
@@ -56,8 +57,7 @@ class NusWide(DataSet):
     """
 
     def __init__(self, root: Path | str, split: str = "test") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of NUS-WIDE is none of {', '.join(SPLITS)}")
+        check_split("NUS-WIDE", split, SPLITS)
         root, part = Path(root), SPLITS[split]
         classes = Classes.named("nus_wide81")
         listing, concepts = f"ImageList/{part}Imagelist.txt", "ConceptsList/Concepts81.txt"

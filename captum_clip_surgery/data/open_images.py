@@ -18,6 +18,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
+from captum_clip_surgery.data.files import check_split
 
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
 #: What the files of points call the splits.
@@ -58,8 +59,7 @@ class OpenImagesPoints(DataSet):
     """
 
     def __init__(self, root: Path | str, split: str = "validation") -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of Open Images is none of {', '.join(SPLITS)}")
+        check_split("Open Images", split, SPLITS)
         root = Path(root)
         file = f"oidv7-{SPLITS[split]}-annotations-point-labels.csv"
         check_layout("Open Images V7", root, [DESCRIPTIONS, file, split], HINT)

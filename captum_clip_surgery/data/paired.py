@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.data.base import open_labels, open_rgb
+from captum_clip_surgery.data.base import IGNORED, open_labels, open_rgb
 from captum_clip_surgery.data.files import check_size
 
 #: In a table for `relabel`: a value that files of the data set never hold.
@@ -46,6 +46,14 @@ def read_pair(image_path: Path, labels_path: Path) -> tuple[Image.Image, np.ndar
     image, labels = open_rgb(image_path), open_labels(labels_path)
     check_size(image, image_path, labels, labels_path)
     return image, labels
+
+
+def own_numbers(count: int, void: int) -> np.ndarray:
+    """A table for `relabel`: classes 0 to count - 1 stay, `void` is ignored unless it is one."""
+    table = np.full(max(void + 1, count), INVALID)
+    table[void] = IGNORED
+    table[:count] = range(count)
+    return table
 
 
 def relabel(stored: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:

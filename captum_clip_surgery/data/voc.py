@@ -18,7 +18,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
-from captum_clip_surgery.data.files import check_listed, read_names
+from captum_clip_surgery.data.files import check_listed, check_split, read_names
 from captum_clip_surgery.data.paired import INVALID, read_pair, relabel
 
 SITE = "host.robots.ox.ac.uk/pascal/VOC"
@@ -58,7 +58,7 @@ class PascalVoc(DataSet):
     def __init__(self, root: Path | str, split: str = "val", background: bool = True) -> None:
         classes = Classes.named("voc21" if background else "voc20")
         title = f"PASCAL VOC 2012 {split}, {len(classes)} classes"
-        _check_split("PASCAL VOC 2012", split, SPLITS)
+        check_split("PASCAL VOC 2012", split, SPLITS)
         folder = voc_folder(root, "2012")
         hint = (
             f"VOCtrainval_11-May-2012.tar of {SITE} unpacked in it: VOCdevkit/VOC2012/JPEGImages/"
@@ -114,7 +114,7 @@ class PascalVocTags(DataSet):
     def __init__(self, root: Path | str, split: str = "test", year: str = "2007") -> None:
         if year not in YEARS:
             raise ValueError(f"year {year!r} of PASCAL VOC is none of {', '.join(YEARS)}")
-        _check_split(f"PASCAL VOC {year}", split, (*SPLITS, "test") if year == "2007" else SPLITS)
+        check_split(f"PASCAL VOC {year}", split, (*SPLITS, "test") if year == "2007" else SPLITS)
         title = f"PASCAL VOC {year} {split}, tags"
         self._folder = voc_folder(root, year)
         hint = (
@@ -183,11 +183,6 @@ def voc_folder(root: Path | str, year: str) -> Path:
 def official(name: str) -> str:
     """A class as the data set spells it: "pottedplant"."""
     return name.replace(" ", "")
-
-
-def _check_split(name: str, split: str, splits: tuple[str, ...]) -> None:
-    if split not in splits:
-        raise ValueError(f"split {split!r} of {name} is none of {', '.join(splits)}")
 
 
 def _told(tags: Tags, label: int) -> int:

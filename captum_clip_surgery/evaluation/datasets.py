@@ -134,14 +134,15 @@ def evaluate(
             )
     indices = range(len(data))[:limit]
     start, waited, done = time.perf_counter(), 0.0, 0
+    # One process reads for all, and before anyone adds: were they to see different things, they
+    # would share out differently, and images be lost or measured twice.
+    pieces = journal.finished() if journal is not None and among.first else {}
     measured: dict[str, Measured] = {}
     drawn: dict[str, Callable[[], Figure]] = {}
     for task in tasks or known:
         view, judge = protocol.view(task, dataset), JUDGES[task](data)
         ask = ASKING[task](clip, data, methods, view, judge)
-        # One process reads for all: were they to see different things, they would share out
-        # differently, and images be lost or measured twice.
-        kept = _finished(journal, task, ask.names, indices) if among.first else {}
+        kept = _finished(pieces, task, ask.names, indices)
         records = unpack(among.gather(pack(kept, ask.names), "reading the journal"), ask.names)
         # Whole batches are shared out. An image always meets the same others in its pass, and its
         # numbers are the same to the last bit, whoever measures it and after however many ends.
@@ -191,11 +192,10 @@ def evaluate(
 
 
 def _finished(
-    journal: Journal | None, task: str, names: Sequence[str], indices: Sequence[int]
+    pieces: Mapping[str, bytes], task: str, names: Sequence[str], indices: Sequence[int]
 ) -> dict[int, Records]:
-    """What a journal holds of a task, of these images."""
+    """What the pieces of a journal hold of a task, of these images."""
     found: dict[int, Records] = {}
-    pieces = {} if journal is None else journal.finished()
     for key, content in pieces.items():
         if key.split()[0] == task:
             found |= unpack(from_bytes(content), names)

@@ -16,6 +16,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.data.base import DataSet, Labels, Masks, Truth
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.preprocessing import Preprocess
+from captum_clip_surgery.towers.base import nearest_multiple
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Frame:
             return self.native
         if not view.keep_aspect:
             rows, columns = self.patch
-            return _multiple(view.size, rows), _multiple(view.size, columns)
+            return nearest_multiple(view.size, rows), nearest_multiple(view.size, columns)
         scale = view.size / min(height, width)
         if view.longest is not None:
             scale = min(scale, view.longest / max(height, width))
@@ -157,7 +158,3 @@ def squashed(truth: Truth, side: int) -> Truth:
 def stacked(batch: Sequence[Shown], device: torch.device) -> Tensor:
     """The pixels of images of one size, (N, 3, H, W), on a device."""
     return torch.stack([shown.pixels for shown in batch]).to(device)
-
-
-def _multiple(side: int, step: int) -> int:
-    return max(1, round(side / step)) * step

@@ -17,7 +17,7 @@ from captum_clip_surgery.evaluation.records import Records
 from captum_clip_surgery.evaluation.shown import Shown, stacked
 from captum_clip_surgery.evaluation.windows import picture_scores
 from captum_clip_surgery.methods.base import Method
-from captum_clip_surgery.tasks.enlarging import best_of, enlarged
+from captum_clip_surgery.tasks.enlarging import best_of, enlarged, probability_of
 from captum_clip_surgery.tasks.pictures import seen_part
 from captum_clip_surgery.tasks.recognition import pooled_scores
 
@@ -138,10 +138,8 @@ class AskForLabels(Asking):
         labels = self.owners[best]
         if self.view.background is None:
             return labels
-        total = torch.full(shown.size, -torch.inf, device=scores.device)
-        for _, part in enlarged(scores, shown.size, seen):
-            total = torch.logaddexp(total, (self.scale * part).logsumexp(0))
-        probability = (self.scale * highest - total).exp()
+        parts = enlarged(scores, shown.size, seen)
+        probability = probability_of(highest, parts, self.scale)
         return labels.where(probability >= self.view.background, self.background)
 
 

@@ -50,6 +50,14 @@ def best_of(parts: Iterable[Part], size: tuple[int, int], like: Tensor) -> tuple
     return labels, best
 
 
+def probability_of(best: Tensor, parts: Iterable[Part], scale: float) -> Tensor:
+    """Of each pixel's score `best`, (H, W), its softmax among `scale` times the scores in parts."""
+    total = torch.full_like(best, -torch.inf, dtype=torch.float32)
+    for _, scores in parts:
+        total = torch.logaddexp(total, (scale * scores.float()).logsumexp(0))
+    return (scale * best.float() - total).exp()
+
+
 def guided(colours: Tensor, parts: Iterable[Part], size: tuple[int, int]) -> Iterator[Part]:
     """Scores that follow the edges of an image.
 

@@ -22,7 +22,13 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.tasks.enlarging import GUIDED_BYTES, best_of, enlarged, guided
+from captum_clip_surgery.tasks.enlarging import (
+    GUIDED_BYTES,
+    best_of,
+    enlarged,
+    guided,
+    probability_of,
+)
 from captum_clip_surgery.tasks.pictures import (
     Images,
     as_list,
@@ -330,10 +336,7 @@ def _finish(
         places, best = best_of(parts, size, grid)
         labels = candidates[places]
     if vocabulary.threshold is not None:
-        total = torch.full(size, -torch.inf, device=grid.device)  # log of a sum of exponentials
-        for _, part in enlarged(grid, size, seen):
-            total = torch.logaddexp(total, (scale * part.float()).logsumexp(0))
-        probability = (scale * best.float() - total).exp()
+        probability = probability_of(best, enlarged(grid, size, seen), scale)
         labels = torch.where(probability < vocabulary.threshold, 0, labels + 1)
     kept = None
     if keep:

@@ -213,7 +213,7 @@ class Tower(ABC):
             raise ValueError(
                 f"images of {height} x {width} pixels (height x width) do not divide into patches "
                 f"of {rows} x {columns}; preprocess(..., size=) takes multiples, such as "
-                f"{_nearest_multiple(height, rows)} x {_nearest_multiple(width, columns)}"
+                f"{nearest_multiple(height, rows)} x {nearest_multiple(width, columns)}"
             )
         return height // rows, width // columns
 
@@ -355,5 +355,6 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _nearest_multiple(size: int, step: int) -> int:
+def nearest_multiple(size: int, step: int) -> int:
+    """The multiple of a step, at least one of it, that is nearest to a size."""
     return max(1, round(size / step)) * step

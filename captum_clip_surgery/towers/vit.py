@@ -53,7 +53,7 @@ class VisionTransformerTower(Tower):
         if visual.pool_type not in ("tok", "avg"):
             return f"it pools its tokens by {visual.pool_type!r}, which gives no single embedding"
         for index, block in enumerate(visual.transformer.resblocks):
-            reason = _why_not(block)
+            reason = why_not_rebuilt(block)
             if reason:
                 return f"block {index} {reason}"
         return None
@@ -159,7 +159,7 @@ def block_feed_forward(block: Any, x: Tensor) -> Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _why_not(block: nn.Module) -> str | None:
+def why_not_rebuilt(block: nn.Module) -> str | None:
     """Why the adapter cannot rebuild a block, or None."""
     if type(block) not in BLOCKS:
         names = " or ".join(known.__name__ for known in BLOCKS)
