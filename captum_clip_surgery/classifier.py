@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import operator
-import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any, Self
@@ -25,6 +24,7 @@ from captum_clip_surgery.prompts import (
     Template,
     Tokenizer,
     check_texts,
+    looked_up,
 )
 from captum_clip_surgery.text_towers import has_hooks
 from captum_clip_surgery.token_grid import TokenGrid
@@ -255,11 +255,8 @@ class ZeroShotClassifier(nn.Module):
             return
         from captum_clip_surgery import demo
 
-        learnt = " ".join([*self._vocabulary, *demo.prompt_templates(), "and"])
-        known = set(re.findall(r"\w+", learnt))
         own = [template for template in self._encoder.templates if isinstance(template, str)]
-        words = re.findall(r"\w+", " ".join([*self.texts, *self.rivals, *own]).lower())
-        unknown = [word for word in dict.fromkeys(words) if word not in known]
+        unknown = demo.unknown_words([*self.texts, *self.rivals, *own])
         if unknown:
             warnings.warn(
                 f"the embedded model never learnt: {', '.join(unknown)}. What it knows is in "
@@ -296,7 +293,7 @@ class ZeroShotClassifier(nn.Module):
         """
         if self._encoder is None:
             return F.normalize(self.features, dim=-1)
-        return _looked_up(self._remembered)
+        return looked_up(self._remembered)
 
     def _remembered(self) -> Tensor:
         assert self._encoder is not None
@@ -311,7 +308,7 @@ class ZeroShotClassifier(nn.Module):
         """The feature (C,) of the empty text; None if made from features without one."""
         if self._encoder is None:
             return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
-        return _looked_up(partial(self._encoder, [""]))[0]
+        return looked_up(partial(self._encoder, [""]))[0]
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -400,9 +397,3 @@ class ZeroShotClassifier(nn.Module):
         return (
             f"texts={list(self.texts)}, rivals={list(self.rivals)},\ntower={self.tower.describe()}"
         )
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _looked_up(features: Callable[[], Tensor]) -> Tensor:
-    """Remembered features, which are no part of a compiled graph."""
-    return features()

@@ -343,3 +343,9 @@ class PromptEncoder:
         if pooled_at_end_of_text(self.tower):
             return pool_text(self.tower, final_tokens(self.tower, tokens), tokens)
         return self.model.encode_text(tokens)  # type: ignore[operator]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def looked_up(features: Callable[[], Tensor]) -> Tensor:
+    """Remembered features, which are no part of a compiled graph."""
+    return features()

@@ -6,7 +6,8 @@ Every scene follows from its split and index alone, so nothing needs to be store
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -307,6 +308,13 @@ PHRASES = ("a {}", "the {}", "{}", "one {}")
 def prompt_templates() -> tuple[str, ...]:
     """Every template a one-object caption is made from, with the slot for the noun."""
     return tuple(template.format(phrase) for template in TEMPLATES for phrase in PHRASES)
+
+
+def unknown_words(texts: Iterable[str]) -> list[str]:
+    """The words of texts, each once, that no caption of scenes has."""
+    known = set(re.findall(r"\w+", " ".join([*nouns(), *prompt_templates(), "and"])))
+    words = re.findall(r"\w+", " ".join(texts).lower())
+    return [word for word in dict.fromkeys(words) if word not in known]
 
 
 def caption(rng: Generator, names: Sequence[str]) -> str:
