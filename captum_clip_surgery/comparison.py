@@ -70,15 +70,25 @@ class Comparison:
         """The rows as a table, aligned for the terminal as well."""
         return rows_to_markdown(self.rows())
 
-    def figure(self, shared: bool = False) -> Figure:
+    def figure(
+        self,
+        shared: bool = False,
+        sign: str = "range",
+        transpose: bool = False,
+        width: float | str | None = None,
+    ) -> Figure:
         """A row for each image and text, a column for each method.
 
         Args:
             shared: one scale of colours for all of a method's maps, so that strengths compare;
                 otherwise each map has its own, so that places show.
+            sign: of values to draw, see `visualization.visualize_attribution`; with "range", maps
+                of both signs are drawn in two colours around zero.
+            transpose: rows are methods, columns images and texts.
+            width: of the figure, in inches or by its name in `visualization.WIDTHS`.
 
         Returns:
-            A figure, free of pyplot: `.savefig(path)` writes it.
+            A figure, free of pyplot: `visualization.save_figure` writes it.
         """
         images, texts = self.scores.shape
         check_rows(images, texts)
@@ -88,7 +98,15 @@ class Comparison:
         }
         notes["image"] = [[f"logit {score:.2f}" for score in row] for row in self.scores.tolist()]
         return compare_figure(
-            self.pictures, self.maps, self.texts, shared=shared, diverging=True, notes=notes
+            self.pictures,
+            self.maps,
+            self.texts,
+            shared=shared,
+            diverging=True,
+            notes=notes,
+            sign=sign,
+            transpose=transpose,
+            width=width,
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from captum_clip_surgery.tables import markdown
-from captum_clip_surgery.visualization import bar_figure
+from captum_clip_surgery.visualization import bar_figure, save_figure
 
 #: Columns of the short table, and of the long one.
 SHORT = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
@@ -154,7 +154,7 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
                 low, high = result.intervals.get(key, ("", ""))
                 writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
     if any(_is_taken(results, key) for key in LONG):
-        chart(results).savefig(folder / "results.png", dpi=150)
+        save_figure(chart(results), folder / "results.png")
 
 
 def read(folder: Path) -> dict[str, Result]:

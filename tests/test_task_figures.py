@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from captum_clip_surgery.tasks import Prompt, Recognition, Segmentation, WordMaps, figures
-from captum_clip_surgery.visualization import PIXELS
+from captum_clip_surgery.visualization import PIXELS, labels
 
 SIZES = [(40, 60), (1, 1), (4000, 2), (2, 4000), (1500, 2500)]
 
@@ -32,13 +32,13 @@ def largest(figure: Figure) -> int:
 def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
     height, width = size
     picture = np.zeros((height, width, 3), np.uint8)
-    labels = torch.zeros(size, dtype=torch.long)
+    truth = torch.zeros(size, dtype=torch.long)
     points = np.array([[0, 0], [width - 1, height - 1]], np.float32)
     box = np.array([0, 0, width - 1, height - 1], np.float32)
     prompt = Prompt("dog", points, np.array([1, 0]), box, None, 0.5)
     words = WordMaps(("dog", "runs"), torch.rand(2, 3, 4), size, torch.rand(2))
     made = [
-        figures.segmentation_figure(picture, Segmentation(labels, ("dog", "sky"))),
+        figures.segmentation_figure(picture, Segmentation(truth, ("dog", "sky"))),
         figures.recognition_figure(picture, Recognition(torch.rand(3), ("a", "b", "c"))),
         figures.points_figure(picture, [prompt], [np.ones(size, bool)]),
         figures.words_figure(picture, words),
@@ -59,18 +59,21 @@ def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
     ]
 
 
+def test_points_of_one_kind_leave_the_picture_its_size() -> None:
+    picture = np.zeros((128, 128, 3), np.uint8)
+    prompt = Prompt("dog", np.array([[30.0, 97]]), np.array([1]), None, None, 0.4)
+    figure = figures.points_figure(picture, [prompt])
+    whole, _ = drawn(figure)
+    assert figure.axes[1].get_window_extent().width > whole / 4
+
+
 def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:
     names = ("background", *(f"class {i}" for i in range(20)))
-    labels = torch.arange(21).repeat_interleave(torch.arange(21, 0, -1))[None]
+    truth = torch.arange(21).repeat_interleave(torch.arange(21, 0, -1))[None]
     figure = figures.segmentation_figure(
-        np.zeros((1, labels.shape[1], 3), np.uint8), Segmentation(labels, names)
+        np.zeros((1, truth.shape[1], 3), np.uint8), Segmentation(truth, names)
     )
     texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert texts[0].startswith("background  9.1%")
-    assert len(texts) == figures.NAMED + 1
+    assert len(texts) == labels.NAMED + 1
     assert texts[-1].startswith("9 more")
-
-
-def test_classes_have_colours_of_their_own() -> None:
-    assert len({figures._hue(i) for i in range(20)}) == 20
-    assert figures._hue(20) == figures._hue(0)

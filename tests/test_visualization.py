@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery.visualization import bar_figure, compare_figure, show_map
+from captum_clip_surgery.visualization import (
+    WIDTHS,
+    bar_figure,
+    compare_figure,
+    save_figure,
+    show_map,
+)
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -35,7 +46,7 @@ def drawn(attribution: Tensor, picture: np.ndarray = PICTURE) -> np.ndarray:
 
 
 def test_a_map_is_enlarged_bilinearly_to_the_picture() -> None:
-    attribution = torch.randn(4, 6)
+    attribution = torch.randn(4, 6, dtype=torch.float64)
     size = torch.nn.functional.interpolate(attribution[None, None], (40, 60), mode="bilinear")
     np.testing.assert_allclose(drawn(attribution), size[0, 0].numpy(), atol=1e-6)
 
@@ -48,17 +59,20 @@ def test_pictures_of_floats_and_bytes_draw_alike() -> None:
     np.testing.assert_allclose(first, second)
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e30])
-def test_a_constant_map_shows_the_picture_and_says_so(value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "note"),
+    [(0.0, "all zero"), (-3.0, "the same everywhere"), (1e38, "the same everywhere")],
+)
+def test_a_constant_map_shows_the_picture_and_says_so(value: float, note: str) -> None:
     axis = Figure().subplots()
     show_map(axis, PICTURE, torch.full((4, 6), value))
     assert len(axis.get_images()) == 1
-    assert axis.get_xlabel() == "the same everywhere"
+    assert axis.get_xlabel() == note
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1.0, -1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, -1.0, 1e30, 1e38])
 def test_maps_of_any_scale_draw(scale: float) -> None:
-    attribution = torch.arange(24.0).reshape(4, 6) * scale
+    attribution = torch.arange(24.0).double().reshape(4, 6) * scale
     figure = compare_figure([PICTURE], {"map": attribution[None, None]}, ["dog"])
     figure.savefig(io.BytesIO())
 
@@ -78,7 +92,8 @@ def test_nan_is_refused() -> None:
 
 def limits(figure: Figure, columns: int) -> list[tuple[float, float]]:
     """Of the maps' colours, panel by panel."""
-    maps = [axis for i, axis in enumerate(figure.axes) if i % columns]
+    panels = [axis for axis in figure.axes if axis.images]  # the others are colour bars
+    maps = [axis for i, axis in enumerate(panels) if i % columns]
     return [axis.get_images()[1].get_clim() for axis in maps]
 
 
@@ -108,7 +123,121 @@ def test_notes_stand_below_their_panels() -> None:
     maps = {"first": torch.stack([torch.rand(1, 4, 6), torch.zeros(1, 4, 6)])}
     notes = {"image": [["a"], ["b"]], "first": [["c"], ["d"]]}
     figure = compare_figure([PICTURE] * 2, maps, ["dog"], notes=notes)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "c", "b", "d, the same everywhere"]
+    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "c", "b", "d, all zero"]
+
+
+def test_shared_scales_have_bars_with_the_maps_own_values() -> None:
+    maps = {"first": 4 * torch.rand(1, 2, 40, 60) + 1, "second": torch.zeros(1, 2, 4, 6)}
+    for transpose in (False, True):
+        figure = compare_figure(
+            [PICTURE], maps, ["dog", "cat"], shared=True, transpose=transpose, outlier_perc=0
+        )
+        (bar,) = [axis for axis in figure.axes if not axis.images]  # nothing of zeros to explain
+        low, high = bar.get_ylim() if transpose else bar.get_xlim()
+        assert low == pytest.approx(maps["first"].min().item())
+        assert high == pytest.approx(maps["first"].max().item())
+    own = compare_figure([PICTURE], maps, ["dog", "cat"])
+    assert all(axis.images for axis in own.axes)
+
+
+def test_transposed_rows_are_methods_and_columns_texts() -> None:
+    maps = {"first": torch.rand(1, 3, 4, 6), "second": torch.rand(1, 3, 4, 6)}
+    texts = ["dog", "cat", "$x$ owl"]
+    upright = compare_figure([PICTURE], maps, texts)
+    turned = compare_figure([PICTURE], maps, texts, transpose=True)
+    assert [axis.get_title() for axis in turned.axes[:3]] == texts
+    assert [axis.get_ylabel() for axis in turned.axes[::3]] == ["image", "first", "second"]
+    for row in range(3):
+        for column in range(3):
+            one, other = upright.axes[3 * row + column], turned.axes[3 * column + row]
+            np.testing.assert_array_equal(one.images[-1].get_array(), other.images[-1].get_array())
+
+
+def test_signs_and_methods_of_all_panels() -> None:
+    maps = {"first": torch.randn(1, 1, 40, 60)}
+    figure = compare_figure([PICTURE], maps, ["dog"], sign="positive", method="heat_map")
+    (shown,) = figure.axes[1].images
+    np.testing.assert_array_equal(shown.get_array(), maps["first"][0, 0].clamp(min=0))
+    with pytest.raises(ValueError, match="sign 'both' is not one of all, positive"):
+        compare_figure([PICTURE], maps, ["dog"], sign="both")
+
+
+def test_maps_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"maps of first have shape \(1, 1, 4, 6\), expected \(1, 2"
+    ):
+        compare_figure([PICTURE], {"first": torch.rand(1, 1, 4, 6)}, ["dog", "cat"])
+    with pytest.raises(ValueError, match="1 pictures, 0 texts and 0 methods make no figure"):
+        compare_figure([PICTURE], {}, [])
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, 5.5])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_every_letter_is_legible_and_on_the_figure(width: str | float, transpose: bool) -> None:
+    maps = {name: torch.rand(1, 2, 4, 6) for name in ("CLIP", "IntegratedGradients", "GradCam")}
+    texts = ["a photograph of a small dog that sleeps beside a large tree", "cat"]
+    notes = {"image": [["logit 22.31"] * 2], "CLIP": [["1234 ms"] * 2]}
+    figure = compare_figure(
+        [PICTURE],
+        maps,
+        texts,
+        "A title",
+        shared=True,
+        notes=notes,
+        transpose=transpose,
+        width=width,
+    )
+    assert figure.get_figwidth() == pytest.approx(WIDTHS.get(width, width))  # type: ignore[call-overload]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = figure.get_tightbbox(canvas.get_renderer())  # of every artist, in inches
+    assert min(drawn.x0, drawn.y0) >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+    assert drawn.y1 <= figure.get_figheight()
+    assert min(text.get_size() for text in figure.findobj(Text) if text.get_text()) >= 6
+    titles = [
+        axis.title.get_window_extent(canvas.get_renderer())
+        for axis in figure.axes
+        if axis.get_title()
+    ]
+    assert len(titles) == (2 if transpose else 4)
+    for left, right in pairwise(titles):
+        assert left.x1 < right.x0
+
+
+def test_widths_that_hold_nothing_are_refused() -> None:
+    maps = {str(name): torch.rand(1, 1, 4, 6) for name in range(9)}
+    with pytest.raises(ValueError, match=r"3.4 in holds no 10 columns; at least 5.1 in do"):
+        compare_figure([PICTURE], maps, ["dog"], width="column")
+    with pytest.raises(ValueError, match="width 'poster' must be inches above 0 or one of column"):
+        compare_figure([PICTURE], maps, ["dog"], width="poster")
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_figures_are_files_by_their_suffix(tmp_path: Path) -> None:
+    def figure() -> Figure:
+        return compare_figure([PICTURE], {"first": torch.ones(1, 1, 4, 6)}, ["two words"])
+
+    png = save_figure(figure(), tmp_path / "new" / "a.png", dpi=100)
+    assert Image.open(png).size == tuple(np.round(figure().get_size_inches() * 100).astype(int))
+    svg = save_figure(figure(), str(tmp_path / "a.SVG"))
+    words = [
+        "".join(node.itertext())
+        for node in ElementTree.parse(svg).iter()
+        if node.tag.endswith("text")
+    ]
+    assert {"two words", "first", "the same everywhere"} <= set(words)
+    pdf = save_figure(figure(), tmp_path / "a.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"/CIDFontType2" in pdf  # TrueType's, which a pdf.fonttype of 3 has not
+    assert b"/Type3" not in pdf
+    for suffix in ("png", "svg", "pdf"):  # byte for byte, without dates and random names
+        first = save_figure(figure(), tmp_path / f"b.{suffix}").read_bytes()
+        assert save_figure(figure(), tmp_path / "c" / f"b.{suffix}").read_bytes() == first
+    with pytest.raises(ValueError, match=r"a.gif is no figure's name: it must end in .png, .svg, "):
+        save_figure(figure(), tmp_path / "a.gif")
 
 
 def test_bars_are_as_long_as_the_values_with_whiskers() -> None:

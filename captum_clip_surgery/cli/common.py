@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import load_picture
 from captum_clip_surgery.prompts import Template
 from captum_clip_surgery.registry import USUAL
+from captum_clip_surgery.visualization import FORMATS, SIGNS, View
 
 ABOUT_THE_DEMO_MODEL = (
     "This is the embedded model: small, trained by this project on scenes of emoji, not for "
@@ -37,6 +37,14 @@ Methods = Annotated[str, typer.Option(help="Names, comma between, or all.")]
 USUAL_METHODS = ",".join(USUAL)
 Depth = Annotated[int | None, typer.Option(min=0, help="How many blocks surgery spans.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Sign = Annotated[
+    str,
+    typer.Option(
+        help=f"Of values to draw: {', '.join(SIGNS)}. With range, colours run from the lowest "
+        "value to the highest."
+    ),
+]
+Format = Annotated[str, typer.Option("--format", help=f"Of figures: {', '.join(FORMATS)}.")]
 
 
 def load_model(
@@ -146,11 +154,11 @@ def say(text: str, quiet: bool = False) -> None:
         tqdm.write(text)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, its folder made where it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+def check_drawing(sign: str, kind: str) -> None:
+    """Raises ValueError for a sign or a format that is not known, before the work."""
+    View(sign=sign)
+    if kind not in FORMATS:
+        raise ValueError(f"--format {kind!r} is not one of {', '.join(FORMATS)}")
 
 
 def names_of(methods: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import captum_clip_surgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.cli.common import load_model, report_left_out, save
+from captum_clip_surgery.cli.common import load_model, report_left_out
 from captum_clip_surgery.data import DataSet, open_dataset
 from captum_clip_surgery.distributed import Processes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, evaluate
@@ -19,6 +19,7 @@ from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.registry import choose
 from captum_clip_surgery.results import LONG, circumstances, to_markdown, weights_digest, write
+from captum_clip_surgery.visualization import save_figure
 
 #: Of the package, what its results come from.
 SOURCES = (".py", ".toml", ".txt")
@@ -152,7 +153,7 @@ def _report(
     }
     write(found.results, asked.output, content)
     for task, figure in found.figures.items():
-        save(figure, asked.output / f"{task}.png")
+        save_figure(figure, asked.output / f"{task}.png")
     print(to_markdown(found.results, LONG))
     for name, why in found.left_out.items():
         print(f"left out: {name}: {why}")

@@ -17,18 +17,20 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.cli.common import (
     ABOUT_THE_DEMO_MODEL,
     USUAL_METHODS,
+    Format,
     Images,
     Methods,
     Model,
     Pictures,
     Pretrained,
     Rivals,
+    Sign,
     Size,
+    check_drawing,
     load_model,
     names_of,
     read_lines,
     report_left_out,
-    save,
     say,
 )
 from captum_clip_surgery.comparison import check_rows
@@ -40,7 +42,7 @@ from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.registry import METHODS, USUAL
 from captum_clip_surgery.results import to_markdown
 from captum_clip_surgery.surgery import LayerClipSurgery
-from captum_clip_surgery.visualization import compare_figure
+from captum_clip_surgery.visualization import compare_figure, save_figure
 
 DEMO_SCENE = 39  # of the test scenes of two and three objects: three, large and apart
 
@@ -94,8 +96,11 @@ def explain(
         "clip-surgery-maps"
     ),
     npz: Annotated[bool, typer.Option(help="Also write the raw maps as NPZ files.")] = False,
+    sign: Sign = "range",
+    kind: Format = "png",
 ) -> None:
     """Explain images for texts: a figure each, with the ranking of the texts."""
+    check_drawing(sign, kind)
     clip = load_model(model, pretrained, text, read_lines(rivals))
     surgery = LayerClipSurgery(
         clip, feature_surgery=None if feature_surgery == "none" else feature_surgery
@@ -107,7 +112,8 @@ def explain(
         maps = _explain(clip, batch, surgery)
         with torch.no_grad():
             probabilities = clip(batch)[0].softmax(-1)
-        figure = _write_figure(output / f"{stem}-maps.png", np.asarray(picture), maps, clip.texts)
+        written = output / f"{stem}-maps.{kind}"
+        figure = _write_figure(written, np.asarray(picture), maps, clip.texts, sign)
         say(f"{path} -> {figure}")
         for index in probabilities.argsort(descending=True).tolist():
             say(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
@@ -128,8 +134,11 @@ def compare(
     output: Annotated[Path, typer.Option(help="Folder for the figure and the table.")] = Path(
         "clip-surgery-compare"
     ),
+    sign: Sign = "range",
+    kind: Format = "png",
 ) -> None:
     """Explain images by several methods, side by side in one figure."""
+    check_drawing(sign, kind)
     clip = load_model(model, pretrained, text, read_lines(rivals))
     pictures = Pictures(images)
     readable = [picture for _, picture in pictures]
@@ -140,7 +149,7 @@ def compare(
     report_left_out(comparison.left_out)
     table = comparison.to_markdown()
     print(table)
-    path = save(comparison.figure(shared), output / "compare.png")
+    path = save_figure(comparison.figure(shared, sign), output / f"compare.{kind}")
     (output / "compare.md").write_text(table + "\n")
     print(f"figure: {path}")
     pictures.report()
@@ -162,10 +171,14 @@ def _explain(
 
 
 def _write_figure(
-    path: Path, picture: np.ndarray, maps: Mapping[str, Tensor], texts: Sequence[str]
+    path: Path,
+    picture: np.ndarray,
+    maps: Mapping[str, Tensor],
+    texts: Sequence[str],
+    sign: str = "range",
 ) -> Path:
     batched = {name: values[None] for name, values in maps.items()}
-    return save(compare_figure([picture], batched, texts), path)
+    return save_figure(compare_figure([picture], batched, texts, sign=sign), path)
 
 
 def _write_maps(path: Path, maps: Mapping[str, Tensor], texts: Sequence[str]) -> None:

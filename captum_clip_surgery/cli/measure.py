@@ -27,7 +27,6 @@ from captum_clip_surgery.cli.common import (
     names_of,
     read_lines,
     report_left_out,
-    save,
 )
 from captum_clip_surgery.cli.datasets import Asked, run
 from captum_clip_surgery.data import DATASETS
@@ -38,7 +37,7 @@ from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.registry import choose
 from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown
 from captum_clip_surgery.results import write as write_results
-from captum_clip_surgery.visualization import report_figure
+from captum_clip_surgery.visualization import report_figure, save_figure
 
 CHECKED_SCENES, SCENES = 12, 500
 EVERYDAY = (  # what images are asked about where nobody says
@@ -192,7 +191,7 @@ def check(
         find_images(images) if images else [scene.image for scene in scenes], size
     )
     report = tower_report(clip, batch)
-    path = save(report_figure(report), output / "check.png")
+    path = save_figure(report_figure(report), output / "check.png")
     if not images and not as_json:
         print(
             "No images given: what follows is of scenes of emoji. Give pictures of your own kind."

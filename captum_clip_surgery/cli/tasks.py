@@ -21,7 +21,6 @@ from captum_clip_surgery.cli.common import (
     Size,
     load_model,
     read_lines,
-    save,
     say,
 )
 from captum_clip_surgery.demo import nouns
@@ -32,6 +31,7 @@ from captum_clip_surgery.tasks import segmentation as segmentation_task
 from captum_clip_surgery.tasks.multimodal import word_maps
 from captum_clip_surgery.tasks.points import INSTANCES, prompts
 from captum_clip_surgery.tasks.sam import Sam
+from captum_clip_surgery.visualization import save_figure
 
 Text = Annotated[list[str] | None, typer.Option(help="A text; repeat for more.")]
 Texts = Annotated[Path | None, typer.Option(help="File of texts, one a line.")]
@@ -86,7 +86,7 @@ def segment(
         output.mkdir(parents=True, exist_ok=True)
         result.save(labels)
         figure = figures.segmentation_figure(np.asarray(picture), result)
-        drawn = save(figure, output / f"{stem}-segments.png")
+        drawn = save_figure(figure, output / f"{stem}-segments.png")
         say(f"{path} -> {drawn}, {labels}", as_json)
         for name, share in shares.items():
             say(f"  {share:6.1%}  {name}", as_json)
@@ -120,7 +120,7 @@ def recognize(
         )
         named = result.top(top) if threshold is None else result.above(threshold)
         figure = figures.recognition_figure(np.asarray(picture), result)
-        drawn = save(figure, output / f"{pictures.stems[path]}-classes.png")
+        drawn = save_figure(figure, output / f"{pictures.stems[path]}-classes.png")
         say(f"{path} -> {drawn}", as_json)
         for name, score in named:
             say(f"  {score:+.4f}  {name}", as_json)
@@ -172,7 +172,7 @@ def points(
         stem = pictures.stems[path]
         masks = None if segmenter is None else segmenter.masks(picture, of_image)
         figure = figures.points_figure(np.asarray(picture), of_image, masks)
-        drawn = save(figure, output / f"{stem}-points.png")
+        drawn = save_figure(figure, output / f"{stem}-points.png")
         entry: dict[str, Any] = {
             "image": str(path),
             "prompts": [prompt.to_dict() for prompt in of_image],
@@ -211,7 +211,7 @@ def words(
     for path, picture in pictures:
         (maps,) = word_maps(clip, [picture], [caption], special=special, depth=depth, size=size)
         figure = figures.words_figure(np.asarray(picture), maps)
-        drawn = save(figure, output / f"{pictures.stems[path]}-words.png")
+        drawn = save_figure(figure, output / f"{pictures.stems[path]}-words.png")
         say(f"{path} -> {drawn}", as_json)
         for word, score in maps.shared():
             say(f"  {score:+.3f}  {word}", as_json)

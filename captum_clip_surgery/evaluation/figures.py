@@ -17,13 +17,13 @@ from captum_clip_surgery.tasks.segmentation import voc_palette
 from captum_clip_surgery.visualization import (
     drawn_aspect,
     greyed,
+    show_labels,
     show_map,
     show_picture,
-    shrunk,
     tight_grid,
 )
+from captum_clip_surgery.visualization.layout import fit, side_of, type_size
 
-OVERLAY = 0.65
 NAMED = 5  # classes that are listed
 INSIDE, OUTSIDE = "#009e73", "#d55e00"  # of points; also told apart by their marks
 
@@ -48,6 +48,7 @@ def cases_figure(
     pictures = [np.asarray(sample.image) for sample, *_ in rows]
     aspect = max(map(drawn_aspect, pictures))
     figure, axes = tight_grid(len(rows), len(ask.names) + 2, aspect, titled=True, noted=True)
+    side = side_of(axes[0, 0])
     for row, picture, score, line in zip(rows, pictures, scores, axes, strict=True):
         sample, targets, said = row
         show_picture(line[0], picture)
@@ -56,7 +57,8 @@ def cases_figure(
         for axis, name in zip(line[2:], ask.names, strict=True):
             _show_found(axis, picture, said[name], sample, data, targets)
     for axis, name in zip(axes[0], ["image", "truth", *ask.names], strict=True):
-        axis.set_title(name, fontsize=11 if len(name) < 20 else 8)
+        label, size = fit(name, side, type_size(side))
+        axis.set_title(label, fontsize=size, parse_math=False)
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -68,7 +70,7 @@ def _show_truth(
     if isinstance(truth, Tags):
         _show_names(axis, picture, [data.classes.first[label] for label in sorted(truth.present)])
     elif isinstance(truth, Points):
-        show_picture(axis, greyed(picture))
+        show_picture(axis, greyed(picture), picture)
         _mark(axis, picture, truth, targets)
         _name(axis, data, targets)
     elif isinstance(truth, Labels) and not targets:
@@ -108,15 +110,13 @@ def _show_labels(
     axis: Axes, picture: np.ndarray, labels: np.ndarray, background: int | None
 ) -> None:
     """Classes in the colours of PASCAL VOC; the background, and what is ignored, without any."""
-    small = shrunk(labels)
-    show_picture(axis, greyed(picture))
-    colours = np.zeros((*small.shape, 4))
-    drawn = (small != IGNORED) & (small != (IGNORED if background is None else background))
+    drawn = set(np.unique(labels).tolist()) - {IGNORED, background}
     # The first colour is black, VOC's background.
     shift = int(background is None)
-    colours[drawn, :3] = voc_palette()[(small[drawn] + shift) % 256] / 255
-    colours[drawn, 3] = OVERLAY
-    axis.imshow(colours, extent=axis.images[0].get_extent(), interpolation="nearest")
+    palette = (voc_palette() / 255).tolist()
+    show_labels(
+        axis, picture, labels, {label: tuple(palette[(label + shift) % 256]) for label in drawn}
+    )
 
 
 def _show_names(axis: Axes, picture: np.ndarray, names: Sequence[str]) -> None:
