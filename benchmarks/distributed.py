@@ -4,7 +4,7 @@
 
 `torchrun ... evaluate` on a folder of scenes with the embedded model, by one process and by two of
 one thread each, in turns. Images a second are those of the run itself, from the first image to the
-last figure, without the seconds in which Python imports; seconds in all are with them. A run that
+last measure, without the seconds in which Python imports; seconds in all are with them. A run that
 is finished already and gone on with shows what a restart costs: imports, model, digests, journal.
 """
 

@@ -3,9 +3,11 @@
     python benchmarks/simulate.py [--reading MS] [--cores 16] [--hours-between-failures 50000]
 
 Pieces are shared out by the function that real runs share them out by; a failure ends all
-processes, what they were at is lost, and a restart reads the journal and shares out what is left.
-Reading a picture and a journal's piece are measured here; a GPU's speed is an estimate from counted
-operations (benchmarks/counted.py) at a stated utilisation. No GPU is needed, and none was measured.
+processes, what they were at is lost, and a restart reads the journal, looks through the finished
+shards and shares out what is left. Reading a picture is measured here, and so are, by the export's
+own functions, reading a journal's entries, hashing shards and writing the index; a GPU's speed is
+an estimate from counted operations (benchmarks/counted.py) at a stated utilisation. No GPU is
+needed, and none was measured.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import typer
 from PIL import Image
 
 from captum_clip_surgery.distributed import share
+from captum_clip_surgery.export.manifest import _write_index
+from captum_clip_surgery.export.shards import Row, checksum
+from captum_clip_surgery.export.writing import Entry, entries, rows_of
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.preprocessing import Preprocess
 from captum_clip_surgery.tables import markdown
@@ -41,9 +46,10 @@ class Setting:
     """A run: how much there is, and how fast and how reliable what does it is.
 
     `speed` is images a second of a GPU, `kept` the seconds that a piece's entry takes in the
-    journal while the next is computed, `read` those of reading it again, and `begin` those from a
-    failure until images are explained again. Of the GPUs a share `slow` runs at `slowness` of the
-    speed. `between` is the mean hours of a GPU between failures.
+    journal while the next is computed, `read` those of reading it again, `check` those of hashing
+    its shard, which processes share, and `begin` those from a failure until the journal is read.
+    Of the GPUs a share `slow` runs at `slowness` of the speed. `between` is the mean hours of a
+    GPU between failures.
     """
 
     images: int
@@ -52,6 +58,7 @@ class Setting:
     speed: float
     kept: float
     read: float
+    check: float
     begin: float = 120.0
     between: float = 50_000.0
     slow: float = 0.02
@@ -83,7 +90,8 @@ def simulate(setting: Setting, draw: np.random.Generator) -> Outcome:
     clock = lost = idle = down = 0.0
     restarts = 0
     while True:
-        ready = setting.begin + setting.read * (pieces - len(left))
+        finished = pieces - len(left)
+        ready = setting.begin + finished * (setting.read + setting.check / world)
         counts = np.array([len(share(left, rank, world)) for rank in range(world)])
         ends = counts * seconds
         failure = draw.exponential(setting.between * HOUR / world)
@@ -95,11 +103,11 @@ def simulate(setting: Setting, draw: np.random.Generator) -> Outcome:
             break
         restarts += 1
         if worked > 0:
-            finished = np.minimum(worked // seconds, counts).astype(int)
-            lost += np.where(finished < counts, worked - finished * seconds, 0).sum()
+            ended = np.minimum(worked // seconds, counts).astype(int)
+            lost += np.where(ended < counts, worked - ended * seconds, 0).sum()
             done = np.zeros(len(left), bool)
             for rank in range(world):
-                share(done, rank, world)[: finished[rank]] = True
+                share(done, rank, world)[: ended[rank]] = True
             left = left[~done]
     total = clock * world
     return Outcome(clock / HOUR, restarts, lost / HOUR, idle / total, down / total)
@@ -151,12 +159,45 @@ def reading(rounds: int = 200) -> float:
     return time_of(read, rounds)
 
 
-def journal_times(pieces: int = 300) -> tuple[float, float]:
-    """Seconds to keep a piece, and to read one again."""
+def rows_of_a_piece(images: int) -> list[Row]:
+    """Places, sizes and scores that compress as badly as real ones."""
+    draw = np.random.default_rng(0)
+    return [
+        Row(
+            f"folder/picture-{index:09d}.jpg",
+            (index * 24_000, MAPS, int(draw.integers(2**32))),
+            (int(draw.integers(200, 600)), int(draw.integers(200, 600))),
+            draw.integers(0, 59, 5).tolist(),
+            draw.random(5, np.float32).tolist(),
+        )
+        for index in range(images)
+    ]
+
+
+def journal_times(shard: int, pieces: int = 100) -> tuple[float, float]:
+    """Seconds to keep the entry of a shard, and to read one again."""
+    entry = Entry(0, "shards/000000.tar", "0" * 64, MAPS * shard, shard, [])
+    content = entry.packed(rows_of_a_piece(shard))
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), {}) as journal:
         numbers = iter(range(pieces + 1))
-        kept = time_of(lambda: journal.add(f"{next(numbers)}", bytes(200)), pieces)
-        return kept, time_of(journal.finished, 5) / pieces
+        kept = time_of(lambda: journal.add(f"{next(numbers)}", content), pieces)
+        return kept, time_of(lambda: entries(journal), 5) / pieces
+
+
+def hashing(size: int = 2**26) -> float:
+    """Seconds of one core to hash a byte of a shard."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(size))
+        file.flush()
+        return time_of(lambda: checksum(Path(file.name)), 5) / size
+
+
+def indexing(images: int = 50_000) -> float:
+    """Seconds of one process to write an image into the index."""
+    content = Entry(0, "a", "", 0, images, []).packed(rows_of_a_piece(images))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index"
+        return time_of(lambda: _write_index(path, (("a", r) for r in rows_of(content))), 3) / images
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -197,7 +238,17 @@ def runs(setting: Setting, trials: int) -> str:
     for images, name in NAMES.items():
         for gpus in (8, 256):
             for shard in SHARDS:
-                one = replace(setting, images=images, gpus=gpus, shard=shard)
+                kept, read = journal_times(shard)
+                check = shard * MAPS * setting.check
+                one = replace(
+                    setting,
+                    images=images,
+                    gpus=gpus,
+                    shard=shard,
+                    kept=kept,
+                    read=read,
+                    check=check,
+                )
                 found = mean_outcome(one, trials)
                 rows.append(
                     [
@@ -230,17 +281,21 @@ def main(
 ) -> None:
     """Print the tables."""
     seconds = reading() if read_ms is None else read_ms / 1000
-    kept, read = journal_times()
+    kept, read = journal_times(1_000)
+    hashed, indexed = hashing(), indexing()
     gpu = UTILISATION * PEAK / OPERATIONS
     decoded = cores / seconds
     print(f"measured: {1000 * seconds:.2f} ms to read a picture of {len(photograph()):,} bytes,")
-    print(f"{1000 * kept:.2f} ms to keep a piece in the journal, {1e6 * read:.1f} us to read it\n")
+    print(
+        f"{1000 * kept:.2f} ms to keep the entry of 1,000 images, {1e6 * read:.0f} us to read it,"
+    )
+    print(f"{1e-9 / hashed:.2f} GB/s to hash a shard, {1e6 * indexed:.1f} us an image to index\n")
     print(f"estimate: {gpu:,.0f} images a second of a GPU\n\n{needs(gpu, seconds)}\n\n{sizes()}\n")
     for title, speed in (
         (f"bound by the GPU ({gpu:,.0f} images a second of each)", gpu),
         (f"bound by {cores} decoding cores a GPU ({decoded:,.0f})", min(decoded, gpu)),
     ):
-        setting = Setting(0, 0, 0, speed, kept, read, begin, between, slow, slowness)
+        setting = Setting(0, 0, 0, speed, kept, read, hashed, begin, between, slow, slowness)
         print(f"{title}; a failure every {between:,.0f} GPU-hours\n\n{runs(setting, trials)}\n")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,8 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: Seconds that processes wait for each other at most where nobody says.
+#: Seconds that processes wait at most for others that do not go forward, where nobody says.
 TIMEOUT = 1800.0
+#: Seconds between looks at whether others have come.
+EVERY = 0.05
 
 Item = TypeVar("Item")
 
@@ -35,8 +38,9 @@ def share(items: Sequence[Item], rank: int, world: int) -> Sequence[Item]:
 class Processes:
     """This process, `rank`, among `world`; `local` is its number on this machine.
 
-    `parent` is the process that started it where its end is the end of the run, and `restarted`
-    says whether torchrun has started the run again after a failure.
+    `parent` is the process that started it where its end is the end of the run, `restarted` says
+    whether torchrun has started the run again after a failure, and `store` is where processes tell
+    each other how far they are.
     """
 
     rank: int = 0
@@ -45,6 +49,8 @@ class Processes:
     timeout: float = TIMEOUT
     parent: int | None = None
     restarted: bool = False
+    store: Any = field(default=None, repr=False)
+    _meetings: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"process {self.rank} of {self.world}"
@@ -74,36 +80,70 @@ class Processes:
         """What of `items` falls to this process; all processes need to have the same."""
         return share(items, self.rank, self.world)
 
-    def check_parent(self) -> None:
-        """End with torchrun: a run that was killed and is gone on with must not have two heads.
+    def advance(self) -> None:
+        """Tell the others that this process goes forward; call it for each batch.
 
         Raises:
-            ConnectionError: what started this process has ended.
+            ConnectionError: what started this process has ended. So does the process: a run that
+                was killed and is gone on with must not have two heads.
         """
         if self.parent is not None and os.getppid() != self.parent:
             raise ConnectionError(
                 f"torchrun, which started {self}, has ended; so does this process"
             )
+        if self.store is not None:
+            self.store.add(f"batches of {self.rank}", 1)
 
     def meet(self, what: str) -> None:
-        """Wait until all processes are here.
+        """Wait until all processes are here, as long as those that are missing go forward.
 
         Raises:
-            TimeoutError: some did not come in time, or ended; says which, and what they were to
-                finish.
+            TimeoutError: some neither came nor went forward for `timeout` seconds; says which, and
+                what they were to finish.
         """
         if self.world == 1:
             return
-        start = time.perf_counter()
-        try:
-            dist.monitored_barrier(timeout=timedelta(seconds=self.timeout), wait_all_ranks=True)
-        except RuntimeError as error:
-            waited = time.perf_counter() - start
-            why = str(error).strip().splitlines()[0]
-            raise TimeoutError(
-                f"{self} waited {waited:.0f} s, of {self.timeout:.0f} at most, for others to "
-                f"finish {what}: {why}"
-            ) from None
+        meeting = f"meeting {next(self._meetings)}"
+        self.store.set(f"{meeting}, {self.rank}", "here")
+        start = moved = time.monotonic()
+        batches: dict[int, int] = {}
+        missing = list(range(self.world))
+        while missing := [rank for rank in missing if not self._came(meeting, rank)]:
+            seen = {rank: self.store.add(f"batches of {rank}", 0) for rank in missing}
+            now = time.monotonic()
+            if any(batches.get(rank) != count for rank, count in seen.items()):
+                moved = now
+            batches = seen
+            if now - moved > self.timeout:
+                ranks = ", ".join(map(str, missing))
+                raise TimeoutError(
+                    f"{self} waited {now - start:.0f} s for others to finish {what}: process "
+                    f"{ranks} did not come, and finished no batch for {self.timeout:g} s"
+                )
+            time.sleep(EVERY)
+        dist.barrier()  # nobody goes, and maybe ends, while another still looks
+
+    def _came(self, meeting: str, rank: int) -> bool:
+        there: bool = self.store.check([f"{meeting}, {rank}"])
+        return there
+
+    def tell(self, item: Any, what: str) -> Any:
+        """What the first process has, for all, once all are here; others give None."""
+        if self.world == 1:
+            return item
+        self.meet(what)
+        told = [item]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def collect(self, item: Any, what: str) -> list[Any]:
+        """What each process has, by rank, once all are here."""
+        if self.world == 1:
+            return [item]
+        self.meet(what)
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, item)
+        return found
 
     def gather(self, rows: Tensor, what: str) -> Tensor:
         """One-dimensional tensors of all processes, one behind the other, through torchmetrics."""
@@ -123,11 +163,13 @@ ALONE = Processes()
 def processes(timeout: float = TIMEOUT) -> Iterator[Processes]:
     """The processes that `torchrun` has told of by the environment, joined until the end.
 
+    An error of one of several gets a note of which it was.
+
     Args:
-        timeout: seconds that they wait for each other at most.
+        timeout: seconds that they wait at most for others that do not go forward.
 
     Raises:
-        ValueError: a timeout that is no time.
+        ValueError: a timeout that is no time; a restart by torchrun on several machines.
     """
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout {timeout!r} must be a number of seconds above 0")
@@ -139,16 +181,26 @@ def processes(timeout: float = TIMEOUT) -> Iterator[Processes]:
     if world == 1:
         yield Processes(timeout=timeout, restarted=restarts > 0)
         return
-    parent = os.getppid()
-    patience = timedelta(seconds=timeout)
+    if restarts and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        # Each machine's torchrun counts its own failures, so that processes could not find each
+        # other by that count.
+        raise ValueError(
+            "torchrun's own restarts (--max-restarts) work on one machine alone; start the run "
+            "again on all machines, with --resume"
+        )
     # torchrun keeps its store over restarts: without a name for each, processes would find the
     # addresses of those that ended.
+    patience = timedelta(seconds=timeout)
     store = next(iter(dist.rendezvous("env://", timeout=patience)))[0]  # type: ignore[attr-defined]
     named = dist.PrefixStore(f"attempt {restarts}", store)  # type: ignore[attr-defined]
     # What is exchanged is little and on the CPU.
     dist.init_process_group("gloo", store=named, rank=rank, world_size=world, timeout=patience)
+    among = Processes(rank, world, local, timeout, os.getppid(), restarts > 0, named)
     try:
-        yield Processes(rank, world, local, timeout, parent, restarts > 0)
+        yield among
+    except Exception as error:
+        error.add_note(f"in {among}")
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -52,6 +52,7 @@ class Journal:
     def __init__(self, folder: Path, about: Mapping[str, Any], resume: bool = False) -> None:
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
+        self._places: dict[str, Path] = {}  # of pieces that were read, the file each lies in
         folder.mkdir(parents=True, exist_ok=True)
         self._lock: Lock | None = Lock(folder, alone=True)
         try:
@@ -94,21 +95,36 @@ class Journal:
                 "processes need to share the folder"
             )
         journal = cls.__new__(cls)
-        journal.folder, journal._connection = folder, None
+        journal.folder, journal._connection, journal._places = folder, None, {}
         journal._lock = Lock(folder, alone=False)
         return journal
 
     def finished(self) -> dict[str, bytes]:
         """All pieces of all processes, by key; warns of those that are damaged."""
-        found: dict[str, bytes] = {}
+        return dict(self.read())
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """All pieces of all processes, one after the other; warns of those that are damaged."""
         for path in sorted(self.folder.glob("*.sqlite")):
             try:
-                found.update(_pieces(path))
+                for key, content in _pieces(path, "SELECT * FROM pieces"):
+                    self._places[key] = path
+                    yield key, content
             except (sqlite3.Error, ValueError, OverflowError) as error:  # what damage looks like
                 warnings.warn(
                     f"{path} is damaged ({error}); what it held is done again", stacklevel=2
                 )
-        return found
+
+    def again(self, key: str) -> bytes:
+        """A piece that `read` has given before, without keeping it in between.
+
+        Raises:
+            ValueError: it is no longer there, or has been damaged since.
+        """
+        wanted = "SELECT * FROM pieces WHERE key = ?"
+        for _, content in _pieces(self._places[key], wanted, key):
+            return content
+        raise ValueError(f"piece {key!r} has gone from {self._places[key]} since it was read")
 
     def add(self, key: str, content: bytes) -> None:
         """Keep a piece; it is on the disk when this returns.
@@ -152,12 +168,12 @@ class Journal:
         self.close()
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, bytes]]:
+def _pieces(path: Path, query: str, *values: str) -> Iterator[tuple[str, bytes]]:
     connection = sqlite3.connect(path)
     try:
         if not connection.execute("SELECT name FROM sqlite_master").fetchall():
             return  # killed before it wrote anything
-        for key, content, checksum in connection.execute("SELECT * FROM pieces"):
+        for key, content, checksum in connection.execute(query, values):
             # A flipped bit can change what kind of thing they are, too.
             sound = isinstance(key, str) and isinstance(content, bytes)
             if sound and _checksum(key, content) == checksum:

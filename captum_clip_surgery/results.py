@@ -39,7 +39,7 @@ LONG = SHORT | {
     "insertion": "insertion",
     "deletion": "deletion",
 }
-PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch", "numpy")
+PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch", "numpy", "pillow")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,28 @@ def hanging(rank: int) -> None:
         _before_asking(lambda: time.sleep(3600))
 
 
+def uneven(rank: int) -> None:
+    """The second process takes its time, and gets on."""
+    if rank == 1:
+        _before_asking(lambda: time.sleep(2.5))
+
+
+def hanging_export(rank: int) -> None:
+    """The second process never ends its first batch."""
+    if rank == 1:
+        _before_explaining(lambda: time.sleep(3600))
+
+
+def failing_export(rank: int) -> None:
+    """The second process meets an error of the model's."""
+    if rank == 1:
+        _before_explaining(_fail)
+
+
+def _fail() -> None:
+    raise ValueError("images hold NaN")
+
+
 def full_disk(rank: int) -> None:
     """No file of the second process grows past two pages of SQLite."""
     if rank == 1:
@@ -156,3 +178,15 @@ def _before_asking(call: Callable[[], None]) -> None:
         return plain(self, batch)
 
     Asking.__call__ = asking  # type: ignore[method-assign]
+
+
+def _before_explaining(call: Callable[[], None]) -> None:
+    from captum_clip_surgery.export import run
+
+    plain = run.explain_batch
+
+    def explaining(*arguments):  # type: ignore[no-untyped-def]
+        call()
+        return plain(*arguments)
+
+    run.explain_batch = explaining  # type: ignore[assignment]

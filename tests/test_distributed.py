@@ -19,7 +19,7 @@ from written_scenes import scene_folder
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.data.folder import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.distributed import Processes, share
+from captum_clip_surgery.distributed import Processes, processes, share
 from captum_clip_surgery.evaluation.judges import JUDGES
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.tasks import ASKING
@@ -95,6 +95,7 @@ def test_more_processes_than_batches(root: Path, tmp_path: Path) -> None:
     assert b"ClipSurgery,explanation_iou" in found(tmp_path)
 
 
+HIT: list[int] = []  # pieces that were finished at each kill
 KILLS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 2 else []) for seed in range(30)]
 
 
@@ -113,8 +114,7 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
         run.kill_one(draw.randrange(world))
     else:
         run.kill()
-    before = runs.pieces(tmp_path)
-    print(f"killed with {sum(before.values())} of {len(PIECES)} pieces finished")
+    HIT.append(sum(runs.pieces(tmp_path).values()))
     # Gone on with by another number of processes, which changes nothing either.
     world = draw.choice([1, 2, 3])
     run = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"), world=world)
@@ -122,6 +122,14 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
     assert found(tmp_path) == table
     # A batch that was finished and measured again would lie in two files.
     assert runs.pieces(tmp_path) == PIECES
+
+
+@pytest.mark.slow
+def test_kills_hit_where_it_matters() -> None:
+    """Of those above, some before the first piece was finished and some between two."""
+    assert len(HIT) == len(KILLS)
+    assert sum(0 < finished < len(PIECES) for finished in HIT) >= 5
+    assert 0 in HIT
 
 
 def _wait_for(path: Path, seconds: float = 60) -> None:
@@ -140,8 +148,17 @@ def test_a_process_that_hangs_is_named(root: Path, tmp_path: Path) -> None:
     assert second.is_alive()
     run.kill()
     (line,) = (line for line in run.printed().splitlines() if line.startswith("error:"))
-    assert "process 0 of 2 waited 3 s, of 3 at most, for others to finish localization" in line
-    assert "anks 1 failed" in line
+    assert "process 0 of 2 waited " in line
+    assert "s for others to finish localization: process 1 did not come, and finished no" in line
+    assert line.endswith("no batch for 3 s")
+
+
+def test_a_process_that_is_slow_is_waited_for(root: Path, table: bytes, tmp_path: Path) -> None:
+    """Longer than the timeout in all, but never as long without a batch."""
+    given = evaluate(root, tmp_path, "--timeout", 4)
+    run = runs.start(tmp_path, *given, prepare=runs.uneven)
+    assert run.wait() == [0, 0], run.printed()
+    assert found(tmp_path) == table
 
 
 def test_errors_of_others_come_with_the_image(root: Path, tmp_path: Path) -> None:
@@ -182,10 +199,10 @@ def test_started_again_by_torchrun_it_goes_on_by_itself(
 
 
 def test_processes_end_with_what_started_them() -> None:
-    Processes().check_parent()
-    Processes(1, 2, parent=os.getppid()).check_parent()
+    Processes().advance()
+    Processes(1, 2, parent=os.getppid()).advance()
     with pytest.raises(ConnectionError, match="torchrun, which started process 1 of 2, has ended"):
-        Processes(1, 2, parent=os.getpid()).check_parent()
+        Processes(1, 2, parent=os.getpid()).advance()
 
 
 # --- torchrun itself ------------------------------------------------------------------------------
@@ -221,13 +238,47 @@ def test_torchrun_starts_again(root: Path, table: bytes, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_torchrun_killed_alone(root: Path, table: bytes, tmp_path: Path) -> None:
-    """Its processes outlive it for a moment: whoever goes on with the run waits for their end."""
+def test_torchrun_killed_alone(tmp_path: Path) -> None:
+    """Its processes end with their batch, long before their work is done."""
+    images = 80
+    root = tmp_path / "data"
+    scene_folder(Scenes("test", images, size=96, objects=[2]), root)
     run = torchrun(evaluate(root, tmp_path), tmp_path / "terminal")
     _wait_for(tmp_path / "journal" / "run.json")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     run.kill()
     run.wait()
+    until = time.monotonic() + 60
+    while any(_works(int(child)) for child in children):
+        assert time.monotonic() < until, "they do not end"
+        time.sleep(0.05)
+    assert "which started process" in (tmp_path / "terminal").read_text()
+    assert sum(runs.pieces(tmp_path).values()) < images / BATCH
     again = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
     assert again.wait() == [0, 0], again.printed()
-    assert found(tmp_path) == table
-    assert runs.pieces(tmp_path) == PIECES
+    assert set(runs.pieces(tmp_path).values()) == {1}
+    assert sum(runs.pieces(tmp_path).values()) == images / BATCH
+
+
+def _works(process: int) -> bool:
+    """Whether it lives, and is no mere entry in the table of processes."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_restarts_on_several_machines_are_refused(
+    monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    """Each machine's torchrun counts its own; processes would wait for each other in vain."""
+    given = {"RANK": "0", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
+    for name, value in {**given, "TORCHELASTIC_RESTART_COUNT": count}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ValueError, match="start the run again on all machines, with --resume"),
+        processes(),
+    ):
+        pass

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from written_export import (
     IMAGES,
@@ -128,6 +129,44 @@ def test_two_processes_give_what_one_gives(folder: Path, whole: Path, tmp_path: 
     assert_same(tmp_path / "out", whole)
     # Both wrote.
     assert len(list((tmp_path / "out/journal").glob("*.sqlite"))) == 2
+
+
+def arguments(folder: Path, output: Path, *more: object) -> list[object]:
+    return ["export", folder, "--output", output, *FOR_TEXTS, *OPTIONS, *more]
+
+
+def test_three_processes(folder: Path, whole: Path, tmp_path: Path) -> None:
+    run = runs.start(tmp_path, *arguments(folder, tmp_path / "out"), world=3)
+    assert run.wait() == [0, 0, 0], run.printed()
+    assert_same(tmp_path / "out", whole)
+
+
+def test_a_process_that_hangs_is_named_and_costs_its_shard_alone(
+    folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    given = arguments(folder, tmp_path / "out", "--timeout", 3)
+    run = runs.start(tmp_path, *given, prepare=runs.hanging_export)
+    run.workers[0].join(60)
+    assert run.workers[0].exitcode == 1
+    run.kill()
+    assert "to finish their shards: process 1 did not come, and finished no" in run.printed()
+    assert len(finished(tmp_path / "out")) == 5  # all of the first's
+    # torchrun, starting it again, says so by the environment.
+    again = runs.start(tmp_path, *arguments(folder, tmp_path / "out"), prepare=runs.restarted)
+    assert again.wait() == [0, 0], again.printed()
+    assert_same(tmp_path / "out", whole)
+
+
+def test_errors_of_others_come_with_the_images(folder: Path, tmp_path: Path) -> None:
+    given = arguments(folder, tmp_path / "out", "--timeout", 20)
+    run = runs.start(tmp_path, *given, prepare=runs.failing_export)
+    run.workers[1].join(60)
+    run.kill_one(1)
+    assert run.workers[1].exitcode == 1
+    lines = run.printed().splitlines()
+    place = lines.index("error: images hold NaN")
+    assert lines[place + 1] == "  images a/s008.png"
+    assert lines[place + 2] == "  in process 1 of 2"
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ from written_export import (
     write_tar,
 )
 
-from captum_clip_surgery import LayerClipSurgery
-from captum_clip_surgery.export import export_maps, load_maps, run
+from captum_clip_surgery import LayerClipSurgery, progress
+from captum_clip_surgery.export import export_maps, load_maps, run, sources
 from captum_clip_surgery.export.shards import FORMATS, TarShard
 from captum_clip_surgery.export.writing import Behind
 from captum_clip_surgery.journal import Journal
@@ -195,3 +195,61 @@ def test_an_ended_export_is_not_made_again(folder: Path, tmp_path: Path) -> None
     before = states(tmp_path / "out", sorted(finished(tmp_path / "out")))
     assert export(folder, tmp_path / "out", resume=True).made == 0
     assert states(tmp_path / "out", list(before)) == before
+
+
+def test_a_changed_collection_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Its names are the same; a picture is not."""
+    names = write_folder(tmp_path / "in", 5)
+    export(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / names[3]).write_bytes(encoded(scene(30)))
+    with pytest.raises(ValueError, match=r"source\.digest was"):
+        export(tmp_path / "in", tmp_path / "out", resume=True)
+
+
+def test_files_of_others_stay(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "film.mp4.part").write_text("not ours")
+    export(folder, tmp_path / "out")
+    export(folder, tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "film.mp4.part").read_text() == "not ours"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ENOMEM])
+def test_faults_of_the_machine_end_the_run_and_are_no_property_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    write_folder(tmp_path / "in", 6)
+
+    def fault() -> None:
+        raise OSError(code, os.strerror(code))
+
+    fail_at(monkeypatch, sources, "load_picture", 3, fault)
+    with pytest.raises(OSError, match=os.strerror(code)) as raised:
+        export(tmp_path / "in", tmp_path / "out")
+    assert raised.value.__notes__[0].startswith("reading a/s004.png")
+    monkeypatch.undo()
+    export(tmp_path / "in", tmp_path / "out", resume=True)
+    maps = load_maps(tmp_path / "out")
+    assert len(maps) == 6
+    assert not maps.unreadable
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_how_it_goes_on_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    counted: bool,
+) -> None:
+    """Images where their number is known, otherwise tars."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    if counted:
+        write_folder(tmp_path / "in", 6)
+    else:
+        for number in range(2):
+            picture = {f"{number}.png": encoded(scene(number))}
+            (tmp_path / "in").mkdir(exist_ok=True)
+            write_tar(tmp_path / "in" / f"{number}.tar", picture)
+    export(tmp_path / "in", tmp_path / "out", progress=True)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("export: 6 of 6 images" if counted else "export: 2 of 2 shards")

@@ -216,3 +216,28 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             export(folder, tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
+
+
+def test_linked_folders_are_looked_into_though_not_in_circles(tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", 3)
+    write_folder(tmp_path / "in", 1)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    export(tmp_path / "in", tmp_path / "out")
+    assert list(load_maps(tmp_path / "out")) == [
+        "a/s000.png",
+        "linked/a/s000.png",
+        "linked/a/s002.png",
+        "linked/b/s001.png",
+    ]
+
+
+def test_names_that_come_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        write_tar(tmp_path / "in" / f"{number}.tar", {"same.png": encoded(scene(number))})
+    with pytest.warns(UserWarning, match="3 images have a name that another has"):
+        export(tmp_path / "in", tmp_path / "out")
+    maps = load_maps(tmp_path / "out")
+    assert list(maps) == ["same", "same~2", "same~3", "same~4"]
+    assert close(maps["same~4"], expected([scene(3)])[0])

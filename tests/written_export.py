@@ -101,7 +101,7 @@ def finished(output: Path) -> set[str]:
     if not (output / JOURNAL / "run.json").exists():
         return set()
     with Journal.join(output / JOURNAL) as journal:
-        known = entries(journal.finished())
+        known = entries(journal)
     return {entry.file for of_piece in known.values() for entry in of_piece if entry.file}
 
 

@@ -13,6 +13,7 @@ import captum_clip_surgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli.common import load_model, report_left_out
 from captum_clip_surgery.data import DataSet, open_dataset
+from captum_clip_surgery.data.files import state_of, walk
 from captum_clip_surgery.distributed import Processes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, evaluate
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
@@ -45,16 +46,7 @@ class Asked:
 
 
 def run(asked: Asked, among: Processes) -> None:
-    """Measure, journalled; the first process writes and prints, and each tells its own errors."""
-    try:
-        _run(asked, among)
-    except Exception as error:
-        if among.world > 1:
-            error.add_note(f"in {among}")
-        raise
-
-
-def _run(asked: Asked, among: Processes) -> None:
+    """Measure, journalled; the first process writes and prints."""
     protocol = Protocol.load(asked.protocol)
     data = open_dataset(asked.dataset, asked.root, asked.split)
     templates = TEMPLATE_SETS[protocol.templates] if asked.model and protocol.templates else None
@@ -164,28 +156,23 @@ def _report(
     )
 
 
-def folder_digest(root: Path, output: Path | None = None) -> str:
+def folder_digest(root: Path, output: Path) -> str:
     """SHA-256 of the names, sizes and times of all files below a folder, links followed.
 
     Args:
         root: the folder.
         output: a folder that is left out, should it lie below: results are no data.
+
+    Raises:
+        ValueError: they are the same folder.
     """
+    own = os.path.realpath(output)
+    if os.path.realpath(root) == own:
+        raise ValueError(f"--output {output} is the data set's own folder; choose another")
     digest = hashlib.sha256()
-    own = None if output is None else os.path.realpath(output)
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        true = os.path.realpath(folder)
-        if true in seen or true == own:  # seen: links can go round in circles
-            folders.clear()
-            continue
-        seen.add(true)
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)  # noqa: PTH118 (of a million files it counts)
-            state = os.stat(path)  # noqa: PTH116
-            line = f"{os.path.relpath(path, root)}\0{state.st_size} {state.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))
+    for path in walk(root, own):
+        line = f"{os.path.relpath(path, root)}\0{state_of(path)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

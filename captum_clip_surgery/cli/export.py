@@ -82,7 +82,7 @@ def export(
             shard_size,
             resume,
             among,
-            progress=sys.stderr.isatty(),
+            progress=True,
             about={"model": model, "pretrained": pretrained, "code": code_digest()},
         )
         if among.first:

@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+def walk(root: str | os.PathLike[str], leave_out: str | None = None) -> Iterator[str]:
+    """Paths of all files below a folder in their order, links followed, though not in circles.
+
+    Args:
+        root: the folder.
+        leave_out: the real path of a folder that is passed over, should it lie below.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
+    seen = {leave_out}
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
+        true = os.path.realpath(folder)
+        if true in seen:
+            folders.clear()
+            continue
+        seen.add(true)
+        folders.sort()
+        for name in sorted(files):
+            yield os.path.join(folder, name)  # noqa: PTH118 (of a million files it counts)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def state_of(path: str | os.PathLike[str]) -> str:
+    """Size and time of a file, by which a change shows; of a link that leads nowhere its own."""
+    try:
+        state = os.stat(path)  # noqa: PTH116
+    except OSError:
+        try:
+            state = os.lstat(path)
+        except OSError:
+            return "missing"
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def read_names(path: Path) -> list[str]:

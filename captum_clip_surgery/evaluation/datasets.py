@@ -155,7 +155,7 @@ def evaluate(
         reader = Reader(clip, data, mine, view, batch_size, workers)
         own: dict[int, Records] = {}
         for batch in follow(reader, task, many, among, progress):
-            among.check_parent()
+            among.advance()
             try:
                 found = dict(zip((shown.index for shown in batch), ask(batch), strict=True))
             except Exception as error:

@@ -6,14 +6,14 @@ import json
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from captum_clip_surgery.export.shards import PART, checksum, sync
-from captum_clip_surgery.export.writing import Entry, entries
+from captum_clip_surgery.export.shards import PART, Row, checksum, sync
+from captum_clip_surgery.export.writing import Entry, entries, rows_of
 from captum_clip_surgery.journal import ABOUT, Journal
 
 JOURNAL, MANIFEST, INDEX = "journal", "manifest.json", "index.sqlite"
@@ -41,12 +41,13 @@ def write_manifest(
         ValueError: a piece is not finished.
     """
     folder = Path(output)
-    with Journal.join(folder / JOURNAL) as journal:
-        found = entries(journal.finished())
     settings = json.loads((folder / JOURNAL / ABOUT).read_text(encoding="utf-8"))
     pieces = range(settings["source"]["pieces"])
-    chosen = [_chosen(folder, number, found.get(number, [])) for number in pieces]
-    repeated = _write_index(folder / INDEX, chosen)
+    with Journal.join(folder / JOURNAL) as journal:
+        found = entries(journal)
+        chosen = [_chosen(folder, number, found.get(number, [])) for number in pieces]
+        rows = ((entry.file, row) for entry in chosen for row in rows_of(journal.again(entry.key)))
+        repeated = _write_index(folder / INDEX, rows)
     if repeated:
         warnings.warn(
             f"{len(repeated)} images have a name that another has; {repeated[0][0]!r} is known "
@@ -57,7 +58,7 @@ def write_manifest(
     content = {
         **(about or {}),
         "settings": settings,
-        "images": sum(len(entry.rows) for entry in chosen),
+        "images": sum(entry.images for entry in chosen),
         "unreadable": [
             {"image": name, "reason": reason, "piece": entry.number}
             for entry in chosen
@@ -70,7 +71,7 @@ def write_manifest(
                 "file": entry.file,
                 "sha256": entry.sha256,
                 "bytes": entry.size,
-                "images": len(entry.rows),
+                "images": entry.images,
             }
             for entry in chosen
             if entry.file is not None
@@ -104,37 +105,34 @@ def _chosen(folder: Path, number: int, among: Sequence[Entry]) -> Entry:
     return there[0]
 
 
-def _write_index(path: Path, chosen: Iterable[Entry]) -> list[tuple[str, str]]:
+def _write_index(path: Path, rows: Iterable[tuple[str | None, Row]]) -> list[tuple[str, str]]:
     """Returns names that were taken, each with the one the image is known by instead."""
     part = path.with_name(path.name + PART)
     part.unlink(missing_ok=True)
     repeated: list[tuple[str, str]] = []
+    times: dict[str, int] = {}  # of repeated names, the last number behind them
     with closing(sqlite3.connect(part)) as database, database:
         database.execute(TABLE)
-        for entry in chosen:
-            for row in entry.rows:
-                values = [json.dumps(value) for value in (row.place, row.size, row.top, row.scores)]
-                for name in _names(row.name):
-                    try:
-                        database.execute(
-                            "INSERT INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?)",
-                            (coded(name), entry.file, *values),
-                        )
-                    except sqlite3.IntegrityError:
-                        continue
-                    if name != row.name:
-                        repeated.append((row.name, name))
-                    break
+        for file, row in rows:
+            values = [json.dumps(value) for value in (row.place, row.size, row.top, row.scores)]
+            name = row.name
+            while not _insert(database, coded(name), file, values):
+                times[row.name] = times.get(row.name, 1) + 1
+                name = f"{row.name}~{times[row.name]}"
+            if name != row.name:
+                repeated.append((row.name, name))
     part.replace(path)
     return repeated
 
 
-def _names(name: str) -> Iterator[str]:
-    yield name
-    number = 2
-    while True:
-        yield f"{name}~{number}"
-        number += 1
+def _insert(
+    database: sqlite3.Connection, name: str, file: str | None, values: Sequence[str]
+) -> bool:
+    """Whether the name was free."""
+    added = database.execute(
+        "INSERT OR IGNORE INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?)", (name, file, *values)
+    )
+    return added.rowcount == 1
 
 
 def coded(name: str) -> str:

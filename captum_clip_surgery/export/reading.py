@@ -29,6 +29,10 @@ class Batch:
     unreadable: tuple[tuple[str, str], ...]
     last: bool
 
+    def __len__(self) -> int:
+        """Images, unreadable ones among them."""
+        return len(self.names) + len(self.unreadable)
+
 
 @dataclass(frozen=True)
 class _Shown:

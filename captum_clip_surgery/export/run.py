@@ -6,24 +6,25 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from captum_clip_surgery.distributed import ALONE, Processes
 from captum_clip_surgery.export import extras
 from captum_clip_surgery.export.explaining import explain_batch
 from captum_clip_surgery.export.manifest import INDEX, JOURNAL, MANIFEST, fits, write_manifest
-from captum_clip_surgery.export.reading import Ahead
+from captum_clip_surgery.export.reading import Ahead, Batch
 from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export.sources import Piece, Source, open_source
-from captum_clip_surgery.export.writing import Behind, entries
+from captum_clip_surgery.export.writing import Behind, Entry, entries
 from captum_clip_surgery.journal import ABOUT, Journal
+from captum_clip_surgery.progress import follow
 from captum_clip_surgery.results import circumstances, weights_digest
 from captum_clip_surgery.surgery import DualPathMaps
 
@@ -73,7 +74,7 @@ def export_maps(
         shard_size: images in a shard; each input tar makes one, whatever it holds.
         resume: go on with the export that lies in the folder.
         among: the processes that share the pieces.
-        progress: whether to draw a progress bar.
+        progress: whether the first process tells how it goes on.
         about: what else an export must share with one it goes on with; JSON.
 
     Raises:
@@ -115,42 +116,51 @@ def export_maps(
             for name in (MANIFEST, INDEX):  # until the end they would tell of what is not there
                 (folder / name).unlink(missing_ok=True)
         start = time.perf_counter()
-        mine = among.share(left)
-        ahead = Ahead(mine, clip.preprocessing, sides, batch_size, workers)
+        ahead = Ahead(among.share(left), clip.preprocessing, sides, batch_size, workers)
+        batches = _followed(ahead, left, among, progress)
         make = partial(FORMATS[format], folder, texts=clip.texts)
         with Behind(folder / JOURNAL, make) as behind:
-            made = _explain(surgery, top, ahead, behind, among, progress)
+            made = _explain(surgery, top, batches, behind, among)
         seconds = time.perf_counter() - start
         among.meet("their shards")
         manifest: Mapping[str, Any] = {}
-        if among.first:
+        if among.first:  # others need not wait for it
             manifest = write_manifest(folder, {"circumstances": circumstances(clip.device)})
-        among.meet("the manifest")
     waiting = (ahead.waited + behind.waited) / seconds if made else 0.0
     return Exported(folder, manifest, made, seconds, waiting)
+
+
+def _followed(
+    ahead: Ahead, left: Sequence[Piece], among: Processes, progress: bool
+) -> Iterator[Batch]:
+    """Batches, while the first process tells how it goes on: by images where these are counted."""
+    counts = [piece.images for piece in left]
+    if None in counts:
+        return follow(ahead, "export", len(left), among, progress, "shard", lambda b: int(b.last))
+    images = sum(filter(None, counts))
+    return follow(ahead, "export", images, among, progress)
 
 
 def _explain(
     surgery: DualPathMaps,
     top: int,
-    ahead: Ahead,
+    batches: Iterable[Batch],
     behind: Behind,
     among: Processes,
-    progress: bool,
 ) -> int:
     """How many images were explained."""
-    device, made, start = surgery.forward_func.device, 0, time.perf_counter()
-    with tqdm(unit="image", disable=not (progress and among.first), leave=False) as bar:
-        for batch in ahead:
-            among.check_parent()
-            found = None
-            if batch.pixels is not None:
+    device, made = surgery.forward_func.device, 0
+    for batch in batches:
+        among.advance()
+        found = None
+        if batch.pixels is not None:
+            try:
                 found = explain_batch(surgery, batch.pixels.to(device), top)
-                made += len(found)
-                bar.update(len(found))
-            behind.put(batch, found)
-            waiting = (ahead.waited + behind.waited) / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{waiting:.0%} waiting", refresh=False)
+            except Exception as error:
+                error.add_note(f"images {', '.join(batch.names)}")
+                raise
+            made += len(found)
+        behind.put(batch, found)
     return made
 
 
@@ -162,30 +172,31 @@ def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Journal:
             "of; choose another folder"
         )
     journal = Journal(folder / JOURNAL, settings, resume)
-    for path in [*folder.glob(f"*{PART}"), *(folder / FOLDER).glob(f"*{PART}")]:
+    own = [folder / f"{name}{PART}" for name in (MANIFEST, INDEX)]
+    for path in [*own, *(folder / FOLDER).glob(f"*{PART}")]:
         remove(path)
     return journal
 
 
 def _left(folder: Path, journal: Journal, pieces: Sequence[Piece], among: Processes) -> list[Piece]:
-    """Pieces that are not finished, or whose shard is no more as it was written: it is removed."""
-    known = entries(journal.finished())
+    """Pieces that are not finished, or whose shard is no more as it was written: it is removed.
+
+    One process reads the journal, and all look through the shards that it tells of: were they to
+    see different things, they would share out differently.
+    """
+    found = entries(journal) if among.first else None
+    known: dict[int, list[Entry]] = among.tell(found, "reading the journal")
+    lost: list[int] = []
     for number in among.share(sorted(known)):
+        among.advance()
         if any(fits(folder, entry) for entry in known[number]):
             continue
         file = known[number][0].file
         warnings.warn(f"shard {file} is missing or fails its checksum; made anew", stacklevel=3)
         remove(folder / str(file))
-    among.meet("looking through finished shards")
-
-    def finished(number: int) -> bool:
-        return any(
-            entry.file is None or (folder / entry.file).exists() for entry in known.get(number, [])
-        )
-
-    left = [piece for piece in pieces if not finished(piece.number)]
-    among.meet("telling what is left")  # before anyone adds to it
-    return left
+        lost.append(number)
+    everywhere = set(chain.from_iterable(among.collect(lost, "looking through shards")))
+    return [p for p in pieces if p.number not in known or p.number in everywhere]
 
 
 def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:

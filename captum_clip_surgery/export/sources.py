@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
@@ -16,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from captum_clip_surgery.data.files import state_of, walk
 from captum_clip_surgery.export.extras import webdataset
 from captum_clip_surgery.preprocessing import load_picture
 
@@ -23,6 +25,18 @@ _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
 #: Ends of the names of pictures; in folders and tars others are passed over.
 PICTURES = tuple(f".{end}" for end in _KNOWN.split())
 TARS = (".tar", ".tar.gz", ".tgz")
+#: Errors of the system that are a file's own; any other is the machine's, and passes.
+OWN_ERRORS = {
+    None,  # a decoder's
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
 END = bytes(tarfile.BLOCKSIZE)  # what a whole archive ends with
 
 
@@ -41,6 +55,11 @@ class Piece(ABC):
 
     number: int
 
+    @property
+    @abstractmethod
+    def images(self) -> int | None:
+        """How many there are; None where that is not known before they are read."""
+
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
         """The images in their order; one that cannot be read comes with the reason, too."""
@@ -48,7 +67,10 @@ class Piece(ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """A collection: of which `kind`, its pieces, and a `digest` of which images it has."""
+    """A collection: of which `kind`, its pieces, and a `digest` of which images it has.
+
+    A digest is of names, sizes and times of files, not of what is in them.
+    """
 
     kind: str
     place: str
@@ -94,6 +116,10 @@ class _Files(Piece):
     root: Path
     names: tuple[str, ...]
 
+    @property
+    def images(self) -> int:
+        return len(self.names)
+
     def samples(self) -> Iterator[Sample]:
         for name in self.names:
             yield _read(name, self.root / name)
@@ -101,10 +127,9 @@ class _Files(Piece):
 
 def _folder(root: Path, shard_size: int) -> Source:
     names = sorted(
-        (Path(folder) / file).relative_to(root).as_posix()
-        for folder, _, files in os.walk(root)
-        for file in files
-        if file.lower().endswith(PICTURES)
+        Path(path).relative_to(root).as_posix()
+        for path in walk(root)
+        if path.lower().endswith(PICTURES)
     )
     if not names:
         raise ValueError(f"no pictures in the folder {root}, nor tars; known are {PICTURES}")
@@ -127,7 +152,8 @@ def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int
         _Files(number, root, tuple(names[start : start + shard_size]))
         for number, start in enumerate(range(0, len(names), shard_size))
     ]
-    return Source(kind, str(place.resolve()), pieces, _digest(names))
+    states = (f"{name} {state_of(root / name)}" for name in names)
+    return Source(kind, str(place.resolve()), pieces, _digest(states))
 
 
 # --- tars ----------------------------------------------------------------------------------------
@@ -136,6 +162,10 @@ def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int
 @dataclass(frozen=True)
 class _Tar(Piece):
     path: Path
+
+    @property
+    def images(self) -> None:
+        return None
 
     def samples(self) -> Iterator[Sample]:
         problems: list[str] = []
@@ -151,7 +181,7 @@ class _Tar(Piece):
 
 def _tars(place: Path, paths: list[Path]) -> Source:
     pieces = [_Tar(number, path) for number, path in enumerate(paths)]
-    states = [f"{path.name} {path.stat().st_size}" for path in paths]
+    states = [f"{path.name} {state_of(path)}" for path in paths]
     return Source("tars", str(place.resolve()), pieces, _digest(states))
 
 
@@ -191,6 +221,7 @@ def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             if archive.fileobj.read(len(END)) != END:
                 raise ValueError(f"it is cut or damaged at byte {archive.offset}")
     except Exception as error:  # a cut or damaged archive says so in many ways
+        _refuse_passing(error, str(path))
         problems.append(f"read no further: {_told(error)}")
 
 
@@ -217,7 +248,15 @@ def _read(name: str, file: Path | io.BytesIO) -> Sample:
             return Sample(name, load_picture(opened))
     except Exception as error:
         # Decoders fail in their own ways, and nothing in a picture may end a run.
+        _refuse_passing(error, name)
         return Sample(name, None, _told(error))
+
+
+def _refuse_passing(error: Exception, name: str) -> None:
+    """End the run where the machine fails, not the file: listed as unreadable it would stay so."""
+    if isinstance(error, OSError) and error.errno not in OWN_ERRORS:
+        error.add_note(f"reading {name}; nothing is lost: --resume goes on")
+        raise error
 
 
 def _told(error: Exception) -> str:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ class Entry:
     file: str | None
     sha256: str
     size: int
-    rows: list[Row]
+    images: int
     unreadable: list[tuple[str, str]]
 
     @property
@@ -39,15 +39,22 @@ class Entry:
         # With the checksum: a piece made twice is two entries, one of which its file fits.
         return f"{self.number:06d} {self.sha256}"
 
-    def packed(self) -> bytes:
-        return zlib.compress(json.dumps(asdict(self)).encode())
+    def packed(self, rows: Sequence[Row]) -> bytes:
+        """A line, and behind it the rows of its images: they are much, and mostly not wanted."""
+        described = json.dumps([asdict(row) for row in rows]).encode()
+        return json.dumps(asdict(self)).encode() + b"\n" + zlib.compress(described)
 
     @classmethod
     def unpacked(cls, content: bytes) -> Self:
-        said: dict[str, Any] = json.loads(zlib.decompress(content))
-        said["rows"] = [Row(**row | {"size": tuple(row["size"])}) for row in said["rows"]]
+        said: dict[str, Any] = json.loads(content.partition(b"\n")[0])
         said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
         return cls(**said)
+
+
+def rows_of(content: bytes) -> list[Row]:
+    """The rows of a packed entry."""
+    described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
+    return [Row(**row | {"size": tuple(row["size"])}) for row in described]
 
 
 @dataclass
@@ -156,12 +163,13 @@ class Behind:
             piece.shard.add(batch.names, batch.sizes, found)
         if not batch.last:
             return
-        file, sha256, size, rows = None, "", 0, []
+        file, sha256, size = None, "", 0
+        rows: list[Row] = []
         if piece.shard is not None:
             sha256, size = piece.shard.finish()
             file, rows = piece.shard.file, piece.shard.rows
-        entry = Entry(batch.piece, file, sha256, size, rows, piece.unreadable)
-        journal.add(entry.key, entry.packed())
+        entry = Entry(batch.piece, file, sha256, size, len(rows), piece.unreadable)
+        journal.add(entry.key, entry.packed(rows))
         del opened[batch.piece]
 
 
@@ -171,10 +179,10 @@ def _abandon(shard: Shard) -> None:
         shard.abandon()
 
 
-def entries(pieces: Mapping[str, bytes]) -> dict[int, list[Entry]]:
+def entries(journal: Journal) -> dict[int, list[Entry]]:
     """A journal's entries by the number of their piece."""
     found: dict[int, list[Entry]] = {}
-    for content in pieces.values():
+    for _, content in journal.read():
         entry = Entry.unpacked(content)
         found.setdefault(entry.number, []).append(entry)
     return found
