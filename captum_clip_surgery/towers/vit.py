@@ -149,10 +149,15 @@ def block_merge(block: Any, values: Tensor) -> Tensor:
         merged = attention.ln_inner(join_heads(values))
         merged = attention.out_drop(attention.out_proj(merged))
     else:
-        merged = attention.out_proj(join_heads(values))
+        merged = _out_projected(attention, join_heads(values))
     if isinstance(block, CustomResidualAttentionBlock):
         merged = block.ln_attn(merged)
     return block.ls_1(merged)
+
+
+def _out_projected(attention: Any, x: Tensor) -> Tensor:
+    """As `nn.MultiheadAttention` does, which never calls the module: what wraps it has no effect."""
+    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
 
 
 def block_feed_forward(block: Any, x: Tensor) -> Tensor:
@@ -166,7 +171,11 @@ def why_not_rebuilt(block: nn.Module) -> str | None:
         return f"is a {type(block).__name__}, not a {names}"
     attention: Any = block.attn
     if not isinstance(attention, (nn.MultiheadAttention, Attention)):
-        return f"attends by {type(attention).__name__}, not by open_clip's own classes"
+        kind = type(attention)
+        return (
+            f"attends by {kind.__module__}.{kind.__name__}, not by open_clip's own classes; where "
+            "an adapter such as peft's LoRA wraps them, call merge_and_unload() first"
+        )
     if not getattr(attention, "batch_first", True):
         return "takes its tokens as (L, N, D), not batch first"
     if getattr(attention, "logit_scale", None) is not None:
@@ -183,4 +192,4 @@ def _value_path(pooler: AttentionalPooler, x: Tensor) -> Tensor:
     else:
         weight = attention.in_proj_weight[2 * width :]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
-    return attention.out_proj(F.linear(pooler.ln_k(x), weight, bias))
+    return _out_projected(attention, F.linear(pooler.ln_k(x), weight, bias))
