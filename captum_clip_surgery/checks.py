@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.towers import Tower
 
 Target = int | Tensor | Sequence[int] | None
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_images(images: Tensor, tower: Tower, device: torch.device, finite: bool = True) -> None:
@@ -31,16 +33,36 @@ def check_images(images: Tensor, tower: Tower, device: torch.device, finite: boo
         raise ValueError(f"images have shape {shape}, expected (N, 3, H, W){hint}")
     if images.shape[1] != 3:
         raise ValueError(f"images have {images.shape[1]} channels, expected 3: shape {shape}")
-    if not images.is_floating_point():
+    if images.dtype not in FLOATS:
         raise TypeError(f"images are {images.dtype}, expected floating point as preprocess gives")
+    if images.layout != torch.strided:
+        raise TypeError(f"images are {images.layout}, expected a dense tensor: images.to_dense()")
     if not len(images):
         raise ValueError(f"the batch is empty: shape {shape}")
     tower.grid(*images.shape[-2:])
     if images.device != device:
         raise ValueError(f"images are on {images.device}, the model on {device}")
-    # In one pass and without a copy; NaN shows in both.
-    if finite and not torch.stack(images.detach().aminmax()).isfinite().all():
+    if finite and not _is_finite(images):
         raise ValueError("images hold NaN or infinite pixels")
+
+
+def check_results(values: Tensor, what: str) -> Tensor:
+    """What a model made of finite images, as it is.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    if not _is_finite(values):
+        raise ValueError(
+            f"{what} hold NaN or infinity, though the images do not: are the model's weights "
+            "whole, and pixels normalised (clip.preprocess)? Half precision may be too narrow"
+        )
+    return values
+
+
+def _is_finite(values: Tensor) -> bool:
+    # In one pass and without a copy; NaN shows in both.
+    return bool(torch.stack(values.detach().aminmax()).isfinite().all())
 
 
 def check_modes(model: nn.Module) -> None:
@@ -79,7 +101,8 @@ def check_features(
 
     Raises:
         TypeError: no floating-point tensor.
-        ValueError: another shape or device, zero rows, NaN or infinity.
+        ValueError: another shape or device, NaN or infinity, or rows that are zero or cannot be
+            normalised.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
@@ -95,6 +118,12 @@ def check_features(
     zero = (features == 0).all(-1).nonzero().flatten().tolist()
     if zero:
         raise ValueError(f"{what} {zero[0]} is zero, which has no direction")
+    lost = (~has_direction(features)).nonzero().flatten().tolist()
+    if lost:
+        raise ValueError(
+            f"{what} {lost[0]} is too small or too large to be measured in {features.dtype}; bring "
+            "it to a length around 1"
+        )
 
 
 def resolve_target(target: Target, batch: int, count: int, device: torch.device) -> Tensor:
@@ -145,7 +174,7 @@ def resolve_indices(indices: Sequence[int], count: int, device: torch.device) ->
         ValueError: no entry.
         IndexError: one past the texts.
     """
-    if not isinstance(indices, Sequence) or isinstance(indices, str):
+    if not isinstance(indices, Sequence) or isinstance(indices, (str, bytes)):
         raise TypeError(
             f"targets is a {type(indices).__name__} ({indices!r}), expected a list of ints; "
             "attribute takes a single target"

@@ -188,8 +188,7 @@ class ZeroShotClassifier(nn.Module):
     ) -> Self:
         """The embedded model: small, trained by this project on scenes of emoji it renders.
 
-        It knows the nouns in `.vocabulary` and warns of words it never learnt. By default it takes
-        the templates of its own training.
+        It knows the nouns in `.vocabulary`, warns of others, and takes its training's templates.
 
         Example::
 
@@ -354,7 +353,8 @@ class ZeroShotClassifier(nn.Module):
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
-        return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
+        found = normalized(self.tower.encode(images.to(self.tower.dtype), taps))
+        return checks.check_results(found, "image features")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W) for the K texts."""
@@ -363,7 +363,8 @@ class ZeroShotClassifier(nn.Module):
         with full_precision(images):
             logits = self.model.logit_scale.exp() * image @ text.T
             bias = getattr(self.model, "logit_bias", None)
-            return (logits if bias is None else logits + bias).to(images.dtype)
+            logits = (logits if bias is None else logits + bias).to(images.dtype)
+            return checks.check_results(logits, "logits")
 
     def token_grid(self, index: int) -> nn.Module:
         """A module through which the patch tokens entering block `index` pass as (N, D, h, w).

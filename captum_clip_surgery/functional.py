@@ -135,6 +135,15 @@ def normalized(features: Tensor) -> Tensor:
     return F.normalize(features.to(dtype), dim=-1)
 
 
+def has_direction(features: Tensor) -> Tensor:
+    """Which rows (..., C) -> (...) come out of normalisation with length one.
+
+    Not so: zero, NaN, infinity, and what is too small or too large for its type to measure.
+    """
+    lengths = F.normalize(features.detach(), dim=-1).float().norm(dim=-1)
+    return (lengths - 1).abs() < 0.1
+
+
 def full_precision(like: Tensor) -> torch.autocast:
     """No autocast: scores are small differences of features, which half precision loses."""
     return torch.autocast(like.device.type, enabled=False)

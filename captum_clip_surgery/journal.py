@@ -204,7 +204,7 @@ def _check_same(folder: Path, about: Any) -> None:
     """Whether a run is the one that lies in a folder."""
     try:
         before = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder / ABOUT} is damaged ({error}): nobody can tell what the run was of; begin "
             "anew in another folder"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import pickle
 import warnings
 from importlib.util import find_spec
 from os import PathLike
@@ -12,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from safetensors import SafetensorError  # comes with open_clip
 from torch import nn
 
+from captum_clip_surgery.configuration import FILE, check_configuration, read_configuration
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 from captum_clip_surgery.prompts import Tokenizer
 
@@ -36,8 +34,12 @@ def load(
     Raises:
         ImportError: a text tower or tokenizer of Hugging Face, and transformers is not installed.
         FileNotFoundError: a checkpoint file or folder that is not there.
-        ValueError: a model or tag that open_clip does not know, or weights that do not load.
+        TypeError: a name that is no string.
+        ValueError: a model or tag that open_clip does not know, a configuration that cannot be, or
+            weights that do not load.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the model's name is a {type(name).__name__}, expected a string")
     pretrained = None if pretrained is None else str(pretrained)
     if not name.startswith(SCHEMES):
         name = name.replace("/", "-")  # as open_clip does: ViT-B/16
@@ -57,8 +59,13 @@ def load(
             image_interpolation=interpolation,
             **options,
         )
-    except (RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{pretrained or name} does not load as {name}: {error}") from error
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # readers of weights fail in their own ways
+        if options and isinstance(error, TypeError):
+            raise  # of the options themselves
+        told = str(error) or type(error).__name__
+        raise ValueError(f"{pretrained or name} does not load as {name}: {told}") from error
     return model.eval(), tokenizer or _tokenizer(name)
 
 
@@ -75,8 +82,7 @@ def _tokenizer(name: str) -> Tokenizer:
 def text_needs(name: str) -> tuple[bool, bool]:
     """Whether a configuration's (text tower, tokenizer) are Hugging Face's; unknown is neither."""
     if name.startswith("local-dir:"):
-        path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
-        config = json.loads(path.read_text()).get("model_cfg", {})
+        config = read_configuration(Path(name.removeprefix("local-dir:")))
     else:
         config = open_clip.get_model_config(name) or {}
     text = config.get("text_cfg", {})
@@ -98,10 +104,12 @@ def _check_transformers(name: str, tokenizer: Tokenizer | None) -> None:
 def _check_exists(name: str, pretrained: str | None) -> None:
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise FileNotFoundError(f"no open_clip_config.json in {folder}")
-        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):
+        if not (folder / FILE).is_file():
+            raise FileNotFoundError(f"no {FILE} in {folder}")
+        weights = [path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS]
+        if not weights:
             raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
+        check_configuration(folder, max(weights))
     elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), 3)
         hint = f"; close: {', '.join(close)}" if close else ""

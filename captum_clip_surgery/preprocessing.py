@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import open_clip
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 Picture = Image.Image | np.ndarray | str | PathLike[str]
@@ -23,6 +23,8 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+#: Formats that Pillow hands to other programs, which may do whatever the file says.
+PROGRAMS = ("EPS", "WMF")
 
 
 def load_picture(picture: Picture) -> Image.Image:
@@ -31,11 +33,13 @@ def load_picture(picture: Picture) -> Image.Image:
     Args:
         picture: a PIL image of any mode, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
             uint8, uint16, or floats in 0..1, or a path. EXIF orientation is applied, 16-bit grey
-            is scaled to 8, and what is transparent is laid on white.
+            is scaled to 8, what is transparent is laid on white, and of several frames the first
+            is taken.
 
     Raises:
         FileNotFoundError: a path where nothing is.
-        ValueError: a file that is no picture, or an array of another shape, type or range.
+        ValueError: a file that is no picture, a picture without pixels, or an array of another
+            shape, type or range.
         TypeError: something else.
     """
     if isinstance(picture, (str, PathLike)):
@@ -43,16 +47,12 @@ def load_picture(picture: Picture) -> Image.Image:
         if not path.is_file():
             raise FileNotFoundError(f"no image file at {path}")
         try:
-            with Image.open(path) as opened:
+            with open_picture(path) as opened:
                 opened.load()
                 return _to_rgb(ImageOps.exif_transpose(opened))
-        except (
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-            OSError,
-            SyntaxError,
-        ) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        except Exception as error:  # decoders fail in their own ways
+            told = str(error) or type(error).__name__
+            raise ValueError(f"{path} cannot be read as an image: {told}") from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
@@ -61,6 +61,20 @@ def load_picture(picture: Picture) -> Image.Image:
         f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")
     )
+
+
+def open_picture(file: str | PathLike[str] | IO[bytes]) -> ImageFile.ImageFile:
+    """A picture as Pillow opens it, its pixels not decoded yet.
+
+    Raises:
+        ValueError: a format that Pillow hands to another program.
+        OSError: no picture; other errors are the decoders' own.
+    """
+    image = Image.open(file)
+    if image.format in PROGRAMS:
+        image.close()
+        raise ValueError(f"{image.format} is run by another program; convert it to PNG first")
+    return image
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -80,6 +94,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if not image.width or not image.height:
+        raise ValueError(f"a picture of {image.width} x {image.height} pixels shows nothing")
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way from it
     if image.mode.startswith(("I", "F")):
         return _from_high_range(image).convert("RGB")
     if image.has_transparency_data:
@@ -122,9 +140,15 @@ class Preprocess:
                 "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=4
             )
             config = {}
-        mean = tuple(config.get("mean", open_clip.OPENAI_DATASET_MEAN))
-        std = tuple(config.get("std", open_clip.OPENAI_DATASET_STD))
-        return cls(size, mean, std, config.get("interpolation") or "bicubic")
+        mean = _per_channel(config.get("mean", open_clip.OPENAI_DATASET_MEAN), "mean")
+        std = _per_channel(config.get("std", open_clip.OPENAI_DATASET_STD), "std")
+        if min(std) <= 0:
+            raise ValueError(f"preprocessing has std {std}, expected numbers above 0")
+        interpolation = config.get("interpolation") or "bicubic"
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ValueError(f"preprocessing has interpolation {interpolation!r}, none of {known}")
+        return cls(size, mean, std, interpolation)
 
     def __call__(
         self,
@@ -157,6 +181,18 @@ class Preprocess:
     @staticmethod
     def _channels(values: tuple[float, float, float]) -> Tensor:
         return torch.tensor(values).reshape(3, 1, 1)
+
+
+def _per_channel(values: Any, what: str) -> tuple[float, float, float]:
+    """Three finite numbers.
+
+    Raises:
+        ValueError: something else.
+    """
+    given = tuple(values) if isinstance(values, Sequence) else ()
+    if len(given) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in given):
+        raise ValueError(f"preprocessing has {what} {values!r}, expected three finite numbers")
+    return given
 
 
 def _crop_middle(image: Image.Image, height: int, width: int, resample: Any) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
-from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.functional import has_direction, normalized
 from captum_clip_surgery.prefixes import encode_shared, shares_prefixes
 from captum_clip_surgery.text_cache import TextCache
 from captum_clip_surgery.text_towers import (
@@ -49,6 +50,8 @@ TEMPLATES: tuple[str, ...] = (
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 PLACES = 2**14  # tokens that pass through the text tower at once
 TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
+#: Categories of characters that nobody sees: control, format, separators.
+UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
 
 def fill(template: Template, text: str) -> str:
@@ -99,7 +102,7 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
 
     Raises:
         TypeError: one string or a set where a list belongs, or something that is no string in it.
-        ValueError: an empty text.
+        ValueError: a text that is empty, of invisible characters alone, or not Unicode.
     """
     if isinstance(texts, str):
         raise TypeError(f"{what}s is the string {texts!r}; pass a list: [{texts!r}]")
@@ -113,7 +116,17 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
             raise TypeError(f"{what} {index} is {text!r} of type {type(text).__name__}, no string")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty")
+        kinds = set(map(unicodedata.category, text))
+        if "Cs" in kinds:
+            raise ValueError(f"{what} {index} is {shorten(text)}: half a character of UTF-16")
+        if kinds <= UNSEEN:
+            raise ValueError(f"{what} {index} is {shorten(text)}, of which nothing can be seen")
     return texts
+
+
+def shorten(text: str) -> str:
+    """How an error shows a text, which may be a book."""
+    return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
 
 
 class PromptEncoder:
@@ -146,10 +159,11 @@ class PromptEncoder:
     ) -> None:
         if isinstance(templates, str) or callable(templates):
             raise TypeError(f"templates is {templates!r} alone; pass a list: [{templates!r}]")
+        templates = tuple(templates)  # an iterator gives them once
         for template in templates:
             fill(template, "text")
         self.model = model
-        self.templates: tuple[Template, ...] = tuple(templates) or ("{}",)
+        self.templates: tuple[Template, ...] = templates or ("{}",)
         self.truncate = truncate
         #: The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP).
         self.tower: Any = getattr(model, "text", model)
@@ -263,7 +277,14 @@ class PromptEncoder:
         tokens = self.tokenize(prompts)
         features = F.normalize(self.encode_tokens(tokens), dim=-1)
         means = features.unflatten(0, (len(texts), len(self.templates))).mean(1)
-        return F.normalize(means, dim=-1)
+        found = F.normalize(means, dim=-1)
+        lost = (~has_direction(found)).nonzero().flatten().tolist()
+        if lost:
+            raise ValueError(
+                f"the text tower makes zero, NaN or infinity of {shorten(texts[lost[0]])}; are the "
+                "model's weights whole?"
+            )
+        return found
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids (P, context) of prompts, none of them cut but by request."""
@@ -275,16 +296,32 @@ class PromptEncoder:
         padding = self.padding()
         full = (longer[:, -2:] != padding).any(1).nonzero().flatten()
         if not len(full):
+            self._check_ends(tokens, padding, prompts)
             return tokens
         fitted = self.tokenizer([prompts[i] for i in full], context_length=context)
         cut = ((fitted != tokens[full]).any(1) | (longer[full, -1] != padding)).nonzero().flatten()
         if len(cut) and not self.truncate:
             raise ValueError(
-                f"the prompt {prompts[full[cut[0]]]!r} is longer than the model's context of "
-                f"{context} tokens; shorten it or pass truncate=True"
+                f"the prompt {shorten(prompts[full[cut[0]]])} is longer than the model's context "
+                f"of {context} tokens; shorten it or pass truncate=True"
             )
         tokens[full] = fitted
+        self._check_ends(tokens, padding, prompts)
         return tokens
+
+    def _check_ends(self, tokens: Tensor, padding: int, prompts: list[str]) -> None:
+        """A text may spell out the token that ends texts; what is behind it would go unread."""
+        if not pooled_at_end_of_text(self.tower):
+            return
+        ends = end_of_text(self.tower, tokens)[:, None]
+        behind = (torch.arange(tokens.shape[1]) > ends) & (ends > 0)  # 0: there is no end
+        words = (tokens != padding) & (tokens != tokens.gather(1, ends))
+        unread = (behind & words).any(1).nonzero().flatten()
+        if len(unread):
+            raise ValueError(
+                f"the prompt {shorten(prompts[unread[0]])} holds the tokenizer's own end of a "
+                "text, and what follows would not be read; write it otherwise"
+            )
 
     def padding(self) -> int:
         """The id that fills the places behind a text."""

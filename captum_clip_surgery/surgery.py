@@ -130,10 +130,12 @@ def maps_together(
     encoded = dict(
         zip(recipes, clip.tower.paths(images.to(clip.tower.dtype), recipes), strict=True)
     )
-    return {
-        name: method.finish(method.scores_of(encoded[method.recipe], indices), size).to(images)
-        for name, method in methods.items()
-    }
+    found = {}
+    for name, method in methods.items():
+        scores = method.scores_of(encoded[method.recipe], indices)
+        checks.check_results(scores, f"maps of {name}")
+        found[name] = method.finish(scores, size).to(images)
+    return found
 
 
 def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = None) -> None:
@@ -172,7 +174,7 @@ def _competing(clip: ZeroShotClassifier) -> int:
 
 def check_tau(tau: float) -> None:
     """Raises ValueError for a tau that is no finite number."""
-    if isinstance(tau, bool) or not isinstance(tau, Real) or not math.isfinite(tau):
+    if isinstance(tau, bool) or not isinstance(tau, Real) or not abs(tau) < math.inf:
         raise ValueError(f"tau {tau!r} must be a finite number")
 
 

@@ -28,8 +28,8 @@ from written_export import (
     write_tar,
 )
 
-from captum_clip_surgery import LayerClipSurgery, progress
-from captum_clip_surgery.export import export_maps, load_maps, run, sources
+from captum_clip_surgery import LayerClipSurgery, preprocessing, progress
+from captum_clip_surgery.export import export_maps, load_maps, run
 from captum_clip_surgery.export.shards import FORMATS, TarShard
 from captum_clip_surgery.export.writing import Behind
 from captum_clip_surgery.journal import Journal
@@ -223,7 +223,7 @@ def test_faults_of_the_machine_end_the_run_and_are_no_property_of_the_image(
     def fault() -> None:
         raise OSError(code, os.strerror(code))
 
-    fail_at(monkeypatch, sources, "load_picture", 3, fault)
+    fail_at(monkeypatch, preprocessing, "open_picture", 3, fault)
     with pytest.raises(OSError, match=os.strerror(code)) as raised:
         export(tmp_path / "in", tmp_path / "out")
     assert raised.value.__notes__[0].startswith("reading a/s004.png")

@@ -15,6 +15,8 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
+from captum_clip_surgery.preprocessing import open_picture
+
 #: The label of pixels that nobody judged: borders, voids. They count for nothing.
 IGNORED = -1
 
@@ -218,13 +220,13 @@ def open_rgb(path: Path) -> Image.Image:
         ValueError: a file that is no picture, or is cut short.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             picture = image.convert("RGB")
             picture.info.clear()  # or what turns pictures upright would still follow the note
             return picture
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders fail in their own ways
         raise ValueError(f"{path} cannot be read as a picture: {error}") from None
 
 
@@ -235,7 +237,7 @@ def open_labels(path: Path) -> np.ndarray:
         ValueError: a file that cannot be read, or holds colours.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if image.mode not in ("P", "L", "I", "I;16", "I;16B", "1"):
                 raise ValueError(
                     f"it is of mode {image.mode}, expected a palette or grey values, the labels"
@@ -245,5 +247,5 @@ def open_labels(path: Path) -> np.ndarray:
             return np.asarray(image).astype(np.int32) // spread
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders fail in their own ways
         raise ValueError(f"{path} cannot be read as labels: {error}") from None

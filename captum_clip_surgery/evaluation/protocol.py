@@ -29,6 +29,7 @@ USES: dict[str, tuple[str, ...]] = {
     "points": ("size", "texts", "classes"),
 }
 TASKS = tuple(USES)
+MOST_PIXELS = 2**14  # a side; a batch of one is 3 GB
 FOLDER = Path(__file__).parent / "protocols"
 CLASSES = Path(__file__).parents[1] / "data" / "classes"
 #: Templates by the name that a protocol gives them; open_clip's are OpenAI's 80 for ImageNet.
@@ -79,6 +80,8 @@ class View:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} {value!r} must be a positive whole number of pixels")
+            if value is not None and value > MOST_PIXELS:
+                raise ValueError(f"{name} {value!r} is more than {MOST_PIXELS} pixels")
         for name in ("keep_aspect", "synonyms"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} {getattr(self, name)!r} must be true or false")
@@ -147,7 +150,7 @@ class Protocol:
             )
         try:
             return cls._parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"protocol {path}: {error}") from None
 
     @classmethod

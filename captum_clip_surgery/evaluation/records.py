@@ -33,7 +33,18 @@ def pack(records: Mapping[int, Records], names: Sequence[str]) -> Tensor:
 
 
 def unpack(row: Tensor, names: Sequence[str]) -> dict[int, Records]:
-    """Records by image, of what `pack` made with the same names."""
+    """Records by image, of what `pack` made with the same names.
+
+    Raises:
+        ValueError: a row that it did not make.
+    """
+    try:
+        return _unpacked(row, names)
+    except (ValueError, IndexError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"a row of {len(row)} numbers is no record of images: {error}") from error
+
+
+def _unpacked(row: Tensor, names: Sequence[str]) -> dict[int, Records]:
     records: dict[int, Records] = {}
     values, place = row.tolist(), 0
     while place < len(values):

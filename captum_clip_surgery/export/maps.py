@@ -36,17 +36,25 @@ class Maps(Mapping[str, np.ndarray]):
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self.texts: tuple[str, ...] = tuple(manifest["settings"]["texts"])
+        texts = manifest["settings"]["texts"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("its texts are no list of strings")
+        if type(manifest["images"]) is not int or not 0 <= manifest["images"] < 2**63:
+            raise ValueError(f"it has {manifest['images']!r} images")
+        for known in (manifest["index"], *manifest["shards"]):
+            _inside(path, known["file"])
+        self.texts: tuple[str, ...] = tuple(texts)
         self.unreadable: dict[str, str] = {
             entry["image"]: entry["reason"] for entry in manifest["unreadable"]
         }
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, place = self._row(name, "file, place")
-        place = json.loads(place)
-        if file.endswith(".tar"):
-            return _from_tar(self.path / file, name, *place)
-        return _from_zarr(self.path / file, name, *place)
+        read, count = (_from_tar, 3) if file.endswith(".tar") else (_from_zarr, 2)
+        path, numbers = _inside(self.path, file), self._numbers(place)
+        if len(numbers) != count or min(numbers) < 0:
+            raise self._damaged_index(f"a place {place}")
+        return read(path, name, *numbers)
 
     def __iter__(self) -> Iterator[str]:
         last = 0
@@ -72,7 +80,10 @@ class Maps(Mapping[str, np.ndarray]):
         Raises:
             KeyError: no such image.
         """
-        top, scores = (json.loads(value) for value in self._row(name, "top, scores"))
+        texts, cosines = self._row(name, "top, scores")
+        top, scores = self._numbers(texts), self._numbers(cosines, (int, float))
+        if len(top) != len(scores) or not all(text in range(len(self.texts)) for text in top):
+            raise self._damaged_index(f"the texts {top}")
         return [(self.texts[text], score) for text, score in zip(top, scores, strict=True)]
 
     def size(self, name: str) -> tuple[int, int]:
@@ -82,8 +93,10 @@ class Maps(Mapping[str, np.ndarray]):
             KeyError: no such image.
         """
         (size,) = self._row(name, "size")
-        height, width = json.loads(size)
-        return height, width
+        numbers = self._numbers(size)
+        if len(numbers) != 2:
+            raise self._damaged_index(f"a size {size}")
+        return numbers[0], numbers[1]
 
     def verify(self) -> None:
         """Read all there is, and hold it against the checksums.
@@ -116,6 +129,21 @@ class Maps(Mapping[str, np.ndarray]):
             why = self.unreadable.get(name)
             raise KeyError(f"{name}: {why}" if why else name)
         return rows[0]
+
+    def _numbers(self, written: str, kinds: tuple[type, ...] = (int,)) -> list[Any]:
+        try:
+            numbers = json.loads(written)
+        except (ValueError, TypeError, RecursionError):
+            numbers = None
+        if not isinstance(numbers, list) or any(type(n) not in kinds for n in numbers):
+            raise self._damaged_index(str(written)[:80])
+        return numbers
+
+    def _damaged_index(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.path / INDEX} is damaged: it holds {what}; export again with --resume to make "
+            "it anew"
+        )
 
     def _ask(self, question: str, *values: Any) -> list[Any]:
         # A connection each time, as none may be shared by threads or forks.
@@ -155,14 +183,23 @@ def load_maps(path: str | os.PathLike[str]) -> Maps:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         return Maps(folder, manifest)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is no manifest of an export: {error!r}") from None
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """A file of an export; raises ValueError for a path that leads elsewhere."""
+    path = Path(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{file!r} leads out of the export in {folder}")
+    return folder / path
 
 
 def _from_tar(path: Path, name: str, offset: int, length: int, crc: int) -> np.ndarray:
     with path.open("rb") as file:
-        file.seek(offset)
-        content = file.read(length)
+        # No more than there is: a length is believed only after its checksum.
+        file.seek(min(offset, path.stat().st_size))
+        content = file.read(min(length, path.stat().st_size))
     if zlib.crc32(content) != crc:
         raise _damaged(path, name)
     return np.load(io.BytesIO(content), allow_pickle=False)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from captum_clip_surgery.data.files import state_of, walk
 from captum_clip_surgery.export.extras import webdataset
-from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.preprocessing import load_picture, open_picture
 
 _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
 #: Ends of the names of pictures; in folders and tars others are passed over.
@@ -38,6 +38,7 @@ OWN_ERRORS = {
     errno.EINVAL,
 }
 END = bytes(tarfile.BLOCKSIZE)  # what a whole archive ends with
+MOST = 2**30  # bytes of a picture in an archive, which may say anything of its size
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _folder(root: Path, shard_size: int) -> Source:
 
 def _list(path: Path, shard_size: int) -> Source:
     # Names of files need be no text.
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if any("\0" in name for name in names):
         raise ValueError(f"{path} is no list of paths: it holds zero bytes")
@@ -209,9 +210,13 @@ def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             while (member := archive.next()) is not None:
                 # It would keep them all.
                 archive.members.clear()  # type: ignore[attr-defined]
+                picture = member.name.lower().endswith(PICTURES)
+                if picture and (member.issym() or member.islnk()):
+                    problems.append(f"{member.name!r} is a link, which is not followed")
                 if not member.isreg():
                     continue
-                picture = member.name.lower().endswith(PICTURES)
+                if picture and member.size > MOST:
+                    raise ValueError(f"{member.name!r} says it has {member.size} bytes")
                 file = archive.extractfile(member) if picture else None
                 data = b"" if file is None else file.read()
                 yield {"fname": member.name, "data": data, "__url__": str(path)}
@@ -243,7 +248,7 @@ def _read(name: str, file: Path | io.BytesIO) -> Sample:
     try:
         if isinstance(file, Path):
             return Sample(name, load_picture(file))
-        with Image.open(file) as opened:
+        with open_picture(file) as opened:
             opened.load()
             return Sample(name, load_picture(opened))
     except Exception as error:
@@ -254,9 +259,10 @@ def _read(name: str, file: Path | io.BytesIO) -> Sample:
 
 def _refuse_passing(error: Exception, name: str) -> None:
     """End the run where the machine fails, not the file: listed as unreadable it would stay so."""
-    if isinstance(error, OSError) and error.errno not in OWN_ERRORS:
-        error.add_note(f"reading {name}; nothing is lost: --resume goes on")
-        raise error
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OSError) and cause.errno not in OWN_ERRORS:
+            cause.add_note(f"reading {name}; nothing is lost: --resume goes on")
+            raise cause
 
 
 def _told(error: Exception) -> str:

@@ -46,15 +46,22 @@ class Entry:
 
     @classmethod
     def unpacked(cls, content: bytes) -> Self:
-        said: dict[str, Any] = json.loads(content.partition(b"\n")[0])
-        said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
-        return cls(**said)
+        """Raises ValueError for what `packed` did not make."""
+        try:
+            said: dict[str, Any] = json.loads(content.partition(b"\n")[0])
+            said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
+            return cls(**said)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"a piece of the journal is none of an export: {error!r}") from error
 
 
 def rows_of(content: bytes) -> list[Row]:
-    """The rows of a packed entry."""
-    described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
-    return [Row(**row | {"size": tuple(row["size"])}) for row in described]
+    """The rows of a packed entry; raises ValueError for what `packed` did not make."""
+    try:
+        described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
+        return [Row(**row | {"size": tuple(row["size"])}) for row in described]
+    except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"a piece of the journal is none of an export: {error!r}") from error
 
 
 @dataclass

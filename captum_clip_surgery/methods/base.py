@@ -106,8 +106,9 @@ class MapAttribution(Attribution):
             inputs: images (N, 3, H, W).
             targets: indices of the texts to return; None is all. Feature surgery lets all of the
                 classifier's texts and rivals compete, whatever is returned.
-            check_finite: whether images are searched for NaN and infinity, which are errors. On a
-                GPU the answer is waited for; without the search nothing is, for all targets.
+            check_finite: whether images and maps are searched for NaN and infinity, which are
+                errors. On a GPU the answers are waited for; without the search nothing is, for
+                all targets.
 
         Returns:
             (N, K, h, w) for `Layer...` classes, otherwise (N, K, H, W): one map for each text.
@@ -118,8 +119,10 @@ class MapAttribution(Attribution):
         clip = self._check(inputs, check_finite)
         count = len(clip.texts)
         if targets is None:  # made where the images are
-            return self._maps(inputs, torch.arange(count, device=inputs.device))
-        return self._maps(inputs, checks.resolve_indices(targets, count, inputs.device))
+            chosen = torch.arange(count, device=inputs.device)
+        else:
+            chosen = checks.resolve_indices(targets, count, inputs.device)
+        return self._maps(inputs, chosen, check_finite)
 
     def begin_at(self, index: int) -> None:
         """Remember the block where the method begins; shaped as a layer, that is its layer."""
@@ -130,8 +133,11 @@ class MapAttribution(Attribution):
         checks.check_modes(clip.model)
         return clip
 
-    def _maps(self, images: Tensor, targets: Tensor) -> Tensor:
-        maps = self.finish(self.scores(images, targets), (images.shape[-2], images.shape[-1]))
+    def _maps(self, images: Tensor, targets: Tensor, finite: bool = True) -> Tensor:
+        scores = self.scores(images, targets)
+        if finite:
+            checks.check_results(scores, "maps")
+        maps = self.finish(scores, (images.shape[-2], images.shape[-1]))
         return maps.to(images.dtype)
 
 

@@ -1,0 +1,104 @@
+"""The configuration in a model's folder, looked at before anything is built by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILE = "open_clip_config.json"
+#: What a configuration may say at most; larger models than there are fit by far.
+MOST = {
+    "layers": 1_000,
+    "image_size": 2**14,
+    "patch_size": 2**14,
+    "width": 2**20,
+    "heads": 2**20,
+    "head_width": 2**20,
+    "embed_dim": 2**20,
+    "context_length": 2**20,
+    "vocab_size": 2**26,
+}
+#: What may stand as a list: stages of a ResNet, height and width.
+LISTS = ("layers", "image_size", "patch_size")
+
+
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """What a folder says of its model, `model_cfg`.
+
+    Raises:
+        ValueError: no JSON, or not of a model.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has no model_cfg, the table of a model's parts")
+    for part in ("vision_cfg", "text_cfg"):
+        if not isinstance(config.get(part), dict):
+            raise ValueError(f"{path} has no model_cfg.{part}, a table")
+    return config
+
+
+def check_configuration(folder: Path, weights: int) -> None:
+    """Whether the model a folder describes can be the one whose weights lie there.
+
+    A configuration of absurd numbers would take all memory before its weights are looked at.
+
+    Args:
+        folder: of a configuration.
+        weights: bytes of its largest file of weights.
+
+    Raises:
+        ValueError: no configuration, a size that is none, or more parameters than weights.
+    """
+    config = read_configuration(folder)
+    for where, table in {"": config, **_tables(config)}.items():
+        for key, most in MOST.items():
+            if key in table and (table[key] is not None or key != "patch_size"):
+                _check_size(f"{folder / FILE}: {where}{key}", table[key], most, key in LISTS)
+    least = _least_parameters(config)
+    if least > weights:  # each takes a byte at least
+        raise ValueError(
+            f"{folder / FILE} describes {least:,} parameters or more, and the weights beside it "
+            f"have {weights:,} bytes: they are not of one model"
+        )
+
+
+def _tables(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {f"{name}.": part for name, part in config.items() if isinstance(part, dict)}
+
+
+def _check_size(what: str, value: Any, most: int, lists: bool) -> None:
+    values = value if lists and isinstance(value, list) else [value]
+    if not values or not all(type(v) is int and 1 <= v <= most for v in values):
+        raise ValueError(f"{what} is {value!r}, expected a whole number from 1 to {most:,}")
+
+
+def _least_parameters(config: Mapping[str, Any]) -> int:
+    """Fewer than any model has that is built by these numbers; others' parts count nothing."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    count = 0
+    if vision.get("timm_model_name") is None:
+        width, embed = vision.get("width", 1), config.get("embed_dim", 1)
+        count += _blocks(vision) + embed * min(width, embed)
+        if vision.get("patch_size") is not None:
+            count += width * _pixels(vision["patch_size"])
+    if text.get("hf_model_name") is None:
+        places = text.get("vocab_size", 0) + text.get("context_length", 0)
+        count += _blocks(text) + places * text.get("width", 1)
+    return count
+
+
+def _pixels(side: int | list[int]) -> int:
+    """Pixels of a patch."""
+    return side**2 if isinstance(side, int) else side[0] * side[-1]
+
+
+def _blocks(table: Mapping[str, Any]) -> int:
+    layers = table.get("layers", 1)
+    return (sum(layers) if isinstance(layers, list) else layers) * table.get("width", 1) ** 2

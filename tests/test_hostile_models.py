@@ -1,0 +1,175 @@
+"""Folders of models and checkpoints made to harm: nothing in them runs or fills the memory."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import MODEL_FOLDER
+
+CONFIG = json.loads((Path(MODEL_FOLDER) / "open_clip_config.json").read_text())
+WEIGHTS = (Path(MODEL_FOLDER) / "open_clip_model.safetensors").read_bytes()
+DEEP = "[" * 100_000
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def refused(folder: Path, config: str, weights: bytes, message: str, name: str = "m.safetensors"):
+    (folder / "open_clip_config.json").write_text(config)
+    (folder / name).write_bytes(weights)
+    with pytest.raises(ValueError, match=message):
+        ZeroShotClassifier.from_pretrained(f"local-dir:{folder}", None, ["a dog"], templates=())
+
+
+def changed(path: str, value: Any) -> str:
+    config = copy.deepcopy(CONFIG)
+    *above, last = f"model_cfg.{path}".split(".")
+    table = config
+    for name in above:
+        table = table[name]
+    table[last] = value
+    return json.dumps(config)
+
+
+WHOLE = "expected a whole number from 1 to "
+UNLIKE = "describes [0-9,]+ parameters or more, and the weights beside it have"
+SIZES: list[tuple[str, Any, str]] = [
+    ("vision_cfg.width", 10**9, WHOLE), ("vision_cfg.width", 10**6, UNLIKE),
+    ("vision_cfg.width", -1, WHOLE), ("vision_cfg.width", 0, WHOLE),
+    ("vision_cfg.width", "wide", WHOLE), ("vision_cfg.width", None, WHOLE),
+    ("vision_cfg.width", 1.5, WHOLE), ("vision_cfg.width", True, WHOLE),
+    ("vision_cfg.layers", 10**9, WHOLE), ("vision_cfg.layers", -1, WHOLE),
+    ("vision_cfg.layers", [], WHOLE), ("vision_cfg.layers", [1, 10**9], WHOLE),
+    ("vision_cfg.layers", 1000, "Missing key|describes"), ("vision_cfg.image_size", 10**9, WHOLE),
+    ("vision_cfg.image_size", 0, WHOLE), ("vision_cfg.patch_size", 0, WHOLE),
+    ("vision_cfg.patch_size", 10**9, WHOLE), ("vision_cfg.patch_size", 16_000, UNLIKE),
+    ("vision_cfg.head_width", 0, WHOLE), ("embed_dim", 10**12, WHOLE), ("embed_dim", -5, WHOLE),
+    ("embed_dim", 10**6, UNLIKE), ("text_cfg.vocab_size", 10**10, WHOLE),
+    ("text_cfg.vocab_size", 10**7, UNLIKE), ("text_cfg.context_length", 10**9, WHOLE),
+    ("text_cfg.context_length", 10**6, UNLIKE), ("text_cfg.context_length", 0, WHOLE),
+    ("text_cfg.layers", 10**8, WHOLE), ("text_cfg.heads", 0, WHOLE), ("text_cfg.heads", 7, "divis"),
+    ("text_cfg.width", 10**6, UNLIKE), ("vision_cfg", [], "no model_cfg.vision_cfg, a table"),
+    ("vision_cfg", None, "no model_cfg.vision_cfg, a table"), ("text_cfg", 3, "model_cfg.text_cfg"),
+    ("evil", 1, "unexpected keyword argument 'evil'"),
+    ("vision_cfg.evil", 1, "unexpected keyword argument 'evil'"),
+    ("vision_cfg.timm_model_name", "os.system", "Unknown model"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "message"), SIZES)
+def test_absurd_configurations(tmp_path: Path, path: str, value: Any, message: str) -> None:
+    """Refused before anything is built: widths of 10^6 would take terabytes."""
+    refused(tmp_path, changed(path, value), WEIGHTS, message)
+
+
+CONFIGS = {
+    "empty": "", "zero byte": "\0", "open": "{", "deep": DEEP, "deep tables": '{"a":' * 100_000,
+    "long number": '{"model_cfg": ' + "9" * 5000 + "}", "mark": "\ufeff{}",
+}  # fmt: skip
+TABLES = {"list": "[]", "null": "null", "number": "3", "text": '"x"', "NaN": '{"model_cfg": NaN}',
+          "nothing": "{}", "text inside": '{"model_cfg": "x"}'}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_configurations_that_are_no_json(tmp_path: Path, kind: str) -> None:
+    refused(tmp_path, CONFIGS[kind], WEIGHTS, "open_clip_config.json is no JSON: ")
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_configurations_without_a_model(tmp_path: Path, kind: str) -> None:
+    refused(tmp_path, TABLES[kind], WEIGHTS, "open_clip_config.json has no model_cfg, the table")
+
+
+class Evil:
+    """Runs at unpickling."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def poisoned(path: Path) -> dict[str, bytes]:
+    stream = io.BytesIO()
+    torch.save({"state_dict": Evil(path), "padding": torch.zeros(2_000_000)}, stream)
+    # Long enough to be weights of the configuration.
+    return {"pickle": pickle.dumps([Evil(path), bytes(7_000_000)]), "torch": stream.getvalue()}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+@pytest.mark.parametrize("name", ["open_clip_model.bin", "open_clip_model.pth", "m.safetensors"])
+def test_pickled_code_in_a_folder_does_not_run(tmp_path: Path, name: str, kind: str) -> None:
+    bait = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Evil(bait)))
+    assert bait.is_dir()  # so it would
+    bait.rmdir()
+    message = "Weights only load failed|Error while deserializing header"
+    refused(tmp_path, json.dumps(CONFIG), poisoned(bait)[kind], message, name)
+    assert not bait.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+@pytest.mark.parametrize("end", ["pt", "bin", "jit", "npz", "safetensors"])
+def test_pickled_code_in_a_checkpoint_does_not_run(tmp_path: Path, end: str, kind: str) -> None:
+    bait, file = tmp_path / "ran", tmp_path / f"x.{end}"
+    file.write_bytes(poisoned(bait)[kind])
+    with pytest.raises(ValueError, match=f"x.{end} does not load as RN50: "):
+        ZeroShotClassifier.from_pretrained("RN50", str(file), ["a dog"], templates=())
+    assert not bait.exists()
+
+
+HEAD = int.from_bytes(WEIGHTS[:8], "little")
+
+
+def reheaded(**entry: Any) -> bytes:
+    header = json.loads(WEIGHTS[8 : 8 + HEAD])
+    header["ln_final.bias"] |= entry
+    content = json.dumps(header).encode()
+    return len(content).to_bytes(8, "little") + content + WEIGHTS[8 + HEAD :]
+
+
+def rewritten(**tensors: Any) -> bytes:
+    state = load_file(Path(MODEL_FOLDER) / "open_clip_model.safetensors")
+    state |= {name.replace("__", "."): value for name, value in tensors.items()}
+    return save({name: value for name, value in state.items() if value is not None})
+
+
+FILES: dict[str, tuple[Any, str]] = {
+    "nothing": (lambda: b"", UNLIKE),
+    "cut in the length": (lambda: WEIGHTS[:4], UNLIKE),
+    "cut in the header": (lambda: WEIGHTS[:100], UNLIKE),
+    "cut in the middle": (lambda: WEIGHTS[: len(WEIGHTS) // 2], "not fully covered"),
+    "cut at the end": (lambda: WEIGHTS[:-1], "not fully covered"),
+    "longer": (lambda: WEIGHTS + b"abc", "not fully covered"),
+    "header of 2^63": (lambda: (2**63 - 1).to_bytes(8, "little") + WEIGHTS[8:], "header too large"),
+    "offsets beyond": (lambda: reheaded(data_offsets=[0, 10**12]), "invalid shape, data type, or"),
+    "absurd shape": (lambda: reheaded(shape=[10**9, 10**9]), "invalid shape, data type, or"),
+    "negative shape": (lambda: reheaded(shape=[-1]), "invalid value"),
+    "overlap": (lambda: reheaded(data_offsets=[4, 8]), "invalid offset"),
+    "no type": (lambda: reheaded(dtype="EVIL"), "unknown variant"),
+    "missing": (lambda: rewritten(ln_final__bias=None), "Missing key"),
+    "further": (lambda: rewritten(evil=torch.zeros(2)), "Unexpected key"),
+    "wrong shape": (lambda: rewritten(ln_final__bias=torch.zeros(3)), "size mismatch"),
+    "wrong rank": (lambda: rewritten(logit_scale=torch.zeros(2)), "is invalid for input of size 2"),
+    "NaN": (lambda: rewritten(ln_final__bias=torch.full((128,), torch.nan)), "makes zero, NaN or"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_damaged_weights(tmp_path: Path, kind: str) -> None:
+    make, message = FILES[kind]
+    refused(tmp_path, json.dumps(CONFIG), make(), message)
