@@ -156,7 +156,7 @@ def block_merge(block: Any, values: Tensor) -> Tensor:
 
 
 def _out_projected(attention: Any, x: Tensor) -> Tensor:
-    """As `nn.MultiheadAttention` does, which never calls it: what wraps the module has no effect."""
+    """As `nn.MultiheadAttention` does, which never calls it: what wraps it has no effect."""
     return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
 
 
