@@ -50,6 +50,7 @@ TEMPLATES: tuple[str, ...] = (
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 PLACES = 2**14  # tokens that pass through the text tower at once
 TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
+REMEMBERED = 50_000  # texts, before all but those just asked for are forgotten
 #: Categories of characters that nobody sees: control, format, separators.
 UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
@@ -209,6 +210,8 @@ class PromptEncoder:
                     found = dict(zip(part, self._encode(part), strict=True))
                     self._keep(found)
                     cache.update(found)
+            if len(cache) > REMEMBERED:
+                self._cache = {text: cache[text] for text in texts}
             return torch.stack([cache[text] for text in texts])
 
     def generation(self) -> int:

@@ -343,3 +343,15 @@ def test_index():
         clip.index("zebra")
     with pytest.raises(ValueError, match="'a car' is not among"):  # a rival is no target
         clip.index("a car")
+
+
+def test_remembered_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who serves others is asked for new texts for ever."""
+    monkeypatch.setattr(prompts, "REMEMBERED", 10)
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=["{}"])
+    for start in range(0, 40, 4):
+        texts = [f"text {number}" for number in range(start, start + 4)]
+        asked = clip.with_texts(texts)
+        assert len(clip._encoder._cache) <= 10
+    alone = ZeroShotClassifier(tiny_model("vit"), texts, templates=["{}"])
+    torch.testing.assert_close(asked.text_features(), alone.text_features())

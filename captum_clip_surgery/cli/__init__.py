@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import captum_clip_surgery
+from captum_clip_surgery.cli.app import app as app_page
 from captum_clip_surgery.cli.explain import compare, demo, explain
 from captum_clip_surgery.cli.export import export
 from captum_clip_surgery.cli.measure import check, evaluate, models
@@ -33,6 +34,7 @@ for command in (
     export,
     models,
     check,
+    app_page,
 ):
     app.command()(command)
 

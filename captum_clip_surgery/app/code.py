@@ -1,0 +1,232 @@
+"""The Python that repeats what is on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from captum_clip_surgery.app.explaining import WITH_FORM
+from captum_clip_surgery.app.pictures import EXAMPLE_SIDE, EXAMPLES, SIDE, Shown
+from captum_clip_surgery.app.settings import Settings
+
+SAMPLING = {"KernelShap"}  # whose samples of a text depend on the texts before it in one call
+PACKAGE = "captum_clip_surgery"
+#: Pairs of a module and a name from it; of "" the whole statement.
+Imports = set[tuple[str, str]]
+WIDTH = 96  # of a line; a longer list stands one item a line
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where the model comes from; without a name it is the embedded one."""
+
+    name: str | None = None
+    pretrained: str | None = None
+
+    def made(self, texts: tuple[str, ...], rivals: tuple[str, ...] = (), extra: str = "") -> str:
+        """The line that makes a classifier."""
+        parts = [] if self.name is None else [repr(self.name), repr(self.pretrained)]
+        parts.append(listed(texts))
+        if rivals:
+            parts.append(f"rivals={listed(rivals)}")
+        if extra:
+            parts.append(extra)
+        maker = "demo" if self.name is None else "from_pretrained"
+        return f"clip = ZeroShotClassifier.{maker}({', '.join(parts)})"
+
+
+def listed(items: tuple[str, ...]) -> str:
+    """A list as Python writes it.
+
+    Example::
+
+        >>> listed(("a dog", 'the "cat"'))
+        '["a dog", \\'the "cat"\\']'
+    """
+    quoted = [quote(item) for item in items]
+    line = f"[{', '.join(quoted)}]"
+    if len(line) <= WIDTH:
+        return line
+    return "[\n" + "".join(f"    {item},\n" for item in quoted) + "]"
+
+
+def quote(text: str) -> str:
+    """A string as Python writes it, in double quotes where it can."""
+    found = repr(text)
+    plain = found[1:-1]
+    return f'"{plain}"' if found[0] == "'" and '"' not in plain and "\\'" not in plain else found
+
+
+def python(model: Model, picture: Shown, settings: Settings) -> str:
+    """A script that repeats the tab that is shown.
+
+    It leaves in `maps`, `found` or `of_image` what the tab shows, and saves its figure.
+    """
+    imports, body = _TABS[settings.tab](model, settings)
+    load_imports, load = _load(picture)
+    names = {(PACKAGE, "ZeroShotClassifier")} | imports | load_imports
+    return f"{_import_lines(names)}\n\n{load}\n{body}"
+
+
+def _import_lines(names: Imports) -> str:
+    """Import statements as isort orders them, other packages before this one."""
+    groups: dict[bool, dict[str, list[str]]] = {False: {}, True: {}}
+    for module, name in sorted(names):
+        groups[module.startswith(PACKAGE)].setdefault(module, []).append(name)
+    parts = []
+    for modules in groups.values():
+        whole = [line for module, found in modules.items() for line in found if not module]
+        taken = [
+            f"from {module} import {', '.join(sorted(found, key=_constants_first))}"
+            for module, found in modules.items()
+            if module
+        ]
+        if whole or taken:
+            parts.append("\n".join([*whole, *taken]))
+    return "\n\n".join(parts)
+
+
+def _constants_first(name: str) -> tuple[int, str]:
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def _load(picture: Shown) -> tuple[Imports, str]:
+    if picture.example is not None:
+        index = EXAMPLES[picture.example]
+        made = f'Scenes("test", {index + 1}, size={EXAMPLE_SIDE}, objects=[2, 3])[{index}]'
+        imports = {("PIL", "Image"), (f"{PACKAGE}.demo", "Scenes")}
+        return imports, f"picture = Image.fromarray({made}.image)"
+    imports = {(f"{PACKAGE}.preprocessing", "load_picture")}
+    return imports, (
+        f"picture = load_picture({quote(picture.name)})\n"
+        f"picture.thumbnail(({SIDE}, {SIDE}))  # as the page does"
+    )
+
+
+def _size(settings: Settings) -> str:
+    return "" if settings.side is None else f", size={settings.side}"
+
+
+def _maps(model: Model, settings: Settings) -> tuple[Imports, str]:
+    imports: Imports = {
+        ("", "import torch"),
+        (f"{PACKAGE}.visualization", "compare_figure"),
+        (f"{PACKAGE}.visualization", "save_figure"),
+    }
+    lines = [
+        model.made(settings.texts, settings.rivals),
+        f"images = clip.preprocess(picture{_size(settings)})",
+        "",
+        "methods = {",
+    ]
+    for name in settings.methods:
+        if name in WITH_FORM:
+            kind = WITH_FORM[name].__name__
+            form = repr(settings.feature_surgery).replace("'", '"')
+            lines.append(f'    "{name}": {kind}(clip, feature_surgery={form}).attribute_all,')
+            imports.add((PACKAGE, kind))
+        else:
+            lines.append(f'    "{name}": METHODS["{name}"](clip),')
+            imports.add((PACKAGE, "METHODS"))
+    lines += [
+        "}",
+        *_explained(settings),
+        "with torch.no_grad():",
+        "    logits = clip(images)[0]",
+        "for text, share in zip(clip.texts, logits.softmax(-1).tolist(), strict=True):",
+        '    print(f"{share:6.1%}  {text}")',
+    ]
+    if settings.point is not None:
+        x, y = settings.point
+        lines += [
+            "for name, of_texts in maps.items():  # scores at a point",
+            "    rows, columns = of_texts.shape[1:]",
+            f"    row = min(int({y} * rows), rows - 1)",
+            f"    column = min(int({x} * columns), columns - 1)",
+            "    print(name, of_texts[:, row, column].tolist())",
+        ]
+    lines += [
+        "",
+        "figure = compare_figure(",
+        "    [picture],",
+        "    {name: of_texts[None] for name, of_texts in maps.items()},",
+        "    clip.texts,",
+        f'    sign="{settings.sign}",',
+        f"    cmap={'None' if settings.cmap is None else quote(settings.cmap)},",
+        f"    alpha_overlay={settings.opacity},",
+        ")",
+        'save_figure(figure, "maps.png")',
+        "",
+    ]
+    return imports, "\n".join(lines)
+
+
+def _explained(settings: Settings) -> list[str]:
+    if not SAMPLING & set(settings.methods):
+        return [
+            "# (K, h, w) of the K texts, raw and signed",
+            "maps = {name: explain(images)[0].detach() for name, explain in methods.items()}",
+        ]
+    return [
+        "targets = range(len(clip.texts))  # text by text: samples are drawn anew",
+        "maps = {  # (K, h, w) of the K texts, raw and signed",
+        "    name: torch.cat([explain(images, [target]) for target in targets], dim=1)[0].detach()",
+        "    for name, explain in methods.items()",
+        "}",
+    ]
+
+
+def _segmentation(model: Model, settings: Settings) -> tuple[Imports, str]:
+    background = listed(settings.background) if settings.background else "None"
+    return _task(
+        model.made(settings.texts),
+        "segment",
+        "segmentation_figure",
+        f"(found,) = segment(clip, [picture]{_size(settings)}, background={background})\n"
+        "print(found.shares())",
+        "found",
+    )
+
+
+def _points(model: Model, settings: Settings) -> tuple[Imports, str]:
+    return _task(
+        model.made(settings.texts, settings.rivals),
+        "prompts",
+        "points_figure",
+        f'options = {{"instances": "{settings.instances}", "boxes": {settings.boxes}}}\n'
+        f"(of_image,) = prompts(clip, [picture]{_size(settings)}, **options)\n"
+        "for prompt in of_image:\n"
+        "    print(prompt.text, prompt.points[prompt.labels == 1].tolist(), prompt.box)",
+        "of_image",
+    )
+
+
+def _words(model: Model, settings: Settings) -> tuple[Imports, str]:
+    return _task(
+        model.made((settings.caption,), extra="templates=()"),
+        "word_maps",
+        "words_figure",
+        f"(found,) = word_maps(clip, [picture], [{quote(settings.caption)}]{_size(settings)})\n"
+        "print(found.shared())",
+        "found",
+    )
+
+
+def _task(clip: str, task: str, figure: str, body: str, result: str) -> tuple[Imports, str]:
+    imports = {
+        ("", "import numpy as np"),
+        (f"{PACKAGE}.tasks", task),
+        (f"{PACKAGE}.tasks.figures", figure),
+        (f"{PACKAGE}.visualization", "save_figure"),
+    }
+    name = f"{task}.png"
+    drawn = f'figure = {figure}(np.asarray(picture), {result})\nsave_figure(figure, "{name}")\n'
+    return imports, f"{clip}\n{body}\n\n{drawn}"
+
+
+_TABS: dict[str, Callable[[Model, Settings], tuple[Imports, str]]] = {
+    "maps": _maps,
+    "segmentation": _segmentation,
+    "points": _points,
+    "words": _words,
+}

@@ -1,0 +1,2 @@
+// The whole address, as this browser knows it.
+(end) => (end && end.startsWith("?") ? location.origin + location.pathname + end : end)

@@ -1,0 +1,148 @@
+"""Serves the page: on this machine alone unless asked otherwise, and with limits."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from captum_clip_surgery.app.code import Model
+from captum_clip_surgery.app.explaining import Explainer
+from captum_clip_surgery.app.pictures import MAX_MEGABYTES, example_picture
+from captum_clip_surgery.classifier import ZeroShotClassifier
+
+#: Nothing is fetched from elsewhere, and no other page holds this one.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+FONT = ["system-ui", "sans-serif"]
+MONO = ["ui-monospace", "monospace"]
+
+
+def serve(
+    clip: ZeroShotClassifier,
+    model: Model,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    password: str | None = None,
+    share: bool = False,
+) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        clip: the model; its texts do not matter.
+        model: where it comes from, for the Python code.
+        host: the address to listen on; "0.0.0.0" is every one this machine has.
+        port: None is the first free one from 7860.
+        password: asked of visitors, with any name; None lets everybody in.
+        share: whether Gradio's servers make a public address for it.
+
+    Raises:
+        ImportError: without Gradio.
+        OSError: a port that is taken.
+        ValueError: an empty password.
+    """
+    if password is not None and not password:
+        raise ValueError("the password is empty; leave the option out to let everybody in")
+    warnings.filterwarnings("ignore", message="the embedded model never learnt")  # the page says so
+    with tempfile.TemporaryDirectory(prefix="clip-surgery-app-") as folder:
+        gradio = _gradio(folder)
+        from captum_clip_surgery.app.layout import asset
+        from captum_clip_surgery.app.page import Page, default_settings
+
+        explainer = Explainer(clip)
+        page = Page(explainer, model)
+        for _ in explainer.explain(example_picture(0), default_settings()):
+            pass  # so that the first visitor need not wait
+        _, local, public = page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=None if password is None else _door(password),
+            auth_message="Any name, and the password that you were given.",
+            max_file_size=2 * MAX_MEGABYTES * 2**20,  # of views; pictures have their own limit
+            footer_links=[],
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=_theme(gradio),
+            css=asset("page.css"),
+            app_kwargs={"middleware": [_headers()]},
+        )
+        print(f"The page is at {public or local}", flush=True)
+        page.blocks.block_thread()
+
+
+def _gradio(folder: str) -> Any:
+    """Gradio, told before it is imported to send nothing home and where its files go."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder))
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(
+            'the page needs gradio; install the extra: pip install "captum_clip_surgery[app]"'
+        ) from error
+    return gradio
+
+
+def _theme(gradio: Any) -> Any:
+    """Gradio's own, with fonts of this machine and colours that contrast."""
+    light, dark = "*primary_700", "*primary_200"
+    return gradio.themes.Soft(primary_hue="indigo", font=FONT, font_mono=MONO).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color=light,
+        block_label_text_color_dark="white",
+        block_title_text_color=light,
+        block_title_text_color_dark="white",
+        button_primary_background_fill=light,
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark=light,
+        checkbox_label_background_fill_selected=light,
+        checkbox_label_background_fill_selected_dark=light,
+        color_accent=light,
+        color_accent_soft="*primary_100",
+        link_text_color=light,
+        link_text_color_dark=dark,
+    )
+
+
+def _door(password: str) -> Any:
+    def enters(name: str, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), password.encode())
+
+    return enters
+
+
+def _headers() -> Any:
+    from starlette.middleware import Middleware
+
+    class Headers:
+        """Adds `HEADERS` to every answer."""
+
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def with_headers(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    added = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                    message["headers"] = [*message.get("headers", []), *added]
+                await send(message)
+
+            await self.app(scope, receive, with_headers)
+
+    return Middleware(Headers)

@@ -1,0 +1,511 @@
+"""The page without a browser: settings, pictures, what is found and computed, what is handed on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery.app import code, files, markup, pictures, serving, tabs
+from captum_clip_surgery.app.explaining import Explainer
+from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
+from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
+from captum_clip_surgery.demo import MODEL_FOLDER
+from captum_clip_surgery.registry import METHODS
+
+TEXTS = ("star", "zebra", "pizza")
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["star"])
+
+
+@pytest.fixture
+def explainer(clip: ZeroShotClassifier) -> Explainer:
+    return Explainer(clip)
+
+
+@pytest.fixture
+def passes(clip: ZeroShotClassifier) -> Iterator[list[int]]:
+    """A number for each image that passes the image tower."""
+    counted: list[int] = []
+    hook = clip.model.visual.conv1.register_forward_hook(
+        lambda module, inputs, output: counted.append(len(output))
+    )
+    yield counted
+    hook.remove()
+
+
+def png_of(picture: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**{"texts": TEXTS, "example": 0, "caption": scene(0).caption, **given})
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_come_back_from_json() -> None:
+    given = settings(
+        methods=("Gem", "LeGrad"),
+        rivals=('a "quoted" cat', "naïve"),
+        form="release",
+        side=336,
+        opacity=0.25,
+        colours="viridis",
+        sign="positive",
+        point=(0.1, 1.0),
+        background=(),
+        instances="peaks",
+        boxes=False,
+        example=None,
+        tab="points",
+    )
+    assert Settings.from_json(given.to_json()) == given
+    assert given != settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"texts": []}, "no text: write at least one"),
+        ({"texts": ["a"] * 2}, "'a' stands twice"),
+        ({"texts": [str(i) for i in range(25)]}, "25 texts, at most 24"),
+        ({"texts": "star"}, "a list, not 'star'"),
+        ({"texts": [3]}, "is 3, no string"),
+        ({"texts": ["  "]}, "is empty"),
+        ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters, at most 200"),
+        ({"rivals": [str(i) for i in range(201)]}, "201 rivals, at most 200"),
+        ({"methods": []}, "no method"),
+        ({"methods": ["Magic"]}, "'Magic' is none of CLIP"),
+        ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "at most 96"),
+        ({"form": "softly"}, "'softly' is none of auto"),
+        ({"side": 1e9}, "resolution 1000000000.0 is no whole number"),
+        ({"side": -5}, "from 1 to 1024"),
+        ({"opacity": 2}, "opacity 2 is no number from 0 to 1"),
+        ({"opacity": float("nan")}, "opacity nan"),
+        ({"opacity": True}, "opacity True"),
+        ({"colours": ["inferno"]}, "colour map"),
+        ({"sign": None}, "sign None"),
+        ({"point": [0.5]}, r"a point is \[x, y\]"),
+        ({"point": [0.5, 7]}, "coordinate 7"),
+        ({"boxes": "yes"}, "true or false"),
+        ({"example": -1}, "example -1"),
+        ({"tab": "admin"}, "'admin' is none of maps"),
+        ({"colour": "red"}, "no setting 'colour'"),
+    ],
+)
+def test_what_is_refused_is_told_in_words(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.of({"texts": list(TEXTS), **given})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "JSON object, not list"),
+        ("{}", "name no texts"),
+        (" " * 300_000, "at most 200000"),
+    ],
+)
+def test_json_that_is_no_settings(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.from_json(text)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG that says it has many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+PHOTO = png_of(Image.fromarray(scene(0).image))
+HOSTILE = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"not a picture at all", "cannot be read as a picture"),
+    "cut off": (PHOTO[: len(PHOTO) // 2], "cannot be read as a picture"),
+    "garbled": (PHOTO[:60] + bytes(400) + PHOTO[460:], "cannot be read as a picture"),
+    "bomb": (bomb(60_000, 60_000), "far more than the 40 million pixels"),
+    "large": (bomb(9000, 9000), "9000 x 9000 pixels, at most 40 million"),
+    "header alone": (bomb(100, 100), "cannot be read as a picture"),
+    "strip": (png_of(Image.new("RGB", (4000, 3))), "is a strip"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>', "cannot be read"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+    "page": (b"<html><script>alert(1)</script></html>", "cannot be read as a picture"),
+    "too large": (bytes(21 * 2**20), "21 MB, at most 20 MB"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pictures_are_told_in_words(kind: str) -> None:
+    content, words = HOSTILE[kind]
+    with pytest.raises(ValueError, match=words):
+        read_picture(content, "upload.png")
+
+
+def test_pictures_are_upright_rgb_and_not_too_large() -> None:
+    wide = Image.new("RGBA", (3000, 1500), (255, 0, 0, 0))
+    shown = read_picture(png_of(wide), "wide.png")
+    assert (shown.image.size, shown.image.mode) == ((1024, 512), "RGB")
+    assert shown.image.getpixel((5, 5)) == (255, 255, 255)  # what is transparent lies on white
+
+    turned = Image.new("RGB", (40, 20))
+    exif = turned.getexif()
+    exif[274] = 6  # to be turned by a quarter
+    buffer = io.BytesIO()
+    turned.save(buffer, format="JPEG", exif=exif)
+    assert read_picture(buffer.getvalue(), "turned.jpg").image.size == (20, 40)
+
+    for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert read_picture(png_of(turned, kind), f"a.{kind}").image.size == (40, 20)
+
+
+def test_a_visitors_picture_goes_with_the_visitor() -> None:
+    visitors = Visitors(most=2)
+    first = Shown(example_picture(0).image, "mine.png")
+    second = Shown(example_picture(1).image, "yours.png")
+    visitors.bring("anna", first)
+    visitors.bring("bert", first)
+    assert visitors.picture("anna") is first
+    assert visitors.leave("anna") is None  # bert has the same
+    with pytest.raises(ValueError, match="choose it again"):
+        visitors.picture("anna")
+    assert visitors.leave("bert") == first.digest
+    assert visitors.leave("nobody") is None
+    visitors.bring("carl", example_picture(0))
+    assert visitors.leave("carl") is None  # an example is everybody's
+    for name in "abc":
+        visitors.bring(name, second)
+    with pytest.raises(ValueError, match="no longer here"):
+        visitors.picture("a")
+    assert visitors.picture("c") is second
+
+
+# --- what is found -------------------------------------------------------------------------------
+
+
+def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
+    shown = example_picture(0)
+    given = settings(methods=("CLIP", "ClipSurgery", "Gem", "GradCam"), rivals=("dog",), side=336)
+    result = tabs.complete(explainer, shown, given)
+    clip = ZeroShotClassifier.demo(TEXTS, rivals=["dog"])
+    images = clip.preprocess(shown.image, 336)
+    for name in given.methods:
+        expected = METHODS[name](clip)(images)[0].detach().numpy()
+        assert np.allclose(result.arrays[name], expected, atol=1e-5), name
+    with torch.no_grad():
+        assert np.allclose(result.arrays["logits"], clip(images)[0].numpy(), atol=1e-4)
+    order = [re.sub("<.*?>", "", part) for part in re.findall(r"<h2>\d+\. (.*?)</h2>", result.html)]
+    assert order == [TEXTS[i] for i in np.argsort(-result.arrays["logits"])]
+    assert result.complete
+
+
+def test_forms_of_feature_surgery_are_chosen(explainer: Explainer) -> None:
+    shown, clip = example_picture(0), ZeroShotClassifier.demo(TEXTS)
+    for form, own in (("release", "release"), ("none", None)):
+        given = settings(methods=("ClipSurgery",), form=form)
+        expected = LayerClipSurgery(clip, feature_surgery=own).attribute_all(
+            clip.preprocess(shown.image)
+        )
+        found = tabs.complete(explainer, shown, given).arrays["ClipSurgery"]
+        assert np.allclose(found, expected[0].detach().numpy(), atol=1e-5), form
+
+
+def test_an_image_passes_the_tower_once(explainer: Explainer, passes: list[int]) -> None:
+    shown, given = example_picture(0), settings(methods=("CLIP", "ClipSurgery"))
+    tabs.complete(explainer, shown, given)
+    assert passes == [1]
+    for other in (
+        replace(given, texts=("kiwi", "duck")),
+        replace(given, opacity=0.1, sign="positive", point=(0.5, 0.5)),
+        replace(given, rivals=("dog",), form="release"),
+        replace(given, methods=("ArchitectureSurgery", "FeatureSurgery")),
+    ):
+        tabs.complete(explainer, shown, other)
+    assert passes == [1]
+    again = Shown(shown.image.copy(), "the same pixels, from somebody else")
+    tabs.complete(explainer, again, given)
+    assert passes == [1]
+    tabs.complete(explainer, example_picture(1), given)
+    assert passes == [1, 1]
+    explainer.forget(shown.digest)
+    tabs.complete(explainer, shown, given)
+    assert passes == [1, 1, 1]
+
+
+def test_a_method_of_gradients_is_asked_for_new_texts_alone(
+    explainer: Explainer, passes: list[int]
+) -> None:
+    shown, given = example_picture(0), settings(methods=("GradCam",))
+    tabs.complete(explainer, shown, given)
+    before = len(passes)
+    tabs.complete(explainer, shown, replace(given, texts=(*TEXTS[1:], "kiwi")))
+    assert len(passes) == before + 1
+    tabs.complete(explainer, shown, replace(given, opacity=0.2))
+    assert len(passes) == before + 1
+
+
+def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int]) -> None:
+    given = settings(methods=("ClipSurgery", "GradCam", "LeGrad"))
+    steps = tabs.show(explainer, example_picture(2), given)
+    first = next(steps)
+    assert first is not None
+    assert not first.complete
+    assert "ClipSurgery" in first.arrays
+    assert "Still at work: GradCam, LeGrad." in first.hints
+    next(steps)
+    done = len(passes)
+    steps.close()  # as Gradio does when a request is stopped
+    tabs.complete(explainer, example_picture(2), replace(given, methods=("ClipSurgery",)))
+    assert len(passes) == done == 2
+
+
+def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer) -> None:
+    given = settings(
+        texts=("star",), methods=("CLIP", "ClipSurgery", "GuidedGradCam"), form="paper"
+    )
+    result = tabs.complete(explainer, example_picture(0), given)
+    assert set(result.arrays) == {"texts", "logits", "CLIP"}
+    left_out = " ".join(result.hints)
+    assert "ClipSurgery is left out: feature_surgery 'paper' contrasts texts" in left_out
+    assert "GuidedGradCam is left out" in left_out
+    assert result.complete
+
+
+def test_scores_at_a_point_are_those_of_its_patch(explainer: Explainer) -> None:
+    given = settings(methods=("CLIP",), point=(0.99, 0.0))
+    result = tabs.complete(explainer, example_picture(0), given)
+    shown = dict(re.findall(r'<th scope="row">(\w+)</th>.*?<td>([-+.\de]+)</td>', result.html))
+    for text, score in zip(TEXTS, result.arrays["CLIP"][:, 0, -1], strict=True):
+        assert float(shown[text]) == pytest.approx(score, rel=1e-3)
+
+
+def test_resolutions(explainer: Explainer) -> None:
+    assert explainer.sides() == [224, 336, 448, 672]
+    given = settings(methods=("CLIP",), side=672)
+    assert tabs.complete(explainer, example_picture(0), given).arrays["CLIP"].shape == (3, 42, 42)
+    with pytest.raises(ValueError, match="100"):
+        tabs.complete(explainer, example_picture(0), replace(given, side=100))
+
+
+def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Explainer) -> None:
+    with pytest.warns(UserWarning, match="never learnt: xylophone"):
+        result = tabs.complete(explainer, example_picture(0), settings(texts=("xylophone", "star")))
+    assert any("never learnt: xylophone" in hint for hint in result.hints)
+    with pytest.raises(ValueError, match="longer than the model's context"):
+        tabs.complete(explainer, example_picture(0), settings(texts=("star " * 39,)))
+    with pytest.raises(ValueError, match="no caption"):
+        tabs.complete(explainer, example_picture(0), settings(tab="words", caption=""))
+
+
+def test_what_visitors_write_stays_text(explainer: Explainer) -> None:
+    evil = "<img src=x> ${1} {{2}} `"
+    with pytest.warns(UserWarning, match="never learnt"):
+        result = tabs.complete(explainer, example_picture(0), settings(texts=(evil, "star")))
+    for html in (result.html, markup.notice(result.hints), markup.script(evil)):
+        assert "<img src=x" not in html
+        assert not re.search(r"[{}$`]", html)
+
+
+# --- what is handed on ---------------------------------------------------------------------------
+
+CASES = {
+    "maps": settings(
+        methods=("ClipSurgery", "FeatureSurgery", "Gem", "GradCam"),
+        rivals=("dog", "cat"),
+        form="paper",
+        side=336,
+        colours="viridis",
+        sign="positive",
+        opacity=0.4,
+        point=(0.25, 0.75),
+    ),
+    "samples": settings(texts=("star", "zebra"), methods=("KernelShap", "CLIP")),
+    "segmentation": settings(tab="segmentation"),
+    "no background": settings(tab="segmentation", background=()),
+    "points": settings(tab="points", instances="components"),
+    "words": settings(tab="words"),
+}
+
+
+def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(python, "shown.py", "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore:the embedded model never learnt")
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] if c == "samples" else []) for c in CASES]
+)
+def test_the_code_repeats_what_is_shown(
+    case: str, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = CASES[case]
+    shown = example_picture(0)
+    result = tabs.complete(explainer, shown, given)
+    python = files.script(code.Model(), shown, given).content.decode()
+    names = run_code(python, tmp_path, monkeypatch)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    if given.tab == "maps":
+        for name in given.methods:
+            assert np.allclose(names["maps"][name].numpy(), result.arrays[name], atol=1e-5), name
+    elif given.tab == "segmentation":
+        assert np.array_equal(names["found"].labels.numpy(), result.arrays["labels"])
+    elif given.tab == "points":
+        for number, prompt in enumerate(names["of_image"]):
+            assert np.array_equal(prompt.points, result.arrays[f"points-{number}"])
+            assert np.array_equal(prompt.box, result.arrays[f"box-{number}"])
+    else:
+        assert np.allclose(names["found"].maps.numpy(), result.arrays["maps"], atol=1e-5)
+
+
+def test_the_code_repeats_a_visitors_picture_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = code.Model(f"local-dir:{MODEL_FOLDER}")
+    explainer = Explainer(ZeroShotClassifier.from_pretrained(model.name, None, ["star"]))
+    name = 'my "photo".png'
+    Image.fromarray(scene(0).image).resize((1500, 900)).save(tmp_path / name)
+    shown = read_picture((tmp_path / name).read_bytes(), name)
+    given = settings(methods=("ClipSurgery",), example=None)
+    result = tabs.complete(explainer, shown, given)
+    names = run_code(code.python(model, shown, given), tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(names["picture"]), np.asarray(shown.image))
+    found = names["maps"]["ClipSurgery"].numpy()
+    assert np.allclose(found, result.arrays["ClipSurgery"], atol=1e-5)
+
+
+def test_figures_and_arrays_are_handed_on(explainer: Explainer) -> None:
+    for tab in TABS:
+        given = settings(tab=tab)
+        result = tabs.complete(explainer, example_picture(0), given)
+        arrays = np.load(io.BytesIO(files.npz(result, given).content))
+        assert set(arrays) == set(result.arrays)
+        assert all(np.array_equal(arrays[name], result.arrays[name]) for name in arrays)
+        picture = Image.open(io.BytesIO(files.png(result, given).content)).convert("RGB")
+        assert np.asarray(picture).std() > 30
+        assert picture.width > 500
+    svg = files.svg(result, given)
+    assert svg.content.lstrip().startswith(b"<?xml")
+    assert svg.to_dict()["name"] == "words.svg"
+
+
+def test_a_view_comes_back(explainer: Explainer) -> None:
+    own = read_picture(PHOTO, "mine.png")
+    given = settings(example=None, point=(0.5, 0.25), tab="points")
+    found, shown = files.read_view(files.view(own, given).content)
+    assert (found, shown.digest, shown.name) == (given, own.digest, "mine.png")
+
+    picked = settings(example=2, opacity=0.3)
+    for back in (
+        files.read_view(files.view(example_picture(2), picked).content),
+        files.read_link(unquoted(files.link(picked))),
+    ):
+        assert back[0] == picked
+        assert back[1].digest == example_picture(2).digest
+
+
+def unquoted(link: str) -> str:
+    from urllib.parse import parse_qs
+
+    return parse_qs(link.removeprefix("?"))["view"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\x00", "no view"),
+        (b"[]", "no settings"),
+        (b'{"settings": {"texts": ["a"]}}', "neither a picture nor an example"),
+        (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99"),
+        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "%%%"}}', "picture is damaged"),
+        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "AAAA"}}', "cannot be read"),
+        (b'{"settings": {"texts": [""]}}', "is empty"),
+    ],
+)
+def test_files_that_are_no_view(content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        files.read_view(content)
+
+
+def test_links_that_are_none() -> None:
+    with pytest.raises(ValueError, match="holds no picture"):
+        files.link(settings(example=None))
+    with pytest.raises(ValueError, match="too long for a link"):
+        files.link(settings(rivals=tuple(f"{i} " + "x" * 150 for i in range(60))))
+    with pytest.raises(ValueError, match="names no example"):
+        files.read_link(json.dumps({"texts": ["a"]}))
+
+
+def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
+    for number in range(len(pictures.EXAMPLES)):
+        given = settings(texts=scene(number).nouns, methods=("ClipSurgery",), example=number)
+        maps = tabs.complete(explainer, example_picture(number), given).arrays["ClipSurgery"]
+        for attribution, mask in zip(maps, scene(number).masks, strict=True):
+            row, column = np.unravel_index(attribution.argmax(), attribution.shape)
+            scale = mask.shape[0] / attribution.shape[0]
+            assert mask[int((row + 0.5) * scale), int((column + 0.5) * scale)]
+
+
+def test_what_was_found_of_a_picture_goes_with_its_visitor(
+    explainer: Explainer, passes: list[int]
+) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app.page import Page
+
+    page, visitor = Page(explainer, code.Model()), SimpleNamespace(session_hash="anna")
+    mine = read_picture(PHOTO, "mine.png")
+    page.visitors.bring("anna", mine)
+    tabs.complete(explainer, mine, settings(example=None))
+    page._leave(visitor)  # as Gradio does when a browser's page is closed
+    with pytest.raises(ValueError, match="choose it again"):
+        page.visitors.picture("anna")
+    tabs.complete(explainer, mine, settings(example=None))
+    assert passes == [1, 1]  # nothing was remembered
+
+
+def test_without_gradio_the_extra_is_named(
+    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "set anew")
+    with pytest.raises(ImportError, match=r"pip install \"captum_clip_surgery\[app\]\""):
+        serving.serve(clip, code.Model())
+    with pytest.raises(ValueError, match="password is empty"):
+        serving.serve(clip, code.Model(), password="")
