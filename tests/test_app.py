@@ -509,3 +509,32 @@ def test_without_gradio_the_extra_is_named(
         serving.serve(clip, code.Model())
     with pytest.raises(ValueError, match="password is empty"):
         serving.serve(clip, code.Model(), password="")
+
+
+def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Path) -> None:
+    """As an upload is, which the browser wants to show."""
+    from starlette.applications import Starlette
+    from starlette.responses import FileResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    class Vanishing(FileResponse):
+        async def _handle_simple(self, *arguments: object) -> None:
+            Path(self.path).unlink(missing_ok=True)
+            await super()._handle_simple(*arguments)  # type: ignore[arg-type]
+
+    (tmp_path / "upload.png").write_bytes(b"1234")
+    (tmp_path / "stays.png").write_bytes(b"1234")
+
+    async def gone(request: object) -> Vanishing:
+        return Vanishing(tmp_path / "upload.png")
+
+    async def there(request: object) -> FileResponse:
+        return FileResponse(tmp_path / "stays.png")
+
+    routes = [Route("/file=gone", gone), Route("/file=there", there)]
+    with TestClient(Starlette(routes=routes, middleware=[serving._headers()])) as client:
+        assert client.get("/file=gone").status_code == 404
+        answer = client.get("/file=there")
+    assert answer.content == b"1234"
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]

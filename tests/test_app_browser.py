@@ -97,7 +97,8 @@ def end(server: Server) -> None:
         server.process.kill()
         raise
     assert list(server.temporary.rglob("*")) == []
-    assert "Traceback" not in server.log.read_text(encoding="utf-8")
+    log = server.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")

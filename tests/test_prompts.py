@@ -14,7 +14,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 from towers import TINY
 
-from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier, prompts
 from captum_clip_surgery.prompts import fill
 
 CONTEXT = 16  # of the tiny models

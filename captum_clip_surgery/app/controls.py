@@ -122,7 +122,7 @@ class Controls:
 
     def hidden(self) -> None:
         """The tab, which the tabs set."""
-        self.by_name["tab"] = gr.Textbox(visible="hidden", label="tab")
+        self.by_name["tab"] = gr.Textbox("maps", visible="hidden", label="tab")
 
     # --- settings --------------------------------------------------------------------------------
 

@@ -121,8 +121,13 @@ class Page:
         """What happens when a tab is selected."""
 
         def select(given: Given, request: gr.Request) -> Iterator[Updates]:
+            tab = self.controls.by_name["tab"]
+            if given[tab] == name:  # as it is opened by the page itself, which shows it already
+                yield {self.at.notice: gr.skip()}
+                return
+
             def do() -> Iterator[Updates]:
-                yield {self.controls.by_name["tab"]: name}
+                yield {tab: name}
                 settings = replace(self._settings(given, request), tab=name)
                 yield from self._showing(settings, request)
 

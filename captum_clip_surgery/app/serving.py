@@ -131,18 +131,32 @@ def _headers() -> Any:
     from starlette.middleware import Middleware
 
     class Headers:
-        """Adds `HEADERS` to every answer."""
+        """Adds `HEADERS` to every answer; a file that is deleted meanwhile is not found."""
 
         def __init__(self, app: Any) -> None:
             self.app = app
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            held: list[Any] = []  # the start of an answer with a file, until the file is open
+
             async def with_headers(message: Any) -> None:
                 if message["type"] == "http.response.start":
                     added = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
                     message["headers"] = [*message.get("headers", []), *added]
+                    if "/file=" in scope["path"]:
+                        held.append(message)
+                        return
+                while held:
+                    await send(held.pop())
                 await send(message)
 
-            await self.app(scope, receive, with_headers)
+            try:
+                await self.app(scope, receive, with_headers)
+            except FileNotFoundError:
+                # Browsers ask for uploads to show them, which are deleted once they are read.
+                if not held:
+                    raise
+                await send({"type": "http.response.start", "status": 404, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
 
     return Middleware(Headers)
