@@ -200,13 +200,18 @@ def test_a_visitors_picture_goes_with_the_visitor() -> None:
     visitors.bring("anna", first)
     visitors.bring("bert", first)
     assert visitors.picture("anna") is first
-    assert visitors.leave("anna") is None  # bert has the same
+    assert visitors.leave("anna") == set()  # bert has the same
     with pytest.raises(ValueError, match="choose it again"):
         visitors.picture("anna")
-    assert visitors.leave("bert") == first.digest
-    assert visitors.leave("nobody") is None
+    assert visitors.leave("bert") == {first.digest}
+    assert visitors.leave("nobody") == set()
     visitors.bring("carl", example_picture(0))
-    assert visitors.leave("carl") is None  # an example is everybody's
+    assert visitors.leave("carl") == set()  # an example is everybody's
+    assert visitors.bring("dora", first) == set()
+    assert visitors.bring("dora", second) == {first.digest}  # instead of the one before
+    visitors.bring("emil", first)
+    assert visitors.bring("fred", second) == set()
+    assert visitors.bring("gerd", second) == {first.digest}  # pushed out
     for name in "abc":
         visitors.bring(name, second)
     with pytest.raises(ValueError, match="no longer here"):
@@ -490,13 +495,16 @@ def test_what_was_found_of_a_picture_goes_with_its_visitor(
 
     page, visitor = Page(explainer, code.Model()), SimpleNamespace(session_hash="anna")
     mine = read_picture(PHOTO, "mine.png")
-    page.visitors.bring("anna", mine)
+    page._bring(mine, visitor)
     tabs.complete(explainer, mine, settings(example=None))
+    page._bring(example_picture(1), visitor)  # instead of it
+    tabs.complete(explainer, mine, settings(example=None))
+    page._bring(mine, visitor)
     page._leave(visitor)  # as Gradio does when a browser's page is closed
     with pytest.raises(ValueError, match="choose it again"):
         page.visitors.picture("anna")
     tabs.complete(explainer, mine, settings(example=None))
-    assert passes == [1, 1]  # nothing was remembered
+    assert passes == [1, 1, 1]  # nothing was remembered
 
 
 def test_without_gradio_the_extra_is_named(

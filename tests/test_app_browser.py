@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +14,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from served import Server, end, serve
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.app import figures
@@ -48,57 +45,6 @@ TITLES = {
 PATIENCE = 60_000  # milliseconds
 #: What axe finds in Gradio's own components, by rule and a part of the element.
 OF_GRADIO = {("label-content-name-mismatch", "upload-container")}
-
-
-@dataclass
-class Server:
-    """A page that is served, and where its uploads lie."""
-
-    address: str
-    process: subprocess.Popen[bytes]
-    temporary: Path
-    log: Path
-
-    def uploads(self) -> list[Path]:
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def serve(folder: Path, *options: str) -> Server:
-    temporary, log = folder / "temporary", folder / "log.txt"
-    temporary.mkdir()
-    port = free_port()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "captum_clip_surgery", "app", "--port", str(port), *options],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    deadline = time.monotonic() + 120
-    while "The page is at" not in log.read_text(encoding="utf-8"):
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return Server(f"http://127.0.0.1:{port}", process, temporary, log)
-
-
-def end(server: Server) -> None:
-    """As from a keyboard: what the page wrote goes with it, and nothing went wrong meanwhile."""
-    server.process.send_signal(signal.SIGINT)
-    try:
-        server.process.wait(20)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        raise
-    assert list(server.temporary.rglob("*")) == []
-    log = server.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from captum_clip_surgery.app import code, files, markup, tabs
 from captum_clip_surgery.app.explaining import Explainer
@@ -22,6 +23,8 @@ from captum_clip_surgery.app.pictures import (
 from captum_clip_surgery.app.settings import Settings
 
 WAITING = 32  # visitors whose requests wait; more are told to come back
+#: Seconds between looks for uploads that nobody took, and the age at which they go.
+CLEANING = (60, 300)
 #: In a queue of their own: one model, one after another.
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 
@@ -50,7 +53,7 @@ class Page:
         self.model = model
         self.visitors = Visitors()
         self._running: list[Any] = []
-        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as blocks:
             self.at = Layout(explainer, model)
             self.controls = self.at.controls
             self._connect(blocks)
@@ -89,11 +92,11 @@ class Page:
         on(self.at.results["maps"].click, fn=self._point)
         on(self.at.open.upload, fn=self._restore, inputs={self.at.open})
         on(blocks.load, fn=self._load, inputs=set())
+        self._connect_downloads(given)
         self.at.stop.click(
             self._stopped, None, self.at.notice, cancels=self._running, queue=False,
             api_visibility="private",
         )  # fmt: skip
-        self._connect_downloads(given)
         blocks.unload(self._leave)
 
     def _connect_downloads(self, given: set[Any]) -> None:
@@ -104,14 +107,16 @@ class Page:
                     api_visibility="private",
                 ).then(None, self.at.link, self.at.link, js=asset("link.js"))  # fmt: skip
                 continue
-            button.click(
+            made = button.click(
                 self._downloading(name),
                 given,
                 [self.at.handed, self.at.notice],
                 preprocess=False,
                 api_visibility="private",
                 **QUEUE,
-            ).then(None, self.at.handed, None, js=asset("save.js"))
+            )
+            self._running.append(made)
+            made.then(None, self.at.handed, None, js=asset("save.js"))
 
     def _run(self, given: Given, request: gr.Request) -> Iterator[Updates]:
         """Explain what is set."""
@@ -140,7 +145,7 @@ class Page:
 
         def do() -> Iterator[Updates]:
             content, name = _taken(given[self.at.upload])
-            self.visitors.bring(_visitor(request), read_picture(content, name))
+            self._bring(read_picture(content, name), request)
             yield {self.at.upload: None}
             yield from self._showing(self._settings(given, request), request)
 
@@ -151,7 +156,7 @@ class Page:
 
         def do() -> Iterator[Updates]:
             start = default_settings(_index(event))
-            self.visitors.bring(_visitor(request), example_picture(_index(event)))
+            self._bring(example_picture(_index(event)), request)
             named = self.controls.by_name
             texts = {named["texts"]: "\n".join(start.texts), named["caption"]: start.caption}
             settings = replace(self._settings({**given, **texts}, request), point=None)
@@ -198,14 +203,18 @@ class Page:
     def _opened(
         self, settings: Settings, picture: Shown, request: gr.Request, hints: tuple[str, ...] = ()
     ) -> Iterator[Updates]:
-        self.visitors.bring(_visitor(request), picture)
+        self._bring(picture, request)
         yield {**self.controls.values(settings), self.at.tabs: gr.Tabs(selected=settings.tab)}
         yield from self._showing(settings, request, hints)
 
+    def _bring(self, picture: Shown, request: gr.Request) -> None:
+        """Keep a visitor's picture, and nothing of the one before."""
+        for digest in self.visitors.bring(_visitor(request), picture):
+            self.explainer.forget(digest)
+
     def _leave(self, request: gr.Request) -> None:
         """Nothing of a visitor's picture is kept."""
-        digest = self.visitors.leave(_visitor(request))
-        if digest is not None:
+        for digest in self.visitors.leave(_visitor(request)):
             self.explainer.forget(digest)
 
     def _stopped(self) -> str:
@@ -241,29 +250,37 @@ class Page:
             told = markup.notice([str(error)], wrong=True)
             yield {self.at.notice: told, **(at_failure or {})}
 
-    def _downloading(self, name: str) -> Callable[..., Updates]:
+    def _downloading(self, name: str) -> Callable[..., Iterator[Updates]]:
         """What happens when a kind of file is asked for."""
 
-        def download(given: Given, request: gr.Request) -> Updates:
-            try:
-                file = self._file(name, self._settings(given, request), request)
-            except (TypeError, ValueError, ImportError) as error:
-                return {
-                    self.at.handed: None,
-                    self.at.notice: markup.notice([str(error)], wrong=True),
-                }
-            return {self.at.handed: file.to_dict(), self.at.notice: gr.skip()}
+        def download(given: Given, request: gr.Request) -> Iterator[Updates]:
+            yield {self.at.handed: None}  # the file before, should this one be stopped
+
+            def do() -> Iterator[Updates]:
+                for file in self._file(name, self._settings(given, request), request):
+                    # Where none is made yet, work ends if the visitor leaves or stops it.
+                    yield {self.at.handed: None if file is None else file.to_dict()}
+
+            yield from self._told(do)
 
         return download
 
-    def _file(self, name: str, settings: Settings, request: gr.Request) -> files.File:
+    def _file(
+        self, name: str, settings: Settings, request: gr.Request
+    ) -> Iterator[files.File | None]:
+        """A file, and None as long as it is not made."""
         picture = self.visitors.picture(_visitor(request))
         if name == "Python":
-            return files.script(self.model, picture, settings)
-        if name == "View":
-            return files.view(picture, settings)
-        result = tabs.complete(self.explainer, picture, settings)
-        return files.OF_RESULT[name](result, settings)
+            yield files.script(self.model, picture, settings)
+        elif name == "View":
+            yield files.view(picture, settings)
+        else:
+            last = None
+            for result in tabs.show(self.explainer, picture, settings):
+                last = result or last
+                yield None
+            assert last is not None  # a tab shows something, or raises
+            yield files.OF_RESULT[name](last, settings)
 
     def _link(self, given: Given, request: gr.Request) -> Updates:
         try:
@@ -288,12 +305,15 @@ def _index(event: gr.EventData) -> int:
 def _taken(uploaded: Any) -> tuple[bytes, str]:
     """The bytes and the name of an uploaded file, which is deleted.
 
-    Gradio has made sure that it lies among the uploads.
+    Browsers may send any path: what does not lie among the uploads is neither read nor deleted.
     """
     if not isinstance(uploaded, Mapping) or not isinstance(uploaded.get("path"), str):
         raise ValueError("no file came; choose it again")
-    path = Path(uploaded["path"])
     try:
+        path = Path(uploaded["path"]).resolve()
+        uploads = Path(get_upload_folder()).resolve()
+        if not path.is_relative_to(uploads) or not path.is_file():
+            raise ValueError("no file came; choose it again")
         content = path.read_bytes()
     except OSError:
         raise ValueError("the file did not come through; choose it again") from None

@@ -145,9 +145,15 @@ class Visitors:
     def __init__(self, most: int = VISITORS) -> None:
         self._pictures: Remembered[str, Shown] = Remembered(most)
 
-    def bring(self, visitor: str, picture: Shown) -> None:
-        """Keep a visitor's picture instead of the one before; the oldest goes beyond `most`."""
+    def bring(self, visitor: str, picture: Shown) -> set[str]:
+        """Keep a visitor's picture instead of the one before; the oldest goes beyond `most`.
+
+        Returns:
+            Digests of visitors' own pictures that nobody has any more.
+        """
+        before = self._own()
         self._pictures.put(visitor, picture)
+        return before - self._own()
 
     def picture(self, visitor: str) -> Shown:
         """The picture that a visitor sees.
@@ -160,10 +166,11 @@ class Visitors:
             raise ValueError("your picture is no longer here; choose it again")
         return found
 
-    def leave(self, visitor: str) -> str | None:
-        """Forget a visitor; the digest of a picture of one's own that nobody else has."""
-        picture = self._pictures.pop(visitor)
-        if picture is None or picture.example is not None:
-            return None
-        others = {other.digest for other in self._pictures.values()}
-        return None if picture.digest in others else picture.digest
+    def leave(self, visitor: str) -> set[str]:
+        """Forget a visitor; digests of visitors' own pictures that nobody has any more."""
+        before = self._own()
+        self._pictures.pop(visitor)
+        return before - self._own()
+
+    def _own(self) -> set[str]:
+        return {shown.digest for shown in self._pictures.values() if shown.example is None}

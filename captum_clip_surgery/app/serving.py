@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def serve(
     """
     if password is not None and not password:
         raise ValueError("the password is empty; leave the option out to let everybody in")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # so that nothing stays on the disk then either
     warnings.filterwarnings("ignore", message="the embedded model never learnt")  # the page says so
     with tempfile.TemporaryDirectory(prefix="clip-surgery-app-") as folder:
         gradio = _gradio(folder)
@@ -84,6 +88,10 @@ def serve(
         page.blocks.block_thread()
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _gradio(folder: str) -> Any:
     """Gradio, told before it is imported to send nothing home and where its files go."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -95,7 +103,15 @@ def _gradio(folder: str) -> Any:
         raise ImportError(
             'the page needs gradio; install the extra: pip install "captum_clip_surgery[app]"'
         ) from error
+    from gradio import processing_utils
+
+    # It would fetch what an address leads to, for any visitor who names one.
+    processing_utils.async_ssrf_protected_get = _refuse_address
     return gradio
+
+
+async def _refuse_address(url: str) -> Any:
+    raise ValueError(f"addresses such as {url[:200]} are not fetched; choose a file")
 
 
 def _theme(gradio: Any) -> Any:

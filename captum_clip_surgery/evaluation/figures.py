@@ -122,7 +122,15 @@ def _show_labels(
 def _show_names(axis: Axes, picture: np.ndarray, names: Sequence[str]) -> None:
     show_picture(axis, np.ones_like(greyed(picture)))
     text = "\n".join(names[:NAMED]) + ("\n..." if len(names) > NAMED else "")
-    axis.text(0.04, 0.96, text or "nothing", transform=axis.transAxes, va="top", fontsize=8)
+    axis.text(
+        0.04,
+        0.96,
+        text or "nothing",
+        transform=axis.transAxes,
+        va="top",
+        fontsize=8,
+        parse_math=False,
+    )
 
 
 def _mark(axis: Axes, picture: np.ndarray, truth: Points, targets: Sequence[int]) -> None:
@@ -141,4 +149,4 @@ def _mark(axis: Axes, picture: np.ndarray, truth: Points, targets: Sequence[int]
 
 def _name(axis: Axes, data: DataSet, targets: Sequence[int]) -> None:
     if targets:
-        axis.set_xlabel(data.classes.first[targets[0]], fontsize=8, labelpad=2)
+        axis.set_xlabel(data.classes.first[targets[0]], fontsize=8, labelpad=2, parse_math=False)

@@ -66,7 +66,7 @@ def recognition_figure(
     show_picture(left, picture)
     names, scores = zip(*found.top(count), strict=True)
     right.barh(range(len(names)), scores, color=hue(0))
-    right.set_yticks(range(len(names)), names)
+    right.set_yticks(range(len(names)), names, parse_math=False)
     right.invert_yaxis()  # the best on top
     right.axvline(0, color="black", linewidth=0.5)
     right.set_xlabel("score")

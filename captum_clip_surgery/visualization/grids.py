@@ -25,7 +25,7 @@ from captum_clip_surgery.visualization.scales import (
     Limits,
     around_zero,
     limits_of,
-    refuse_not_finite,
+    refuse_undrawable,
 )
 from captum_clip_surgery.visualization.views import ONE_SIGN, View
 
@@ -79,7 +79,7 @@ def compare_figure(
             finite; an option that is not known; a width that does not hold the columns.
     """
     _check(len(pictures), texts, maps)
-    shown = [p if isinstance(p, np.ndarray) else np.asarray(load_picture(p)) for p in pictures]
+    shown = [np.asarray(load_picture(picture)) for picture in pictures]
     view = View(method, sign, outlier_perc, cmap, alpha_overlay)
     views = {name: _view_of(values, view, diverging) for name, values in maps.items()}
     scales = {name: _scale(values, views[name]) for name, values in maps.items()} if shared else {}
@@ -124,7 +124,7 @@ def _check(images: int, texts: Sequence[str], maps: Mapping[str, Tensor]) -> Non
 def _limits(values: Tensor, view: View) -> Limits:
     """Of all maps of a method."""
     array = values.detach().cpu().double().numpy()
-    refuse_not_finite(array)
+    refuse_undrawable(array)
     return limits_of(array, view.sign, view.outlier_perc)
 
 

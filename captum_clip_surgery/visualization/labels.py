@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.visualization.layout import picture_pair
 from captum_clip_surgery.visualization.pictures import extent, greyed, show_picture, shrunk
-from captum_clip_surgery.visualization.scales import refuse_not_finite
+from captum_clip_surgery.visualization.scales import refuse_undrawable
 
 Colour = tuple[float, float, float]
 
@@ -73,7 +73,7 @@ def winner_figure(
         raise ValueError(
             f"maps have shape {tuple(values.shape)}, expected ({len(texts)}, h, w), one a text"
         )
-    refuse_not_finite(values.numpy())
+    refuse_undrawable(values.numpy())
     shown = np.asarray(load_picture(picture))
     small = shrunk(shown)
     enlarged = F.interpolate(values[None], small.shape[:2], mode="bilinear", align_corners=False)
@@ -137,10 +137,12 @@ def add_legend(axis: Axes, entries: Sequence[tuple[str, Colour | None]], more: s
         handles.append(Patch(alpha=0, label=more))
     if handles:
         size = min(10.0, max(7.0, axis.figure.get_figwidth()))  # type: ignore[union-attr]
-        axis.legend(
+        legend = axis.legend(
             handles=handles,
             loc="upper left",
             bbox_to_anchor=(1.01, 1),
             frameon=False,
             fontsize=size,
         )
+        for text in legend.get_texts():  # "$" is a price
+            text.set_parse_math(False)

@@ -19,6 +19,8 @@ COLOURS = {
 }
 SIGNS = tuple(COLOURS)
 
+HUGE = 1e300  # beyond it, differences overflow
+
 #: The values drawn with the first and the last colour.
 Limits = tuple[float, float]
 
@@ -48,17 +50,19 @@ def as_map(attribution: Tensor | np.ndarray) -> np.ndarray:
             f"attribution has shape {attribution.shape}, expected (h, w), (1, h, w), (1, 1, h, w), "
             "(3, H, W) or (1, 3, H, W): one map, channels first"
         )
-    refuse_not_finite(values)
+    refuse_undrawable(values)
     return values
 
 
-def refuse_not_finite(values: np.ndarray) -> None:
-    """Raises ValueError where NaN or infinity is."""
+def refuse_undrawable(values: np.ndarray) -> None:
+    """Raises ValueError where NaN, infinity or what is as good as infinite is."""
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(
             f"a map holds NaN or infinity at {wrong} of {values.size} places, which cannot be drawn"
         )
+    if np.abs(values).max(initial=0) > HUGE:
+        raise ValueError(f"a map holds values beyond {HUGE:g}, which cannot be drawn; scale it")
 
 
 def signed_part(values: np.ndarray, sign: str) -> np.ndarray:

@@ -1,0 +1,144 @@
+"""The page, served by a process of its own, and what visitors send it without a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Server:
+    """A page that is served, and where its uploads lie."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    temporary: Path
+    log: Path
+
+    def uploads(self) -> list[Path]:
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def serve(folder: Path, *options: str) -> Server:
+    temporary, log = folder / "temporary", folder / "log.txt"
+    temporary.mkdir()
+    port = free_port()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "captum_clip_surgery", "app", "--port", str(port), *options],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + 120
+    while "The page is at" not in log.read_text(encoding="utf-8"):
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return Server(f"http://127.0.0.1:{port}", process, temporary, log)
+
+
+def end(server: Server, by: signal.Signals = signal.SIGINT) -> None:
+    """As from a keyboard: what the page wrote goes with it, and nothing went wrong meanwhile."""
+    server.process.send_signal(by)
+    try:
+        server.process.wait(20)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        raise
+    assert list(server.temporary.rglob("*")) == []
+    log = server.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log, log
+
+
+class Visitor:
+    """Somebody who sends what a browser would, or would not.
+
+    Controls are named by their `elem_id`; `values` are what they say.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.address = server.address + "/gradio_api"
+        with urllib.request.urlopen(server.address + "/config") as answer:
+            config = json.load(answer)
+        self._names = {c["id"]: self._name(c) for c in config["components"]}
+        self._events = config["dependencies"]
+        self.session = uuid.uuid4().hex
+        self.values: dict[str, Any] = {
+            "ccs-texts": "star\nzebra",
+            "ccs-methods": ["CLIP"],
+            "ccs-side": "the model's own",
+            "ccs-form": "auto",
+            "ccs-rivals": "",
+            "ccs-opacity": 0.7,
+            "ccs-colours": "auto",
+            "ccs-sign": "range",
+            "ccs-pointed": False,
+            "ccs-across": 50,
+            "ccs-down": 50,
+            "ccs-background": "a background",
+            "ccs-instances": "one",
+            "ccs-boxes": True,
+            "ccs-caption": "a star",
+            "tab": "maps",
+        }
+        self.asks("", "load")
+
+    @staticmethod
+    def _name(component: dict[str, Any]) -> str:
+        props = component["props"]
+        return props.get("elem_id") or props.get("label") or component["type"]
+
+    def joins(self, control: str, event: str, **given: Any) -> None:
+        """Ask, without waiting for the answer."""
+        (found,) = (
+            one
+            for one in self._events
+            for target in one["targets"]
+            if (target[1] == event and self._names.get(target[0], "") == control)
+            or (event == target[1] == "load")
+        )
+        values = self.values | {name.replace("_", "-"): value for name, value in given.items()}
+        asked = {
+            "data": [values.get(self._names[number]) for number in found["inputs"]],
+            "fn_index": found["id"],
+            "session_hash": self.session,
+        }
+        request = urllib.request.Request(
+            f"{self.address}/queue/join",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+
+    def listens(self) -> Any:
+        """The stream of answers, which ends the work where it is closed."""
+        address = f"{self.address}/queue/data?session_hash={self.session}"
+        return urllib.request.urlopen(address, timeout=60)
+
+    def asks(self, control: str, event: str, **given: Any) -> str:
+        """All answers to one event, as they came."""
+        self.joins(control, event, **given)
+        lines = []
+        with self.listens() as stream:
+            for line in stream:
+                lines.append(line.decode())
+                if '"msg":"process_completed"' in lines[-1].replace(" ", ""):
+                    break
+        return "".join(lines)
