@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import checks
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.loading import load
+from captum_clip_surgery.models import check_clip, check_differentiable, steady
 from captum_clip_surgery.preprocessing import Picture, Preprocess
 from captum_clip_surgery.prompts import (
     TEMPLATES,
@@ -28,7 +29,7 @@ from captum_clip_surgery.prompts import (
 )
 from captum_clip_surgery.text_towers import has_hooks
 from captum_clip_surgery.token_grid import TokenGrid
-from captum_clip_surgery.towers import adapt, unwrap
+from captum_clip_surgery.towers import adapt
 
 
 class ZeroShotClassifier(nn.Module):
@@ -40,7 +41,8 @@ class ZeroShotClassifier(nn.Module):
     `visual.transformer`) do not.
 
     Args:
-        model: any open_clip model whose image tower is supported; a compiled one is unwrapped.
+        model: any open_clip model whose image tower is supported; a compiled or data-parallel one
+            is unwrapped.
         texts: the classes; an attribution's target is an index into them.
         rivals: further texts that compete in feature surgery but are no targets.
         tokenizer: `open_clip.get_tokenizer(name)`; None is open_clip's own BPE, where the text
@@ -57,7 +59,7 @@ class ZeroShotClassifier(nn.Module):
         TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
             not defined; texts, templates of the wrong kind.
         ValueError: no texts, an empty one, one longer than the context, a template without a slot,
-            a damaged cache.
+            a damaged cache, a model on several devices or on meta.
         OSError: a cache that cannot be written.
 
     Example::
@@ -219,21 +221,7 @@ class ZeroShotClassifier(nn.Module):
         return clip
 
     def _set_model(self, model: nn.Module, positions: str) -> None:
-        if not isinstance(model, nn.Module):
-            hint = "; from_pretrained loads by name" if isinstance(model, str) else ""
-            raise TypeError(f"model is a {type(model).__name__}, not an open_clip model{hint}")
-        model = unwrap(model)
-        missing = [
-            name
-            for name in ("visual", "encode_image", "encode_text", "logit_scale")
-            if not hasattr(model, name)
-        ]
-        if missing:
-            raise TypeError(
-                f"{type(model).__name__} is no open_clip CLIP: it has no {', '.join(missing)}. "
-                "Load one with open_clip.create_model_and_transforms"
-            )
-        self.model = model
+        self.model = model = check_clip(model)
         self.training = model.training
         self.tower = adapt(self.model.visual, positions)
         self._preprocess = Preprocess.of(model, self.tower.native_size)
@@ -349,17 +337,29 @@ class ZeroShotClassifier(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """The model's own embedding of images, L2-normalised: (N, C)."""
+        with steady(self.model):
+            return self._image_features(images)
+
+    def _image_features(self, images: Tensor) -> Tensor:
         checks.check_images(images, self.tower, self.device)
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
+        if torch.is_grad_enabled() and (images.requires_grad or taps):
+            check_differentiable(self.tower.visual)
         found = normalized(self.tower.encode(images.to(self.tower.dtype), taps))
         return checks.check_results(found, "image features")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, 3, H, W) for the K texts."""
-        image = self.image_features(images)
-        text = self.text_features()[: len(self.texts)].to(image.dtype)
+        """Logits (N, K) of images (N, 3, H, W) for the K texts.
+
+        Raises:
+            TypeError, ValueError: see `checks`.
+            RuntimeError: a training step of the model meanwhile, see `models.steady`.
+        """
+        with steady(self.model):
+            image = self._image_features(images)
+            text = self.text_features()[: len(self.texts)].to(image.dtype)
         with full_precision(images):
             logits = self.model.logit_scale.exp() * image @ text.T
             bias = getattr(self.model, "logit_bias", None)

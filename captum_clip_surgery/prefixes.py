@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery.text_towers import (
+    cast_dtype,
     end_of_text,
     has_hooks,
     pooled_at_end_of_text,
@@ -74,7 +75,7 @@ def shares_prefixes(tower: Any) -> bool:
 def encode_shared(tower: Any, tokens: Tensor, device: torch.device) -> Tensor:
     """Unnormalised features (P, C) of token ids (P, context), for towers that share prefixes."""
     tree = grow(tokens, end_of_text(tower, tokens), device)
-    dtype = tower.transformer.get_cast_dtype()
+    dtype = cast_dtype(tower)
     mask = tower.attn_mask.to(dtype)
     x = tower.token_embedding(tree.tokens).to(dtype)
     x = (x + tower.positional_embedding[tree.places].to(dtype))[None]

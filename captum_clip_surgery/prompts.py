@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
 from captum_clip_surgery.functional import has_direction, normalized
+from captum_clip_surgery.models import check_place, check_same, version_of
 from captum_clip_surgery.prefixes import encode_shared, shares_prefixes
 from captum_clip_surgery.text_cache import TextCache
 from captum_clip_surgery.text_towers import (
@@ -207,7 +208,9 @@ class PromptEncoder:
                 cache.update(self._recalled(part))
                 part = [text for text in part if text not in cache]
                 if part:
+                    before = _marks(parameters_of(self.tower))
                     found = dict(zip(part, self._encode(part), strict=True))
+                    check_same(before, _marks(parameters_of(self.tower)))
                     self._keep(found)
                     cache.update(found)
             if len(cache) > REMEMBERED:
@@ -220,8 +223,9 @@ class PromptEncoder:
         Changes through `p.data.mul_()` and its like, which leave no trace in torch, are not seen.
         """
         parameters = parameters_of(self.tower)
-        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        state = _marks(parameters)
         if state != self._cached_for:
+            check_place([*parameters, self.model.logit_scale], "text tower")
             # Held, so that their memory is not handed to others, which would look the same.
             self._held = [p.detach() for p in parameters]
             self._cache, self._cached_for = {}, state
@@ -383,6 +387,10 @@ class PromptEncoder:
         if pooled_at_end_of_text(self.tower):
             return pool_text(self.tower, final_tokens(self.tower, tokens), tokens)
         return self.model.encode_text(tokens)  # type: ignore[operator]
+
+
+def _marks(parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
+    return [(p.data_ptr(), version_of(p)) for p in parameters]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

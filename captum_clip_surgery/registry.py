@@ -37,6 +37,7 @@ from captum_clip_surgery.methods.dense import (
     LayerNaClip,
     LayerSclip,
 )
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.surgery import (
     LayerClipSimilarity,
     LayerClipSurgery,
@@ -72,7 +73,7 @@ def _captum(make: Callable[..., Any], **options: Any) -> Method:
         captum = make(clip)
 
         def one(image: Tensor, targets: list[int]) -> Tensor:
-            with torch.inference_mode(False), torch.random.fork_rng():
+            with steady(clip.model), torch.inference_mode(False), torch.random.fork_rng():
                 torch.manual_seed(SEED)
                 image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
                 given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}

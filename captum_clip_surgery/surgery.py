@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import checks, functional
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.methods.base import GridMaps, ImageMaps, MapAttribution
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.towers import Encoded, Heads, Recipe
 
 #: Blocks the new path spans in the published code.
@@ -127,14 +128,15 @@ def maps_together(
         range(count) if targets is None else targets, count, clip.device
     )
     recipes = list(dict.fromkeys(method.recipe for method in methods.values()))
-    encoded = dict(
-        zip(recipes, clip.tower.paths(images.to(clip.tower.dtype), recipes), strict=True)
-    )
     found = {}
-    for name, method in methods.items():
-        scores = method.scores_of(encoded[method.recipe], indices)
-        checks.check_results(scores, f"maps of {name}")
-        found[name] = method.finish(scores, size).to(images)
+    with steady(clip.model):
+        encoded = dict(
+            zip(recipes, clip.tower.paths(images.to(clip.tower.dtype), recipes), strict=True)
+        )
+        for name, method in methods.items():
+            scores = method.scores_of(encoded[method.recipe], indices)
+            checks.check_results(scores, f"maps of {name}")
+            found[name] = method.finish(scores, size).to(images)
     return found
 
 

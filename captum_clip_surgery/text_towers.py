@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
@@ -98,11 +99,21 @@ def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
         )
         return found["text_intermediates"][-1]
     length = tokens.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
+    dtype = cast_dtype(tower)
     x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
     mask = tower.attn_mask
     x = tower.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
     return tower.ln_final(x)
+
+
+def cast_dtype(tower: Any) -> torch.dtype:
+    """The type in which tokens enter, as open_clip takes it from a weight.
+
+    A dynamically quantised layer keeps its weight to itself, and takes what it was made of.
+    """
+    if isinstance(tower.transformer.resblocks[0].mlp.c_fc.weight, Tensor):
+        return tower.transformer.get_cast_dtype()
+    return tower.positional_embedding.dtype
 
 
 def pool_text(tower: Any, x: Tensor, tokens: Tensor) -> Tensor:

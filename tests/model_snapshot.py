@@ -32,9 +32,16 @@ def snapshot(model: nn.Module) -> Snapshot:
         seen["version", name] = tensor._version
         seen["grad", name] = Same(tensor.grad)
         seen["grad bits", name] = Bits(tensor.grad)
-    for name, tensor in model.state_dict().items():
-        seen["bits", name] = Bits(tensor)
+    for name, value in model.state_dict().items():
+        seen["bits", name] = content(value)
     return seen
+
+
+def content(value: Any) -> Any:
+    """Bits, also where quantised layers have a pair of tensors, new at each look, or a type."""
+    if isinstance(value, tuple):
+        return [content(each) for each in value]
+    return Bits(value) if isinstance(value, Tensor) else Same(value)
 
 
 class Same:

@@ -9,7 +9,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -51,7 +51,6 @@ NATIVE = Parts(
     blocks=tuple(f"transformer.resblocks.{i}" for i in range(3)),
     layers=("ln_post",),
     positions="positional_embedding",
-    beside=("transformer.resblocks.2.attn.out_proj",),
 )
 RESNET = Parts(
     entry="conv1",
@@ -171,7 +170,7 @@ TINY: dict[str, Tiny] = {
     "custom": Tiny(
         "ViT-B-16",
         _native(**_CUSTOM, scale_fc=True, ls_init_value=0.5),
-        parts=replace(NATIVE, beside=()),
+        parts=NATIVE,
     ),
     "clipa": Tiny(
         "ViT-L-14-CLIPA",
@@ -185,7 +184,7 @@ TINY: dict[str, Tiny] = {
         ),
         embed_dim=16,  # the width of its texts, which its decoder attends to together with images
         others=_COCA,
-        parts=replace(NATIVE, beside=(*NATIVE.beside, "attn_pool.attn.out_proj")),
+        parts=NATIVE,
     ),
     "siglip": Tiny(
         "ViT-B-16-SigLIP",

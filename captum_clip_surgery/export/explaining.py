@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.surgery import DualPathMaps
 from captum_clip_surgery.tasks.recognition import pooled_scores
 
@@ -59,12 +60,12 @@ def explain_batch(surgery: DualPathMaps, images: Tensor, top: int = 5) -> Explai
     clip = surgery.forward_func
     checks.check_images(images, clip.tower, clip.device)
     checks.check_modes(clip.model)
-    encoded = clip.tower.dual_path(images.to(clip.tower.dtype), surgery.recipe)
     targets = torch.arange(len(clip.texts), device=images.device)
-    maps = surgery.finish(
-        surgery.scores_of(encoded, targets), (images.shape[-2], images.shape[-1])
-    ).half()
-    scores = pooled_scores(clip, normalized(encoded.pooled), None).float()
+    with steady(clip.model):
+        encoded = clip.tower.dual_path(images.to(clip.tower.dtype), surgery.recipe)
+        found_scores = surgery.scores_of(encoded, targets)
+        scores = pooled_scores(clip, normalized(encoded.pooled), None).float()
+    maps = surgery.finish(found_scores, (images.shape[-2], images.shape[-1])).half()
     # Of equal scores the first text comes first, on every device.
     values, order = scores.sort(descending=True, stable=True)
     found = maps.cpu().numpy()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import checks
 from captum_clip_surgery.checks import Target
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models import steady
 
 
 class Explain(Protocol):
@@ -85,6 +86,7 @@ class MapAttribution(Attribution):
 
         Raises:
             TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
+            RuntimeError: a training step of the model meanwhile, see `models.steady`.
         """
         if additional_forward_args is not None:
             raise TypeError("additional_forward_args must be None: texts belong to the classifier")
@@ -115,6 +117,7 @@ class MapAttribution(Attribution):
 
         Raises:
             TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
+            RuntimeError: a training step of the model meanwhile, see `models.steady`.
         """
         clip = self._check(inputs, check_finite)
         count = len(clip.texts)
@@ -134,7 +137,8 @@ class MapAttribution(Attribution):
         return clip
 
     def _maps(self, images: Tensor, targets: Tensor, finite: bool = True) -> Tensor:
-        scores = self.scores(images, targets)
+        with steady(self.forward_func.model):
+            scores = self.scores(images, targets)
         if finite:
             checks.check_results(scores, "maps")
         maps = self.finish(scores, (images.shape[-2], images.shape[-1]))

@@ -12,6 +12,7 @@ from torch import Tensor
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.models import check_differentiable
 from captum_clip_surgery.towers import Tower
 
 GRADIENT_BYTES = 256 << 20  # of one batch of gradients
@@ -29,6 +30,8 @@ class TowerMaps(MapAttribution):
     def __init__(self, forward_func: ZeroShotClassifier) -> None:
         super().__init__(forward_func)
         self._check_tower(self.forward_func.tower)
+        if self.needs_gradients:
+            check_differentiable(self.forward_func.tower.visual)
 
     def _check_tower(self, tower: Tower) -> None:
         why = None

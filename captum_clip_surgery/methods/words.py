@@ -19,8 +19,14 @@ from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.opened import likeness_to, relevance_row, text_gradients
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.text_towers import end_of_text, pool_text, pooled_at_end_of_text
+from captum_clip_surgery.text_towers import (
+    cast_dtype,
+    end_of_text,
+    pool_text,
+    pooled_at_end_of_text,
+)
 from captum_clip_surgery.towers import OpenBlock
 from captum_clip_surgery.towers.base import join_heads, split_heads
 from captum_clip_surgery.towers.vit import block_feed_forward, block_heads, block_merge
@@ -88,14 +94,15 @@ def word_scores(
         raise ValueError(f"depth {depth} must be from 1 to the text tower's {len(blocks)}")
     checks.check_images(images, clip.tower, clip.device)
     checks.check_modes(clip.model)
-    with torch.no_grad():
-        image = normalized(clip.tower.encode(images.to(clip.tower.dtype)))
-    with torch.inference_mode(False), torch.enable_grad(), full_precision(images):
-        opened, outputs, feature = _open(tower, tokens, depth)
-        # One text, many images: images stand where texts stand on the image side.
-        cosines = normalized(feature) @ image.detach().clone().T
-        of_tokens = _relevance if method == "relevance" else _grad_eclip
-        scores = of_tokens(cosines, opened, outputs, blocks[-depth:]).detach()
+    with steady(clip.model, whole=True):
+        with torch.no_grad():
+            image = normalized(clip.tower.encode(images.to(clip.tower.dtype)))
+        with torch.inference_mode(False), torch.enable_grad(), full_precision(images):
+            opened, outputs, feature = _open(tower, tokens, depth)
+            # One text, many images: images stand where texts stand on the image side.
+            cosines = normalized(feature) @ image.detach().clone().T
+            of_tokens = _relevance if method == "relevance" else _grad_eclip
+            scores = of_tokens(cosines, opened, outputs, blocks[-depth:]).detach()
     of_words = [scores[:, places].sum(1) for _, places in found]
     return WordScores(tuple(word for word, _ in found), torch.stack(of_words, dim=1))
 
@@ -128,7 +135,7 @@ def _tokens(encoder: PromptEncoder, text: str) -> Tensor:
 def _open(tower: Any, tokens: Tensor, depth: int) -> tuple[list[OpenBlock], list[Tensor], Tensor]:
     """The last blocks with attention laid open, their attended values, and the text's feature."""
     length = tokens.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
+    dtype = cast_dtype(tower)
     mask = tower.attn_mask[:length, :length].to(dtype)
     blocks = tower.transformer.resblocks
     with torch.no_grad():

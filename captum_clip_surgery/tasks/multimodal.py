@@ -19,6 +19,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.base import check_classifier
 from captum_clip_surgery.methods.words import END, START, encoder_of, word_places
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.prompts import PromptEncoder, check_texts
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.pictures import Images, as_list, batches
@@ -138,9 +139,10 @@ def word_maps(
     with torch.no_grad():
         for pixels, sizes in batches(clip, images, size, batch_size):
             part = read[len(found) : len(found) + len(pixels)]
-            with full_precision(pixels):
-                features, without = _encode(encoder, part)
-            encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
+            with steady(clip.model, whole=True):
+                with full_precision(pixels):
+                    features, without = _encode(encoder, part)
+                encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
             with full_precision(pixels):
                 patches, image = normalized(encoded.patches), normalized(encoded.pooled)
                 scores = (features.to(patches.dtype) @ patches.mT).unflatten(-1, encoded.grid)
@@ -205,12 +207,13 @@ def maps_of_own_texts(
     found: list[Tensor] = []
     with torch.no_grad():
         for pixels, _ in batches(clip, images, size, batch_size):
-            encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
-            for i, own in enumerate(lists[len(found) : len(found) + len(pixels)]):
-                method = LayerClipSurgery(clip.with_texts(own), None, depth, feature_surgery)
-                patches, pooled = encoded.patches[i : i + 1], encoded.pooled[i : i + 1]
-                scores = method.scores_of(Encoded(patches, pooled, encoded.grid))[0]
-                found.append(scores.to(pixels.dtype))
+            with steady(clip.model):
+                encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
+                for i, own in enumerate(lists[len(found) : len(found) + len(pixels)]):
+                    method = LayerClipSurgery(clip.with_texts(own), None, depth, feature_surgery)
+                    patches, pooled = encoded.patches[i : i + 1], encoded.pooled[i : i + 1]
+                    scores = method.scores_of(Encoded(patches, pooled, encoded.grid))[0]
+                    found.append(scores.to(pixels.dtype))
     return found
 
 

@@ -31,6 +31,10 @@ FAMILIES: tuple[type[Tower], ...] = (
 )
 
 
+#: PyTorch's classes of modules of which a process has parts alone.
+SHARDED = ("FullyShardedDataParallel", "FSDPModule")
+
+
 def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
     """The adapter for an image tower, beside which it computes.
 
@@ -62,14 +66,27 @@ def family_of(visual: nn.Module) -> type[Tower] | str:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside a compiled one.
+    """The module inside a compiled one, or one for data-parallel training, or both.
 
-    Hooks added after a compiled call never fire, so its insides are used instead.
+    Hooks added after a compiled call never fire, so its insides are used instead. Explaining takes
+    no part in the exchange of gradients.
 
     Raises:
-        TypeError: a ScriptModule, which takes hooks and never fires them.
+        TypeError: a ScriptModule, which takes hooks and never fires them, or one whose weights are
+            spread over processes.
     """
-    module = getattr(module, "_orig_mod", module)
+    while True:
+        inside = getattr(module, "_orig_mod", module)
+        if isinstance(inside, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inside = inside.module
+        if inside is module:
+            break
+        module = inside
+    if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
+        raise TypeError(
+            f"the weights of {type(module).__name__} are spread over processes; explain a model "
+            "with whole weights: load its full state dict"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
             f"{type(module).__name__} is a ScriptModule, whose hooks never fire; "

@@ -6,6 +6,7 @@ them, and reads their parameters.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from captum_clip_surgery.text_towers import has_hooks
 
 Grid = tuple[int, int]
 
@@ -231,6 +234,7 @@ class Tower(ABC):
                 pass as (N, D, h, w).
         """
         self.grid(*images.shape[-2:])
+        self._warn_of_hooks(len(self.blocks))
         x, layout = self.embed(images)
         for index in range(len(self.blocks)):
             if taps and index in taps:
@@ -255,10 +259,25 @@ class Tower(ABC):
     def enter(self, images: Tensor, index: int) -> tuple[Tensor, Layout]:
         """The tokens entering block `index`, (N, L, D), and where they stand."""
         self.grid(*images.shape[-2:])
+        self._warn_of_hooks(index)
         x, layout = self.embed(images)
         for before in range(index):
             x = self.run_block(before, x, layout)
         return x, layout
+
+    def _warn_of_hooks(self, first: int) -> None:
+        """Say so where hooks do not fire: on the tower, and on blocks from `first` on."""
+        named: dict[str, Any] = {"the image tower": self.visual}
+        for index in range(first, len(self.blocks)):
+            named[f"block {index}"] = self.blocks[index]
+            named[f"the attention of block {index}"] = getattr(self.blocks[index], "attn", None)
+        silent = [name for name, part in named.items() if part is not None and has_hooks([part])]
+        if silent:
+            warnings.warn(
+                f"hooks on {', '.join(silent)} do not fire, for its parts are called instead: what "
+                "they change is not in the result. Hooks on the parts (norms, feed-forward) fire",
+                stacklevel=3,
+            )
 
     def open_blocks(
         self, x: Tensor, layout: Layout, first: int, pooled_only: bool = False
@@ -343,6 +362,11 @@ def some_rows(linear: nn.Module, x: Tensor, rows: slice) -> Tensor:
     if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
         return linear(x)[..., rows]
     return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+def is_quantised(linear: nn.Module) -> bool:
+    """Whether a linear map keeps its weight to itself, as torch's quantised ones do."""
+    return not isinstance(linear.weight, Tensor)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -14,6 +14,7 @@ from captum_clip_surgery.towers.base import (
     Heads,
     Layout,
     Tower,
+    is_quantised,
     join_heads,
     resize_positions,
     split_heads,
@@ -34,6 +35,8 @@ class ModifiedResNetTower(Tower):
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
+        if is_quantised(visual.attnpool.q_proj):
+            return "its pooling reads a weight that quantisation hides: open_clip cannot run it"
         return None
 
     @property

@@ -19,6 +19,7 @@ from captum_clip_surgery.towers.base import (
     Heads,
     Layout,
     Tower,
+    is_quantised,
     join_heads,
     resize_positions,
     some_rows,
@@ -80,6 +81,8 @@ class TimmTower(Tower):
             attention = block.attn
             if type(attention) not in cls.attention_classes:
                 return f"block {index} attends by {type(attention).__name__}"
+            if getattr(attention, "q_bias", None) is not None and is_quantised(attention.qkv):
+                return f"block {index} reads a weight that quantisation hides: timm cannot run it"
             if getattr(attention, "num_kv_groups", 1) > 1:
                 return f"several queries of block {index} share one value (grouped-query attention)"
         return None
