@@ -271,10 +271,10 @@ def test_the_winner_is_the_highest_enlarged_map() -> None:
         np.testing.assert_allclose(
             overlay[best == index][:, :3], [hue(index)] * (best == index).sum(), atol=1e-6
         )
-    shares = {name: 100 * (best == i).mean() for i, name in enumerate(["dog", "cat", "owl"])}
+    shares = {name: (best == i).mean() for i, name in enumerate(["dog", "cat", "owl"])}
     legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     order = sorted(shares, key=lambda name: -shares[name])
-    assert legend == [f"{name}  {shares[name]:.1f}%" for name in order]
+    assert legend == [f"{name}  {shares[name]:.1%}" for name in order]
 
 
 def test_nobody_wins_below_the_threshold() -> None:

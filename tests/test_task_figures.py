@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from captum_clip_surgery.tasks import Prompt, Recognition, Segmentation, WordMaps, figures
-from captum_clip_surgery.visualization import PIXELS, labels
+from captum_clip_surgery.visualization import (
+    PIXELS,
+    compare_figure,
+    labels,
+    visualize_attribution,
+    winner_figure,
+)
 
 SIZES = [(40, 60), (1, 1), (4000, 2), (2, 4000), (1500, 2500)]
 
@@ -77,3 +84,27 @@ def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:
     assert texts[0].startswith("background  9.1%")
     assert len(texts) == labels.NAMED + 1
     assert texts[-1].startswith("9 more")
+
+
+@pytest.mark.parametrize("text", [r"cost $\frac{x$", "a $x$ b"])
+def test_dollars_are_no_mathematics(text: str) -> None:
+    """They would be set as such, or end in an error of Matplotlib's parser."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    truth = torch.zeros((40, 60), dtype=torch.long)
+    prompt = Prompt(text, np.array([[1, 1]], np.float32), np.array([1]), None, None, 0.5)
+    words = WordMaps((text, "runs"), torch.rand(2, 3, 4), (40, 60), torch.rand(2))
+    maps = torch.rand(1, 1, 3, 4)
+    made = [
+        figures.segmentation_figure(picture, Segmentation(truth, (text, "sky"))),
+        figures.recognition_figure(picture, Recognition(torch.rand(2), (text, "b"))),
+        figures.points_figure(picture, [prompt]),
+        figures.words_figure(picture, words),
+        winner_figure(picture, maps[0], [text]),
+        visualize_attribution(maps[0, 0], picture, title=text),
+        compare_figure([picture], {text: maps}, [text], title=text, notes={text: [[text]]}),
+    ]
+    for figure in made:
+        drawn(figure)
+        shown = [part for part in figure.findobj(Text) if part.get_text().startswith(text[:6])]
+        assert shown
+        assert not any(part.get_parse_math() for part in shown)

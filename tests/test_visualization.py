@@ -22,6 +22,7 @@ from captum_clip_surgery.visualization import (
     compare_figure,
     save_figure,
     show_map,
+    visualize_attribution,
 )
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -252,3 +253,18 @@ def test_bars_are_as_long_as_the_values_with_whiskers() -> None:
     segments = second.collections[0].get_segments()
     assert [segment[:, 0].tolist() for segment in segments] == [[-8.0, -4.0], [50.0, 55.0]]
     figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("picture", [255.0 * np.ones((4, 4, 3)), np.ones((4, 4, 3), np.int64)])
+def test_pictures_of_another_range_are_refused(picture: np.ndarray) -> None:
+    """Matplotlib would draw them white."""
+    with pytest.raises(ValueError, match="array"):
+        compare_figure([picture], {"map": torch.rand(1, 1, 2, 2)}, ["dog"])
+
+
+def test_values_whose_differences_overflow_are_refused() -> None:
+    attribution = torch.tensor([[-1.7e308, 1.7e308]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="beyond 1e\\+300, which cannot be drawn; scale it"):
+        visualize_attribution(attribution, PICTURE)
+    with pytest.raises(ValueError, match="beyond 1e\\+300"):
+        compare_figure([PICTURE], {"map": attribution[None, None]}, ["dog"])

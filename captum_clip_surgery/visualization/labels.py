@@ -80,7 +80,7 @@ def winner_figure(
     highest, labels = enlarged[0].max(0)
     if threshold is not None:
         labels[highest <= threshold] = len(texts)
-    counts = torch.bincount(labels.flatten(), minlength=len(texts) + 1) / labels.numel()
+    counts = torch.bincount(labels.flatten(), minlength=len(texts) + 1).double() / labels.numel()
     names = [*texts, NOBODY]
     order = sorted(range(len(texts)), key=lambda index: -counts[index])
     order += [len(texts)] if threshold is not None else []
