@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+import socket
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
 from captum_clip_surgery.app import code, files, markup, pictures, serving, tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
@@ -93,6 +96,13 @@ def test_settings_come_back_from_json() -> None:
         ({"texts": "star"}, "a list, not 'star'"),
         ({"texts": [3]}, "is 3, no string"),
         ({"texts": ["  "]}, "is empty"),
+        (
+            {"texts": ["text \x07bell"]},
+            r"text 'text \\x07bell' holds the control character '\\x07'",
+        ),
+        ({"texts": ["a\nb"]}, "control character"),  # which a text box would take for two texts
+        ({"rivals": ["a \ud800"]}, "control character"),
+        ({"caption": "a \uffff"}, "control character"),
         ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters, at most 200"),
         ({"rivals": [str(i) for i in range(201)]}, "201 rivals, at most 200"),
         ({"methods": []}, "no method"),
@@ -112,6 +122,7 @@ def test_settings_come_back_from_json() -> None:
         ({"example": -1}, "example -1"),
         ({"tab": "admin"}, "'admin' is none of maps"),
         ({"colour": "red"}, "no setting 'colour'"),
+        ({"x" * 5000: 1}, "no setting 'x{79}; there are texts"),
     ],
 )
 def test_what_is_refused_is_told_in_words(given: dict[str, Any], words: str) -> None:
@@ -362,8 +373,12 @@ CASES = {
     "segmentation": settings(tab="segmentation"),
     "no background": settings(tab="segmentation", background=()),
     "points": settings(tab="points", instances="components"),
-    "words": settings(tab="words"),
+    "words": settings(tab="words", colours="viridis", sign="positive", opacity=0.4),
 }
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
 
 
 def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -385,7 +400,10 @@ def test_the_code_repeats_what_is_shown(
     result = tabs.complete(explainer, shown, given)
     python = files.script(code.Model(), shown, given).content.decode()
     names = run_code(python, tmp_path, monkeypatch)
-    assert len(list(tmp_path.glob("*.png"))) == 1
+    (saved,) = tmp_path.glob("*.png")
+    if given.tab in ("maps", "words"):  # which have a look
+        drawn = pixels(files.png(result, given).content)
+        assert np.abs(pixels(saved.read_bytes()) - drawn).mean() < 0.1
     if given.tab == "maps":
         for name in given.methods:
             assert np.allclose(names["maps"][name].numpy(), result.arrays[name], atol=1e-5), name
@@ -546,3 +564,135 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Pat
         answer = client.get("/file=there")
     assert answer.content == b"1234"
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+# --- what is left out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        settings(methods=("CLIP", "GuidedGradCam"), point=(0.5, 0.5)),
+        settings(texts=("star",), methods=("FeatureSurgery", "CLIP", "ClipSurgery"), form="paper"),
+        settings(texts=("star",), methods=("ClipSurgery", "CLIP"), form="release"),
+        settings(texts=("star",), methods=("ClipSurgery",), form="release", rivals=("dog",)),
+        settings(texts=("star",), methods=("ClipSurgery",), form="empty"),
+        settings(texts=("star",), methods=("ClipSurgery", "GuidedGradCam"), form="paper"),
+    ],
+    ids=lambda given: f"{given.form}-{'-'.join(given.methods)}-{len(given.texts)}",
+)
+def test_the_code_leaves_out_what_the_page_does(
+    given: Settings, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tabs.complete(explainer, example_picture(0), given)
+    python = code.python(code.Model.of(explainer.clip), example_picture(0), given)
+    names = run_code(python, tmp_path, monkeypatch)
+    shown = [name for name in given.methods if name in result.arrays]
+    assert list(names.get("maps", {})) == shown
+    for name in given.methods:
+        assert (f"# {name} is left out: " in python) == (name not in shown)
+    assert np.allclose(names["logits"].numpy(), result.arrays["logits"], atol=1e-4)
+    assert len(list(tmp_path.glob("*.png"))) == bool(shown)
+    assert max(map(len, python.splitlines())) <= 100
+
+
+def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
+    given = settings(texts=("star",), methods=("ClipSurgery",), form="paper")
+    result = tabs.complete(explainer, example_picture(0), given)
+    words = "no method has a map to draw; choose another. ClipSurgery is left out: .* contrasts"
+    for drawn in (files.png, files.svg):
+        with pytest.raises(ValueError, match=words):
+            drawn(result, given)
+
+
+# --- looks ---------------------------------------------------------------------------------------
+
+
+def test_the_figure_of_words_has_the_look_of_the_screen(explainer: Explainer) -> None:
+    def drawn(**look: Any) -> np.ndarray:
+        given = settings(tab="words", caption="a star", **look)
+        result = tabs.complete(explainer, example_picture(0), given)
+        return pixels(files.png(result, given).content)
+
+    usual = drawn()
+    for look in ({"colours": "viridis"}, {"sign": "positive"}, {"opacity": 0.1}):
+        assert np.abs(drawn(**look) - usual).mean() > 1, look
+
+
+@pytest.mark.slow
+def test_numbers_keep_away_from_their_bars() -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no chromium here")
+    style = (Path(markup.__file__).parent / "page.css").read_text(encoding="utf-8")
+    gap = """() => {
+        const number = document.createRange();
+        number.selectNodeContents(document.querySelector("td:last-child"));
+        const bar = document.querySelector("i").getBoundingClientRect();
+        return number.getBoundingClientRect().left - bar.right;
+    }"""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_content(f"<style>{style}</style>{markup.bars('CLIP', {'star': 0.25})}")
+        assert page.evaluate(gap) >= 6
+        browser.close()
+
+
+# --- what browsers send, and ports ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        pytest.param(
+            *("across", 10**400, "a point's place in percent 10+ is no number from 0 to 100"),
+            id="too long for a float",
+        ),
+        ("down", float("nan"), "a point's place in percent nan"),
+        ("down", -1, "a point's place in percent -1"),
+        ("pointed", "no", "at a point is true or false, not 'no'"),
+        ("boxes", 1, "boxes is true or false, not 1"),
+    ],
+)
+def test_what_browsers_send_is_refused_in_words(
+    name: str, value: object, words: str, explainer: Explainer
+) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app.controls import Controls
+
+    controls = Controls(explainer)
+    for make in ("texts", "options", "look", "point", "background", "prompts", "caption", "hidden"):
+        getattr(controls, make)()
+    given = settings(point=(0.5, 0.25))
+    sent = controls.values(given)
+    assert controls.settings(sent, 0) == given
+    with pytest.raises(ValueError, match=words):
+        controls.settings({**sent, controls.by_name[name]: value}, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "error: port PORT is taken; choose another --port"),
+        (
+            ["--host", "203.0.113.1"],
+            "error: cannot listen at 203.0.113.1, port PORT: .*; choose another --host or .*",
+        ),
+    ],
+)
+def test_a_port_that_is_taken_is_told(
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which main sets
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["clip-surgery", "app", "--port", port, *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert re.fullmatch(words.replace("PORT", port), str(ended.value.code))
+    assert capsys.readouterr().out == ""  # at once, before a model is loaded

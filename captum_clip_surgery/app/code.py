@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import wrap
+from typing import Any, Self
 
 from captum_clip_surgery.app.explaining import WITH_FORM
 from captum_clip_surgery.app.pictures import EXAMPLE_SIDE, EXAMPLES, SIDE, Shown
 from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.registry import choose
 
 SAMPLING = {"KernelShap"}  # whose samples of a text depend on the texts before it in one call
 PACKAGE = "captum_clip_surgery"
 #: Pairs of a module and a name from it; of "" the whole statement.
 Imports = set[tuple[str, str]]
 WIDTH = 96  # of a line; a longer list stands one item a line
+COMMENT: dict[str, Any] = {"initial_indent": "# ", "subsequent_indent": "# "}
+CONTRASTING = ("release", "paper")  # forms that are not defined for one text
 
 
 @dataclass(frozen=True)
 class Model:
-    """Where the model comes from; without a name it is the embedded one."""
+    """Where the model comes from; without a name it is the embedded one.
+
+    `lacks` says of methods why they are not defined on it.
+    """
 
     name: str | None = None
     pretrained: str | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, clip: ZeroShotClassifier, name: str | None = None, pretrained: str | None = None
+    ) -> Self:
+        """That of a classifier, which says what methods are defined on it."""
+        _, lacks = choose(clip, ["all"])
+        return cls(name, pretrained, lacks)
 
     def made(self, texts: tuple[str, ...], rivals: tuple[str, ...] = (), extra: str = "") -> str:
         """The line that makes a classifier."""
@@ -108,61 +126,94 @@ def _size(settings: Settings) -> str:
 
 
 def _maps(model: Model, settings: Settings) -> tuple[Imports, str]:
-    imports: Imports = {
-        ("", "import torch"),
-        (f"{PACKAGE}.visualization", "compare_figure"),
-        (f"{PACKAGE}.visualization", "save_figure"),
-    }
+    left_out = _left_out(model, settings)
+    names = [name for name in settings.methods if name not in left_out]
+    imports: Imports = {("", "import torch")}
     lines = [
         model.made(settings.texts, settings.rivals),
         f"images = clip.preprocess(picture{_size(settings)})",
         "",
-        "methods = {",
     ]
-    for name in settings.methods:
-        if name in WITH_FORM:
-            kind = WITH_FORM[name].__name__
-            form = repr(settings.feature_surgery).replace("'", '"')
-            lines.append(f'    "{name}": {kind}(clip, feature_surgery={form}).attribute_all,')
-            imports.add((PACKAGE, kind))
-        else:
-            lines.append(f'    "{name}": METHODS["{name}"](clip),')
-            imports.add((PACKAGE, "METHODS"))
+    for name, why in left_out.items():
+        lines += wrap(f"{name} is left out: {why}", WIDTH, **COMMENT)
+    if names:
+        made, chosen = _methods(names, settings)
+        imports |= made
+        lines += [*chosen, *_explained(names)]
+    elif left_out:
+        lines.append("")
     lines += [
-        "}",
-        *_explained(settings),
         "with torch.no_grad():",
         "    logits = clip(images)[0]",
         "for text, share in zip(clip.texts, logits.softmax(-1).tolist(), strict=True):",
         '    print(f"{share:6.1%}  {text}")',
     ]
-    if settings.point is not None:
-        x, y = settings.point
-        lines += [
-            "for name, of_texts in maps.items():  # scores at a point",
-            "    rows, columns = of_texts.shape[1:]",
-            f"    row = min(int({y} * rows), rows - 1)",
-            f"    column = min(int({x} * columns), columns - 1)",
-            "    print(name, of_texts[:, row, column].tolist())",
-        ]
-    lines += [
+    if names:
+        imports |= {(f"{PACKAGE}.visualization", n) for n in ("compare_figure", "save_figure")}
+        lines += [*_at_point(settings), *_compared(settings)]
+    return imports, "\n".join([*lines, ""])
+
+
+def _left_out(model: Model, settings: Settings) -> dict[str, str]:
+    """Why the page shows no maps of some methods."""
+    left_out = {name: model.lacks[name] for name in settings.methods if name in model.lacks}
+    if settings.form in CONTRASTING and len(settings.texts) + len(settings.rivals) == 1:
+        why = f'form "{settings.form}" contrasts texts, and there is one'
+        left_out |= {name: why for name in settings.methods if name in WITH_FORM}
+    return left_out
+
+
+def _methods(names: list[str], settings: Settings) -> tuple[Imports, list[str]]:
+    imports: Imports = set()
+    lines = ["methods = {"]
+    for name in names:
+        if name in WITH_FORM:
+            kind = WITH_FORM[name].__name__
+            form = "None" if settings.feature_surgery is None else quote(settings.feature_surgery)
+            lines.append(f'    "{name}": {kind}(clip, feature_surgery={form}).attribute_all,')
+            imports.add((PACKAGE, kind))
+        else:
+            lines.append(f'    "{name}": METHODS["{name}"](clip),')
+            imports.add((PACKAGE, "METHODS"))
+    return imports, [*lines, "}"]
+
+
+def _at_point(settings: Settings) -> list[str]:
+    if settings.point is None:
+        return []
+    x, y = settings.point
+    return [
+        "for name, of_texts in maps.items():  # scores at a point",
+        "    rows, columns = of_texts.shape[1:]",
+        f"    row = min(int({y} * rows), rows - 1)",
+        f"    column = min(int({x} * columns), columns - 1)",
+        "    print(name, of_texts[:, row, column].tolist())",
+    ]
+
+
+def _compared(settings: Settings) -> list[str]:
+    return [
         "",
         "figure = compare_figure(",
         "    [picture],",
         "    {name: of_texts[None] for name, of_texts in maps.items()},",
         "    clip.texts,",
+        *_look(settings),
+        ")",
+        'save_figure(figure, "maps.png")',
+    ]
+
+
+def _look(settings: Settings) -> list[str]:
+    return [
         f'    sign="{settings.sign}",',
         f"    cmap={'None' if settings.cmap is None else quote(settings.cmap)},",
         f"    alpha_overlay={settings.opacity},",
-        ")",
-        'save_figure(figure, "maps.png")',
-        "",
     ]
-    return imports, "\n".join(lines)
 
 
-def _explained(settings: Settings) -> list[str]:
-    if not SAMPLING & set(settings.methods):
+def _explained(names: list[str]) -> list[str]:
+    if not SAMPLING & set(names):
         return [
             "# (K, h, w) of the K texts, raw and signed",
             "maps = {name: explain(images)[0].detach() for name, explain in methods.items()}",
@@ -209,19 +260,23 @@ def _words(model: Model, settings: Settings) -> tuple[Imports, str]:
         f"(found,) = word_maps(clip, [picture], [{quote(settings.caption)}]{_size(settings)})\n"
         "print(found.shared())",
         "found",
+        _look(settings),
     )
 
 
-def _task(clip: str, task: str, figure: str, body: str, result: str) -> tuple[Imports, str]:
+def _task(
+    clip: str, task: str, figure: str, body: str, result: str, look: Sequence[str] = ()
+) -> tuple[Imports, str]:
     imports = {
         ("", "import numpy as np"),
         (f"{PACKAGE}.tasks", task),
         (f"{PACKAGE}.tasks.figures", figure),
         (f"{PACKAGE}.visualization", "save_figure"),
     }
-    name = f"{task}.png"
-    drawn = f'figure = {figure}(np.asarray(picture), {result})\nsave_figure(figure, "{name}")\n'
-    return imports, f"{clip}\n{body}\n\n{drawn}"
+    drawn = f"{figure}(np.asarray(picture), {result})"
+    if look:
+        drawn = "\n".join([f"{figure}(", "    np.asarray(picture),", f"    {result},", *look, ")"])
+    return imports, f'{clip}\n{body}\n\nfigure = {drawn}\nsave_figure(figure, "{task}.png")\n'
 
 
 _TABS: dict[str, Callable[[Model, Settings], tuple[Imports, str]]] = {

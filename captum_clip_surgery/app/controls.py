@@ -13,7 +13,9 @@ from captum_clip_surgery.app.settings import (
     FORM_NAMES,
     MAX_TEXTS,
     Settings,
+    flag,
     lines_of,
+    number,
 )
 from captum_clip_surgery.tasks.points import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
@@ -145,7 +147,8 @@ class Controls:
         raw["side"] = None if raw["side"] == OWN_SIDE else _number(raw["side"], "resolution")
         raw["example"] = example
         across, down, pointed = (raw.pop(name) for name in ("across", "down", "pointed"))
-        raw["point"] = (_share(across), _share(down)) if pointed else None
+        shown = flag(pointed, "whether scores are shown at a point")
+        raw["point"] = (_share(across), _share(down)) if shown else None
         raw["caption"] = _string(raw["caption"], "caption")
         return Settings.of(raw)
 
@@ -182,6 +185,4 @@ def _number(value: object, what: str) -> int:
 
 
 def _share(percent: object) -> float:
-    if isinstance(percent, bool) or not isinstance(percent, (int, float)):
-        raise ValueError(f"a point's place {percent!r:.80} is no number of percent")
-    return percent / 100
+    return number(percent, "a point's place in percent", 0, 100) / 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -126,7 +127,9 @@ class Settings:
         known = [field.name for field in fields(cls)]
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(f"there is no setting {unknown[0]!r}; there are {', '.join(known)}")
+            raise ValueError(
+                f"there is no setting {unknown[0]!r:.80}; there are {', '.join(known)}"
+            )
         if "texts" not in given:
             raise ValueError("the settings name no texts")
         return cls(**given)
@@ -144,6 +147,28 @@ def lines_of(text: str | None) -> tuple[str, ...]:
 
 
 # --- what a value must be ------------------------------------------------------------------------
+
+
+def number(value: Any, what: str, low: float, high: float) -> float:
+    """A number in its limits, as it is.
+
+    Raises:
+        ValueError: another one, or none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{what} {value!r:.80} is no number from {low:g} to {high:g}")
+    return value
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or false, as it is.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{what} is true or false, not {value!r:.80}")
+    return value
 
 
 def _texts(value: Any, what: str, most: int, least: int = 0) -> tuple[str, ...]:
@@ -170,7 +195,16 @@ def _text(value: Any, what: str) -> str:
             f"a {what} has {len(value)} characters, at most {MAX_CHARACTERS} are read; shorten "
             f"{value[:20]!r}..."
         )
-    return value.strip()
+    value = value.strip()
+    unfit = next((sign for sign in value if _unfit(sign)), None)
+    if unfit is not None:
+        raise ValueError(f"the {what} {value!r} holds the control character {unfit!r}; remove it")
+    return value
+
+
+def _unfit(sign: str) -> bool:
+    """Whether XML holds no such character (SVG is XML), or a text box breaks the line at it."""
+    return unicodedata.category(sign) in ("Cc", "Cs") or sign in "\ufffe\uffff"
 
 
 def _methods(value: Any) -> tuple[str, ...]:
@@ -189,12 +223,6 @@ def _one_of(allowed: Any, what: str) -> Callable[[Any], str]:
     return check
 
 
-def _number(value: Any, what: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{what} {value!r:.80} is no number from {low:g} to {high:g}")
-    return value
-
-
 def _whole(value: Any, what: str, low: int, high: int) -> int | None:
     if value is None:
         return None
@@ -208,14 +236,8 @@ def _point(value: Any) -> tuple[float, float] | None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ValueError(f"a point is [x, y], each from 0 to 1, not {value!r:.80}")
-    x, y = (float(_number(part, "a point's coordinate", 0, 1)) for part in value)
+    x, y = (float(number(part, "a point's coordinate", 0, 1)) for part in value)
     return x, y
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"boxes is true or false, not {value!r:.80}")
-    return value
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -224,13 +246,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "rivals": lambda value: _texts(value, "rival", MAX_RIVALS),
     "form": _one_of(FORM_NAMES, "form of feature surgery"),
     "side": lambda value: _whole(value, "resolution", 1, MAX_SIDE),
-    "opacity": lambda value: float(_number(value, "opacity", 0, 1)),
+    "opacity": lambda value: float(number(value, "opacity", 0, 1)),
     "colours": _one_of(COLOUR_MAPS, "colour map"),
     "sign": _one_of(SIGNS, "sign"),
     "point": _point,
     "background": lambda value: _texts(value, "background text", MAX_TEXTS),
     "instances": _one_of(INSTANCES, "kind of prompts"),
-    "boxes": _flag,
+    "boxes": lambda value: flag(value, "boxes"),
     "caption": lambda value: _text(value, "caption"),
     "example": lambda value: _whole(value, "example", 0, 10_000),
     "tab": _one_of(TABS, "tab"),

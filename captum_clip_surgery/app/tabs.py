@@ -86,16 +86,23 @@ def _maps_result(
             "logits": found.logits.numpy(),
             **{name: maps.numpy() for name, maps in found.maps.items()},
         },
-        lambda: compare_figure(
-            [picture.image],
-            {name: maps[None] for name, maps in found.maps.items()},
-            found.texts,
-            sign=settings.sign,
-            cmap=settings.cmap,
-            alpha_overlay=settings.opacity,
-        ),
+        lambda: _maps_figure(found, picture, settings),
         (*hints, *_unknown(explainer, words)),
         done,
+    )
+
+
+def _maps_figure(found: Explanation, picture: Shown, settings: Settings) -> Figure:
+    if not found.maps:
+        why = "; ".join(f"{name} is left out: {why}" for name, why in found.left_out.items())
+        raise ValueError(f"no method has a map to draw; choose another. {why}")
+    return compare_figure(
+        [picture.image],
+        {name: maps[None] for name, maps in found.maps.items()},
+        found.texts,
+        sign=settings.sign,
+        cmap=settings.cmap,
+        alpha_overlay=settings.opacity,
     )
 
 
@@ -209,7 +216,13 @@ def _words(explainer: Explainer, picture: Shown, settings: Settings) -> Iterator
             "maps": maps.numpy(),
             "importance": found.importance.cpu().numpy(),
         },
-        lambda: words_figure(np.asarray(picture.image), found),
+        lambda: words_figure(
+            np.asarray(picture.image),
+            found,
+            sign=settings.sign,
+            cmap=settings.cmap,
+            alpha_overlay=settings.opacity,
+        ),
         _unknown(explainer, (settings.caption,)),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -15,6 +16,7 @@ from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.segmentation import Segmentation
 from captum_clip_surgery.tasks.vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import (
+    View,
     add_legend,
     drawn_aspect,
     hue,
@@ -118,6 +120,10 @@ def words_figure(
     found: WordMaps,
     columns: int = 6,
     width: float | str | None = None,
+    *,
+    sign: str = "range",
+    cmap: str | Colormap | None = None,
+    alpha_overlay: float = 0.7,
 ) -> Figure:
     """The picture, then where it shows each word of its caption, with the word's importance.
 
@@ -129,15 +135,20 @@ def words_figure(
         found: what `word_maps` found in it.
         columns: panels in a row, at least 1.
         width: of the figure, in inches or by its name in `WIDTHS`; None is two inches a panel.
+        sign: of the values that are drawn, see `visualize_attribution`.
+        cmap: see `visualize_attribution`.
+        alpha_overlay: how opaque maps are over the picture, 0..1.
 
     Returns:
         A figure, free of pyplot: `save_figure` writes it.
 
     Raises:
-        ValueError: no column, or a map that is not finite.
+        ValueError: no column, a map that is not finite, a sign that is not known, or an opacity
+            out of its range.
     """
     if columns < 1:
         raise ValueError(f"columns {columns!r} must be at least 1")
+    view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
     count = 1 + len(found.words)
     columns = min(columns, count)
     rows, aspect = -(-count // columns), drawn_aspect(picture)
@@ -148,7 +159,7 @@ def words_figure(
         axis.set_visible(False)
     panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
     for axis, word, attribution, importance in panels:
-        show_map(axis, picture, attribution)
+        show_map(axis, picture, attribution, view)
         title, size = fit(f"{word}  {importance:+z.2f}", side, type_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
     return figure
