@@ -13,6 +13,7 @@ from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.towers import Tower
 
 Target = int | Tensor | Sequence[int] | None
+PIXELS = "images hold NaN or infinite pixels"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,26 +44,29 @@ def check_images(images: Tensor, tower: Tower, device: torch.device, finite: boo
     if images.device != device:
         raise ValueError(f"images are on {images.device}, the model on {device}")
     if finite and not _is_finite(images):
-        raise ValueError("images hold NaN or infinite pixels")
+        raise ValueError(PIXELS)
 
 
-def check_results(values: Tensor, what: str) -> Tensor:
-    """What a model made of finite images, as it is.
+def check_finite(images: Tensor, results: Tensor, what: str) -> Tensor:
+    """What a model made of images, as it is; a GPU is waited for once.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: NaN or infinity in the images, or in what was made of them.
     """
-    if not _is_finite(values):
-        raise ValueError(
-            f"{what} hold NaN or infinity, though the images do not: are the model's weights "
-            "whole, and pixels normalised (clip.preprocess)? Half precision may be too narrow"
-        )
-    return values
+    if _is_finite(images, results):
+        return results
+    if not _is_finite(images):
+        raise ValueError(PIXELS)
+    raise ValueError(
+        f"{what} hold NaN or infinity, though the images do not: are the model's weights "
+        "whole, and pixels normalised (clip.preprocess)? Half precision may be too narrow"
+    )
 
 
-def _is_finite(values: Tensor) -> bool:
-    # In one pass and without a copy; NaN shows in both.
-    return bool(torch.stack(values.detach().aminmax()).isfinite().all())
+def _is_finite(*tensors: Tensor) -> bool:
+    # In one pass of each and without a copy; NaN shows in both ends.
+    ends = [torch.stack(values.detach().aminmax()).isfinite().all() for values in tensors]
+    return bool(torch.stack(ends).all())
 
 
 def check_modes(model: nn.Module) -> None:

@@ -338,17 +338,17 @@ class ZeroShotClassifier(nn.Module):
     def image_features(self, images: Tensor) -> Tensor:
         """The model's own embedding of images, L2-normalised: (N, C)."""
         with steady(self.model):
-            return self._image_features(images)
+            found = self._image_features(images)
+        return checks.check_finite(images, found, "image features")
 
     def _image_features(self, images: Tensor) -> Tensor:
-        checks.check_images(images, self.tower, self.device)
+        checks.check_images(images, self.tower, self.device, finite=False)
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
         if torch.is_grad_enabled() and (images.requires_grad or taps):
             check_differentiable(self.tower.visual)
-        found = normalized(self.tower.encode(images.to(self.tower.dtype), taps))
-        return checks.check_results(found, "image features")
+        return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W) for the K texts.
@@ -364,7 +364,7 @@ class ZeroShotClassifier(nn.Module):
             logits = self.model.logit_scale.exp() * image @ text.T
             bias = getattr(self.model, "logit_bias", None)
             logits = (logits if bias is None else logits + bias).to(images.dtype)
-            return checks.check_results(logits, "logits")
+            return checks.check_finite(images, logits, "logits")
 
     def token_grid(self, index: int) -> nn.Module:
         """A module through which the patch tokens entering block `index` pass as (N, D, h, w).

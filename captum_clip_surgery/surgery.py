@@ -121,7 +121,7 @@ def maps_together(
     clip = first.forward_func
     if any(method.forward_func is not clip for method in methods.values()):
         raise ValueError("methods of two classifiers share no pass; make them on the same one")
-    checks.check_images(images, clip.tower, clip.device)
+    checks.check_images(images, clip.tower, clip.device, finite=False)
     checks.check_modes(clip.model)
     count, size = len(clip.texts), (images.shape[-2], images.shape[-1])
     indices = checks.resolve_indices(
@@ -135,7 +135,7 @@ def maps_together(
         )
         for name, method in methods.items():
             scores = method.scores_of(encoded[method.recipe], indices)
-            checks.check_results(scores, f"maps of {name}")
+            checks.check_finite(images, scores, f"maps of {name}")
             found[name] = method.finish(scores, size).to(images)
     return found
 

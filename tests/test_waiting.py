@@ -1,4 +1,4 @@
-"""Explaining waits for the device once, to hear whether pixels are finite, or not at all.
+"""Explaining waits for the device once, to hear whether pixels and maps are finite, or not at all.
 
 What waits on a GPU is an operator that hands a number to Python, whose result's shape depends on
 the data, or that copies from the CPU. Operators are the same on every device, so they are counted
@@ -53,7 +53,7 @@ def test_the_recorder_sees_what_waits():
 @pytest.mark.parametrize("form", ["release", "paper", "empty", None])
 @pytest.mark.parametrize("method", [LayerClipSurgery, ClipSurgery])
 @pytest.mark.parametrize("kind", TINY)
-def test_all_texts_wait_for_pixels_alone(kind, method, form):
+def test_all_texts_wait_once(kind, method, form):
     clip = ZeroShotClassifier(tiny_model(kind), ["dog", "cat"], ["tree"], templates=["a {}."])
     images = random_images(clip, 2)
     surgery = method(clip, feature_surgery=form)

@@ -109,8 +109,8 @@ class MapAttribution(Attribution):
             targets: indices of the texts to return; None is all. Feature surgery lets all of the
                 classifier's texts and rivals compete, whatever is returned.
             check_finite: whether images and maps are searched for NaN and infinity, which are
-                errors. On a GPU the answers are waited for; without the search nothing is, for
-                all targets.
+                errors. On a GPU the answer is waited for, once; without the search nothing is,
+                for all targets.
 
         Returns:
             (N, K, h, w) for `Layer...` classes, otherwise (N, K, H, W): one map for each text.
@@ -119,7 +119,7 @@ class MapAttribution(Attribution):
             TypeError, ValueError, IndexError: see `checks`; the message says how to mend it.
             RuntimeError: a training step of the model meanwhile, see `models.steady`.
         """
-        clip = self._check(inputs, check_finite)
+        clip = self._check(inputs)
         count = len(clip.texts)
         if targets is None:  # made where the images are
             chosen = torch.arange(count, device=inputs.device)
@@ -130,9 +130,9 @@ class MapAttribution(Attribution):
     def begin_at(self, index: int) -> None:
         """Remember the block where the method begins; shaped as a layer, that is its layer."""
 
-    def _check(self, images: Tensor, finite: bool = True) -> ZeroShotClassifier:
+    def _check(self, images: Tensor) -> ZeroShotClassifier:
         clip = self.forward_func
-        checks.check_images(images, clip.tower, clip.device, finite)
+        checks.check_images(images, clip.tower, clip.device, finite=False)
         checks.check_modes(clip.model)
         return clip
 
@@ -140,7 +140,7 @@ class MapAttribution(Attribution):
         with steady(self.forward_func.model):
             scores = self.scores(images, targets)
         if finite:
-            checks.check_results(scores, "maps")
+            checks.check_finite(images, scores, "maps")
         maps = self.finish(scores, (images.shape[-2], images.shape[-1]))
         return maps.to(images.dtype)
 
