@@ -57,7 +57,9 @@ def test_compiled_models_are_unwrapped(family, what, called):
     torch.compiler.reset()
 
 
-@each_family
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow if f != "vit" else []) for f in TOWERS]
+)
 def test_explaining_compiles_to_one_graph(family):
     """With ready features; remembered ones of texts are looked up outside of the graphs."""
     torch.compiler.reset()

@@ -67,7 +67,7 @@ def world() -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:hooks on")
 @pytest.mark.filterwarnings("ignore:Setting backward hooks")
 def test_what_is_raised_in_any_module_comes_out_and_leaves_nothing(family: str) -> None:

@@ -245,6 +245,7 @@ def start(folder: Path, name: str, first: int, known: bool = False) -> subproces
     return subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", script])
 
 
+@pytest.mark.slow
 def test_processes_share_a_folder_and_write_at_once(tmp_path):
     both = [start(tmp_path, "one", 0), start(tmp_path, "two", 20)]
     assert [process.wait(120) for process in both] == [0, 0]

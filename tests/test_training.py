@@ -43,7 +43,13 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("plan", "killed_at"), [("embedded", 1), ("embedded", 5), ("map", 3), ("average", 3)]
+    ("plan", "killed_at"),
+    [
+        ("embedded", 1),
+        pytest.param("embedded", 5, marks=pytest.mark.slow),
+        pytest.param("map", 3, marks=pytest.mark.slow),
+        pytest.param("average", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_resuming_equals_never_having_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str, killed_at: int
@@ -85,6 +91,7 @@ def test_what_is_exported(tmp_path: Path) -> None:
     assert table[start].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "pooling"), [("map", "attention"), ("average", "average")])
 def test_variants_start_with_the_known_text_and_are_measured_like_the_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str, pooling: str
