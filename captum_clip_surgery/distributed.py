@@ -87,12 +87,23 @@ class Processes:
             ConnectionError: what started this process has ended. So does the process: a run that
                 was killed and is gone on with must not have two heads.
         """
+        self._check_parent()
+        if self.store is not None:
+            self._ask("add", f"batches of {self.rank}", 1)
+
+    def _check_parent(self) -> None:
         if self.parent is not None and os.getppid() != self.parent:
             raise ConnectionError(
                 f"torchrun, which started {self}, has ended; so does this process"
             )
-        if self.store is not None:
-            self.store.add(f"batches of {self.rank}", 1)
+
+    def _ask(self, what: str, *arguments: Any) -> Any:
+        """An operation of the store, which ends with torchrun, or with the first process."""
+        try:
+            return getattr(self.store, what)(*arguments)
+        except dist.DistError as error:
+            self._check_parent()
+            raise ConnectionError(f"the others do not answer {self} any more: {error}") from error
 
     def meet(self, what: str) -> None:
         """Wait until all processes are here, as long as those that are missing go forward.
@@ -104,12 +115,12 @@ class Processes:
         if self.world == 1:
             return
         meeting = f"meeting {next(self._meetings)}"
-        self.store.set(f"{meeting}, {self.rank}", "here")
+        self._ask("set", f"{meeting}, {self.rank}", "here")
         start = moved = time.monotonic()
         batches: dict[int, int] = {}
         missing = list(range(self.world))
         while missing := [rank for rank in missing if not self._came(meeting, rank)]:
-            seen = {rank: self.store.add(f"batches of {rank}", 0) for rank in missing}
+            seen = {rank: self._ask("add", f"batches of {rank}", 0) for rank in missing}
             now = time.monotonic()
             if any(batches.get(rank) != count for rank, count in seen.items()):
                 moved = now
@@ -124,7 +135,7 @@ class Processes:
         dist.barrier()  # nobody goes, and maybe ends, while another still looks
 
     def _came(self, meeting: str, rank: int) -> bool:
-        there: bool = self.store.check([f"{meeting}, {rank}"])
+        there: bool = self._ask("check", [f"{meeting}, {rank}"])
         return there
 
     def tell(self, item: Any, what: str) -> Any:

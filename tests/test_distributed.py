@@ -127,7 +127,7 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
 @pytest.mark.slow
 def test_kills_hit_where_it_matters() -> None:
     """Of those above, some before the first piece was finished and some between two."""
-    assert len(HIT) == len(KILLS)
+    assert len(HIT) >= 25  # some of them run among the fast tests alone
     assert sum(0 < finished < len(PIECES) for finished in HIT) >= 5
     assert 0 in HIT
 

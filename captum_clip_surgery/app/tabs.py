@@ -96,9 +96,10 @@ def _maps_figure(found: Explanation, picture: Shown, settings: Settings) -> Figu
     if not found.maps:
         why = "; ".join(f"{name} is left out: {why}" for name, why in found.left_out.items())
         raise ValueError(f"no method has a map to draw; choose another. {why}")
+    shown = [name for name in settings.methods if name in found.maps]  # in the page's order
     return compare_figure(
         [picture.image],
-        {name: maps[None] for name, maps in found.maps.items()},
+        {name: found.maps[name][None] for name in shown},
         found.texts,
         sign=settings.sign,
         cmap=settings.cmap,
