@@ -193,18 +193,3 @@ def test_nothing_measured_and_refused_images() -> None:
     measures.update(MASK.float(), MASK, np.int64(3))  # type: ignore[arg-type]
     measures.update(MASK.float().requires_grad_(), MASK, 3)
     assert measures.compute()["pairs"] == 2
-
-
-@pytest.mark.slow
-def test_a_thousand_pairs_take_seconds() -> None:
-    from time import process_time
-
-    maps, mask = torch.stack([random_map(seed, side=14) for seed in range(10)]), MASK
-    mask = torch.kron(MASK, torch.ones(28, 28, dtype=torch.bool))
-    assert mask.shape == (224, 224)
-    measures = PairMeasures()
-    start = process_time()
-    for index in range(1249):
-        measures.update(maps[index % 10], mask, index // 3)
-    measures.confidence()
-    assert process_time() - start < 20  # 4.5 on one core of a slow machine
