@@ -127,6 +127,11 @@ def slowly(rank: int) -> None:
     _before_asking(lambda: time.sleep(0.3))
 
 
+def very_slowly(rank: int) -> None:
+    """Long enough to be killed between two batches for certain."""
+    _before_asking(lambda: time.sleep(1.5))
+
+
 def hanging(rank: int) -> None:
     """The second process never ends its first batch."""
     if rank == 1:

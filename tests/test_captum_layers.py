@@ -234,6 +234,6 @@ def test_hooks_fire_and_what_they_return_counts(
         handle.remove()
         assert len(fired) == 1, name
         assert fired[0][0] == 2, name
-        # With nothing left of the images, both give the same.
-        assert torch.equal(blanked[0], blanked[1]), name
+        # With nothing left of the images, both give the same, as far as kernels round rows alike.
+        assert relative_error(blanked[1].detach(), blanked[0].detach()) < 1e-6, name
         assert torch.equal(clip(images), plain), name

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,18 +104,25 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
     """SIGKILL at a random moment to one process or all: the same table, nothing finished redone."""
     draw = random.Random(seed)
     world = draw.choice([2, 3])
-    run = runs.start(tmp_path, *evaluate(root, tmp_path), world=world, prepare=runs.slowly)
+    halfway = seed % 3 == 2
+    prepare = runs.very_slowly if halfway else runs.slowly
+    run = runs.start(tmp_path, *evaluate(root, tmp_path), world=world, prepare=prepare)
     if seed % 3 == 0:  # anywhere, loading and reporting among it
         time.sleep(draw.uniform(0, 4))
-    else:  # while images are measured
+    elif seed % 3 == 1:  # while images are measured
         _wait_for(tmp_path / "journal" / "run.json")
         time.sleep(draw.uniform(0, 1.2))
+    else:  # between a first and a last finished piece
+        _wait_until(lambda: bool(runs.pieces(tmp_path)), "the first piece")
+        time.sleep(draw.uniform(0, 0.5))
     if seed % 2:
         run.kill_one(draw.randrange(world))
     else:
         run.kill()
     before = runs.pieces(tmp_path)
-    print(f"killed with {sum(before.values())} of {len(PIECES)} pieces finished")
+    assert before <= Counter(PIECES)
+    if halfway:
+        assert 0 < len(before) < len(PIECES)
     # Gone on with by another number of processes, which changes nothing either.
     world = draw.choice([1, 2, 3])
     run = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"), world=world)
@@ -124,10 +132,14 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
     assert runs.pieces(tmp_path) == PIECES
 
 
-def _wait_for(path: Path, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} does not come"
+def _wait_for(path: Path) -> None:
+    _wait_until(path.exists, path)
+
+
+def _wait_until(there: Callable[[], bool], what: object) -> None:
+    until = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < until, f"{what} does not come"
         time.sleep(0.01)
 
 
@@ -240,10 +252,7 @@ def test_torchrun_killed_alone(tmp_path: Path) -> None:
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     run.kill()
     run.wait()
-    until = time.monotonic() + 60
-    while any(_works(int(child)) for child in children):
-        assert time.monotonic() < until, "they do not end"
-        time.sleep(0.05)
+    _wait_until(lambda: not any(_works(int(child)) for child in children), "their end")
     assert "which started process" in (tmp_path / "terminal").read_text()
     assert sum(runs.pieces(tmp_path).values()) < images / BATCH
     again = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
