@@ -23,12 +23,13 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
-from captum_clip_surgery.app import code, files, markup, pictures, serving, tabs
+from captum_clip_surgery.app import code, figures, files, markup, pictures, serving, tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
 from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.registry import METHODS
+from captum_clip_surgery.tasks.points import Prompt
 
 TEXTS = ("star", "zebra", "pizza")
 
@@ -379,6 +380,22 @@ CASES = {
 
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (240, 160), (120, 320)])
+def test_points_are_drawn_on_the_whole_picture(size: tuple[int, int]) -> None:
+    framed = Image.new("RGB", size, "red")  # so that what is cut off or added shows
+    framed.paste("gray", (8, 8, size[0] - 8, size[1] - 8))
+    inside = np.array([[size[0] / 2, size[1] / 2]], dtype=np.float32)
+    prompt = Prompt("star", inside, np.array([1]), None, None, 1.0)
+    drawn = pixels(figures.points(framed, [prompt])[0].content)
+    assert drawn.shape[:2] == pytest.approx(
+        (size[1] * 640 / max(size), size[0] * 640 / max(size)), abs=1
+    )
+    frame = 8 * 640 // max(size)
+    for turned in (np.rot90(drawn, turns) for turns in range(4)):
+        assert (turned[2 : frame - 2, 40:-40] == (255, 0, 0)).all()
+        assert (turned[frame + 2, 40:-40] == 128).all()
 
 
 def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

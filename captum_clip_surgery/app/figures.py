@@ -79,6 +79,7 @@ def points(picture: Image.Image, prompts: Sequence[Prompt]) -> tuple[Drawn, dict
     figure = points_figure(np.asarray(picture), prompts)
     figure.set_dpi(DPI)
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # at another resolution it would move what is cut out
     axis = figure.axes[1]
     box = axis.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
     buffer = io.BytesIO()
