@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from captum_clip_surgery.app import tabs
 from captum_clip_surgery.app.code import Model
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import MAX_MEGABYTES, example_picture
@@ -63,8 +64,8 @@ def serve(
 
         explainer = Explainer(clip)
         page = Page(explainer, model)
-        for _ in explainer.explain(example_picture(0), default_settings()):
-            pass  # so that the first visitor need not wait
+        # So that the first visitor need not wait.
+        tabs.complete(explainer, example_picture(0), default_settings())
         _, local, public = page.blocks.launch(
             server_name=host,
             server_port=port,
