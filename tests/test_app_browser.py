@@ -105,6 +105,17 @@ def picture_of(page: Any, alt: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB"))
 
 
+def check_maps(page: Any, number: int, texts: tuple[str, ...]) -> None:
+    """The maps of surgery on the page are those that the API finds in an example's picture."""
+    clip, shown = ZeroShotClassifier.demo(texts), example_picture(number).image
+    maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
+    for text, attribution in zip(texts, maps, strict=True):
+        found = picture_of(page, f"Where ClipSurgery sees {text!r} in the picture")
+        drawn = figures.overlay(shown, attribution, Settings(texts))
+        expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
+        assert np.abs(found.astype(int) - expected).mean() < 1, text
+
+
 def explain(page: Any, texts: str) -> None:
     page.locator("#ccs-texts textarea").fill(texts)
     page.locator("#ccs-run").click()
@@ -116,6 +127,13 @@ def waits_for(page: Any, texts: list[str]) -> None:
         ".map(title => title.innerText.replace(/^\\d+\\. /, '')).sort()) === wanted",
         arg=json.dumps(sorted(texts), separators=(",", ":")),
     )
+
+
+def waits_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def upload(page: Any, path: Path) -> None:
@@ -133,18 +151,10 @@ def test_the_first_view_is_that_of_the_api(come: Come) -> None:
     assert "embedded model" in page.locator("header").inner_text()
     nouns = scene(0).nouns
     assert sorted(headings(page)) == sorted(nouns)
-    clip = ZeroShotClassifier.demo(nouns)
-    shown = example_picture(0).image
-    maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
-    seen = []
-    for noun, attribution in zip(nouns, maps, strict=True):
-        found = picture_of(page, f"Where ClipSurgery sees '{noun}' in the picture")
-        drawn = figures.overlay(shown, attribution, Settings(nouns))
-        expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
-        assert np.abs(found.astype(int) - expected).mean() < 1
-        assert found.std() > 20
-        seen.append(found.astype(int))
-    assert np.abs(seen[0] - seen[1]).mean() > 5
+    check_maps(page, 0, nouns)
+    seen = [picture_of(page, f"Where ClipSurgery sees {n!r} in the picture") for n in nouns]
+    assert all(found.std() > 20 for found in seen)
+    assert np.abs(seen[0].astype(int) - seen[1]).mean() > 5
 
 
 def test_texts_controls_and_a_click(come: Come) -> None:
@@ -157,10 +167,11 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     page.locator("#ccs-look button").first.click()
     page.locator("#ccs-opacity input[type=number]").fill("0.1")
     page.locator("#ccs-opacity input[type=number]").press("Tab")
-    deadline = time.monotonic() + 30
-    while np.array_equal(before, picture_of(page, "Where CLIP sees 'zebra' in the picture")):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    waits_until(
+        lambda: (
+            not np.array_equal(before, picture_of(page, "Where CLIP sees 'zebra' in the picture"))
+        )
+    )
 
     box = page.locator("#ccs-maps img.ccs-map").nth(1).bounding_box()
     page.locator("#ccs-maps img.ccs-map").nth(1).click(
@@ -183,17 +194,64 @@ def test_an_upload_is_explained_and_deleted(come: Come, server: Server, tmp_path
     upload(page, photo(tmp_path))
     explain(page, "cat\ntree")
     waits_for(page, ["cat", "tree"])
-    clip = ZeroShotClassifier.demo(["cat", "tree"])
-    shown = example_picture(1).image
-    maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
-    drawn = figures.overlay(shown, maps[0], Settings(("cat", "tree")))
-    expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
-    found = picture_of(page, "Where ClipSurgery sees 'cat' in the picture")
-    assert np.abs(found.astype(int) - expected).mean() < 1
+    check_maps(page, 1, ("cat", "tree"))
     assert server.uploads() == []
     page.reload()  # a new visit, which begins with the example
     page.wait_for_selector("#ccs-maps img.ccs-map")
     waits_for(page, list(scene(0).nouns))
+
+
+COPY = """async ([picture, text]) => {
+    const kinds = picture ? {'image/png': await (await fetch(picture)).blob()} : {};
+    if (text) kinds['text/plain'] = new Blob([text], {type: 'text/plain'});
+    await navigator.clipboard.write([new ClipboardItem(kinds)]);
+}"""
+
+
+def copy(page: Any, number: int | None, text: str = "") -> None:
+    """An example's picture, a text or both to the clipboard, as from another program."""
+    picture = None
+    if number is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(scene(number).image).save(buffer, format="PNG")
+        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    page.evaluate(COPY, [picture, text])
+
+
+def test_a_picture_is_pasted(come: Come, server: Server) -> None:
+    page = come(permissions=["clipboard-read", "clipboard-write"])
+    texts = scene(0).nouns
+
+    def by_button() -> None:
+        page.get_by_role("button", name="Paste from clipboard").first.click()
+
+    def by_keys() -> None:
+        page.keyboard.press("Control+V")
+
+    # By keys again after the button, which takes the field for files from the page.
+    for number, paste in ((1, by_keys), (2, by_button), (3, by_keys)):
+        before = picture_of(page, f"Where CLIP sees {texts[0]!r} in the picture")
+        copy(page, number)
+        paste()
+        waits_until(
+            lambda before=before: (
+                not np.array_equal(
+                    before, picture_of(page, f"Where CLIP sees {texts[0]!r} in the picture")
+                )
+            )
+        )
+        check_maps(page, number, texts)
+    waits_until(lambda: server.uploads() == [])
+
+
+def test_a_text_is_pasted_where_texts_are_written(come: Come) -> None:
+    page = come(permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#ccs-texts textarea").fill("")
+    copy(page, 1, "zebra\nstar")  # office programs give a picture of a text as well
+    page.locator("#ccs-texts textarea").press("Control+V")
+    page.locator("#ccs-run").click()
+    waits_for(page, ["zebra", "star"])
+    check_maps(page, 0, ("zebra", "star"))
 
 
 def test_bad_uploads_are_told_and_the_page_lives(
@@ -287,13 +345,7 @@ def test_two_visitors_at_once(come: Come, tmp_path: Path) -> None:
         explain(page, f"{noun}\nstar")
     for page, noun, number in ((first, "tractor", 2), (second, "panda", 3)):
         waits_for(page, [noun, "star"])
-        clip = ZeroShotClassifier.demo([noun, "star"])
-        shown = example_picture(number).image
-        maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
-        drawn = figures.overlay(shown, maps[0], Settings((noun, "star")))
-        expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
-        found = picture_of(page, f"Where ClipSurgery sees '{noun}' in the picture")
-        assert np.abs(found.astype(int) - expected).mean() < 1
+        check_maps(page, number, (noun, "star"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

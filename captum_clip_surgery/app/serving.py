@@ -83,6 +83,7 @@ def serve(
             prevent_thread_lock=True,
             theme=_theme(gradio),
             css=asset("page.css"),
+            js=asset("paste.js"),
             app_kwargs={"middleware": [_headers()]},
         )
         print(f"The page is at {public or local}", flush=True)
