@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from served import Server, end, serve
+from served import Server, Visitor, end, serve
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.app import figures
@@ -43,6 +43,11 @@ TITLES = {
     "words": "Words",
 }
 PATIENCE = 60_000  # milliseconds
+#: Minutes of work.
+HEAVY = {
+    "ccs-texts": "\n".join(f"star {sign}" for sign in "abcdefghijklmnopqrstuvwx"),
+    "ccs-methods": ["KernelShap", "Occlusion"],
+}
 #: What axe finds in Gradio's own components, by rule and a part of the element.
 OF_GRADIO = {("label-content-name-mismatch", "upload-container")}
 
@@ -335,6 +340,35 @@ def test_stopped_work_ends(come: Come) -> None:
     page.locator("#ccs-methods").get_by_label("KernelShap").uncheck()
     explain(page, "pizza")
     waits_for(page, ["pizza"])
+
+
+def test_who_comes_while_too_many_wait_is_told_what_to_do(come: Come, server: Server) -> None:
+    page, other = come(), Visitor(server)
+    other.joins("ccs-run", "click", **HEAVY)
+    with other.listens() as stream:
+        for line in stream:
+            if b"process_generating" in line:
+                break
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            joins_often(other)
+        assert refused.value.code == 429
+        explain(page, "pizza")
+        told = page.locator("[data-testid=toast-body]").first
+        told.wait_for()
+        assert "Too many requests are waiting. Try again in a minute" in told.inner_text()
+        assert len(headings(page)) == 3  # what was there stays
+    waits_until(lambda: headings_after_a_try(page) == ["pizza"])  # the other has left
+
+
+def joins_often(visitor: Visitor) -> None:
+    for _ in range(100):
+        visitor.joins("ccs-run", "click")
+
+
+def headings_after_a_try(page: Any) -> list[str]:
+    page.locator("#ccs-run").click()
+    page.wait_for_timeout(2000)
+    return headings(page)
 
 
 def test_two_visitors_at_once(come: Come, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+BUSY = (
+    "Too many requests are waiting. Try again in a minute, and reload the page if it shows no maps."
+)
 FONT = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 
@@ -84,7 +87,7 @@ def serve(
             theme=_theme(gradio),
             css=asset("page.css"),
             js=asset("paste.js"),
-            app_kwargs={"middleware": [_headers()]},
+            app_kwargs={"middleware": [_headers()], "exception_handlers": {503: _busy}},
         )
         print(f"The page is at {public or local}", flush=True)
         page.blocks.block_thread()
@@ -147,6 +150,13 @@ def _door(password: str) -> Any:
         return hmac.compare_digest(given.encode(), password.encode())
 
     return enters
+
+
+async def _busy(request: Any, error: Any) -> Any:
+    """What a visitor is told where as many wait as may; Gradio has words of its own for 503."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"detail": BUSY}, status_code=429)
 
 
 def _headers() -> Any:
