@@ -105,8 +105,8 @@ class Visitor:
         props = component["props"]
         return props.get("elem_id") or props.get("label") or component["type"]
 
-    def joins(self, control: str, event: str, **given: Any) -> None:
-        """Ask, without waiting for the answer."""
+    def joins(self, control: str, event: str, **given: Any) -> dict[str, Any]:
+        """Ask, without waiting for the answer; what `cancels` takes."""
         (found,) = (
             one
             for one in self._events
@@ -120,12 +120,42 @@ class Visitor:
             "fn_index": found["id"],
             "session_hash": self.session,
         }
+        return asked | self._posts("queue/join", asked)
+
+    def cancels(self, joined: dict[str, Any]) -> None:
+        """As Stop does."""
+        names = ("session_hash", "fn_index", "event_id")
+        self._posts("cancel", {name: joined[name] for name in names})
+
+    def _posts(self, end: str, given: dict[str, Any]) -> Any:
         request = urllib.request.Request(
-            f"{self.address}/queue/join",
-            json.dumps(asked).encode(),
+            f"{self.address}/{end}",
+            json.dumps(given).encode(),
             {"Content-Type": "application/json"},
         )
-        urllib.request.urlopen(request).close()
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def uploads(self, content: bytes, name: str) -> str:
+        """Choose a picture; all answers."""
+        sign = uuid.uuid4().hex
+        head = (
+            f'--{sign}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+        )
+        request = urllib.request.Request(
+            f"{self.address}/upload",
+            head.encode() + content + f"\r\n--{sign}--\r\n".encode(),
+            {"Content-Type": f"multipart/form-data; boundary={sign}"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            (path,) = json.load(answer)
+        given = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+        return self.asks("ccs-upload", "upload", **{"ccs-upload": given})
+
+    def stays(self) -> Any:
+        """A stream that tells the page that its visitor is there, as browsers hold; who closes it
+        leaves."""
+        return urllib.request.urlopen(f"{self.address}/heartbeat/{self.session}")
 
     def listens(self) -> Any:
         """The stream of answers, which ends the work where it is closed."""

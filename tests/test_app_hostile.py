@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from served import Server, Visitor, end, serve
+from served import Server, Visitor, end, free_port, serve
 
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.app.code import Model
+from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import scene
 
 pytest.importorskip("gradio")
@@ -69,6 +74,31 @@ def test_who_leaves_holds_up_nobody(server: Server, control: str, event: str) ->
                 break
     answer = staying.asks("ccs-run", "click")
     assert "zebra" in answer
+
+
+def test_nothing_of_who_left_is_held() -> None:
+    """Neither by the page nor by Gradio, which keeps what it showed."""
+    from captum_clip_surgery.app.page import Page
+
+    page = Page(Explainer(ZeroShotClassifier.demo(["star"])), Model())
+    _, address, _ = page.blocks.launch(
+        server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False
+    )
+    try:
+        visitor = Visitor(SimpleNamespace(address=address.rstrip("/")))
+        with visitor.stays():
+            visitor.asks("ccs-run", "click")
+            held = page.blocks.state_holder
+            assert visitor.session in held.session_data
+            assert page.visitors.picture(visitor.session)
+        deadline = time.monotonic() + 60
+        while visitor.session in held.session_data or visitor.session in held.time_last_used:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with pytest.raises(ValueError, match="no longer here"):
+            page.visitors.picture(visitor.session)
+    finally:
+        page.blocks.close()
 
 
 def test_what_stops_a_service_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -214,8 +214,13 @@ class Page:
 
     def _leave(self, request: gr.Request) -> None:
         """Nothing of a visitor's picture is kept."""
-        for digest in self.visitors.leave(_visitor(request)):
+        visitor = _visitor(request)
+        for digest in self.visitors.leave(visitor):
             self.explainer.forget(digest)
+        # Gradio would keep what it last showed to thousands of visitors, pictures and all.
+        held = self.blocks.state_holder
+        held.session_data.pop(visitor, None)
+        held.time_last_used.pop(visitor, None)
 
     def _stopped(self) -> str:
         return markup.notice(["Stopped."])

@@ -14,7 +14,7 @@ from typing import Any
 from captum_clip_surgery.app import tabs
 from captum_clip_surgery.app.code import Model
 from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import MAX_MEGABYTES, example_picture
+from captum_clip_surgery.app.pictures import MAX_MEGABYTES, VISITORS, example_picture
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
 #: Nothing is fetched from elsewhere, and no other page holds this one.
@@ -75,6 +75,7 @@ def serve(
             share=share,
             auth=None if password is None else _door(password),
             auth_message="Any name, and the password that you were given.",
+            state_session_capacity=VISITORS,
             max_file_size=2 * MAX_MEGABYTES * 2**20,  # of views; pictures have their own limit
             footer_links=[],
             ssr_mode=False,
