@@ -1,20 +1,27 @@
 """How long a visitor of the page waits: a first result, and a changed text.
 
-    python benchmarks/app.py [--repeats 5] [--methods CLIP,ClipSurgery]
+    python benchmarks/app.py [--repeats 5] [--methods CLIP,ClipSurgery] [--browser]
 
 Seconds from what a visitor does to the finished HTML, without the browser: a picture that was never
-seen, other texts on it, and another look of the same maps. Texts are new each time.
+seen, other texts on it, and another look of the same maps. Texts are new each time. With
+`--browser` a process serves the page and headless Chromium looks at it: until the new maps are on
+the page, decoded.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import statistics
+import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +30,7 @@ from PIL import Image
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.app import tabs
 from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import read_picture
+from captum_clip_surgery.app.pictures import read_picture, scene
 from captum_clip_surgery.app.settings import Settings
 from captum_clip_surgery.cli.common import Model, Pretrained, load_model
 from captum_clip_surgery.demo import Scenes, nouns
@@ -39,8 +46,8 @@ def seconds(act: Callable[[], object]) -> float:
 def upload(number: int) -> bytes:
     """A picture of 1600 x 1200 pixels as a file."""
     buffer = io.BytesIO()
-    scene = Scenes("test", number + 1, size=256, objects=[3])[number]
-    Image.fromarray(scene.image).resize((1600, 1200)).save(buffer, format="JPEG")
+    drawn = Scenes("test", number + 1, size=256, objects=[3])[number]
+    Image.fromarray(drawn.image).resize((1600, 1200)).save(buffer, format="JPEG")
     return buffer.getvalue()
 
 
@@ -48,12 +55,90 @@ def come(explainer: Explainer, content: bytes, settings: Settings) -> None:
     tabs.complete(explainer, read_picture(content, "photo.jpg"), settings)
 
 
+def rows(found: dict[str, list[float]]) -> str:
+    lines = [[name, f"{statistics.median(t):.2f}", f"{max(t):.2f}"] for name, t in found.items()]
+    return markdown(["", "median s", "largest s"], lines)
+
+
+#: Maps of these texts are on the page, decoded, and the picture is not the one before.
+SHOWN = """([texts, before]) => {
+    const titles = [...document.querySelectorAll('#ccs-maps h2')];
+    const found = titles.map(title => title.innerText.replace(/^\\d+\\. /, '')).sort();
+    const maps = [...document.querySelectorAll('#ccs-maps img.ccs-map')];
+    return JSON.stringify(found) === JSON.stringify(texts) && maps.every(map => map.complete)
+        && maps[0].src !== before;
+}"""
+
+
+def look(
+    page: Any, act: Callable[[], object], texts: tuple[str, ...], before: str | None = None
+) -> float:
+    """Seconds from what a visitor does until maps of these texts, on another picture than the one
+    `before`, are on the page."""
+    begin = time.perf_counter()
+    act()
+    page.wait_for_function(SHOWN, arg=[sorted(texts), before], polling="raf")
+    return time.perf_counter() - begin
+
+
+def visit(page: Any, address: str, number: int, words: Iterator[str]) -> list[float]:
+    """One visitor: the page opened, a picture chosen, a text changed."""
+    begin = time.perf_counter()
+    page.goto(address)
+    page.wait_for_function("document.querySelector('#ccs-maps img.ccs-map')?.complete")
+    times = [time.perf_counter() - begin]
+    written, picture = page.locator("#ccs-texts textarea"), page.locator("#ccs-upload input")
+    texts = tuple(written.input_value().split("\n"))
+    photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": upload(number)}
+    before = page.locator("#ccs-maps img.ccs-map").first.get_attribute("src")
+    times.append(look(page, lambda: picture.set_input_files(photo), texts, before))
+    changed = (next(words), *texts[1:])
+
+    def write() -> None:
+        written.fill("\n".join(changed))
+        page.locator("#ccs-run").click()
+
+    return [*times, look(page, write, changed)]
+
+
+def in_browser(repeats: int) -> dict[str, list[float]]:
+    """The page of the embedded model with what it shows first, in a process of its own."""
+    from playwright.sync_api import sync_playwright
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from served import serve
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    found: dict[str, list[float]] = {"page opened": [], "first result": [], "changed text": []}
+    words = iter([noun for noun in nouns() if noun not in scene(0).nouns])
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        server = serve(Path(folder))
+        try:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            for number in range(repeats + 1):  # the first warms up
+                context = browser.new_context()
+                times = visit(context.new_page(), server.address, number, words)
+                context.close()
+                for name, value in zip(found, times, strict=True):
+                    found[name] += [value] if number else []
+            browser.close()
+        finally:
+            server.process.terminate()
+            server.process.wait()
+    return found
+
+
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     methods: str = "CLIP,ClipSurgery",
     model: Model = None,
     pretrained: Pretrained = None,
+    browser: Annotated[bool, typer.Option("--browser")] = False,
 ) -> None:
+    if browser:
+        print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+        print(rows(in_browser(repeats)))
+        return
     warnings.filterwarnings("ignore", message="the embedded model never learnt")
     clip: ZeroShotClassifier = load_model(model, pretrained, ["a picture"], quiet=True)
     explainer = Explainer(clip)
@@ -69,9 +154,8 @@ def main(
         if number:
             for name, value in zip(found, times, strict=True):
                 found[name].append(value)
-    rows = [[name, f"{statistics.median(t):.2f}", f"{max(t):.2f}"] for name, t in found.items()]
     print(f"{torch.get_num_threads()} threads, {clip.tower.describe()}, methods {methods}\n")
-    print(markdown(["", "median s", "largest s"], rows))
+    print(rows(found))
 
 
 if __name__ == "__main__":
