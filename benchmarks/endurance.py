@@ -135,7 +135,7 @@ def endure(
     return Found(samples)
 
 
-def report(found: Found) -> str:
+def report(found: Found, counted: str = "attributions") -> str:
     """What was held at the first and the last sample after the warm-up, and its highest between."""
     warm = found.warm
     rows = [
@@ -149,7 +149,7 @@ def report(found: Found) -> str:
     ]
     first, last = warm[0].attributions, warm[-1].attributions
     heading = ["", f"after {first:,}", "highest", f"after {last:,}"]
-    line = f"memory: {found.mib_per_thousand:+.2f} MiB for a thousand attributions (least squares)"
+    line = f"memory: {found.mib_per_thousand:+.2f} MiB for a thousand {counted} (least squares)"
     return f"{markdown(heading, rows)}\n\n{line}"
 
 
