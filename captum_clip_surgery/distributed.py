@@ -170,6 +170,21 @@ class Processes:
 ALONE = Processes()
 
 
+def refuse_several(work: str) -> None:
+    """Refuse work that no processes share, where `torchrun` started several.
+
+    Raises:
+        ValueError: each would do all of it, and all would write the same files.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ValueError(
+            f"{work} is not shared among processes, and WORLD_SIZE is {world}: each would do all "
+            "of it and write the same files. Start it once, without torchrun; evaluate of a data "
+            "set on disk and export are shared"
+        )
+
+
 @contextmanager
 def processes(timeout: float = TIMEOUT) -> Iterator[Processes]:
     """The processes that `torchrun` has told of by the environment, joined until the end.

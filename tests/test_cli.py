@@ -161,6 +161,24 @@ def test_mistakes_end_in_one_line(
     assert str(ended).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "work"),
+    [
+        (["demo"], "demo"),
+        (["segment", "photo.png"], "segment"),
+        (["evaluate", "--limit", 4], "evaluate --dataset scenes"),
+    ],
+)
+def test_what_processes_do_not_share_is_refused_to_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[object], work: str
+) -> None:
+    """Each would do all of it, and all would write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = run(monkeypatch, *arguments, "--output", tmp_path / "out")
+    assert f"error: {work} is not shared among processes, and WORLD_SIZE is 2" in str(ended)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_text_is_required(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
     assert run(monkeypatch, "explain", photo) == 2
 

@@ -14,6 +14,10 @@ from captum_clip_surgery.cli.explain import compare, demo, explain
 from captum_clip_surgery.cli.export import export
 from captum_clip_surgery.cli.measure import check, evaluate, models
 from captum_clip_surgery.cli.tasks import points, recognize, segment, words
+from captum_clip_surgery.distributed import refuse_several
+
+#: What several processes may start: they share it, or it writes no file. `evaluate` looks itself.
+FOR_SEVERAL = ("evaluate", "export", "models")
 
 app = typer.Typer(
     help="Explain what CLIP sees, and where.",
@@ -50,9 +54,12 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def version(
+def before(
+    context: typer.Context,
     show: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     if show:
         print(captum_clip_surgery.__version__)
         raise typer.Exit
+    if context.invoked_subcommand not in (None, *FOR_SEVERAL):
+        refuse_several(str(context.invoked_subcommand))

@@ -31,7 +31,7 @@ from captum_clip_surgery.cli.common import (
 from captum_clip_surgery.cli.datasets import Asked, run
 from captum_clip_surgery.data import DATASETS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.distributed import TIMEOUT, processes
+from captum_clip_surgery.distributed import TIMEOUT, processes, refuse_several
 from captum_clip_surgery.evaluation import MEASURES, TASKS, evaluate_scenes
 from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.registry import choose
@@ -84,6 +84,7 @@ def evaluate(
 ) -> None:
     """Measure methods against the truth of a data set: JSON, CSV, Markdown and figures."""
     if dataset == "scenes":
+        refuse_several("evaluate --dataset scenes")
         if root is not None or tasks is not None or protocol is not None or resume:
             raise ValueError(
                 "--root, --tasks, --protocol and --resume are of data sets on disk; scenes are "
