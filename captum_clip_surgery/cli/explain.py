@@ -44,7 +44,7 @@ from captum_clip_surgery.results import to_markdown
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
-DEMO_SCENE = 39  # of the test scenes of two and three objects: three, large and apart
+DEMO_SCENE = 60  # of the test scenes of two and three objects: three, each found by its own map
 
 
 def demo(
