@@ -290,7 +290,7 @@ def test_without_pycocotools_tags_are_read_and_masks_say_what_to_install(
     write_coco(tmp_path)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert len(CocoTags(tmp_path, year=2017)) == len(PICTURES)
-    with pytest.raises(ImportError, match=r"pip install captum_clip_surgery\[datasets\]"):
+    with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[datasets\]'"):
         Coco(tmp_path)
 
 

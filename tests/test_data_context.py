@@ -213,6 +213,6 @@ def test_scipy_is_needed_for_released_files_alone(
     write_context(tmp_path / "released", IDS)
     write_context_converted(tmp_path / "converted", IDS)
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ImportError, match=r"pip install captum_clip_surgery\[datasets\]"):
+    with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[datasets\]'"):
         PascalContext(tmp_path / "released")
     assert len(PascalContext(tmp_path / "converted")) == 2

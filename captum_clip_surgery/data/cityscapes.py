@@ -88,7 +88,8 @@ def _label_table() -> np.ndarray:
         from torchvision.datasets import Cityscapes as Official
     except ImportError as error:
         raise ImportError(
-            "Cityscapes needs torchvision: pip install captum_clip_surgery[datasets]"
+            "Cityscapes needs torchvision; install the extra: "
+            "pip install 'captum_clip_surgery[datasets]'"
         ) from error
     # Licence plates have no id: files never hold them.
     drawn = {label.id: label.train_id for label in Official.classes if label.id >= 0}

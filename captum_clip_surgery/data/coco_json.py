@@ -150,6 +150,7 @@ def _pycocotools_mask() -> ModuleType:
         from pycocotools import mask
     except ImportError:
         raise ImportError(
-            "COCO's outlines need pycocotools: pip install captum_clip_surgery[datasets]"
+            "COCO's outlines need pycocotools; install the extra: "
+            "pip install 'captum_clip_surgery[datasets]'"
         ) from None
     return mask

@@ -144,6 +144,7 @@ def _scipy_io() -> ModuleType:
         from scipy import io
     except ImportError as error:
         raise ImportError(
-            "PASCAL Context's .mat files need scipy: pip install captum_clip_surgery[datasets]"
+            "PASCAL Context's .mat files need scipy; install the extra: "
+            "pip install 'captum_clip_surgery[datasets]'"
         ) from error
     return io
