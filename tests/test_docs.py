@@ -154,7 +154,7 @@ def check(line: str) -> None:
     if words[0] == "clip-surgery":
         parse(words[1:])
     elif words[:2] == ["pip", "install"]:
-        extras = re.findall(r"\[(.*?)\]", line)
+        extras = [name for few in re.findall(r"\[(.*?)\]", line) for name in few.split(",")]
         assert set(extras) <= set(SETUP["options.extras_require"])
     elif words[0] in ("python", "torchrun") and "-m" in words:
         module, *rest = words[words.index("-m") + 1 :]
@@ -180,6 +180,7 @@ def test_commands_exist_and_take_their_options(page: str, line: str) -> None:
         ("clip-surgery demo --scenes many", TyperException),
         ("torchrun -m captum_clip_surgery draw", AssertionError),
         ("pip install 'captum_clip_surgery[wings]'", AssertionError),
+        ("pip install '.[app,wings]'", AssertionError),
         ("rm x", AssertionError),
     ],
 )
