@@ -46,6 +46,11 @@ def test_release_and_paper_form_by_loops(tau: float) -> None:
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
 
 
+def test_the_form_is_the_released_one_where_none_is_named() -> None:
+    released = functional.feature_surgery(TOKENS, TEXTS, CLASS, "release")
+    assert torch.equal(functional.feature_surgery(TOKENS, TEXTS, CLASS), released)
+
+
 def test_empty_form_is_the_score_of_the_difference() -> None:
     empty = features(7, seed=3)
     scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty", empty_features=empty)
@@ -85,3 +90,42 @@ def test_unknown_form_and_missing_empty_text() -> None:
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "published")
     with pytest.raises(ValueError, match="needs empty_features"):
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty")
+
+
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_features_are_normalised_in_single_precision_or_wider(
+    given: torch.dtype, computed: torch.dtype
+) -> None:
+    values = torch.randn(2, 3, 5).to(given)
+    lengths = values.to(computed).pow(2).sum(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(functional.normalized(values), values.to(computed) / lengths)
+
+
+def test_what_has_a_direction() -> None:
+    rows = torch.tensor(
+        [
+            [[3.0, -4, 0, 0], [1e-3, 1e-3, 1e-3, 1e-3], [100, 0, 0, 0]],
+            [[0, 0, 0, 0], [1, 2, 3, torch.nan], [1, 2, 3, torch.inf]],
+            [[1.2e-7, 6e-8, 6e-8, 0], [6e4, 6e4, 6e4, 6e4], [1, 1, 1, 1]],
+        ]
+    )
+    few_bits = [[True, True, True], [False, False, False], [False, False, True]]
+    assert functional.has_direction(rows.half()).tolist() == few_bits
+    more_bits = [*few_bits[:2], [True, True, True]]
+    assert functional.has_direction(rows.requires_grad_()).tolist() == more_bits
+
+
+def test_full_precision_is_that_of_the_tensors() -> None:
+    values = torch.randn(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (values @ values).dtype == torch.bfloat16
+        with functional.full_precision(values):
+            assert (values @ values).dtype == torch.float32
