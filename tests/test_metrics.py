@@ -249,6 +249,15 @@ def test_pointing_with_tolerance_by_distances(tolerance: float) -> None:
             assert pointing_game(prepared(attribution, mask), mask, tolerance) == expected
 
 
+def test_a_tolerance_larger_than_the_image_reaches_its_far_corner() -> None:
+    mask = torch.zeros(9, 7, dtype=torch.bool)
+    mask[8, 0] = True
+    opposite = torch.zeros(9, 7)
+    opposite[0, 6] = 1
+    assert pointing_game(prepared(opposite, mask), mask, tolerance=10) == 1
+    assert pointing_game(prepared(opposite, mask), mask, tolerance=9.9) == 0
+
+
 @pytest.mark.parametrize("tolerance", [-1, math.nan, math.inf])
 def test_refused_tolerance(tolerance: float) -> None:
     with pytest.raises(ValueError, match="must be a finite number of pixels"):

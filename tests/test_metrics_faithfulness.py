@@ -74,6 +74,19 @@ def test_against_a_loop_over_pixels(tiny: ZeroShotClassifier, side: int, batch_s
         assert float(deletion[index]) == pytest.approx(expected[1], abs=1e-5)
 
 
+def test_of_images_that_are_not_square_and_a_baseline_of_another_type(
+    tiny: ZeroShotClassifier,
+) -> None:
+    images = torch.randn(2, 3, 16, 40, generator=torch.Generator().manual_seed(0))
+    under, maps = images.flip(-1), random_maps()
+    for baseline in (under, under.double()):
+        insertion, deletion = insertion_deletion(tiny, images, maps, [2, 0], 8, baseline)
+        for index, target in enumerate((2, 0)):
+            expected = naive(tiny, images[index], maps[index], target, under[index], 8)
+            assert float(insertion[index]) == pytest.approx(expected[0], abs=1e-5)
+            assert float(deletion[index]) == pytest.approx(expected[1], abs=1e-5)
+
+
 def test_steps_that_do_not_divide_the_pixels_are_weighed_by_what_they_change(
     tiny: ZeroShotClassifier,
 ) -> None:
@@ -148,6 +161,16 @@ def test_mean_and_noise() -> None:
     torch.testing.assert_close(noise.std((2, 3)), images.std((2, 3)), atol=0.2, rtol=0)
     assert torch.equal(noise, BASELINES["noise"](images, 0))
     assert not torch.equal(noise, BASELINES["noise"](images, 1))
+    assert BASELINES["noise"](images.half(), 0).dtype == torch.float16
+
+
+def test_noise_has_the_deviation_of_each_channel_of_each_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([[1.0, 5.0, 0.1], [0.5, 2.0, 20.0]])
+    rows = torch.linspace(-1, 1, 64)[:, None]  # images that change downwards alone
+    images = scales[..., None, None] * (rows + 0.01 * torch.randn(64, 64, generator=generator))
+    ratio = BASELINES["noise"](images, 0).std((2, 3)) / images.std((2, 3))
+    torch.testing.assert_close(ratio, torch.ones(2, 3), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

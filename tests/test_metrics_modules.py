@@ -113,6 +113,46 @@ def test_a_collection_keeps_apart_what_the_first_batch_made_equal() -> None:
     assert found == pytest.approx({name: measures.compute()[name] for name in found})
 
 
+def test_a_collection_keeps_apart_areas_of_other_steps_and_grids_of_other_shapes() -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    plain, picture = torch.zeros(1, 3, *clip.native_size), random_images(clip, 1)
+    few, many = (modules.InsertionDeletion(clip, steps=steps) for steps in (1, 8))
+    both = MetricCollection({"few": few, "many": many})
+    for images in (plain, picture):  # a plain image is the same after any step
+        both.update(images, random_map(0)[None], 1)
+    areas = [
+        insertion_deletion(clip, picture, random_map(0)[None], 1, steps)[0] for steps in (1, 8)
+    ]
+    assert float(areas[0] - areas[1]) != pytest.approx(0, abs=1e-5)
+    found = few.compute()["insertion"] - many.compute()["insertion"]
+    assert float(found) == pytest.approx(100 * float(areas[0] - areas[1]) / 2, rel=1e-3)
+
+    wide, tall = modules.GridPointingGame(1, 4), modules.GridPointingGame(4, 1)
+    grids = MetricCollection({"wide": wide, "tall": tall})
+    corner = torch.zeros(1, 4, 4)
+    corner[0, 0, 3] = 1
+    for maps in (torch.zeros(1, 4, 4), corner):
+        grids.update(maps, [0])
+    assert (float(wide.compute()), float(tall.compute())) == (0, 50)
+
+
+def test_options_reach_torchmetrics_and_sums_are_of_double_precision() -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    options = {"sync_on_compute": False}
+    pairs = collection(**options).values()
+    grids = modules.GridPointingGame(**options)
+    areas = modules.InsertionDeletion(clip, steps=2, **options)
+    for metric in pairs:
+        metric.update(random_map(0)[None], MASK[None])
+    grids.update(random_map(0)[None], [0])
+    areas.update(random_images(clip, 1), random_map(0)[None], 0)
+    for metric in (*pairs, grids, areas):
+        assert metric.sync_on_compute is False
+        found = metric.compute()
+        for value in found.values() if isinstance(found, dict) else [found]:
+            assert value.dtype == torch.float64
+
+
 def test_before_the_first_pair_there_is_no_figure() -> None:
     for metric in collection().values():
         found = metric(torch.ones(1, 4, 4), torch.ones(1, 8, 8, dtype=torch.bool))
@@ -149,6 +189,13 @@ def test_grids_accumulate() -> None:
         metric.update(maps[:1], [4])
     with pytest.raises(ValueError, match=r"expected \(2, h, w\)"):
         metric.update(maps, [0, 1])
+
+
+def test_grids_are_two_by_two_where_nothing_is_said() -> None:
+    stated, default = modules.GridPointingGame(2, 2), modules.GridPointingGame()
+    for metric in (stated, default):
+        metric.update(random_map(0)[None], [3])
+    assert default.compute() == stated.compute()
 
 
 def test_insertion_and_deletion_accumulate() -> None:

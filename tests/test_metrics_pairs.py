@@ -147,8 +147,14 @@ def test_intervals_hold_the_figure_and_widen_with_the_level() -> None:
 def test_of_one_image_the_interval_is_a_point() -> None:
     measures = measures_of([(attribution, mask, 0) for attribution, mask, _ in PAIRS])
     found = measures.compute()
-    for key, interval in measures.confidence(resamples=3).items():
-        assert interval == pytest.approx((found[key], found[key]))
+    for resamples in (1, 3):
+        for key, interval in measures.confidence(resamples=resamples).items():
+            assert interval == pytest.approx((found[key], found[key]))
+
+
+def test_intervals_are_of_a_thousand_resamples_where_none_are_asked_for() -> None:
+    measures = measures_of(PAIRS)
+    assert measures.confidence() == measures.confidence(0.95, 1000, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +185,7 @@ def test_means_over_images_by_numpy() -> None:
         draws = torch.cat(list(resample(len(values), 250, seed=3))).numpy()
         expected = np.percentile(100 * draws @ values / len(values), [5, 95])
         assert means.confidence(0.9, 250, seed=3)[name] == pytest.approx(tuple(expected))
+    assert means.confidence() == means.confidence(0.95, 1000, seed=0)
     with pytest.raises(ValueError, match="level 2 must lie"):
         means.confidence(2)
 

@@ -41,7 +41,9 @@ def test_x_goes_right_and_y_down() -> None:
     assert point_confusion(mask, [0.1], [0.9], [True]).tolist() == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize(("x", "column"), [(0.0, 0), (0.25, 1), (0.2499, 0), (1.0, 3)])
+@pytest.mark.parametrize(
+    ("x", "column"), [(0.0, 0), (0.25, 1), (0.2499, 0), (0.25 - 1e-12, 0), (1.0, 3)]
+)
 def test_a_point_is_in_the_pixel_that_holds_it(x: float, column: int) -> None:
     for inside in range(4):
         mask = torch.arange(4)[None] == inside
@@ -68,6 +70,13 @@ def test_over_classes_and_over_pairs() -> None:
     assert found.p_miou == pytest.approx(100 * (2 / 5) / 2)
     assert found.pair_iou == pytest.approx(100 * (1 + 1 / 4) / 3)
     assert (found.classes, found.pairs, found.points, found.skipped) == (2, 3, 7, 0)
+
+
+def test_a_class_with_as_many_misses_as_hits_counts() -> None:
+    measures = PointMeasures()
+    measures.update("cat", LEFT, [0.1, 0.9], [0.5, 0.5], [True, True])
+    found = measures.compute()
+    assert (found.p_miou, found.pairs, found.skipped) == (50, 1, 0)
 
 
 def test_classes_that_an_image_does_not_show_are_skipped() -> None:

@@ -149,6 +149,7 @@ def test_spearman_against_scipy(change: Callable[[Tensor], Tensor]) -> None:
 
 def test_spearman_of_known_maps() -> None:
     rising = torch.arange(6.0).view(1, 2, 3)
+    assert spearman(rising[:, :1, :2], 3 * rising[:, :1, :2]).item() == pytest.approx(1)
     assert spearman(rising, rising.exp()).item() == pytest.approx(1)
     assert spearman(rising, -rising).item() == pytest.approx(-1)
     assert spearman(rising, torch.ones(1, 2, 3)).item() == 0
