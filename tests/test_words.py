@@ -12,7 +12,7 @@ from towers import TEXT, TINY
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.methods.words import METHODS, word_scores
+from captum_clip_surgery.methods.words import METHODS, word_places, word_scores
 
 TEXT_GIVEN = "a potted plant on a TV monitor"
 
@@ -84,6 +84,28 @@ def test_any_mode_and_nothing_left_behind(clip, method):
     alone = torch.cat([word_scores(clip, i[None], TEXT_GIVEN, method).scores for i in images])
     assert torch.allclose(alone, expected, atol=1e-6)
     assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+@pytest.mark.parametrize(("method", "depth"), [("relevance", 1), ("grad-eclip", 2)])
+def test_depth_where_none_is_given(clip, method, depth):
+    images = random_images(clip, 1)
+    expected = word_scores(clip, images, TEXT_GIVEN, method, depth).scores
+    assert torch.equal(word_scores(clip, images, TEXT_GIVEN, method).scores, expected)
+    other = word_scores(clip, images, TEXT_GIVEN, method, 3 - depth).scores
+    assert relative_error(other, expected) > 0.01
+
+
+def test_images_of_another_type(clip):
+    images = random_images(clip, 1)
+    expected = word_scores(clip, images, TEXT_GIVEN).scores
+    assert torch.allclose(word_scores(clip, images.double(), TEXT_GIVEN).scores, expected)
+
+
+def test_tokens_that_were_cut_before_their_end():
+    tokens = open_clip.tokenize("a dog")[0, :3].tolist()
+    words = [("a", [1]), ("dog", [2])]
+    assert word_places(open_clip.tokenize, tokens) == words
+    assert word_places(open_clip.tokenize, tokens, special=True) == [("<start>", [0]), *words]
 
 
 def test_a_word_of_several_tokens_has_their_sum(clip):
