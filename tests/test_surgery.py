@@ -19,6 +19,12 @@ def test_forms_that_contrast_texts_need_several(clip, form):
     assert LayerClipSurgery(with_rival, feature_surgery=form).attribute(images).any()
 
 
+def test_an_unknown_form_names_those_there_are(clip):
+    known = "'auto', 'release', 'paper', 'empty' and None"
+    with pytest.raises(ValueError, match=f"feature_surgery 'published' is none of {known}"):
+        LayerClipSurgery(clip, feature_surgery="published")
+
+
 @pytest.mark.parametrize("tau", [float("nan"), float("inf"), "2", None, True])
 def test_tau_is_a_finite_number(clip, tau):
     with pytest.raises(ValueError, match="must be a finite number"):
