@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
 
 FILE = "open_clip_config.json"
 #: What a configuration may say at most; larger models than there are fit by far.
@@ -20,6 +25,8 @@ MOST = {
     "context_length": 2**20,
     "vocab_size": 2**26,
 }
+#: Numbers that a model computes for itself: the causal mask of 8,192 tokens.
+MOST_BUFFERED = 2**26
 #: What may stand as a list: stages of a ResNet, height and width.
 LISTS = ("layers", "image_size", "patch_size")
 
@@ -61,12 +68,18 @@ def check_configuration(folder: Path, weights: int) -> None:
         for key, most in MOST.items():
             if key in table and (table[key] is not None or key != "patch_size"):
                 _check_size(f"{folder / FILE}: {where}{key}", table[key], most, key in LISTS)
-    least = _least_parameters(config)
-    if least > weights:  # each takes a byte at least
-        raise ValueError(
-            f"{folder / FILE} describes {least:,} parameters or more, and the weights beside it "
-            f"have {weights:,} bytes: they are not of one model"
-        )
+    # First by the numbers alone: some parts are computed even where nothing is built.
+    for count in (_least_parameters, _parameters):
+        try:
+            least = count(config)
+        except Exception as error:  # of open_clip, which may take all memory before it fails
+            told = str(error) or type(error).__name__
+            raise ValueError(f"{folder / FILE} describes no model: {told:.500}") from error
+        if least > weights:  # each takes a byte at least
+            raise ValueError(
+                f"{folder / FILE} describes {least:,} parameters or more, and the weights beside "
+                f"it have {weights:,} bytes: they are not of one model"
+            )
 
 
 def _tables(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -88,14 +101,39 @@ def _least_parameters(config: Mapping[str, Any]) -> int:
         count += _blocks(vision) + embed * min(width, embed)
         if vision.get("patch_size") is not None:
             count += width * _pixels(vision["patch_size"])
+            count += width * _pixels(vision.get("image_size", 1)) // _pixels(vision["patch_size"])
     if text.get("hf_model_name") is None:
         places = text.get("vocab_size", 0) + text.get("context_length", 0)
         count += _blocks(text) + places * text.get("width", 1)
     return count
 
 
+def _parameters(config: Mapping[str, Any]) -> int:
+    """Of the model as open_clip builds it, without memory; 0 where that does not go.
+
+    What buffers hold beyond `MOST_BUFFERED` counts as well. Raises what open_clip does.
+    """
+    if config["text_cfg"].get("hf_model_name"):
+        return 0  # of a configuration elsewhere
+    parts = copy.deepcopy(dict(config))
+    kind: Any = CLIP
+    if parts.pop("custom_text", False):
+        kind = CoCa if "multimodal_cfg" in parts else CustomTextCLIP
+    try:
+        with torch.device("meta"):
+            model = kind(**parts)
+    except (OSError, ImportError):  # of a hub; loading tells more
+        return 0
+    except Exception as error:
+        if "meta" in str(error):  # it asks for values
+            return 0
+        raise
+    buffered = sum(buffer.numel() for buffer in model.buffers())
+    return sum(p.numel() for p in model.parameters()) + max(0, buffered - MOST_BUFFERED)
+
+
 def _pixels(side: int | list[int]) -> int:
-    """Pixels of a patch."""
+    """Pixels of an image or a patch."""
     return side**2 if isinstance(side, int) else side[0] * side[-1]
 
 

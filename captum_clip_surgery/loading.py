@@ -65,6 +65,8 @@ def load(
         if options and isinstance(error, TypeError):
             raise  # of the options themselves
         told = str(error) or type(error).__name__
+        if len(told) > 1000:  # torch lists all that is missing
+            told = f"{told[:1000]}... ({len(told)} characters)"
         raise ValueError(f"{pretrained or name} does not load as {name}: {told}") from error
     return model.eval(), tokenizer or _tokenizer(name)
 
@@ -76,6 +78,12 @@ def _tokenizer(name: str) -> Tokenizer:
         raise OSError(
             f"the tokenizer of {name} could not be had: {error}\nPass tokenizer=, a callable of "
             "texts and context_length to token ids, such as open_clip.tokenizer.HFTokenizer(folder)"
+        ) from error
+    except ImportError:
+        raise
+    except Exception as error:  # of what the configuration says, in words of tokenizers
+        raise ValueError(
+            f"{name} says of its tokenizer what cannot be: {type(error).__name__}: {error!s:.500}"
         ) from error
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ DEEP = "[" * 100_000
 def refused(folder: Path, config: str, weights: bytes, message: str, name: str = "m.safetensors"):
     (folder / "open_clip_config.json").write_text(config)
     (folder / name).write_bytes(weights)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         ZeroShotClassifier.from_pretrained(f"local-dir:{folder}", None, ["a dog"], templates=())
+    assert len(str(caught.value)) < 1500
 
 
 def changed(path: str, value: Any) -> str:
@@ -73,6 +75,64 @@ def test_absurd_configurations(tmp_path: Path, path: str, value: Any, message: s
     refused(tmp_path, changed(path, value), WEIGHTS, message)
 
 
+CUSTOM = {"custom_text": True}
+PARTS: dict[str, dict[str, Any]] = {
+    "places of an image": {"vision_cfg.image_size": 2**14, "vision_cfg.patch_size": 1},
+    "places that sines make": {"vision_cfg.image_size": 2**14, "vision_cfg.patch_size": 1,
+                               "vision_cfg.pos_embed_type": "sin_cos_2d"},
+    "mask of a context": {"text_cfg.context_length": 40_000, "text_cfg.width": 4},
+    "queries": {"vision_cfg.attentional_pool": True, "vision_cfg.attn_pooler_queries": 10**9},
+    "layers that widen": {"vision_cfg.mlp_ratio": 10**6},
+    "text layers that widen": {"text_cfg.mlp_ratio": 10**6},
+    "a third tower": CUSTOM | {"multimodal_cfg": {"width": 2**15, "heads": 1, "layers": 1}},
+    "timm's largest": {"vision_cfg.timm_model_name": "vit_giant_patch14_clip_224"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_that_fill_the_memory(tmp_path: Path, kind: str) -> None:
+    """Counted as open_clip would build them, which takes no memory: these would take gigabytes."""
+    config = copy.deepcopy(CONFIG)
+    for path, value in PARTS[kind].items():
+        *above, last = path.split(".")
+        table = config["model_cfg"]
+        for name in above:
+            table = table[name]
+        table[last] = value
+    before = peak()
+    refused(tmp_path, json.dumps(config), WEIGHTS, UNLIKE)
+    assert peak() - before < 2**20  # KiB
+
+
+def test_parts_that_fail_behind_what_fills_the_memory(tmp_path: Path) -> None:
+    """A ResNet of the width that is usual for a ViT has 10 GB when its side turns out a list."""
+    config = copy.deepcopy(CONFIG)
+    vision = {"image_size": [1], "layers": [1, 1, 1, 1], "patch_size": None}
+    config["model_cfg"]["vision_cfg"] = vision
+    before = peak()
+    refused(tmp_path, json.dumps(config), WEIGHTS, "open_clip_config.json describes no model: ")
+    assert peak() - before < 2**20  # KiB
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+TOKENIZERS: list[tuple[str, Any]] = [
+    ("text_cfg.tokenizer_kwargs", {"evil": 1}), ("text_cfg.tokenizer_kwargs", 3),
+    ("text_cfg.tokenizer_kwargs", {"clean": "x" * 9000}), ("text_cfg.hf_tokenizer_name", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value"), TOKENIZERS)
+def test_absurd_tokenizers(tmp_path: Path, path: str, value: Any) -> None:
+    refused(tmp_path, changed(path, value), WEIGHTS, f"local-dir:{tmp_path} says of its tokenizer")
+
+
+def test_weights_that_are_missing_in_hundreds_make_no_book(tmp_path: Path) -> None:
+    refused(tmp_path, changed("vision_cfg.layers", 40), WEIGHTS, "Missing key")
+
+
 CONFIGS = {
     "empty": "", "zero byte": "\0", "open": "{", "deep": DEEP, "deep tables": '{"a":' * 100_000,
     "long number": '{"model_cfg": ' + "9" * 5000 + "}", "mark": "\ufeff{}",
@@ -103,9 +163,9 @@ class Evil:
 
 def poisoned(path: Path) -> dict[str, bytes]:
     stream = io.BytesIO()
-    torch.save({"state_dict": Evil(path), "padding": torch.zeros(2_000_000)}, stream)
+    torch.save({"state_dict": Evil(path), "padding": torch.zeros(2_500_000)}, stream)
     # Long enough to be weights of the configuration.
-    return {"pickle": pickle.dumps([Evil(path), bytes(7_000_000)]), "torch": stream.getvalue()}
+    return {"pickle": pickle.dumps([Evil(path), bytes(10_000_000)]), "torch": stream.getvalue()}
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
