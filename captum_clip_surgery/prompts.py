@@ -75,10 +75,12 @@ def fill(template: Template, text: str) -> str:
     if isinstance(template, str):
         return "".join(literal + text * slots for literal, slots in _parse(template))
     if not callable(template):
-        raise TypeError(f"template {template!r} is neither a format string nor a callable")
+        raise TypeError(f"template {template!r:.200} is neither a format string nor a callable")
     prompt = template(text)
     if not isinstance(prompt, str):
-        raise TypeError(f"template {template!r} returned {prompt!r} for {text!r}, not a string")
+        raise TypeError(
+            f"template {template!r:.200} returned {prompt!r:.80} for {shorten(text)}, not a string"
+        )
     return prompt
 
 
@@ -87,15 +89,18 @@ def _parse(template: str) -> list[tuple[str, int]]:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"template {template!r} is no format string: {error}") from None
+        raise ValueError(f"template {shorten(template)} is no format string: {error}") from None
     for _, field, spec, conversion in parts:
         if field is not None and (field or spec or conversion):
             slot = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise ValueError(
-                f"template {template!r} has the slot {{{slot}}}; only plain {{}} is filled"
+                f"template {shorten(template)} has the slot {{{slot:.80}}}; "
+                "only plain {} is filled"
             )
     if all(field is None for _, field, _, _ in parts):
-        raise ValueError(f"template {template!r} has no slot; write {{}} where the text goes")
+        raise ValueError(
+            f"template {shorten(template)} has no slot; write {{}} where the text goes"
+        )
     return [(literal, int(field is not None)) for literal, field, _, _ in parts]
 
 
@@ -107,7 +112,8 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
         ValueError: a text that is empty, of invisible characters alone, or not Unicode.
     """
     if isinstance(texts, str):
-        raise TypeError(f"{what}s is the string {texts!r}; pass a list: [{texts!r}]")
+        shown = shorten(texts)
+        raise TypeError(f"{what}s is the string {shown}; pass a list: [{shown}]")
     if isinstance(texts, (set, frozenset)):
         raise TypeError(f"{what}s is a set, whose order changes; targets follow it, so pass a list")
     if not isinstance(texts, Iterable):
@@ -115,7 +121,8 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
     texts = tuple(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"{what} {index} is {text!r} of type {type(text).__name__}, no string")
+            kind = type(text).__name__
+            raise TypeError(f"{what} {index} is {text!r:.200} of type {kind}, no string")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty")
         kinds = set(map(unicodedata.category, text))
@@ -160,7 +167,10 @@ class PromptEncoder:
         cache: str | PathLike[str] | None = None,
     ) -> None:
         if isinstance(templates, str) or callable(templates):
-            raise TypeError(f"templates is {templates!r} alone; pass a list: [{templates!r}]")
+            shown = shorten(templates) if isinstance(templates, str) else repr(templates)
+            raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
+        if not isinstance(templates, Iterable):
+            raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
         templates = tuple(templates)  # an iterator gives them once
         for template in templates:
             fill(template, "text")

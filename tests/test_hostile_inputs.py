@@ -95,6 +95,8 @@ LISTS: dict[str, tuple[Any, type[Exception], str]] = {
     "set": ({"a"}, TypeError, "texts is a set, whose order changes"),
     "nested": ([["a"]], TypeError, r"text 0 is \['a'\] of type list, no string"),
     "tensor": (torch.zeros(2), TypeError, "text 0 is .* of type Tensor, no string"),
+    "long string": ("dog " * 50_000, TypeError, r"texts is the string 'dog .*\.\.\."),
+    "long bytes": ([b"x" * 50_000], TypeError, "of type bytes, no string"),
     "empty generator": (iter(()), ValueError, "no texts: a classifier needs at least one"),
 }
 
@@ -102,8 +104,9 @@ LISTS: dict[str, tuple[Any, type[Exception], str]] = {
 @pytest.mark.parametrize("kind", LISTS)
 def test_refused_lists_of_texts(clip: ZeroShotClassifier, kind: str) -> None:
     texts, error, message = LISTS[kind]
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         ZeroShotClassifier(clip.model, texts, templates=())
+    assert len(str(caught.value)) < 600
 
 
 @pytest.mark.slow
@@ -151,6 +154,38 @@ def test_refused_templates(clip: ZeroShotClassifier, kind: str) -> None:
     template, error, message = TEMPLATES[kind]
     with pytest.raises(error, match=message):
         ZeroShotClassifier(clip.model, ["a dog"], templates=[template])
+
+
+LONG_TEMPLATES: dict[str, tuple[Any, type[Exception], str]] = {
+    "no slot": ("x" * 100_000, ValueError, "has no slot"),
+    "other slot": ("{" + "x" * 100_000 + "}", ValueError, SLOT),
+    "open": ("x" * 100_000 + "{", ValueError, "is no format string"),
+    "bytes": (b"x" * 100_000, TypeError, "neither a format string nor a callable"),
+    "returned": (lambda text: b"x" * 100_000, TypeError, "not a string"),
+}
+
+
+@pytest.mark.parametrize("kind", LONG_TEMPLATES)
+def test_refused_templates_of_100_000_characters(clip: ZeroShotClassifier, kind: str) -> None:
+    template, error, message = LONG_TEMPLATES[kind]
+    with pytest.raises(error, match=message) as caught:
+        ZeroShotClassifier(clip.model, ["a dog"], templates=[template])
+    assert len(str(caught.value)) < 600
+
+
+ALONE: dict[str, tuple[Any, str]] = {
+    "number": (1.5, "templates is a float, expected a list"),
+    "string": ("{}" * 50_000, "templates is .* alone; pass a list"),
+    "callable": (str.upper, "templates is .* alone; pass a list"),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_templates_that_are_no_list(clip: ZeroShotClassifier, kind: str) -> None:
+    templates, message = ALONE[kind]
+    with pytest.raises(TypeError, match=message) as caught:
+        ZeroShotClassifier(clip.model, ["a dog"], templates=templates)
+    assert len(str(caught.value)) < 600
 
 
 def test_templates_that_come_once_are_all_taken(clip: ZeroShotClassifier) -> None:
