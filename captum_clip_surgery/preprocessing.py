@@ -48,15 +48,20 @@ def load_picture(picture: Picture) -> Image.Image:
             raise FileNotFoundError(f"no image file at {path}")
         try:
             with open_picture(path) as opened:
-                opened.load()
-                return _to_rgb(ImageOps.exif_transpose(opened))
+                return _to_rgb(_upright(opened))
         except Exception as error:  # decoders fail in their own ways
             told = str(error) or type(error).__name__
             raise ValueError(f"{path} cannot be read as an image: {told}") from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        try:
+            return _to_rgb(_upright(picture))
+        except ValueError:
+            raise
+        except Exception as error:  # of a file that was opened, and is decoded only now
+            told = str(error) or type(error).__name__
+            raise ValueError(f"the image cannot be read: {told}") from error
     raise TypeError(
         f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")
@@ -91,6 +96,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
     elif array.dtype != np.uint8:
         raise ValueError(f"an image array is uint8, uint16 or float, not {array.dtype}")
     return Image.fromarray(array)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF notes; a broken note leaves a picture as it lies."""
+    image.load()
+    try:
+        image.getexif()
+    except Exception:  # Pillow itself passes over some when it opens a file, and meets them here
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -204,6 +204,7 @@ NOTES = {
     "cut": b"MM\0*" + b"\xff" * 40,
     "circle": b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x09\0\0\0\0\0\x08",
     "text": b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02a\0\0\0\0\0\0\0",
+    "head": b"ME\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
 }
 
 
@@ -212,6 +213,30 @@ NOTES = {
 def test_broken_notes_leave_a_picture_as_it_lies(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, png(8, 8, ROWS, more=chunk(b"eXIf", NOTES[kind])))
     assert not np.asarray(load_picture(path)).any()
+
+
+@pytest.mark.parametrize("kind", NOTES)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_pictures_with_broken_notes_are_read_again(tmp_path: Path, kind: str, format: str) -> None:
+    """As those are that a caller opened, or that were read before."""
+    path = written(tmp_path, encoded(PICTURE, format, exif=b"Exif\0\0" + NOTES[kind]))
+    plain = np.asarray(load_picture(written(tmp_path, encoded(PICTURE, format), "plain.png")))
+    with Image.open(path) as opened:
+        for picture in (path, load_picture(path), opened):
+            assert (np.asarray(load_picture(picture)) == plain).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_opened_pictures_that_are_cut_short(tmp_path: Path, kind: str) -> None:
+    content = encoded(PICTURE, kind)
+    path = written(tmp_path, content[: int(len(content) * 0.6)])
+    try:
+        opened = Image.open(path)
+    except OSError:  # WebP is decoded at once
+        return
+    with opened, pytest.raises(ValueError, match="the image cannot be read: "):
+        load_picture(opened)
 
 
 MODES: dict[str, tuple[int, int, int]] = {
