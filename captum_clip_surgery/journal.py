@@ -16,6 +16,7 @@ import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,9 @@ from captum_clip_surgery.locks import Lock
 
 ABOUT = "run.json"
 TABLE = "CREATE TABLE pieces (key TEXT PRIMARY KEY, content BLOB NOT NULL, checksum BLOB NOT NULL)"
+ALL = "SELECT * FROM pieces"
+#: What damage looks like: SQLite takes absurd sizes for a lack of memory.
+DAMAGE = (sqlite3.Error, ValueError, OverflowError, MemoryError)
 
 
 class Journal:
@@ -107,12 +111,12 @@ class Journal:
         """All pieces of all processes, one after the other; warns of those that are damaged."""
         for path in sorted(self.folder.glob("*.sqlite")):
             try:
-                for key, content in _pieces(path, "SELECT * FROM pieces"):
+                for key, content in _pieces(path, ALL):
                     self._places[key] = path
                     yield key, content
-            except (sqlite3.Error, ValueError, OverflowError) as error:  # what damage looks like
+            except DAMAGE as error:
                 warnings.warn(
-                    f"{path} is damaged ({error}); what it held is done again", stacklevel=2
+                    f"{path} is damaged ({_told(error)}); what it held is done again", stacklevel=2
                 )
 
     def again(self, key: str) -> bytes:
@@ -121,10 +125,14 @@ class Journal:
         Raises:
             ValueError: it is no longer there, or has been damaged since.
         """
-        wanted = "SELECT * FROM pieces WHERE key = ?"
-        for _, content in _pieces(self._places[key], wanted, key):
-            return content
-        raise ValueError(f"piece {key!r} has gone from {self._places[key]} since it was read")
+        path = self._places[key]
+        # One after the other, as `read` does, finds what a damaged index of keys does not.
+        for query, values in (("SELECT * FROM pieces WHERE key = ?", [key]), (ALL, [])):
+            with suppress(*DAMAGE):
+                for found, content in _pieces(path, query, *values):
+                    if found == key:
+                        return content
+        raise ValueError(f"piece {key!r} has gone from {path} since it was read")
 
     def add(self, key: str, content: bytes) -> None:
         """Keep a piece; it is on the disk when this returns.
@@ -180,10 +188,16 @@ def _pieces(path: Path, query: str, *values: str) -> Iterator[tuple[str, bytes]]
                 yield key, content
             else:
                 warnings.warn(
-                    f"piece {key!r} in {path} fails its checksum and is done again", stacklevel=3
+                    f"piece {key!r:.80} in {path} fails its checksum and is done again",
+                    stacklevel=3,
                 )
     finally:
         connection.close()
+
+
+def _told(error: Exception) -> str:
+    """A message, which may be a book, or none at all."""
+    return str(error)[:200] or type(error).__name__
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -162,17 +162,27 @@ def read(folder: Path) -> dict[str, Result]:
 
     Raises:
         FileNotFoundError: no `results.json` there.
+        ValueError: one that `write` did not make; names it.
     """
-    methods = json.loads((folder / "results.json").read_text())["methods"]
-    return {
-        name: Result(
-            found["measures"],
-            {key: (low, high) for key, (low, high) in found["intervals"].items()},
-            found["seconds"],
-            found["peak_bytes"],
-        )
-        for name, found in methods.items()
-    }
+    path = folder / "results.json"
+    try:
+        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        return {name: _result(found) for name, found in methods.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} holds no results: {error!r:.200}") from None
+
+
+def _result(found: Any) -> Result:
+    measures, intervals = found["measures"], found["intervals"]
+    numbers = [*measures.values(), *(end for pair in intervals.values() for end in pair)]
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise TypeError("a measure is no number")
+    return Result(
+        measures,
+        {key: (low, high) for key, (low, high) in intervals.items()},
+        found["seconds"],
+        found["peak_bytes"],
+    )
 
 
 def chart(results: Mapping[str, Result]) -> Any:

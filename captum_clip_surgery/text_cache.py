@@ -56,7 +56,7 @@ class TextCache:
                     f"SELECT key, dtype, data, checksum FROM features WHERE key IN ({marks})", part
                 )
                 for key, dtype, data, checksum in rows:
-                    if checksum != _checksum(key, dtype, data):
+                    if not _is_feature(key, dtype, data) or checksum != _checksum(key, dtype, data):
                         warnings.warn(
                             f"a text feature in {self.path} is damaged and computed anew",
                             stacklevel=2,
@@ -85,7 +85,8 @@ class TextCache:
             if "no such column" in str(error):
                 raise self._foreign(error) from error
             raise self._not_writable(error) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError, MemoryError) as error:
+            # SQLite takes absurd sizes for a lack of memory.
             raise self._foreign(error) from error
 
     def _not_writable(self, error: Exception) -> OSError:
@@ -96,9 +97,16 @@ class TextCache:
 
     def _foreign(self, error: Exception) -> ValueError:
         return ValueError(
-            f"{self.path} is damaged or no cache of text features ({error}); delete it, it is "
-            "written anew"
+            f"{self.path} is damaged or no cache of text features "
+            f"({str(error) or type(error).__name__}); delete it, it is written anew"
         )
+
+
+def _is_feature(key: object, dtype: object, data: object) -> bool:
+    """Damage can change what kind of thing they are, too."""
+    if not isinstance(key, bytes) or not isinstance(data, bytes) or dtype not in DTYPES:
+        return False
+    return len(data) % np.dtype(DTYPES[str(dtype)]).itemsize == 0
 
 
 def _checksum(key: bytes, dtype: object, data: object) -> bytes:

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from written_export import encoded, export, scene, write_tar
 
+from captum_clip_surgery import results
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.records import from_bytes, unpack
 from captum_clip_surgery.export import load_maps, open_source, sources
 from captum_clip_surgery.export.shards import key_of
 from captum_clip_surgery.export.writing import Entry, rows_of
 from captum_clip_surgery.journal import Journal
+from captum_clip_surgery.text_cache import FILE, TextCache
 
 DEEP = "[" * 100_000
 
@@ -169,6 +172,8 @@ def test_absurd_manifests(exported: Path, kind: str) -> None:
 DAMAGED = "index.sqlite is damaged: it holds|the map of 'x.png' is damaged"
 ROWS: list[tuple[str, Any, str]] = [
     ("file", "../../x.tar", "leads out of the export"), ("file", "/x.tar", "leads out of the expo"),
+    ("file", "a\0", DAMAGED), ("file", "shards/9.tar", DAMAGED), ("file", b"\xff", DAMAGED),
+    ("file", "x" * 5000, DAMAGED), ("place", "9" * 5000, DAMAGED), ("size", "9" * 4000, DAMAGED),
     ("place", "[-1, 10, 0]", DAMAGED), ("place", f"[0, {10**15}, 0]", DAMAGED),
     ("place", f"[{10**15}, 9, 1]", DAMAGED), ("place", "[0, -1, 0]", DAMAGED),
     ("place", '"x"', DAMAGED), ("place", "[1]", DAMAGED), ("place", "{", DAMAGED),
@@ -188,8 +193,9 @@ def test_absurd_indices(exported: Path, column: str, value: str, message: str) -
             database.execute(f"UPDATE images SET {column} = ?", (value,))
         database.close()
         maps = load_maps(exported)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as caught:
             [maps["x.png"], maps.top("x.png"), maps.size("x.png")]
+        assert len(str(caught.value)) < 600
     finally:
         path.write_bytes(before)
 
@@ -199,6 +205,10 @@ ENTRIES: dict[str, Any] = {
     "no archive": b"junk", "nothing": b"", "list": [], "table": {}, "further": ENTRY | {"x": 1},
     "deep": DEEP.encode(),
     "unreadable triples": ENTRY | {"unreadable": [[1, 2, 3]]}, "number": 3,
+    "unreadable numbers": ENTRY | {"unreadable": [[1, 2]]}, "words": ENTRY | {"number": "x"},
+    "half": ENTRY | {"number": 1.5}, "no text": ENTRY | {"sha256": 3},
+    "no file": ENTRY | {"file": 0},
+    "long": b"\xff" * 9000, "long name": ENTRY | {"x" * 9000: 1},
 }  # fmt: skip
 
 
@@ -207,8 +217,9 @@ def test_absurd_entries_of_a_journal(kind: str) -> None:
     content = ENTRIES[kind]
     if not isinstance(content, bytes):
         content = json.dumps(content).encode()
-    with pytest.raises(ValueError, match="a piece of the journal is none of an export"):
+    with pytest.raises(ValueError, match="a piece of the journal is none of an export") as caught:
         Entry.unpacked(content + b"\n" + zlib.compress(b"[]"))
+    assert len(str(caught.value)) < 600
 
 
 ROWS = {
@@ -217,6 +228,7 @@ ROWS = {
     "text": zlib.compress(b'"a"'),
     "empty": zlib.compress(b"[{}]"),
     "deep": zlib.compress(DEEP.encode()),
+    "name": zlib.compress(b'[{"name": 1, "place": [], "size": [], "top": [], "scores": []}]'),
 }
 
 
@@ -235,13 +247,92 @@ def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize(
     "numbers",
-    [[0.0, -1.0, 5.0], [np.nan], [0, np.inf], [0, 1, 1e18], [0, 2, 3, 4, 1], [0, 1e9], [0], [0, 1]],
+    [[0.0, -1.0, 5.0], [np.nan], [0, np.inf], [0, 1, 1e18], [0, 2, 3, 4, 1], [0, 1e9], [0], [0, 1],
+     [0, 1, 1e300], [0, 2, 0, 1e300]],
     ids=str,
-)
+)  # fmt: skip
 def test_absurd_records(numbers: list[float]) -> None:
     row = from_bytes(np.array(numbers, dtype="<f8").tobytes())
     with pytest.raises(ValueError, match="is no record of images"):
         unpack(row, ["CLIP"])
+
+
+def test_half_a_number_of_a_record() -> None:
+    with pytest.raises(ValueError, match="a row of 7 bytes is no record of images"):
+        from_bytes(b"1234567")
+
+
+def test_a_piece_is_read_again_though_the_index_of_keys_is_damaged(tmp_path: Path) -> None:
+    """It was read once, so that a run gone on with does not do it anew."""
+    with Journal(tmp_path, {}) as journal:
+        journal.add("0", b"done")
+    (path,) = tmp_path.glob("*.sqlite")
+    content = bytearray(path.read_bytes())
+    assert content[2 * 4096] == 10  # the third page is a leaf of an index
+    content[2 * 4096 : 3 * 4096] = bytes(4096)
+    path.write_bytes(content)
+    with Journal(tmp_path, {}, resume=True) as journal:
+        assert journal.finished() == {"0": b"done"}
+        assert journal.again("0") == b"done"
+
+
+@pytest.mark.parametrize("value", [0, 0x80, 0xFF])
+def test_damage_at_any_byte_of_a_description(tmp_path: Path, value: int) -> None:
+    """SQLite tells of it in many ways, of which some are no errors of its own."""
+    TextCache(tmp_path).put({b"k": torch.ones(3)})
+    path = tmp_path / FILE
+    sound = path.read_bytes()
+    told = set()
+    for place in range(3900, 4096):
+        path.write_bytes(sound[:place] + bytes([value]) + sound[place + 1 :])
+        try:
+            assert TextCache(tmp_path).get([b"k"]).keys() <= {b"k"}
+        except (ValueError, OSError) as error:
+            told.add(str(error))
+    assert len(told) > 10
+    assert all(str(tmp_path) in message for message in told)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x")])
+def test_what_sqlite_says_of_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Some damage it takes for a lack of memory."""
+    with Journal(tmp_path, {}) as journal:
+        journal.add("0", b"done")
+    TextCache(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", fail)
+    with Journal(tmp_path, {}, resume=True) as journal, pytest.warns(UserWarning, match="is damag"):
+        assert journal.finished() == {}
+    with pytest.raises(ValueError, match=f"{FILE} is damaged or no cache"):
+        TextCache(tmp_path)
+
+
+RESULT = {"measures": {}, "intervals": {}, "seconds": 1.0, "peak_bytes": None}
+RESULTS: dict[str, Any] = {
+    "empty": "", "deep": DEEP, "bytes": b"\xff", "list": [], "nothing": {},
+    "text": {"methods": "x"},
+    "number": {"methods": {"CLIP": 3}}, "no measures": {"methods": {"CLIP": {}}},
+    "words": {"methods": {"CLIP": RESULT | {"measures": {"pointing": "x"}}}},
+    "half": {"methods": {"CLIP": RESULT | {"intervals": {"pointing": [1]}}}},
+    "long": {"methods": {"CLIP": {"x" * 9000: 1}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_absurd_results(tmp_path: Path, kind: str) -> None:
+    content = RESULTS[kind]
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content)
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"results.json holds no results: ") as caught:
+        results.read(tmp_path)
+    assert len(str(caught.value)) < 600
 
 
 # --- protocols -----------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ def unpack(row: Tensor, names: Sequence[str]) -> dict[int, Records]:
     """
     try:
         return _unpacked(row, names)
-    except (ValueError, IndexError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"a row of {len(row)} numbers is no record of images: {error}") from error
+    except (ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+        told = str(error).partition("\n")[0]  # torch's go on
+        raise ValueError(f"a row of {len(row)} numbers is no record of images: {told}") from error
 
 
 def _unpacked(row: Tensor, names: Sequence[str]) -> dict[int, Records]:
@@ -65,4 +66,9 @@ def to_bytes(row: Tensor) -> bytes:
 
 
 def from_bytes(content: bytes) -> Tensor:
+    """Raises ValueError for what is no whole row."""
+    if len(content) % 8:
+        raise ValueError(
+            f"a row of {len(content)} bytes is no record of images: numbers have 8 each"
+        )
     return torch.from_numpy(np.frombuffer(content, "<f8").astype(np.float64))

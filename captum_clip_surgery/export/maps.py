@@ -43,6 +43,7 @@ class Maps(Mapping[str, np.ndarray]):
             raise ValueError(f"it has {manifest['images']!r} images")
         for known in (manifest["index"], *manifest["shards"]):
             _inside(path, known["file"])
+        self._files = {known["file"] for known in manifest["shards"]}
         self.texts: tuple[str, ...] = tuple(texts)
         self.unreadable: dict[str, str] = {
             entry["image"]: entry["reason"] for entry in manifest["unreadable"]
@@ -50,10 +51,12 @@ class Maps(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         file, place = self._row(name, "file, place")
+        path, numbers = _inside(self.path, str(file)), self._numbers(place)
+        if file not in self._files:
+            raise self._damaged_index(f"the shard {file!r:.80}, which the manifest does not")
         read, count = (_from_tar, 3) if file.endswith(".tar") else (_from_zarr, 2)
-        path, numbers = _inside(self.path, file), self._numbers(place)
         if len(numbers) != count or min(numbers) < 0:
-            raise self._damaged_index(f"a place {place}")
+            raise self._damaged_index(f"a place {place!s:.80}")
         return read(path, name, *numbers)
 
     def __iter__(self) -> Iterator[str]:
@@ -83,7 +86,7 @@ class Maps(Mapping[str, np.ndarray]):
         texts, cosines = self._row(name, "top, scores")
         top, scores = self._numbers(texts), self._numbers(cosines, (int, float))
         if len(top) != len(scores) or not all(text in range(len(self.texts)) for text in top):
-            raise self._damaged_index(f"the texts {top}")
+            raise self._damaged_index(f"the texts {top!s:.80}")
         return [(self.texts[text], score) for text, score in zip(top, scores, strict=True)]
 
     def size(self, name: str) -> tuple[int, int]:
@@ -95,7 +98,7 @@ class Maps(Mapping[str, np.ndarray]):
         (size,) = self._row(name, "size")
         numbers = self._numbers(size)
         if len(numbers) != 2:
-            raise self._damaged_index(f"a size {size}")
+            raise self._damaged_index(f"a size {size!s:.80}")
         return numbers[0], numbers[1]
 
     def verify(self) -> None:
@@ -184,14 +187,14 @@ def load_maps(path: str | os.PathLike[str]) -> Maps:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         return Maps(folder, manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is no manifest of an export: {error!r}") from None
+        raise ValueError(f"{file} is no manifest of an export: {error!r:.200}") from None
 
 
 def _inside(folder: Path, file: str) -> Path:
     """A file of an export; raises ValueError for a path that leads elsewhere."""
     path = Path(file)
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{file!r} leads out of the export in {folder}")
+        raise ValueError(f"{file!r:.80} leads out of the export in {folder}")
     return folder / path
 
 

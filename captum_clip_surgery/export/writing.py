@@ -50,18 +50,35 @@ class Entry:
         try:
             said: dict[str, Any] = json.loads(content.partition(b"\n")[0])
             said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
-            return cls(**said)
+            entry = cls(**said)
+            _check_kinds(int, entry.number, entry.size, entry.images)
+            texts = [text for pair in entry.unreadable for text in pair]
+            _check_kinds(str, "" if entry.file is None else entry.file, entry.sha256, *texts)
+            return entry
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"a piece of the journal is none of an export: {error!r}") from error
+            raise _none_of_an_export(error) from error
 
 
 def rows_of(content: bytes) -> list[Row]:
     """The rows of a packed entry; raises ValueError for what `packed` did not make."""
     try:
         described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
-        return [Row(**row | {"size": tuple(row["size"])}) for row in described]
+        rows = [Row(**row | {"size": tuple(row["size"])}) for row in described]
+        _check_kinds(str, *(row.name for row in rows))
+        return rows
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"a piece of the journal is none of an export: {error!r}") from error
+        raise _none_of_an_export(error) from error
+
+
+def _check_kinds(kind: type, *values: Any) -> None:
+    """Raises TypeError for a value of another kind."""
+    for value in values:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r:.80} is no {kind.__name__}")
+
+
+def _none_of_an_export(error: Exception) -> ValueError:
+    return ValueError(f"a piece of the journal is none of an export: {error!r:.200}")
 
 
 @dataclass
