@@ -43,18 +43,17 @@ def test_a_few_hundred_inputs(target: str, tmp_path: Path) -> None:
 
 
 def test_a_fault_is_found(tmp_path: Path) -> None:
-    """A parser that fails where a text has a rare sign."""
+    """A parser that fails at a word that no seed has."""
     fault = """
 import json
 loads = json.loads
 def fragile(text, **options):
-    found = loads(text, **options)
-    if isinstance(found, dict) and "settings" in found and not found["settings"]:
+    if "NaN" in str(text):
         raise ZeroDivisionError
-    return found
+    return loads(text, **options)
 json.loads = fragile
 """
-    done = fuzzed("configuration", 4000, tmp_path, fault)
+    done = fuzzed("configuration", 2000, tmp_path, fault)
     assert done.returncode == 1
     told = re.search(r"^FINDING ZeroDivisionError at \S+:\d+.*: (\S+)$", done.stdout, re.MULTILINE)
     assert told is not None, done.stdout[-3000:]
