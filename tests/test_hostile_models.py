@@ -105,7 +105,7 @@ def test_parts_that_fill_the_memory(tmp_path: Path, kind: str) -> None:
 
 
 def test_parts_that_fail_behind_what_fills_the_memory(tmp_path: Path) -> None:
-    """A ResNet of the width that is usual for a ViT has 10 GB when its side turns out a list."""
+    """A ResNet of a ViT's usual width has filled gigabytes when its side turns out to be a list."""
     config = copy.deepcopy(CONFIG)
     vision = {"image_size": [1], "layers": [1, 1, 1, 1], "patch_size": None}
     config["model_cfg"]["vision_cfg"] = vision
