@@ -116,6 +116,7 @@ def _parameters(config: Mapping[str, Any]) -> int:
     if config["text_cfg"].get("hf_model_name"):
         return 0  # of a configuration elsewhere
     parts = copy.deepcopy(dict(config))
+    parts["vision_cfg"]["timm_model_pretrained"] = False  # as open_clip loads: nothing is fetched
     kind: Any = CLIP
     if parts.pop("custom_text", False):
         kind = CoCa if "multimodal_cfg" in parts else CustomTextCLIP
