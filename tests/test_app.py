@@ -575,9 +575,13 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Pat
     async def there(request: object) -> FileResponse:
         return FileResponse(tmp_path / "stays.png")
 
-    routes = [Route("/file=gone", gone), Route("/file=there", there)]
+    async def never(request: object) -> FileResponse:
+        return FileResponse(tmp_path / "never.png")
+
+    routes = [Route(f"/file={name.__name__}", name) for name in (gone, there, never)]
     with TestClient(Starlette(routes=routes, middleware=[serving._headers()])) as client:
         assert client.get("/file=gone").status_code == 404
+        assert client.get("/file=never").status_code == 404
         answer = client.get("/file=there")
     assert answer.content == b"1234"
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]

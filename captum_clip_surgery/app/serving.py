@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -185,9 +186,10 @@ def _headers() -> Any:
 
             try:
                 await self.app(scope, receive, with_headers)
-            except FileNotFoundError:
-                # Browsers ask for uploads to show them, which are deleted once they are read.
-                if not held:
+            except (FileNotFoundError, RuntimeError) as error:
+                # Browsers ask for uploads to show them, which are deleted once they are read:
+                # before the answer begins, in starlette's words, or after.
+                if not held and not re.match(r"File at path .* does not exist\.$", str(error)):
                     raise
                 await send({"type": "http.response.start", "status": 404, "headers": []})
                 await send({"type": "http.response.body", "body": b""})
