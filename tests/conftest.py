@@ -24,6 +24,9 @@ DATA = Path(__file__).parent / "data"
 
 torch.set_num_threads(1)
 
+#: The fuzzer's own modules, whose doctests pytest would look for: they need atheris.
+collect_ignore_glob = ["fuzz*.py"]
+
 _REFERENCE_TEXT = dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=2)
 REFERENCE: dict[str, dict[str, Any]] = {
     "vit": dict(

@@ -57,7 +57,11 @@ def examine_one(target: str, path: Path) -> None:
 
 
 def be_strict() -> None:
-    """As the package's tests are."""
+    """As the package's tests are, and more so."""
+    from PIL import Image
+
+    # Lower than Pillow's own: what is within that may take seconds and gigabytes.
+    Image.MAX_IMAGE_PIXELS = 2**20
     warnings.simplefilter("ignore")
     warnings.filterwarnings("error", category=RuntimeWarning, module="captum_clip_surgery")
 

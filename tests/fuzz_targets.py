@@ -37,10 +37,6 @@ from captum_clip_surgery.preprocessing import Preprocess, load_picture
 from captum_clip_surgery.prompts import fill
 from captum_clip_surgery.text_cache import FILE, TextCache
 
-#: Lower than Pillow's own: what is within that may take seconds and gigabytes.
-Image.MAX_IMAGE_PIXELS = 2**20
-
-
 # --- templates ------------------------------------------------------------------------------------
 
 SLOTS = re.compile(r"(?:[^{}]|\{\{|\}\}|(\{\}))*")

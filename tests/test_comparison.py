@@ -275,6 +275,7 @@ print(-1 if peak.peak_bytes is None else peak.peak_bytes >> 20)
 """
 
 
+@pytest.mark.slow
 def test_what_was_freed_before_does_not_count_as_free_to_use():
     """In a process of its own: the heap of this one has grown in too many pieces."""
     ended = subprocess.run([sys.executable, "-c", FREED_BEFORE], capture_output=True, check=True)

@@ -76,7 +76,7 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     assert set(data.classes.first[1:]) <= set(clip._encoder._cache)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_as_many_processes_as_one_likes(
     root: Path, table: bytes, tmp_path: Path, world: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_more_processes_than_batches(root: Path, tmp_path: Path) -> None:
     assert b"ClipSurgery,explanation_iou" in found(tmp_path)
 
 
-KILLS = [pytest.param(seed, marks=[pytest.mark.slow] if seed > 2 else []) for seed in range(30)]
+KILLS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed != 1)) for seed in range(30)]
 
 
 @pytest.mark.parametrize("seed", KILLS)
@@ -143,6 +143,7 @@ def _wait_until(there: Callable[[], bool], what: object) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named(root: Path, tmp_path: Path) -> None:
     given = evaluate(root, tmp_path, "--timeout", 3)
     run = runs.start(tmp_path, *given, prepare=runs.hanging)
@@ -157,6 +158,7 @@ def test_a_process_that_hangs_is_named(root: Path, tmp_path: Path) -> None:
     assert line.endswith("no batch for 3 s")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_slow_is_waited_for(root: Path, table: bytes, tmp_path: Path) -> None:
     """Longer than the timeout in all, but never as long without a batch."""
     given = evaluate(root, tmp_path, "--timeout", 4)
@@ -179,6 +181,7 @@ def test_errors_of_others_come_with_the_image(root: Path, tmp_path: Path) -> Non
     assert lines[place + 1] == "  in process 1 of 2"
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills(root: Path, table: bytes, tmp_path: Path) -> None:
     run = runs.start(tmp_path, *evaluate(root, tmp_path), prepare=runs.full_disk)
     run.workers[1].join(60)
@@ -191,6 +194,7 @@ def test_a_disk_that_fills(root: Path, table: bytes, tmp_path: Path) -> None:
     assert runs.pieces(tmp_path) == PIECES
 
 
+@pytest.mark.slow
 def test_started_again_by_torchrun_it_goes_on_by_itself(
     root: Path, table: bytes, tmp_path: Path
 ) -> None:
@@ -221,6 +225,7 @@ def torchrun(given: Sequence[object], terminal: Path, *options: str) -> subproce
         )
 
 
+@pytest.mark.slow
 def test_torchrun(root: Path, table: bytes, tmp_path: Path) -> None:
     terminal = tmp_path / "terminal"
     run = torchrun(evaluate(root, tmp_path), terminal)

@@ -145,6 +145,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 def test_a_peak_does_not_depend_on_what_ran_before() -> None:
     """In a process of its own: the heap of this one has grown in too many pieces."""
     ended = subprocess.run([sys.executable, "-c", IN_BOTH_ORDERS], capture_output=True, check=True)

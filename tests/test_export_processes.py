@@ -121,6 +121,7 @@ def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "no pictures in the folder" in str(ended)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder: Path, whole: Path, tmp_path: Path) -> None:
     process = torchrun(folder, tmp_path / "out")
     said, _ = process.communicate(timeout=120)
@@ -141,6 +142,7 @@ def test_three_processes(folder: Path, whole: Path, tmp_path: Path) -> None:
     assert_same(tmp_path / "out", whole)
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named_and_costs_its_shard_alone(
     folder: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -260,6 +260,7 @@ def _work(clip: ZeroShotClassifier, worker: int) -> dict[str, Tensor]:
     return {name: result.detach() for name, result in results.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TOWERS)
 def test_eight_threads_share_a_model(family):
     rounds, workers = 3, 8

@@ -152,7 +152,9 @@ def flip(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize("cut", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "cut", [0.6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (0.3, 0.95))]
+)
 def test_a_truncated_journal_is_done_again(evaluated: Evaluated, cut: float) -> None:
     content = evaluated.pieces.read_bytes()
     evaluated.pieces.write_bytes(content[: int(cut * len(content))])

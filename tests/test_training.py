@@ -45,7 +45,7 @@ class Killed(Exception):
 @pytest.mark.parametrize(
     ("plan", "killed_at"),
     [
-        ("embedded", 1),
+        pytest.param("embedded", 1, marks=pytest.mark.slow),
         pytest.param("embedded", 5, marks=pytest.mark.slow),
         pytest.param("map", 3, marks=pytest.mark.slow),
         pytest.param("average", 3, marks=pytest.mark.slow),
