@@ -26,9 +26,10 @@ import typer
 from torch import nn
 
 from captum_clip_surgery.fingerprints import fingerprint
-from captum_clip_surgery.prompts import TEMPLATES, PromptEncoder, fill
+from captum_clip_surgery.prompts import PromptEncoder
 from captum_clip_surgery.results import circumstances
 from captum_clip_surgery.tables import markdown
+from captum_clip_surgery.texts import TEMPLATES, fill
 
 YARDSTICK = "encode_text, padded"
 FIRST, SECOND = "first call", "second call"

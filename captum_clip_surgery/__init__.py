@@ -36,7 +36,6 @@ from captum_clip_surgery.methods.dense import (
     Sclip,
 )
 from captum_clip_surgery.methods.words import WordScores, word_scores
-from captum_clip_surgery.prompts import TEMPLATES
 from captum_clip_surgery.registry import METHODS
 from captum_clip_surgery.surgery import (
     ClipSimilarity,
@@ -46,6 +45,7 @@ from captum_clip_surgery.surgery import (
     LayerClipSurgery,
     LayerFeatureClipSurgery,
 )
+from captum_clip_surgery.texts import TEMPLATES
 
 __version__ = "0.1.0"
 

@@ -34,8 +34,8 @@ from captum_clip_surgery.export.shards import Row
 from captum_clip_surgery.export.writing import Entry, rows_of
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.preprocessing import Preprocess, load_picture
-from captum_clip_surgery.prompts import fill
 from captum_clip_surgery.text_cache import FILE, TextCache
+from captum_clip_surgery.texts import fill
 
 # --- templates ------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from captum_clip_surgery import prefixes, prompts
 from captum_clip_surgery.prefixes import encode_shared, grow, shares_prefixes
-from captum_clip_surgery.prompts import TEMPLATES, PromptEncoder, fill
+from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.texts import TEMPLATES, fill
 
 CPU = torch.device("cpu")
 CUSTOM = dict(qk_norm=True, scale_heads=True, scale_attn_inner=True, scale_attn=True, scale_fc=True)

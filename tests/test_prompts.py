@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from towers import TINY
 
 from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier, prompts
-from captum_clip_surgery.prompts import fill
+from captum_clip_surgery.texts import fill
 
 CONTEXT = 16  # of the tiny models
 EOT = 49407

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.preprocessing import load_picture
-from captum_clip_surgery.prompts import Template
 from captum_clip_surgery.registry import USUAL
+from captum_clip_surgery.texts import Template
 from captum_clip_surgery.visualization import FORMATS, SIGNS, View
 
 ABOUT_THE_DEMO_MODEL = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery.data.catalog import DATASETS
-from captum_clip_surgery.prompts import TEMPLATES, Template
+from captum_clip_surgery.texts import TEMPLATES, Template
 
 #: What can be measured on a data set, and which fields of a `View` that looks at.
 USES: dict[str, tuple[str, ...]] = {

@@ -20,9 +20,10 @@ from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.methods.base import check_classifier
 from captum_clip_surgery.methods.words import END, START, encoder_of, word_places
 from captum_clip_surgery.models import steady
-from captum_clip_surgery.prompts import PromptEncoder, check_texts
+from captum_clip_surgery.prompts import PromptEncoder
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.pictures import Images, as_list, batches
+from captum_clip_surgery.texts import check_texts
 from captum_clip_surgery.towers import Encoded
 
 
