@@ -20,6 +20,7 @@ def entries() -> list[ModelEntry]:
     return list_models()
 
 
+@pytest.mark.slow
 def test_every_configuration_is_listed_once(entries):
     assert [entry.name for entry in entries] == open_clip.list_models()
     assert sum(entry.supported for entry in entries) == 125
@@ -36,6 +37,7 @@ def test_every_configuration_is_listed_once(entries):
             assert (entry.patch_size, entry.native_size, entry.grid) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_what_the_text_side_needs(entries):
     needs = {entry.name: entry.text for entry in entries}
     assert needs["ViT-B-16"] == needs["EVA02-B-16"] == "open_clip"
@@ -43,11 +45,13 @@ def test_what_the_text_side_needs(entries):
     assert needs["roberta-ViT-B-32"] == needs["nllb-clip-base-siglip"] == "tower"
 
 
+@pytest.mark.slow
 def test_the_documentation_is_what_the_adapters_say(entries):
     """Mend it with `clip-surgery models`, whose output stands at the end of the page."""
     assert PAGE.read_text().endswith(to_markdown(entries) + "\n")
 
 
+@pytest.mark.slow
 def test_entries_are_json(entries):
     for entry in entries:
         again = ModelEntry(**json.loads(json.dumps(entry.to_dict())))

@@ -183,6 +183,7 @@ def test_a_text_is_required(monkeypatch: pytest.MonkeyPatch, photo: Path) -> Non
     assert run(monkeypatch, "explain", photo) == 2
 
 
+@pytest.mark.slow
 def test_as_a_process() -> None:
     command = [sys.executable, "-m", "captum_clip_surgery", "--version"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -19,11 +19,14 @@ from captum_clip_surgery import LayerClipSimilarity, LayerClipSurgery, ZeroShotC
 TEXTS = ["dog", "cat"]
 TEMPLATES = ["a photo of a {}."]
 each_family = pytest.mark.parametrize("family", TOWERS)
+each_slowly = pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f != "vit")) for f in TINY]
+)
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
 @pytest.mark.parametrize("what", ["model", "tower"])
-@each_family
+@each_slowly
 def test_compiled_models_are_unwrapped(family, what, called):
     plain = ZeroShotClassifier(tiny_model(family), TEXTS, templates=TEMPLATES)
     model = tiny_model(family)
@@ -57,9 +60,7 @@ def test_compiled_models_are_unwrapped(family, what, called):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f != "vit")) for f in TINY]
-)
+@each_slowly
 def test_explaining_compiles_to_one_graph(family):
     """With ready features; remembered ones of texts are looked up outside of the graphs."""
     torch.compiler.reset()
