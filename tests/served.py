@@ -58,7 +58,7 @@ def end(server: Server, by: signal.Signals = signal.SIGINT) -> None:
     """As from a keyboard: what the page wrote goes with it, and nothing went wrong meanwhile."""
     server.process.send_signal(by)
     try:
-        server.process.wait(20)
+        server.process.wait(60)
     except subprocess.TimeoutExpired:
         server.process.kill()
         raise
