@@ -41,7 +41,8 @@ def test_nothing_adds_up(endurance: Any, clip: ZeroShotClassifier) -> None:
     assert {sample.hooks for sample in found.samples} == {0}
     assert {sample.files for sample in warm} == {warm[0].files}
     assert {sample.threads for sample in warm} == {warm[0].threads}
-    assert abs(found.mib_per_thousand) < FLAT
+    # What tests before it held may be given back meanwhile: less is no leak.
+    assert found.mib_per_thousand < FLAT
 
 
 def test_what_adds_up_shows(endurance: Any, clip: ZeroShotClassifier, tmp_path: Path) -> None:
