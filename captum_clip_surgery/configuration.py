@@ -12,6 +12,8 @@ import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 
+from captum_clip_surgery.errors import told
+
 FILE = "open_clip_config.json"
 #: What a configuration may say at most; larger models than there are fit by far.
 MOST = {
@@ -73,8 +75,7 @@ def check_configuration(folder: Path, weights: int) -> None:
         try:
             least = count(config)
         except Exception as error:  # of open_clip, which may take all memory before it fails
-            told = str(error) or type(error).__name__
-            raise ValueError(f"{folder / FILE} describes no model: {told:.500}") from error
+            raise ValueError(f"{folder / FILE} describes no model: {told(error):.500}") from error
         if least > weights:  # each takes a byte at least
             raise ValueError(
                 f"{folder / FILE} describes {least:,} parameters or more, and the weights beside "

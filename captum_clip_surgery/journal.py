@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from captum_clip_surgery.errors import told
 from captum_clip_surgery.locks import Lock
 
 ABOUT = "run.json"
@@ -116,7 +117,8 @@ class Journal:
                     yield key, content
             except DAMAGE as error:
                 warnings.warn(
-                    f"{path} is damaged ({_told(error)}); what it held is done again", stacklevel=2
+                    f"{path} is damaged ({told(error):.200}); what it held is done again",
+                    stacklevel=2,
                 )
 
     def again(self, key: str) -> bytes:
@@ -193,11 +195,6 @@ def _pieces(path: Path, query: str, *values: str) -> Iterator[tuple[str, bytes]]
                 )
     finally:
         connection.close()
-
-
-def _told(error: Exception) -> str:
-    """A message, which may be a book, or none at all."""
-    return str(error)[:200] or type(error).__name__
 
 
 def _write_whole(path: Path, text: str) -> None:

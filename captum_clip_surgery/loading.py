@@ -13,6 +13,7 @@ import open_clip
 from torch import nn
 
 from captum_clip_surgery.configuration import FILE, check_configuration, read_configuration
+from captum_clip_surgery.errors import told
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 from captum_clip_surgery.prompts import Tokenizer
 
@@ -64,10 +65,10 @@ def load(
     except Exception as error:  # readers of weights fail in their own ways
         if options and isinstance(error, TypeError):
             raise  # of the options themselves
-        told = str(error) or type(error).__name__
-        if len(told) > 1000:  # torch lists all that is missing
-            told = f"{told[:1000]}... ({len(told)} characters)"
-        raise ValueError(f"{pretrained or name} does not load as {name}: {told}") from error
+        why = told(error)
+        if len(why) > 1000:  # torch lists all that is missing
+            why = f"{why[:1000]}... ({len(why)} characters)"
+        raise ValueError(f"{pretrained or name} does not load as {name}: {why}") from error
     return model.eval(), tokenizer or _tokenizer(name)
 
 

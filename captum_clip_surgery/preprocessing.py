@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from captum_clip_surgery.errors import told
+
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 
 INTERPOLATIONS = {
@@ -50,8 +52,7 @@ def load_picture(picture: Picture) -> Image.Image:
             with open_picture(path) as opened:
                 return _to_rgb(_upright(opened))
         except Exception as error:  # decoders fail in their own ways
-            told = str(error) or type(error).__name__
-            raise ValueError(f"{path} cannot be read as an image: {told}") from error
+            raise ValueError(f"{path} cannot be read as an image: {told(error)}") from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
@@ -60,8 +61,7 @@ def load_picture(picture: Picture) -> Image.Image:
         except ValueError:
             raise
         except Exception as error:  # of a file that was opened, and is decoded only now
-            told = str(error) or type(error).__name__
-            raise ValueError(f"the image cannot be read: {told}") from error
+            raise ValueError(f"the image cannot be read: {told(error)}") from error
     raise TypeError(
         f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")

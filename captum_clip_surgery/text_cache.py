@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.errors import told
+
 FILE = "text-features-1.sqlite"  # the number is the format's
 PATIENCE = 60.0  # seconds for which a process waits until others have written
 AT_ONCE = 500  # keys of one question; sqlite takes 999 or more
@@ -98,7 +100,7 @@ class TextCache:
     def _foreign(self, error: Exception) -> ValueError:
         return ValueError(
             f"{self.path} is damaged or no cache of text features "
-            f"({str(error) or type(error).__name__}); delete it, it is written anew"
+            f"({told(error)}); delete it, it is written anew"
         )
 
 
@@ -109,7 +111,6 @@ def _is_feature(key: object, dtype: object, data: object) -> bool:
     return len(data) % np.dtype(DTYPES[str(dtype)]).itemsize == 0
 
 
-def _checksum(key: bytes, dtype: object, data: object) -> bytes:
+def _checksum(key: bytes, dtype: str, data: bytes) -> bytes:
     """Of a row's key as well, so that no feature answers for another text."""
-    content = data if isinstance(data, bytes) else repr(data).encode()
-    return hashlib.sha256(key + str(dtype).encode() + content).digest()
+    return hashlib.sha256(key + dtype.encode() + data).digest()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import atheris
-import numpy as np
 import open_clip
 import torch
 from conftest import tiny_model
@@ -99,9 +98,8 @@ def _given(provider: atheris.FuzzedDataProvider, depth: int = 0) -> Any:
     ]  # fmt: skip
     if depth < 2:
         several = [_given(provider, depth + 1) for _ in range(provider.ConsumeIntInRange(0, 3))]
-        kinds = (list, tuple, iter, lambda found: dict.fromkeys(map(repr, found)), np.array)
-        made += [lambda kind=kind: kind(several) for kind in kinds if kind is not np.array]
-        made += [lambda: {repr(one) for one in several}]
+        made += [lambda kind=kind: kind(several) for kind in (list, tuple, iter)]
+        made += [lambda kind=kind: kind(map(repr, several)) for kind in (set, dict.fromkeys)]
     return provider.PickValueInList(made)()
 
 
