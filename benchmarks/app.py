@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -106,15 +105,14 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
     from playwright.sync_api import sync_playwright
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from served import serve
+    from served import chromium, serve
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     found: dict[str, list[float]] = {"page opened": [], "first result": [], "changed text": []}
     words = iter([noun for noun in nouns() if noun not in scene(0).nouns])
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         server = serve(Path(folder))
         try:
-            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            browser = chromium(driver)
             for number in range(repeats + 1):  # the first warms up
                 context = browser.new_context()
                 times = visit(context.new_page(), server.address, number, words)

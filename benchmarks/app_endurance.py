@@ -44,7 +44,7 @@ from captum_clip_surgery.results import circumstances
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from served import Visitor, free_port
+from served import Visitor, free_port, until_work_begins
 
 #: What users do, and how often.
 ACTS = {"explains": 6, "chooses": 2, "saves": 1, "stops": 1, "leaves": 1}
@@ -181,9 +181,7 @@ class User:
         self._wants(LONG, MAX_TEXTS)
         joined = self.visitor.joins("ccs-run", "click")
         with self.visitor.listens() as stream:
-            for line in stream:
-                if b"process_generating" in line:
-                    break
+            until_work_begins(stream)
             if stop:
                 self.visitor.cancels(joined)
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from waiting import wait_until
+
+#: The system's browser; None where it has none.
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def chromium(driver: Any) -> Any:
+    """The system's browser, by Playwright's driver."""
+    return driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 @dataclass
@@ -46,11 +56,13 @@ def serve(folder: Path, *options: str) -> Server:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    deadline = time.monotonic() + 120
-    while "The page is at" not in log.read_text(encoding="utf-8"):
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+
+    def begun() -> bool:
+        told = log.read_text(encoding="utf-8")
+        assert process.poll() is None, told
+        return "The page is at" in told
+
+    wait_until(begun, "the page", seconds=120)
     return Server(f"http://127.0.0.1:{port}", process, temporary, log)
 
 
@@ -65,6 +77,13 @@ def end(server: Server, by: signal.Signals = signal.SIGINT) -> None:
     assert list(server.temporary.rglob("*")) == []
     log = server.log.read_text(encoding="utf-8")
     assert "Traceback" not in log, log
+
+
+def until_work_begins(stream: Any) -> None:
+    """Read answers until the first of what was asked for is there."""
+    for line in stream:
+        if b"process_generating" in line:
+            return
 
 
 class Visitor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import socket
 import struct
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from served import CHROMIUM, chromium
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
 from captum_clip_surgery.app import code, figures, files, markup, pictures, serving, tabs
@@ -643,8 +643,7 @@ def test_the_figure_of_words_has_the_look_of_the_screen(explainer: Explainer) ->
 @pytest.mark.slow
 def test_numbers_keep_away_from_their_bars() -> None:
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+    if CHROMIUM is None:
         pytest.skip("there is no chromium here")
     style = (Path(markup.__file__).parent / "page.css").read_text(encoding="utf-8")
     gap = """() => {
@@ -654,7 +653,7 @@ def test_numbers_keep_away_from_their_bars() -> None:
         return number.getBoundingClientRect().left - bar.right;
     }"""
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = chromium(driver)
         page = browser.new_page()
         page.set_content(f"<style>{style}</style>{markup.bars('CLIP', {'star': 0.25})}")
         assert page.evaluate(gap) >= 6

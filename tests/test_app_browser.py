@@ -6,10 +6,8 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from served import Server, Visitor, end, serve
+from served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
+from waiting import wait_until
 
 from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
 from captum_clip_surgery.app import figures
@@ -29,7 +28,6 @@ from captum_clip_surgery.app.settings import Settings
 
 gradio = pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = chromium(driver)
         yield found
         found.close()
 
@@ -134,11 +132,9 @@ def waits_for(page: Any, texts: list[str]) -> None:
     )
 
 
-def waits_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE / 1000
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def waits_for_another(page: Any, before: np.ndarray, alt: str) -> None:
+    """Until a picture is another than it was."""
+    wait_until(lambda: not np.array_equal(before, picture_of(page, alt)), "another picture")
 
 
 def upload(page: Any, path: Path) -> None:
@@ -172,11 +168,7 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     page.locator("#ccs-look button").first.click()
     page.locator("#ccs-opacity input[type=number]").fill("0.1")
     page.locator("#ccs-opacity input[type=number]").press("Tab")
-    waits_until(
-        lambda: (
-            not np.array_equal(before, picture_of(page, "Where CLIP sees 'zebra' in the picture"))
-        )
-    )
+    waits_for_another(page, before, "Where CLIP sees 'zebra' in the picture")
 
     box = page.locator("#ccs-maps img.ccs-map").nth(1).bounding_box()
     page.locator("#ccs-maps img.ccs-map").nth(1).click(
@@ -235,18 +227,13 @@ def test_a_picture_is_pasted(come: Come, server: Server) -> None:
 
     # By keys again after the button, which takes the field for files from the page.
     for number, paste in ((1, by_keys), (2, by_button), (3, by_keys)):
-        before = picture_of(page, f"Where CLIP sees {texts[0]!r} in the picture")
+        alt = f"Where CLIP sees {texts[0]!r} in the picture"
+        before = picture_of(page, alt)
         copy(page, number)
         paste()
-        waits_until(
-            lambda before=before: (
-                not np.array_equal(
-                    before, picture_of(page, f"Where CLIP sees {texts[0]!r} in the picture")
-                )
-            )
-        )
+        waits_for_another(page, before, alt)
         check_maps(page, number, texts)
-    waits_until(lambda: server.uploads() == [])
+    wait_until(lambda: server.uploads() == [], "the end of uploads")
 
 
 def test_a_text_is_pasted_where_texts_are_written(come: Come) -> None:
@@ -346,9 +333,7 @@ def test_who_comes_while_too_many_wait_is_told_what_to_do(come: Come, server: Se
     page, other = come(), Visitor(server)
     other.joins("ccs-run", "click", **HEAVY)
     with other.listens() as stream:
-        for line in stream:
-            if b"process_generating" in line:
-                break
+        until_work_begins(stream)
         with pytest.raises(urllib.error.HTTPError) as refused:
             joins_often(other)
         assert refused.value.code == 429
@@ -357,7 +342,8 @@ def test_who_comes_while_too_many_wait_is_told_what_to_do(come: Come, server: Se
         told.wait_for()
         assert "Too many requests are waiting. Try again in a minute" in told.inner_text()
         assert len(headings(page)) == 3  # what was there stays
-    waits_until(lambda: headings_after_a_try(page) == ["pizza"])  # the other has left
+    # The other has left.
+    wait_until(lambda: headings_after_a_try(page) == ["pizza"], "an answer")
 
 
 def joins_often(visitor: Visitor) -> None:

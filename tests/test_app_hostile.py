@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from served import Server, Visitor, end, free_port, serve
+from served import Server, Visitor, end, free_port, serve, until_work_begins
+from waiting import wait_until
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.app.code import Model
@@ -69,9 +69,7 @@ def test_who_leaves_holds_up_nobody(server: Server, control: str, event: str) ->
     }
     leaving.joins(control, event, **heavy)
     with leaving.listens() as stream:
-        for line in stream:
-            if b"process_generating" in line:
-                break
+        until_work_begins(stream)
     answer = staying.asks("ccs-run", "click")
     assert "zebra" in answer
 
@@ -91,10 +89,10 @@ def test_nothing_of_who_left_is_held() -> None:
             held = page.blocks.state_holder
             assert visitor.session in held.session_data
             assert page.visitors.picture(visitor.session)
-        deadline = time.monotonic() + 60
-        while visitor.session in held.session_data or visitor.session in held.time_last_used:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(
+            lambda: not {visitor.session} & {*held.session_data, *held.time_last_used},
+            "the end of the visit",
+        )
         with pytest.raises(ValueError, match="no longer here"):
             page.visitors.picture(visitor.session)
     finally:

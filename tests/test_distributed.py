@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import runs
+from waiting import wait_until
 from written_scenes import scene_folder
 
 from captum_clip_surgery import ZeroShotClassifier
@@ -113,7 +114,7 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
         _wait_for(tmp_path / "journal" / "run.json")
         time.sleep(draw.uniform(0, 1.2))
     else:  # between a first and a last finished piece
-        _wait_until(lambda: bool(runs.pieces(tmp_path)), "the first piece")
+        wait_until(lambda: bool(runs.pieces(tmp_path)), "the first piece")
         time.sleep(draw.uniform(0, 0.5))
     if seed % 2:
         run.kill_one(draw.randrange(world))
@@ -133,14 +134,7 @@ def test_killed_and_gone_on_with(root: Path, table: bytes, tmp_path: Path, seed:
 
 
 def _wait_for(path: Path) -> None:
-    _wait_until(path.exists, path)
-
-
-def _wait_until(there: Callable[[], bool], what: object) -> None:
-    until = time.monotonic() + 60
-    while not there():
-        assert time.monotonic() < until, f"{what} does not come"
-        time.sleep(0.01)
+    wait_until(path.exists, path)
 
 
 @pytest.mark.slow
@@ -257,7 +251,7 @@ def test_torchrun_killed_alone(tmp_path: Path) -> None:
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     run.kill()
     run.wait()
-    _wait_until(lambda: not any(_works(int(child)) for child in children), "their end")
+    wait_until(lambda: not any(_works(int(child)) for child in children), "their end")
     assert "which started process" in (tmp_path / "terminal").read_text()
     assert sum(runs.pieces(tmp_path).values()) < images / BATCH
     again = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
