@@ -39,22 +39,23 @@ class ZeroShotClassifier(nn.Module):
             is unwrapped.
         texts: the classes; an attribution's target is an index into them.
         rivals: further texts that compete in feature surgery but are no targets.
-        tokenizer: `open_clip.get_tokenizer(name)`; None is open_clip's own BPE, where the text
-            tower's vocabulary is its 49,408.
+        tokenizer: `open_clip.get_tokenizer(name)`, or a callable that maps texts and
+            `context_length` to token ids (texts, context_length) with padding at the end; None is
+            open_clip's own BPE, where the text tower's vocabulary is its 49,408.
         templates: format strings with a slot `{}`, or callables; a text's feature is the mean over
             its prompts. None is the 85 of CLIP Surgery, an empty sequence the texts as they are.
         truncate: cut prompts longer than the context instead of raising.
         positions: how positional embeddings are resized for sizes that are not native, "bilinear"
             as CLIP Surgery does or "bicubic" with antialiasing as open_clip does.
-        cache: a folder in which text features are kept between processes, under what determines
-            them: weights, texts, templates, versions. None keeps them in memory alone.
+        cache: folder in which text features are kept between processes, in a file of at most about
+            1 GiB, under what determines them: weights, texts, templates, versions. If it cannot be
+            used, a warning says so and features are computed. None keeps them in memory alone.
 
     Raises:
         TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
             not defined; texts, templates of the wrong kind.
         ValueError: no texts, an empty one, one longer than the context, a template without a slot,
-            a damaged cache, a model on several devices or on meta.
-        OSError: a cache that cannot be written.
+            a tokenizer whose output does not fit the model, a model on several devices or on meta.
 
     Example::
 

@@ -31,8 +31,14 @@ from captum_clip_surgery.text_towers import (
     project_text,
 )
 from captum_clip_surgery.texts import TEMPLATES, Template, fill, shorten
-
-Tokenizer = Callable[..., Tensor]
+from captum_clip_surgery.tokenization import (
+    Tokenizer,
+    check_ends,
+    check_tokenizer,
+    check_vocabulary,
+    padding_id,
+    tokenize,
+)
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 PLACES = 2**14  # tokens that pass through the text tower at once
@@ -45,19 +51,20 @@ class PromptEncoder:
 
     Args:
         model: an open_clip model.
-        tokenizer: an open_clip tokenizer; None is open_clip's own BPE, where the text tower's
-            vocabulary is its 49,408.
+        tokenizer: an open_clip tokenizer, or any callable that maps texts and `context_length` to
+            token ids (texts, context_length) with padding at the end; None is open_clip's own BPE,
+            where the text tower's vocabulary is its 49,408.
         templates: format strings or callables; a text's feature is the normalised mean of the
             normalised features of its prompts (Li et al., "A Closer Look at the Explainability of
             CLIP", Sec. 4). An empty sequence takes each text as it is.
         truncate: cut prompts longer than the context instead of raising.
-        cache: a folder in which features are kept between processes, see `TextCache`; None writes
-            nothing.
+        cache: folder in which features are kept between processes, in a file of at most about
+            1 GiB (see `TextCache`). If it cannot be used, a warning says so and features are
+            computed. None writes nothing.
 
     Raises:
-        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length; a
-            damaged cache.
-        OSError: a cache that cannot be written.
+        TypeError: a tokenizer that is not callable or does not take `context_length`.
+        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class PromptEncoder:
                     f"{BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
                 )
             tokenizer = open_clip.tokenize
+        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.context_length = context_length_of(self.tower, tokenizer)
         self._disk = None if cache is None else TextCache(cache)
@@ -103,7 +111,9 @@ class PromptEncoder:
         """Features (T, C) of texts, on the text tower's device, in float32 or wider.
 
         Raises:
-            ValueError: a prompt longer than the context (unless `truncate`).
+            TypeError: a tokenizer that returns something other than integers.
+            ValueError: a prompt longer than the context (unless `truncate`); a tokenizer whose
+                output does not fit the model.
         """
         self.generation()
         cache = self._cache  # a change in another thread replaces it, never empties it
@@ -206,45 +216,15 @@ class PromptEncoder:
         return found
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Token ids (P, context) of prompts, none of them cut but by request."""
-        context = self.context_length
-        # A tokenizer cuts in silence. Given one place more than there is, what it cuts at the
-        # right place differs, where it fills that place at all.
-        longer = self.tokenizer(prompts, context_length=context + 1)
-        tokens = longer[:, :-1]
-        padding = self.padding()
-        full = (longer[:, -2:] != padding).any(1).nonzero().flatten()
-        if not len(full):
-            self._check_ends(tokens, padding, prompts)
-            return tokens
-        fitted = self.tokenizer([prompts[i] for i in full], context_length=context)
-        cut = ((fitted != tokens[full]).any(1) | (longer[full, -1] != padding)).nonzero().flatten()
-        if len(cut) and not self.truncate:
-            raise ValueError(
-                f"the prompt {shorten(prompts[full[cut[0]]])} is longer than the model's context "
-                f"of {context} tokens; shorten it or pass truncate=True"
-            )
-        tokens[full] = fitted
-        self._check_ends(tokens, padding, prompts)
+        """Return the token ids (P, context) of prompts, none of them cut unless `truncate`."""
+        tokens, padding = tokenize(self.tokenizer, prompts, self.context_length, self.truncate)
+        check_vocabulary(self.tower, tokens, prompts)
+        check_ends(self.tower, tokens, padding, prompts)
         return tokens
 
-    def _check_ends(self, tokens: Tensor, padding: int, prompts: list[str]) -> None:
-        """A text may spell out the token that ends texts; what is behind it would go unread."""
-        if not pooled_at_end_of_text(self.tower):
-            return
-        ends = end_of_text(self.tower, tokens)[:, None]
-        behind = (torch.arange(tokens.shape[1]) > ends) & (ends > 0)  # 0: there is no end
-        words = (tokens != padding) & (tokens != tokens.gather(1, ends))
-        unread = (behind & words).any(1).nonzero().flatten()
-        if len(unread):
-            raise ValueError(
-                f"the prompt {shorten(prompts[unread[0]])} holds the tokenizer's own end of a "
-                "text, and what follows would not be read; write it otherwise"
-            )
-
     def padding(self) -> int:
-        """The id that fills the places behind a text."""
-        return int(self.tokenizer([""], context_length=self.context_length + 1)[0, -1])
+        """Return the id that fills the positions after a text."""
+        return padding_id(self.tokenizer, self.context_length)
 
     def token_features(self, tokens: Tensor) -> Tensor:
         """Every token's own L2-normalised feature (P, L, C), before pooling makes one of them.

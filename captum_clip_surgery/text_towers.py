@@ -57,6 +57,15 @@ def context_length_of(tower: Any, tokenizer: Any) -> int:
     return own
 
 
+def vocabulary_size(tower: Any) -> int | None:
+    """Return the number of token embeddings of a text tower, or None if it is not known."""
+    embedding = getattr(tower, "token_embedding", None)
+    if isinstance(tower, HFTextEncoder):
+        embedding = tower.transformer.get_input_embeddings()
+    weight = getattr(embedding, "weight", None)
+    return len(weight) if isinstance(weight, Tensor) else None
+
+
 def _pool_type(tower: Any) -> str:
     return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
 

@@ -1,4 +1,4 @@
-"""Text features on disk: what they are found under, other processes, damage, and refusals."""
+"""Text features on disk: what they are found under, other processes, damaged rows."""
 
 from __future__ import annotations
 
@@ -287,54 +287,6 @@ def test_a_row_under_anothers_key_is_not_taken(tmp_path):
     database.close()
     with pytest.warns(UserWarning, match="damaged"):
         assert cache.get([b"a", b"b"]) == {}
-
-
-def torn(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
-
-
-def of_another_program(path: Path) -> None:
-    path.unlink()
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE features (id INTEGER)")
-    database.close()
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.write_text("no database at all" * 99), torn, of_another_program]
-)
-def test_a_damaged_or_foreign_file_is_named(tmp_path, damage):
-    encode(tmp_path)
-    damage(tmp_path / FILE)
-    before = (tmp_path / FILE).read_bytes()
-    with pytest.raises(ValueError, match=f"{FILE} is damaged or no cache .*; delete it"):
-        encode(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == before
-    (tmp_path / FILE).unlink()
-    assert torch.equal(encode(tmp_path), encode(None))
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    message = r"text features cannot be kept in .*; name a folder that can be written, or cache=No"
-    with pytest.raises(OSError, match=message):
-        ZeroShotClassifier(text_model(), TEXTS, cache=tmp_path / "file")
-    (tmp_path / FILE).mkdir()
-    with pytest.raises(OSError, match=message):
-        encode(tmp_path)
-
-
-def test_a_cache_that_became_read_only(tmp_path, monkeypatch):
-    encoder = PromptEncoder(text_model(), templates=TWO, cache=tmp_path)
-    plain = sqlite3.connect
-
-    def read_only(path: Path, **options) -> sqlite3.Connection:
-        return plain(f"file:{path}?mode=ro", uri=True, **options)
-
-    monkeypatch.setattr(sqlite3, "connect", read_only)
-    with pytest.raises(OSError, match=r"cannot be kept in .*readonly database; name a folder"):
-        encoder(TEXTS)
 
 
 # --- the store alone -----------------------------------------------------------------------------
