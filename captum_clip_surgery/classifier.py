@@ -19,10 +19,11 @@ from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.loading import load
 from captum_clip_surgery.models import check_clip, check_differentiable, steady
 from captum_clip_surgery.preprocessing import Picture, Preprocess
-from captum_clip_surgery.prompts import PromptEncoder, Tokenizer, looked_up
+from captum_clip_surgery.prompts import PromptEncoder, looked_up
 from captum_clip_surgery.text_towers import has_hooks
 from captum_clip_surgery.texts import TEMPLATES, Template, check_texts
 from captum_clip_surgery.token_grid import TokenGrid
+from captum_clip_surgery.tokenization import Tokenizer
 from captum_clip_surgery.towers import adapt
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from captum_clip_surgery.configuration import FILE, check_configuration, read_configuration
 from captum_clip_surgery.errors import told
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
-from captum_clip_surgery.prompts import Tokenizer
+from captum_clip_surgery.tokenization import Tokenizer
 
 SCHEMES = ("local-dir:", "hf-hub:")
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder

@@ -15,8 +15,10 @@ from captum_clip_surgery.texts import shorten
 Tokenizer = Callable[..., Any]
 
 EXPECTED = (
-    "pass a tokenizer that returns integers of shape (texts, context_length), padded at the end, "
-    "such as open_clip.get_tokenizer(name) or open_clip.tokenizer.HFTokenizer(folder)"
+    "pass a tokenizer that returns integers of shape (texts, context_length), padded at the end: "
+    "open_clip.get_tokenizer(name), open_clip.tokenizer.HFTokenizer(folder), or a function that "
+    "calls one of transformers with padding='max_length', truncation=True, "
+    "max_length=context_length"
 )
 
 
@@ -65,37 +67,45 @@ def tokenize(
             end; a prompt is too long.
     """
     padding, width = _probe(tokenizer, context)
-    ids = _token_ids(tokenizer, prompts, context + 1, width)
+    ids = _token_ids(tokenizer, prompts, context + 1, width or context + 1)
     tokens = ids[:, :context].clone()
     # A prompt whose last two columns are padding was not cut: the end of a cut one takes one column
     # at most, and may look like padding.
     ends = ids[:, min(context - 1, ids.shape[1] - 2) :]
-    full = (ends != padding).any(1).nonzero().flatten()
-    if not len(full):
+    full = (ends != padding).any(1).nonzero().flatten().tolist()
+    if not full:
         return tokens, padding
-    first = shorten(prompts[full[0]])
-    if width is None:
-        fitted = _token_ids(tokenizer, [prompts[i] for i in full], context)
-        cut = ((fitted != tokens[full]).any(1) | (ids[full, -1] != padding)).nonzero().flatten()
-        if len(cut) and not truncate:
-            raise ValueError(
-                f"the prompt {shorten(prompts[full[cut[0]]])} is longer than the model's context "
-                f"of {context} tokens; shorten it or pass truncate=True"
-            )
-        tokens[full] = fitted
-    elif width > context:
+    if width is not None:
+        _check_fixed_width(shorten(prompts[full[0]]), context, width, truncate)
+        return tokens, padding
+    fitted = _token_ids(tokenizer, [prompts[i] for i in full], context, context)
+    cut = ((fitted != tokens[full]).any(1) | (ids[full, -1] != padding)).nonzero().flatten()
+    if len(cut) and not truncate:
         raise ValueError(
-            f"the prompt {first} is longer than the model's context of {context} tokens, or fills "
+            f"the prompt {shorten(prompts[full[int(cut[0])]])} is longer than the model's context "
+            f"of {context} tokens; shorten it or pass truncate=True"
+        )
+    tokens[full] = fitted
+    return tokens, padding
+
+
+def _check_fixed_width(prompt: str, context: int, width: int, truncate: bool) -> None:
+    """Refuse a prompt that fills the context if its tokenizer ignores `context_length`.
+
+    Only a tokenizer whose width is the context cuts as the model expects.
+    """
+    if width > context:
+        raise ValueError(
+            f"the prompt {prompt} is longer than the model's context of {context} tokens, or fills "
             f"it, and the tokenizer, which returns {width} columns for any context_length, cannot "
             f"cut it; shorten it or {EXPECTED}"
         )
-    elif not truncate:
+    if not truncate:
         raise ValueError(
-            f"the prompt {first} may be longer than the model's context of {context} tokens: it "
+            f"the prompt {prompt} may be longer than the model's context of {context} tokens: it "
             "fills the context, and the tokenizer ignores context_length, so whether it was cut "
             f"cannot be checked; shorten it, pass truncate=True, or {EXPECTED}"
         )
-    return tokens, padding
 
 
 def padding_id(tokenizer: Tokenizer, context: int) -> int:
@@ -120,7 +130,7 @@ def _probe(tokenizer: Tokenizer, context: int) -> tuple[int, int | None]:
         )
     if not at_end:
         raise ValueError(
-            f"the tokenizer returned {shorten(str(longer.tolist()))} for the text 'a', which is "
+            f"the tokenizer returned {longer.tolist()!s:.80} for the text 'a', which is "
             f"not padded at the end; {EXPECTED}"
         )
     return int(longer[-1]), width
@@ -141,7 +151,7 @@ def _token_ids(
         ids = torch.as_tensor(output)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"the tokenizer returned {shorten(repr(output))} of type {type(output).__name__}, "
+            f"the tokenizer returned {output!r:.80} of type {type(output).__name__}, "
             f"which is no array of token ids ({error}); {EXPECTED}"
         ) from None
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -195,6 +205,6 @@ def check_ends(tower: Any, tokens: Tensor, padding: int, prompts: Sequence[str])
     unread = (behind & words).any(1).nonzero().flatten()
     if len(unread):
         raise ValueError(
-            f"the prompt {shorten(prompts[unread[0]])} holds the tokenizer's own end of a "
+            f"the prompt {shorten(prompts[int(unread[0])])} holds the tokenizer's own end of a "
             "text, and what follows would not be read; write it otherwise"
         )
