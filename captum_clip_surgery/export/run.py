@@ -218,6 +218,7 @@ def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
         "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
         "method": repr(surgery),
         "tower": clip.tower.describe(),
+        "activation": describe_activation(clip.model),
         "weights": weights_digest(clip.model),
         "preprocessing": repr(clip.preprocessing),
         "versions": circumstances(clip.device)["versions"],
