@@ -36,7 +36,8 @@ class Activation:
     """An activation to build and the reason for it.
 
     Args:
-        quick: whether it is QuickGELU; None leaves it to a configuration that only open_clip reads.
+        quick: whether it is QuickGELU; None leaves it to the configuration, where nothing is known
+            of the weights.
         reason: what decided, for `repr` of the classifier.
         chosen: whether the user did.
     """
@@ -66,8 +67,10 @@ def choose_activation(name: str, pretrained: str | None, options: dict[str, Any]
         ValueError: options that contradict each other.
     """
     asked = _pop_choice(options)
-    if ":" in name:
-        found = _of_repository(name, options) if name.startswith(HUB) else _as_configured(name)
+    if name.startswith(HUB):
+        found = _of_repository(name, options.get("cache_dir"), warn=asked is None)
+    elif ":" in name:
+        found = _as_configured(name)
     elif record := open_clip.get_pretrained_cfg(name, pretrained or ""):
         found = _of_record(name, f"the tag {pretrained!r}", record)
     else:
@@ -159,7 +162,7 @@ def _as_configured(name: str) -> Activation:
     return Activation(quick, f"in the configuration of {name}")
 
 
-def _of_repository(name: str, options: Mapping[str, Any]) -> Activation:
+def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
     """Return what a repository's configuration says, or open_clip's record where it says nothing.
 
     Only repositories that open_clip records with QuickGELU are asked for their configuration here.
@@ -169,13 +172,13 @@ def _of_repository(name: str, options: Mapping[str, Any]) -> Activation:
     if tag is None:
         return _as_configured(name)
     try:
-        content = open_clip.factory._get_hf_config(repository, cache_dir=options.get("cache_dir"))
+        content = open_clip.factory._get_hf_config(repository, cache_dir=cache_dir)
         config = content["model_cfg"]
     except Exception:  # open_clip asks again and says what is wrong
         return _as_configured(name)
     if "quick_gelu" not in config:
         return Activation(True, f"recorded for {tag}, whose weights {name} holds")
-    if not config["quick_gelu"]:
+    if warn and not config["quick_gelu"]:
         warnings.warn(
             f"{name} is built with GELU, as its configuration says, but open_clip records "
             f"QuickGELU for {tag}, whose weights it holds. Pass quick_gelu=True or quick_gelu=False"
@@ -195,7 +198,7 @@ def _recorded_tag(repository: str) -> str | None:
 
 
 def _of_file(name: str, path: str, warn: bool) -> Activation:
-    """Return what a checkpoint file tells, else what the name's configuration says."""
+    """Return what a checkpoint file tells, else leave it to the name's configuration."""
     told = recognize_activation(Path(path))
     if told is not None:
         return Activation(*told)
@@ -214,7 +217,7 @@ def _of_file(name: str, path: str, warn: bool) -> Activation:
             + f"; quick_gelu={quick} confirms {_name(quick)}",
             stacklevel=5,
         )
-    return Activation(quick, f"in the configuration of {name}; {Path(path).name} records none")
+    return Activation(None, f"in the configuration of {name}; {Path(path).name} records none")
 
 
 def _configured(name: str) -> bool:

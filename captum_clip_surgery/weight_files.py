@@ -7,7 +7,10 @@ are read here as such.
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +27,8 @@ from torch import Tensor
 MARKS = ("input_resolution", "context_length", "vocab_size")
 #: The most that an archive's program may have, in bytes; OpenAI's have less than 1 MB.
 MAX_CODE = 2**26
+CODE = (".py", ".debug_pkl")  # compressed by torch, unlike weights
+MAX_MODULES = 100_000
 DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -144,23 +149,36 @@ def _code(path: Path) -> str:
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
-        (record,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", n))
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED and not info.filename.endswith(
-                (".py", ".debug_pkl")
-            ):
-                raise ValueError(f"{info.filename} in {path} is compressed, which torch never does")
-        with archive.open(record) as stream:
-            root = _TensorUnpickler(stream, archive, record.removesuffix("data.pkl")).load()
-    return dict(_tensors("", root))
+        data = [info for info in archive.infolist() if not info.filename.endswith(CODE)]
+        if sum(info.file_size for info in data) > path.stat().st_size:
+            raise ValueError(
+                f"{path} unpacks to more than its size; torch does not compress weights"
+            )
+        (record,) = (i.filename for i in data if re.fullmatch(r"[^/]+/data\.pkl", i.filename))
+        content = archive.read(record)
+        _check_memo(content)
+        prefix = record.removesuffix("data.pkl")
+        root = _TensorUnpickler(io.BytesIO(content), archive, prefix).load()
+    return dict(_tensors(root))
 
 
-def _tensors(prefix: str, module: object) -> Iterator[tuple[str, Tensor]]:
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value
-        elif isinstance(value, _Module):
-            yield from _tensors(f"{prefix}{name}.", value)
+def _check_memo(content: bytes) -> None:
+    """Check the numbers a pickle gives its objects: Python makes room up to the largest."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name.endswith("PUT") and argument > len(content):
+            raise ValueError(f"a pickle of {len(content):,} bytes has no {argument:,} objects")
+
+
+def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:
+    queue = [("", root)]
+    for prefix, module in queue:  # which grows as it is walked
+        if len(queue) > MAX_MODULES:
+            raise ValueError(f"an archive of weights has more than {MAX_MODULES:,} modules")
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, _Module):
+                queue.append((f"{prefix}{name}.", value))
 
 
 class _Module:
@@ -195,6 +213,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    if math.prod(size) > storage.numel():
+        raise ValueError(f"a tensor of {tuple(size)} has {storage.numel():,} numbers")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from captum_clip_surgery.activations import describe_activation
 from captum_clip_surgery.distributed import ALONE, Processes
 from captum_clip_surgery.export import extras
 from captum_clip_surgery.export.explaining import explain_batch
