@@ -165,7 +165,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
 def _check_memo(content: bytes) -> None:
     """Check the numbers a pickle gives its objects: Python makes room up to the largest."""
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name.endswith("PUT") and argument > len(content):
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(content):
             raise ValueError(f"a pickle of {len(content):,} bytes has no {argument:,} objects")
 
 

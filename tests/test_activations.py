@@ -25,6 +25,11 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.activations import describe_activation
 
 TEXTS = ["a dog", "a cat"]
+#: Read once; it takes longer than a tiny model.
+TOKENIZER = open_clip.tokenizer.SimpleTokenizer(context_length=16)
+from_pretrained = functools.partial(
+    ZeroShotClassifier.from_pretrained, templates=(), tokenizer=TOKENIZER
+)
 #: Built with the other activation by open_clip 3.3, by name and tag alone.
 OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14")
 MISBUILT = [
@@ -112,7 +117,7 @@ def load(name: str, pretrained: Any, **options: Any) -> ZeroShotClassifier:
     """Load without the warnings of open_clip or of this package becoming any less than errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return ZeroShotClassifier.from_pretrained(name, pretrained, TEXTS, templates=(), **options)
+        return from_pretrained(name, pretrained, TEXTS, **options)
 
 
 def check(clip: ZeroShotClassifier, expected: Any, quick: bool, *said: str) -> None:
@@ -190,6 +195,20 @@ def test_the_readmes_own_model_at_full_size(monkeypatch, tmp_path):
     torch.testing.assert_close(logits(clip), logits(classifier(model)))
 
 
+@pytest.mark.parametrize(
+    ("name", "tag", "mean", "interpolation"),
+    [
+        ("ViT-L-14", "laion2b_s32b_b82k", 0.5, "bicubic"),
+        ("ViT-H-14", "dfn5b", 0.48145466, "bicubic"),
+        ("ViT-L-14-CLIPA", "datacomp1b", 0.485, "bilinear"),
+        ("MobileCLIP-B", "datacompdr", 0.0, "bilinear"),
+    ],
+)
+def test_the_rest_of_the_record(tiny, name, tag, mean, interpolation):
+    preprocessing = load(name, tag).preprocessing
+    assert (preprocessing.mean[0], preprocessing.interpolation) == (mean, interpolation)
+
+
 # --- the user's choice ---------------------------------------------------------------------------
 
 
@@ -210,9 +229,7 @@ def test_the_users_choice_wins_and_is_said(tiny, expected, option, name, tag, re
         f"(chosen by {option}={recorded})",
     )
     with pytest.warns(UserWarning, match="is built with") as caught:
-        clip = ZeroShotClassifier.from_pretrained(
-            name, tag, TEXTS, templates=(), **{option: not recorded}
-        )
+        clip = from_pretrained(name, tag, TEXTS, **{option: not recorded})
     (message,) = (str(each.message) for each in caught)
     other = "QuickGELU" if recorded else "GELU"
     assert f"{name} is built with " in message
@@ -234,9 +251,7 @@ def test_a_tower_that_keeps_its_own_activation_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-timm", config)
     torch.save(TINY["siglip"].build().state_dict(), tmp_path / "weights.bin")
     with pytest.warns(UserWarning, match="the image tower keeps GELU") as caught:
-        clip = ZeroShotClassifier.from_pretrained(
-            "tiny-timm", tmp_path / "weights.bin", TEXTS, templates=(), quick_gelu=True
-        )
+        clip = from_pretrained("tiny-timm", tmp_path / "weights.bin", TEXTS, quick_gelu=True)
     assert len(caught) == 1
     assert "activation=image GELU, text QuickGELU (chosen by quick_gelu=True" in repr(clip)
 
@@ -254,9 +269,7 @@ def test_a_folders_configuration(tmp_path, expected, own):
     with pytest.warns(
         UserWarning, match=f"chosen by quick_gelu={not own}; .* in the configuration"
     ):
-        clip = ZeroShotClassifier.from_pretrained(
-            name, None, TEXTS, templates=(), quick_gelu=not own
-        )
+        clip = from_pretrained(name, None, TEXTS, quick_gelu=not own)
     check(clip, expected, not own, f"(chosen by quick_gelu={not own}; ")
 
 
@@ -303,7 +316,7 @@ def test_a_repositorys_configuration(hub, expected, repository, own, quick, said
 def test_a_repository_against_its_record(hub, expected):
     hub(False)
     with pytest.warns(UserWarning, match="GELU, as its configuration says, but open_clip records"):
-        clip = ZeroShotClassifier.from_pretrained(f"hf-hub:{OPENAIS}", None, TEXTS, templates=())
+        clip = from_pretrained(f"hf-hub:{OPENAIS}", None, TEXTS)
     check(clip, expected, False, "(in the configuration of hf-hub:")
     check(load(f"hf-hub:{OPENAIS}", None, quick_gelu=False), expected, False, "(chosen by ")
 
@@ -378,7 +391,7 @@ def test_openais_numbers_among_the_weights(tiny, expected, tmp_path, name, form)
     check(load(name, path), expected, True, said)
     assert list(tmp_path.glob("*.pt")) in ([path], [])  # nothing is left beside it
     with pytest.warns(UserWarning, match=r"chosen by quick_gelu=False; QuickGELU of OpenAI's rele"):
-        clip = ZeroShotClassifier.from_pretrained(name, path, TEXTS, templates=(), quick_gelu=False)
+        clip = from_pretrained(name, path, TEXTS, quick_gelu=False)
     check(clip, expected, False, "(chosen by quick_gelu=False; QuickGELU of OpenAI's release")
 
 
@@ -394,7 +407,7 @@ def test_a_state_dict_that_could_be_either(tiny, expected, tmp_path, suffix):
     state = build("vit", False).state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     with pytest.warns(UserWarning, match="does not record its activation") as caught:
-        clip = ZeroShotClassifier.from_pretrained("ViT-B-16", path, TEXTS, templates=())
+        clip = from_pretrained("ViT-B-16", path, TEXTS)
     message = str(caught[0].message)
     assert "ViT-B-16 is built with GELU; published weights of this name use QuickGELU" in message
     assert "(openai, dfn2b, metaclip_400m, metaclip_fullcc)" in message
@@ -441,7 +454,7 @@ def refused(path: Path, message: str, **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=message):
-            ZeroShotClassifier.from_pretrained("ViT-B-32", path, TEXTS, templates=(), **options)
+            from_pretrained("ViT-B-32", path, TEXTS, **options)
 
 
 @pytest.fixture
