@@ -94,8 +94,9 @@ def describe_activation(model: nn.Module) -> str:
 
     Example::
 
-        >>> describe_activation(open_clip.create_model("RN50-quickgelu", load_weights=False))
-        'image ReLU, text QuickGELU'
+        >>> from captum_clip_surgery import ZeroShotClassifier
+        >>> describe_activation(ZeroShotClassifier.demo(["dog"]).model)
+        'GELU'
     """
     towers = _activations(model)
     told = {tower: "/".join(sorted(names)) for tower, names in towers.items() if names}
@@ -174,7 +175,8 @@ def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
     try:
         content = open_clip.factory._get_hf_config(repository, cache_dir=cache_dir)
         config = content["model_cfg"]
-    except Exception:  # open_clip asks again and says what is wrong
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError):
+        # open_clip asks again and says what is wrong.
         return _as_configured(name)
     if "quick_gelu" not in config:
         return Activation(True, f"recorded for {tag}, whose weights {name} holds")

@@ -72,7 +72,7 @@ def loadable(path: str) -> Iterator[str]:
 
     Raises:
         ValueError: a TorchScript archive that holds more than modules and weights.
-        OSError: no room for the rewritten weights in the folder for temporary files.
+        OSError: no folder for temporary files, which the rewritten weights need.
     """
     if not _is_torchscript(Path(path)) and not _is_marked(Path(path)):
         yield path
@@ -133,7 +133,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(re.fullmatch(r"[^/]+/constants\.pkl", name) for name in archive.namelist())

@@ -338,7 +338,7 @@ TINY_SIZE = {"vit": (32, 32), "resnet": (64, 64)}
 
 
 def marked(kind: str, **changed: int) -> dict[str, Tensor]:
-    """A state dict as an archive of OpenAI's gives it, in its mixture of types."""
+    """A state dict as an archive of OpenAI's gives it, with its three numbers."""
     model = build(kind, True)
     marks = dict(input_resolution=TINY_SIZE[kind][0], context_length=16, vocab_size=49408)
     numbers = {name: torch.tensor(value) for name, value in (marks | changed).items()}
