@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery import checks
+from captum_clip_surgery.activations import explain_activation
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.loading import load
 from captum_clip_surgery.models import check_clip, check_differentiable, steady
@@ -126,6 +127,8 @@ class ZeroShotClassifier(nn.Module):
             tokenizer: instead of the model's own, which many take from a hub: a callable of texts
                 and `context_length` to token ids.
             **options: for open_clip: `precision`, `device`, `cache_dir`, `force_image_size`, ...
+                `quick_gelu` chooses the activation. Without it the model is built with the one its
+                weights were trained with, whatever its name; `repr` says which, and why.
 
         Raises:
             FileNotFoundError: a checkpoint file or folder that is not there.
@@ -392,5 +395,6 @@ class ZeroShotClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"texts={list(self.texts)}, rivals={list(self.rivals)},\ntower={self.tower.describe()}"
+            f"texts={list(self.texts)}, rivals={list(self.rivals)},\ntower={self.tower.describe()},"
+            f"\nactivation={explain_activation(self.model)}"
         )

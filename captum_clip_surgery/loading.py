@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import open_clip
 from torch import nn
 
+from captum_clip_surgery.activations import choose_activation, note_activation
 from captum_clip_surgery.configuration import FILE, check_configuration, read_configuration
 from captum_clip_surgery.errors import told
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 from captum_clip_surgery.tokenization import Tokenizer
+from captum_clip_surgery.weight_files import loadable
 
 SCHEMES = ("local-dir:", "hf-hub:")
 WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
@@ -50,16 +53,21 @@ def load(
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
     if mean is None or std is None:
         _warn_of_preprocessing(name, pretrained)
+    activation = choose_activation(name, pretrained, options)
     try:
-        model, _, _ = open_clip.create_model_and_transforms(
-            name,
-            pretrained=pretrained,
-            require_pretrained=True,
-            image_mean=mean,
-            image_std=std,
-            image_interpolation=interpolation,
-            **options,
-        )
+        with _weights(name, pretrained) as weights, warnings.catch_warnings():
+            # The choice was made above, with what open_clip does not look at.
+            warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
+            model, _, _ = open_clip.create_model_and_transforms(
+                name,
+                pretrained=weights,
+                require_pretrained=True,
+                image_mean=mean,
+                image_std=std,
+                image_interpolation=interpolation,
+                **options,
+                **activation.options(),
+            )
     except (OSError, ImportError):
         raise
     except Exception as error:  # readers of weights fail in their own ways
@@ -69,7 +77,16 @@ def load(
         if len(why) > 1000:  # torch lists all that is missing
             why = f"{why[:1000]}... ({len(why)} characters)"
         raise ValueError(f"{pretrained or name} does not load as {name}: {why}") from error
+    note_activation(activation, model)
     return model.eval(), tokenizer or _tokenizer(name)
+
+
+def _weights(name: str, pretrained: str | None) -> AbstractContextManager[str | None]:
+    """What open_clip is to load: a tag as it is, a checkpoint file in a form that it reads."""
+    if pretrained is None or name.startswith(SCHEMES):
+        return nullcontext(pretrained)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)  # which open_clip prefers to a file
+    return nullcontext(pretrained) if tag else loadable(pretrained)
 
 
 def _tokenizer(name: str) -> Tokenizer:

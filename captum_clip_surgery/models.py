@@ -32,7 +32,8 @@ def check_clip(model: object) -> nn.Module:
     if missing:
         raise TypeError(
             f"{type(model).__name__} is no open_clip CLIP: it has no {', '.join(missing)}. "
-            "Load one with open_clip.create_model_and_transforms"
+            "Load one with ZeroShotClassifier.from_pretrained, which builds the activation of the "
+            "weights; open_clip.create_model_and_transforms builds that of the name"
         )
     check_place([*model.visual.parameters(), model.logit_scale], "image tower")  # type: ignore
     return model

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from written_export import (
     assert_same,
     encoded,
@@ -176,6 +177,13 @@ def test_another_export_is_not_gone_on_with(folder: Path, tmp_path: Path) -> Non
     ]:
         with pytest.raises(ValueError, match=changed):
             export_maps(other, folder, output, shard_size=4, batch_size=2, size=64, resume=True)
+    for module in clip.model.modules():
+        if isinstance(module, torch.nn.GELU):
+            module.approximate = "tanh"
+    with pytest.raises(ValueError, match=r'activation was "GELU", is "GELU\(tanh\)"'):
+        export_maps(
+            LayerClipSurgery(clip), folder, output, shard_size=4, batch_size=2, size=64, resume=True
+        )
     write_folder(tmp_path / "more", 3)
     with pytest.raises(ValueError, match="source"):
         export(tmp_path / "more", output, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import sys
@@ -88,6 +89,14 @@ def train(run: Evaluated) -> None:
     save_file(weights, path)
 
 
+def other_activation(run: Evaluated) -> None:
+    """The same weights, computed with differently."""
+    path = run.folder / "model" / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["model_cfg"]["quick_gelu"] = True
+    path.write_text(json.dumps(content))
+
+
 def edit_code(run: Evaluated) -> None:
     source = Path(captum_clip_surgery.__file__).parent
     edited = shutil.copytree(source, run.folder / "edited")
@@ -112,6 +121,7 @@ def option(name: str, value: str) -> Callable[[Evaluated], None]:
     ("change", "said"),
     [
         (train, "model.weights was"),
+        (other_activation, 'model.activation was "GELU", is "QuickGELU"'),
         (edit_code, "code was"),
         (draw_over, "dataset.files was"),
         (other_size, "protocol.views.localization.size was 96, is 128"),
@@ -119,7 +129,7 @@ def option(name: str, value: str) -> Callable[[Evaluated], None]:
         (option("--limit", "3"), "limit was null, is 3"),
         (option("--batch", "3"), "batch was 2, is 3"),
     ],
-    ids=["weights", "code", "picture", "protocol", "methods", "limit", "batch"],
+    ids=["weights", "activation", "code", "picture", "protocol", "methods", "limit", "batch"],
 )
 def test_what_has_changed_is_said(
     evaluated: Evaluated, change: Callable[[Evaluated], None], said: str

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import captum_clip_surgery
+from captum_clip_surgery.activations import describe_activation
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli.common import load_model, report_left_out
 from captum_clip_surgery.data import DataSet, open_dataset
@@ -116,6 +117,7 @@ def _about(
             "name": asked.model or "the embedded model",
             "pretrained": asked.pretrained,
             "tower": clip.tower.describe(),
+            "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
             "templates": [] if encoder is None else [str(t) for t in encoder.templates],
         },

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from captum_clip_surgery.activations import describe_activation
 from captum_clip_surgery.distributed import ALONE, Processes
 from captum_clip_surgery.export import extras
 from captum_clip_surgery.export.explaining import explain_batch
@@ -218,6 +219,7 @@ def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
         "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
         "method": repr(surgery),
         "tower": clip.tower.describe(),
+        "activation": describe_activation(clip.model),
         "weights": weights_digest(clip.model),
         "preprocessing": repr(clip.preprocessing),
         "versions": circumstances(clip.device)["versions"],
