@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import open_clip
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from captum_clip_surgery.errors import told
@@ -25,7 +25,14 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
-#: Formats that Pillow hands to other programs, which may do whatever the file says.
+#: Formats that are read: those that Pillow decodes itself (HEIF with a plugin of others). The rest
+#: is never opened. EPS is handed to Ghostscript, which does whatever the file says, and IPTC holds
+#: another file, which may be EPS.
+FORMATS = (
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000",
+    "ICO", "TGA", "PSD", "DDS", "PCX", "SGI", "QOI", "IM",
+)  # fmt: skip
+#: Formats that other programs decode, named in the refusal.
 PROGRAMS = ("EPS", "WMF")
 
 
@@ -50,14 +57,14 @@ def load_picture(picture: Picture) -> Image.Image:
             raise FileNotFoundError(f"no image file at {path}")
         try:
             with open_picture(path) as opened:
-                return _to_rgb(_upright(opened))
+                return _to_rgb(upright(opened))
         except Exception as error:  # decoders fail in their own ways
             raise ValueError(f"{path} cannot be read as an image: {told(error)}") from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
         try:
-            return _to_rgb(_upright(picture))
+            return _to_rgb(upright(picture))
         except ValueError:
             raise
         except Exception as error:  # of a file that was opened, and is decoded only now
@@ -68,18 +75,58 @@ def load_picture(picture: Picture) -> Image.Image:
     )
 
 
-def open_picture(file: str | PathLike[str] | IO[bytes]) -> ImageFile.ImageFile:
-    """A picture as Pillow opens it, its pixels not decoded yet.
+def open_picture(
+    file: str | PathLike[str] | IO[bytes], formats: Sequence[str] = FORMATS
+) -> ImageFile.ImageFile:
+    """Open a picture without decoding its pixels. Everything that opens pictures goes this way.
+
+    Args:
+        file: a path or a stream, which are trusted in nothing.
+        formats: names of Pillow's formats to allow, some of `FORMATS`. What a file is called does
+            not matter.
 
     Raises:
-        ValueError: a format that Pillow hands to another program.
-        OSError: no picture; other errors are the decoders' own.
+        ValueError: another format, or something else than a file at the path.
+        OSError: a file that cannot be read; other errors are the decoders' own.
     """
-    image = Image.open(file)
-    if image.format in PROGRAMS:
-        image.close()
-        raise ValueError(f"{image.format} is run by another program; convert it to PNG first")
-    return image
+    if isinstance(file, (str, PathLike)) and Path(file).exists() and not Path(file).is_file():
+        raise ValueError("it is a folder, pipe or device, expected a file")
+    Image.init()
+    try:
+        return Image.open(file, formats=[kind for kind in formats if kind in Image.OPEN])
+    except UnidentifiedImageError as error:
+        program = _program_of(file)
+        if program:
+            raise ValueError(
+                f"{program} is run by another program; convert it to PNG first"
+            ) from None
+        raise ValueError(f"{error}; formats that are read: {', '.join(formats)}") from None
+
+
+def _program_of(file: str | PathLike[str] | IO[bytes]) -> str | None:
+    """Return which of `PROGRAMS` a file is, by its first bytes as Pillow knows them."""
+    if isinstance(file, (str, PathLike)):
+        with Path(file).open("rb") as stream:
+            prefix = stream.read(16)
+    else:
+        file.seek(0)
+        prefix = file.read(16)
+    for kind in PROGRAMS:
+        _, accept = Image.OPEN.get(kind, (None, None))
+        if accept and accept(prefix):
+            return kind
+    return None
+
+
+def _check_format(image: Image.Image) -> None:
+    """Refuse an opened file that is not decoded yet and of a format that is not in `FORMATS`."""
+    if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in FORMATS:
+        if image.format in PROGRAMS:
+            raise ValueError(f"{image.format} is run by another program; convert it to PNG first")
+        raise ValueError(
+            f"it is an opened {image.format} file; formats that are read: {', '.join(FORMATS)}. "
+            "Decode it with image.load() first if you trust it"
+        )
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -98,8 +145,14 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF notes; a broken note leaves a picture as it lies."""
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as EXIF notes; a broken note leaves it as it lies.
+
+    Raises:
+        ValueError: an opened file of a format that is not in `FORMATS`.
+        Exception: the decoders' own errors.
+    """
+    _check_format(image)
     image.load()
     try:
         image.getexif()

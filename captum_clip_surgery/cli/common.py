@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.data.files import read_text
 from captum_clip_surgery.preprocessing import load_picture
 from captum_clip_surgery.registry import USUAL
 from captum_clip_surgery.texts import Template
@@ -74,7 +75,7 @@ def read_lines(path: Path | None) -> list[str]:
     """The lines of a file that are not empty."""
     if path is None:
         return []
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     return [line for line in lines if line]
 
 

@@ -7,6 +7,7 @@ so that it is cheap to make, goes to the workers of a data loader, and can be re
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
+from captum_clip_surgery.data.files import read_text
 from captum_clip_surgery.preprocessing import open_picture
 
 #: The label of pixels that nobody judged: borders, voids. They count for nothing.
@@ -167,21 +169,21 @@ class Classes:
                 continue
             names = tuple(name.strip() for name in line.split(","))
             if not all(names):
-                raise ValueError(f"line {number} of the classes, {line!r}, has an empty name")
+                raise ValueError(f"line {number} of the classes, {line!r:.80}, has an empty name")
             rows.append(names)
         if not rows:
             raise ValueError("no classes: write one a line, its names with commas between")
-        first = [row[0] for row in rows]
-        twice = [name for name in first if first.count(name) > 1]
-        if twice:
-            raise ValueError(f"two classes go by the name {twice[0]!r}")
+        name, times = Counter(row[0] for row in rows).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"two classes go by the name {name!r:.80}")
         return cls(tuple(rows), "; ".join(source))
 
     @classmethod
     def read(cls, path: Path) -> Classes:
         """A file of `parse`'s format."""
+        text = read_text(path)
         try:
-            return cls.parse(path.read_text(encoding="utf-8"))
+            return cls.parse(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -224,6 +226,22 @@ def open_rgb(path: Path) -> Image.Image:
             picture = image.convert("RGB")
             picture.info.clear()  # or what turns pictures upright would still follow the note
             return picture
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders fail in their own ways
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Read the (width, height) of a picture, as its pixels are stored, from its header.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no picture.
+    """
+    try:
+        with open_picture(path) as image:
+            return image.size
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders fail in their own ways

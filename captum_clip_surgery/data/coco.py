@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -16,7 +15,8 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
-from captum_clip_surgery.data.coco_json import Picture, read_pictures
+from captum_clip_surgery.data.coco_json import Instances, Picture
+from captum_clip_surgery.data.files import check_files
 
 #: Those with annotations that are public.
 SPLITS = ("train", "val")
@@ -58,8 +58,9 @@ class Coco(_Annotated):
     Images without an instance have nothing to find and are left out: of val2017's 5,000 the 48
     without annotation, and those that hold crowds alone.
 
-    Making one parses the JSON, once: see `read_pictures` for what that takes. It is kept compact,
-    and goes to the workers of a data loader.
+    Making one parses the JSON once and reads the header of each annotated image. What it keeps is
+    compact, and goes to the workers of a data loader. Outlines without points, or with fewer than
+    three, are skipped with a warning that counts them and names the first.
 
     Args:
         root: the folder of the above.
@@ -86,6 +87,7 @@ class Coco(_Annotated):
 
     def read(self, index: int) -> Sample:
         picture = self._pictures[index]
+        image = open_picture(self._folder, picture)  # holds the sizes to each other
         masks, ignored = {}, {}
         for label in sorted({region.label for region in picture.regions}):
             regions = [region for region in picture.regions if region.label == label]
@@ -95,7 +97,6 @@ class Coco(_Annotated):
                 masks[label] = inside
             if crowd.any():
                 ignored[label] = crowd
-        image = open_picture(self._folder, picture)
         return Sample(self.names[index], image, Masks(masks, ignored))
 
 
@@ -153,9 +154,9 @@ def open_annotated(
         f"annotations_trainval{year}.zip), from https://cocodataset.org/#download"
     )
     check_layout(name, root, [annotations, images], hint)
-    pictures = read_pictures(root / annotations, Classes.named("coco80"), outlines)
-    check_files(name, root / images, [picture.file for picture in pictures], hint)
-    return root / images, pictures
+    instances = Instances(root / annotations, Classes.named("coco80"))
+    check_files(name, root / images, instances.files, hint)
+    return root / images, instances.pictures(root / images if outlines else None)
 
 
 def check_split(name: str, split: str) -> None:
@@ -169,21 +170,6 @@ def image_folder(root: Path, split: str, year: int) -> str:
     plain = f"{split}{year}"
     nested = f"images/{plain}"
     return nested if (root / nested).is_dir() and not (root / plain).is_dir() else plain
-
-
-def check_files(name: str, folder: Path, files: Iterable[str], hint: str) -> None:
-    """Whether all `files` are in `folder`, which is listed once: they are thousands.
-
-    Raises:
-        FileNotFoundError: how many are missing, the first of them, and the hint.
-    """
-    there = {path.name for path in folder.iterdir()}
-    missing = [file for file in files if file not in there]
-    if missing:
-        raise FileNotFoundError(
-            f"{name} is not whole: {len(missing)} files are missing from {folder}, the first "
-            f"{missing[0]}. Expected: {hint}"
-        )
 
 
 def open_picture(folder: Path, picture: Picture) -> Image.Image:

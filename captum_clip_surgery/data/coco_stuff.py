@@ -19,13 +19,13 @@ from captum_clip_surgery.data.base import (
     check_layout,
 )
 from captum_clip_surgery.data.coco import (
-    check_files,
     check_split,
     image_folder,
     open_annotated,
     open_picture,
 )
 from captum_clip_surgery.data.coco_json import Picture
+from captum_clip_surgery.data.files import check_files, read_text
 from captum_clip_surgery.data.paired import INVALID, read_pair, relabel
 
 #: Classes that COCO has ids for (1 to 91) and no annotations of.
@@ -247,11 +247,11 @@ def _find_maps(
 
 
 def _listed(path: Path) -> tuple[str, ...]:
-    lines = path.read_text(encoding="utf-8").split()
+    lines = read_text(path).split()
     names = tuple(line.removesuffix(".jpg") for line in lines)
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
-        raise ValueError(f"{path} lists {name} {times} times")
+        raise ValueError(f"{path} lists {name:.80} {times} times")
     return names
 
 

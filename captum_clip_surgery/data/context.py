@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
+from PIL import Image
 
 from captum_clip_surgery.data.base import (
     IGNORED,
@@ -14,11 +15,11 @@ from captum_clip_surgery.data.base import (
     Labels,
     Sample,
     check_layout,
-    open_labels,
     open_rgb,
 )
-from captum_clip_surgery.data.files import check_listed, check_size, read_names
-from captum_clip_surgery.data.paired import relabel
+from captum_clip_surgery.data.files import check_listed, check_size, read_names, read_text
+from captum_clip_surgery.data.matlab import read_matrix, scipy_io
+from captum_clip_surgery.data.paired import read_pair, relabel
 from captum_clip_surgery.data.voc import official, voc_folder
 
 CONVERTED = "SegmentationClassContext"
@@ -29,6 +30,8 @@ HINT = (
     f"pascal_context.py makes ({CONVERTED}/*.png, ImageSets/SegmentationContext/SPLIT.txt)"
 )
 SPLITS = ("train", "val")
+#: The largest id that a file of the release could hold: its numbers have 16 bits.
+MAX_ID = 65_535
 
 
 class PascalContext(DataSet):
@@ -87,7 +90,7 @@ class PascalContext(DataSet):
             check_layout(title, above, ["trainval", "labels.txt"], HINT)
             self._labels, listed = above / "trainval", "ImageSets/Main"
             self._suffix, shown = ".mat", _class_of_id(above / "labels.txt")
-            _scipy_io()
+            scipy_io()
         check_layout(title, folder, [f"{listed}/{split}.txt"], HINT)
         path = folder / listed / f"{split}.txt"
         names = read_names(path)
@@ -100,51 +103,52 @@ class PascalContext(DataSet):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         image_path, path = self._images / f"{name}.jpg", self._labels / f"{name}{self._suffix}"
-        stored = open_labels(path) if self._suffix == ".png" else _open_mat(path)
-        image = open_rgb(image_path)
-        check_size(image, image_path, stored, path)
+        if self._suffix == ".png":
+            image, stored = read_pair(image_path, path)
+        else:
+            image = open_rgb(image_path)
+            stored = _open_mat(path, image, image_path)
         return Sample(name, image, Labels(relabel(stored, self._table, path)))
 
 
 def _class_of_id(path: Path) -> np.ndarray:
     """By id of `labels.txt`, lines of "284: person": 1 to 59 for the classes, 0 for others."""
-    ids = {}
-    for line in path.read_text().splitlines():
-        number, colon, name = line.partition(":")
-        if colon:
-            ids[official(name)] = int(number)
     wanted = [official(first) for first in Classes.named("context59").first]
+    ids: dict[str, int] = {}
+    table = np.zeros(MAX_ID + 1, dtype=int)
+    last = 0
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        digits, colon, name = line.partition(":")
+        if not colon:
+            continue
+        if not re.fullmatch(r"\s*[0-9]{1,5}\s*", digits) or int(digits) > MAX_ID:
+            raise ValueError(
+                f"{path}, line {number} is {line!r:.80}, expected an id of 0 to {MAX_ID} and a "
+                "name, such as '284: person'"
+            )
+        last, name = max(last, int(digits)), official(name)
+        if name in wanted:
+            if name in ids or table[int(digits)]:
+                raise ValueError(
+                    f"{path}, line {number} is {line!r:.80}, whose id or name another line has"
+                )
+            ids[name] = int(digits)
+            table[ids[name]] = wanted.index(name) + 1
     missing = [name for name in wanted if name not in ids]
     if missing:
         raise ValueError(
             f"{path} has no {missing[0]!r}, expected the 459 names of the release, such as "
             "'284: person'"
         )
-    table = np.zeros(max(ids.values()) + 1, dtype=int)
-    for label, name in enumerate(wanted, 1):
-        table[ids[name]] = label
-    return table
+    return table[: last + 1]
 
 
-def _open_mat(path: Path) -> np.ndarray:
-    """The ids in a file of the release."""
-    try:
-        stored = _scipy_io().loadmat(path)["LabelMap"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # scipy raises many kinds for a file that is cut short
-        raise ValueError(f"{path} cannot be read as a LabelMap: {error!r}") from None
-    if stored.ndim != 2:
-        raise ValueError(f"{path} has a LabelMap of shape {stored.shape}, expected two sides")
-    return stored.astype(np.int32)
+def _open_mat(path: Path, image: Image.Image, image_path: Path) -> np.ndarray:
+    """The ids in a file of the release, which must be of the image's size."""
 
+    def check_shape(shape: tuple[int, ...]) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"{path} has a LabelMap of shape {shape}, expected two sides")
+        check_size(image, image_path, (shape[1], shape[0]), path)
 
-def _scipy_io() -> ModuleType:
-    try:
-        from scipy import io
-    except ImportError as error:
-        raise ImportError(
-            "PASCAL Context's .mat files need scipy; install the extra: "
-            "pip install 'captum_clip_surgery[datasets]'"
-        ) from error
-    return io
+    return read_matrix(path, "LabelMap", check_shape)

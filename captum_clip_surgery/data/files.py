@@ -1,13 +1,69 @@
-"""Whether files are there as they are listed, and fit each other."""
+"""Files of data sets: read as text, JSON or CSV, found as they are listed, of sizes that fit."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from PIL import Image
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, without its byte order mark if it has one.
+
+    Raises:
+        ValueError: other bytes; names the file and the line.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is no text in UTF-8: {error.reason}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: no JSON; names the file and, where it is known, the line.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read as JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Read the rows of a CSV file in UTF-8 one by one.
+
+    Yields:
+        Where the row is, "FILE, line NUMBER", and its cells.
+
+    Raises:
+        ValueError: a row that is no CSV or no text; names the file and the line.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, at or after line {rows.line_num + 1}, is no text in UTF-8: "
+                    f"{error.reason}"
+                ) from None
+            yield f"{path}, line {rows.line_num}", row
 
 
 def walk(root: str | os.PathLike[str], leave_out: str | None = None) -> Iterator[str]:
@@ -50,7 +106,7 @@ def state_of(path: str | os.PathLike[str]) -> str:
 
 def read_names(path: Path) -> list[str]:
     """The first word of each line."""
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
 
 
 def check_split(name: str, split: str, splits: Collection[str]) -> None:
@@ -84,14 +140,37 @@ def check_listed(
         )
 
 
-def check_size(image: Image.Image, image_path: Path, stored: np.ndarray, path: Path) -> None:
-    """Whether labels have the sides of their image.
+def check_files(name: str, folder: Path, files: Iterable[str], hint: str) -> None:
+    """Whether all `files` are in `folder`, which is listed once: they are thousands.
 
     Raises:
-        ValueError: they have not; both files and sizes.
+        FileNotFoundError: how many are missing, the first of them, and the hint.
     """
-    if stored.shape != (image.height, image.width):
+    there = {path.name for path in folder.iterdir()}
+    missing = [file for file in files if file not in there]
+    if missing:
+        raise FileNotFoundError(
+            f"{name} is not whole: {len(missing)} files are missing from {folder}, the first "
+            f"{missing[0]}. Expected: {hint}"
+        )
+
+
+def check_size(
+    image: Image.Image, image_path: Path, size: tuple[int, int], path: Path | str
+) -> None:
+    """Check that labels have the size of their image, before they are decoded.
+
+    Args:
+        image: the image.
+        image_path: its file, for the message.
+        size: (width, height) of the labels.
+        path: their file, for the message.
+
+    Raises:
+        ValueError: the sizes differ; names both files and sizes.
+    """
+    if size != image.size:
         raise ValueError(
-            f"{path} is {stored.shape[1]} x {stored.shape[0]} pixels, its image {image_path} is "
-            f"{image.width} x {image.height}"
+            f"{path} is {size[0]} x {size[1]} pixels, its image {image_path} is {image.width} x "
+            f"{image.height}"
         )

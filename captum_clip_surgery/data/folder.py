@@ -16,9 +16,10 @@ from captum_clip_surgery.data.base import (
     Sample,
     check_layout,
     open_labels,
+    picture_size,
 )
 from captum_clip_surgery.data.paired import own_numbers, relabel
-from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.preprocessing import load_picture, open_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
@@ -87,13 +88,13 @@ class Folder(DataSet):
         if self._overlap:
             return Sample(name, image, self._read_masks(self._folder / name, image, path))
         mask_path = self._files[name]
+        _check_size(image, path, mask_path)
         labels = self._read_labels(mask_path)
-        _check_size(image, path, labels, mask_path)
         return Sample(name, image, Labels(labels))
 
     def _read_labels(self, path: Path) -> np.ndarray:
         stored = open_labels(path)
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             void = 65_535 if image.mode.startswith("I") else 255
         return relabel(stored, own_numbers(len(self.classes), void), path)
 
@@ -105,8 +106,8 @@ class Folder(DataSet):
                     f"{path} is no mask of a class, expected the name of one in classes.txt and "
                     f".png: {', '.join(self.classes.first[:5])}, ..."
                 )
+            _check_size(image, image_path, path)
             stored = open_labels(path)
-            _check_size(image, image_path, stored, path)
             values = {int(value) for value in np.unique(stored)}
             if not (values <= {0, 1} or values <= {0, 255}):
                 raise ValueError(
@@ -163,19 +164,18 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def _check_size(image: Image.Image, path: Path, mask: np.ndarray, mask_path: Path) -> None:
+def _check_size(image: Image.Image, path: Path, mask_path: Path) -> None:
     """Whether a mask is of the image as shown, and if not, whether its rotation explains it."""
-    height, width = mask.shape
+    width, height = picture_size(mask_path)
     if (width, height) == image.size:
         return
     message = (
         f"{mask_path} is {width} x {height} pixels, its image {path} is {image.width} x "
         f"{image.height}"
     )
-    with Image.open(path) as stored:
-        if stored.size == (width, height):
-            message += (
-                f" as shown: it is stored as {width} x {height} and turned by a note in EXIF. Turn "
-                "the mask as well, or store the image upright"
-            )
+    if picture_size(path) == (width, height):
+        message += (
+            f" as shown: it is stored as {width} x {height} and turned by a note in EXIF. Turn "
+            "the mask as well, or store the image upright"
+        )
     raise ValueError(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from captum_clip_surgery.data.base import (
     Tags,
     check_layout,
 )
-from captum_clip_surgery.data.files import check_size
+from captum_clip_surgery.data.files import check_size, read_json
 from captum_clip_surgery.data.paired import own_numbers, relabel
+from captum_clip_surgery.errors import told
+from captum_clip_surgery.preprocessing import open_picture, upright
 
 HINT = (
     "what Dataset.save_to_disk wrote, with the columns image and either mask (images of class "
@@ -36,8 +40,9 @@ class HuggingFace(DataSet):
 
     Masks hold the number of the class's line from 0, and 255 where it is not judged; a first class
     "background" is the background. Labels take their names from the column's `ClassLabel`; one
-    number (`Value` of a `ClassLabel`) is a list of one. Pictures are converted to RGB as they are
-    stored. Columns of other names: `dataset.rename_column(...)` before saving.
+    number (`Value` of a `ClassLabel`) is a list of one. Pictures are turned as EXIF
+    notes and converted to RGB; they must be stored in the rows, for paths are not followed. Columns
+    of other names: `dataset.rename_column(...)` before saving.
 
     Args:
         root: the folder; of a `DatasetDict` the folder of one split.
@@ -52,10 +57,24 @@ class HuggingFace(DataSet):
         root = Path(root)
         title = f"Hugging Face data set {root.resolve().name}"
         check_layout(title, root, ["state.json", "dataset_info.json"], HINT)
-        self._rows = _load(root)
-        kinds = self._rows.features
-        if "image" not in kinds or not ("mask" in kinds or "labels" in kinds):
-            raise ValueError(f"{title} has the columns {', '.join(kinds)}. Expected: {HINT}")
+        rows = _load(root)
+        kinds = rows.features
+        truth = "mask" if "mask" in kinds else "labels"
+        if "image" not in kinds or truth not in kinds:
+            raise ValueError(f"{title} has the columns {', '.join(kinds):.200}. Expected: {HINT}")
+        pictures = ["image", "mask"] if truth == "mask" else ["image"]
+        for column in pictures:
+            if type(kinds[column]).__name__ != "Image":
+                raise ValueError(
+                    f"{title}: the column {column} is {kinds[column]!r:.80}, expected images: cast "
+                    "it to datasets.Image()"
+                )
+        self._modes = {column: kinds[column].mode for column in pictures}
+        rows = rows.with_format(None).select_columns(["image", truth])
+        for column in pictures:
+            # `datasets` would decode any format, and follow paths: both are left to this class.
+            rows = rows.cast_column(column, type(kinds[column])(decode=False))
+        self._rows = rows
         self._title = title
         if "mask" in kinds:
             check_layout(title, root, ["classes.txt"], HINT)
@@ -63,7 +82,7 @@ class HuggingFace(DataSet):
         else:
             label = getattr(kinds["labels"], "feature", kinds["labels"])
             if not hasattr(label, "names"):
-                raise ValueError(f"{title}: labels are {kinds['labels']}. Expected: {HINT}")
+                raise ValueError(f"{title}: labels are {kinds['labels']!r:.80}. Expected: {HINT}")
             classes = Classes(tuple((name,) for name in label.names), title)
         background = 0 if "mask" in kinds and classes.first[0] == "background" else None
         names = [f"{row:06}" for row in range(len(self._rows))]
@@ -71,18 +90,54 @@ class HuggingFace(DataSet):
 
     def read(self, index: int) -> Sample:
         row = self._rows[index]
-        name = self.names[index]
-        image = _picture(row["image"], f"{self._title}, row {index}").convert("RGB")
+        name, where = self.names[index], f"{self._title}, row {index}"
+        image = self._decode(row, "image", where).convert("RGB")
         if "mask" not in row:
-            labels = row["labels"] if isinstance(row["labels"], list) else [row["labels"]]
-            return Sample(name, image, Tags(frozenset(labels)))
-        where = Path(f"{self._title}, mask of row {index}")
-        stored = np.asarray(_picture(row["mask"], str(where))).astype(np.int32)
+            return Sample(name, image, Tags(frozenset(self._checked(row["labels"], where))))
+        where = f"{self._title}, mask of row {index}"
+        mask = self._decode(row, "mask", where, (image, Path(f"of row {index}")))
+        stored = np.asarray(mask).astype(np.int32)
         if stored.ndim != 2:
             raise ValueError(f"{where} holds colours, expected the numbers of classes")
-        check_size(image, Path(f"of row {index}"), stored, where)
+        check_size(image, Path(f"of row {index}"), mask.size, where)
         table = own_numbers(len(self.classes), VOID)
-        return Sample(name, image, Labels(relabel(stored, table, where)))
+        return Sample(name, image, Labels(relabel(stored, table, Path(where))))
+
+    def _decode(
+        self, row: Any, column: str, where: str, like: tuple[Image.Image, Path] | None = None
+    ) -> Image.Image:
+        """A picture in a row, as `datasets` itself decodes it: upright, in the column's mode.
+
+        Args:
+            row: of the data set.
+            column: the picture's.
+            where: it is, for messages.
+            like: an image that has as many pixels, and what messages call it.
+        """
+        content = row[column] and row[column].get("bytes")
+        if not content:
+            raise ValueError(
+                f"{where} has no bytes of a picture, and no path is followed; save the data set "
+                "with Dataset.save_to_disk, which stores them"
+            )
+        mode = self._modes[column]
+        try:
+            with open_picture(io.BytesIO(content)) as opened:
+                if like and math.prod(opened.size) != math.prod(like[0].size):
+                    check_size(*like, opened.size, where)
+                picture = upright(opened)
+                return picture.convert(mode) if mode and mode != picture.mode else picture
+        except Exception as error:  # decoders fail in their own ways
+            raise ValueError(f"{where} cannot be read as a picture: {told(error)}") from None
+
+    def _checked(self, labels: Any, where: str) -> list[int]:
+        labels = labels if isinstance(labels, list) else [labels]
+        for label in labels:
+            if type(label) is not int or not 0 <= label < len(self.classes):
+                raise ValueError(
+                    f"{where} has the label {label!r:.80}, expected 0..{len(self.classes) - 1}"
+                )
+        return labels
 
 
 def _load(root: Path) -> Any:
@@ -93,13 +148,13 @@ def _load(root: Path) -> Any:
             "Hugging Face data sets need datasets; install the extra: "
             "pip install 'captum_clip_surgery[huggingface]'"
         ) from error
-    return datasets.load_from_disk(str(root))  # type: ignore[attr-defined]
-
-
-def _picture(value: Any, where: str) -> Image.Image:
-    if not isinstance(value, Image.Image):
+    try:
+        for part in read_json(root / "state.json")["_data_files"]:
+            if Path(part["filename"]).name != part["filename"]:
+                raise ValueError(f"state.json names {part['filename']!r:.80}, not in its folder")
+        return datasets.load_from_disk(str(root))  # type: ignore[attr-defined]
+    except Exception as error:  # of JSON, of arrow, of features that do not exist
         raise ValueError(
-            f"{where} is a {type(value).__name__}, expected an image: cast the column to "
-            "datasets.Image()"
-        )
-    return value
+            f"{root} cannot be read as a Hugging Face data set: {told(error):.200}. "
+            f"Expected: {HINT}"
+        ) from None

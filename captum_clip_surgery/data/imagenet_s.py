@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from captum_clip_surgery.data.base import (
     IGNORED,
@@ -15,9 +14,11 @@ from captum_clip_surgery.data.base import (
     Sample,
     check_layout,
     open_rgb,
+    picture_size,
 )
 from captum_clip_surgery.data.files import check_size, check_split
 from captum_clip_surgery.data.paired import INVALID, check_paired, relabel
+from captum_clip_surgery.preprocessing import open_picture
 
 SIZES = (50, 300, 919)
 SPLITS = ("train-semi", "validation")
@@ -78,8 +79,9 @@ class ImageNetS(DataSet):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         image_path, path = self._images[name], self._labels[name]
-        image, stored = open_rgb(image_path), _open_colours(path)
-        check_size(image, image_path, stored, path)
+        image = open_rgb(image_path)
+        check_size(image, image_path, picture_size(path), path)
+        stored = _open_colours(path)
         table = np.full(VOID + 1, INVALID)
         table[: len(self.classes)] = range(len(self.classes))
         table[VOID] = IGNORED
@@ -94,12 +96,12 @@ def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
 def _open_colours(path: Path) -> np.ndarray:
     """The numbers that colours stand for."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             if image.mode != "RGB":
                 raise ValueError(f"it is of mode {image.mode}, expected colours, RGB")
             colours = np.asarray(image).astype(np.int32)
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders fail in their own ways
         raise ValueError(f"{path} cannot be read as labels: {error}") from None
     return colours[..., 0] + 256 * colours[..., 1]

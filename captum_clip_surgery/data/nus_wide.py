@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 from captum_clip_surgery.data.base import Classes, DataSet, Sample, Tags, check_layout, open_rgb
-from captum_clip_surgery.data.files import check_split
+from captum_clip_surgery.data.files import check_split, read_text
 
 HINT = (
     "Groundtruth.zip, ImageList.zip and ConceptsList.zip of NUS-WIDE's page unpacked in it: "
@@ -102,17 +102,17 @@ class NusWide(DataSet):
 
 
 def _check_concepts(path: Path, expected: tuple[str, ...]) -> None:
-    concepts = tuple(path.read_text(encoding="utf-8").split())
+    concepts = tuple(read_text(path).split())
     if concepts != expected:
         raise ValueError(
-            f"{path} has {len(concepts)} concepts, {', '.join(concepts[:3])} ..., expected "
+            f"{path} has {len(concepts)} concepts, {', '.join(concepts[:3])[:80]} ..., expected "
             f"NUS-WIDE's {len(expected)}, {', '.join(expected[:3])} ... in their order"
         )
 
 
 def _listed(path: Path) -> list[str]:
     """Names in a list of images, FOLDER/NAME.jpg; the lists are written with back slashes."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     names = [PureWindowsPath(line).as_posix() for line in lines if line]
     if not names:
         raise ValueError(f"{path} lists no images")
@@ -123,7 +123,7 @@ def _listed(path: Path) -> list[str]:
 
 def _column(path: Path, count: int, damaged: int | None) -> np.ndarray:
     """One concept's label of each of `count` images: 0, 1, or `UNKNOWN` where it is `damaged`."""
-    values = path.read_text(encoding="utf-8").split()
+    values = read_text(path).split()
     if len(values) != count:
         raise ValueError(f"{path} has {len(values)} labels, its list {count} images")
     meaning = {"0": 0, "1": 1}
@@ -131,7 +131,7 @@ def _column(path: Path, count: int, damaged: int | None) -> np.ndarray:
         meaning[str(damaged)] = UNKNOWN
     for number, value in enumerate(values, 1):
         if value not in meaning:
-            raise ValueError(f"{path}: label {number} is {value!r}, expected 0 or 1")
+            raise ValueError(f"{path}: label {number} is {value!r:.80}, expected 0 or 1")
     return np.array([meaning[value] for value in values], np.uint8)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
-from captum_clip_surgery.data.files import check_split
+from captum_clip_surgery.data.files import check_split, read_csv
 
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
 #: What the files of points call the splits.
@@ -97,11 +96,13 @@ class _Table:
             if answer == UNSURE:
                 continue
             if answer not in ANSWERS:
-                raise ValueError(f"{where}: EstimatedYesNo is {answer!r}, expected yes, no, unsure")
+                raise ValueError(
+                    f"{where}: EstimatedYesNo is {answer!r:.80}, expected yes, no, unsure"
+                )
             if identity not in described:
                 if not text:
                     raise ValueError(
-                        f"{where}: class {identity!r} is not in {DESCRIPTIONS} and has no TextLabel"
+                        f"{where}: class {identity!r:.80} is not in {DESCRIPTIONS} and has no TextLabel"
                     )
                 identity = identity or text
                 self.texts.setdefault(identity, text)
@@ -134,18 +135,16 @@ class _Table:
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Where a row of a file of points is, and its `COLUMNS`."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        missing = [column for column in COLUMNS if column not in header]
-        if missing:
-            raise ValueError(f"{path} has no column {', '.join(missing)}")
-        places = [header.index(column) for column in COLUMNS]
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise ValueError(f"{where} has {len(row)} cells, expected {len(header)}")
-            yield where, [row[place].strip() for place in places]
+    rows = read_csv(path)
+    _, header = next(rows, ("", []))
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}")
+    places = [header.index(column) for column in COLUMNS]
+    for where, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"{where} has {len(row)} cells, expected {len(header)}")
+        yield where, [row[place].strip() for place in places]
 
 
 def _coordinate(text: str, where: str) -> float:
@@ -154,17 +153,19 @@ def _coordinate(text: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 1:
-        raise ValueError(f"{where}: coordinate {text!r}, expected a number in 0..1")
+        raise ValueError(f"{where}: coordinate {text!r:.80}, expected a number in 0..1")
     return value
 
 
 def _descriptions(path: Path) -> dict[str, str]:
     """Names by id, in the file's order."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if any(len(row) != 2 or not row[1].strip() for row in rows):
-        raise ValueError(f"{path} has other columns than an id and a name")
-    return {i.strip(): name.strip() for i, name in rows if i != "LabelName"}
+    names = {}
+    for where, row in read_csv(path):
+        if row and (len(row) != 2 or not row[1].strip()):
+            raise ValueError(f"{where} has other columns than an id and a name")
+        if row and row[0] != "LabelName":
+            names[row[0].strip()] = row[1].strip()
+    return names
 
 
 def _check_images(folder: Path, names: tuple[str, ...]) -> None:
@@ -173,5 +174,5 @@ def _check_images(folder: Path, names: tuple[str, ...]) -> None:
     if missing:
         raise FileNotFoundError(
             f"Open Images V7 is not whole: {len(missing)} of {len(names)} images with points are "
-            f"not in {folder}, such as {missing[0]}.jpg. Expected: {HINT}"
+            f"not in {folder}, such as {missing[0]:.80}.jpg. Expected: {HINT}"
         )

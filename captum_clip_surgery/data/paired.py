@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.data.base import IGNORED, open_labels, open_rgb
+from captum_clip_surgery.data.base import IGNORED, open_labels, open_rgb, picture_size
 from captum_clip_surgery.data.files import check_size
 
 #: In a table for `relabel`: a value that files of the data set never hold.
@@ -43,9 +43,9 @@ def read_pair(image_path: Path, labels_path: Path) -> tuple[Image.Image, np.ndar
     Raises:
         ValueError: they differ in size, or one cannot be read.
     """
-    image, labels = open_rgb(image_path), open_labels(labels_path)
-    check_size(image, image_path, labels, labels_path)
-    return image, labels
+    image = open_rgb(image_path)
+    check_size(image, image_path, picture_size(labels_path), labels_path)
+    return image, open_labels(labels_path)
 
 
 def own_numbers(count: int, void: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from captum_clip_surgery.data.base import (
     check_layout,
     open_rgb,
 )
-from captum_clip_surgery.data.files import check_listed, check_split, read_names
+from captum_clip_surgery.data.files import check_listed, check_split, read_names, read_text
 from captum_clip_surgery.data.paired import INVALID, read_pair, relabel
 
 SITE = "host.robots.ox.ac.uk/pascal/VOC"
@@ -153,9 +153,14 @@ class PascalVocTags(DataSet):
         for label, first in enumerate(self.classes.first):
             path = self._folder / "ImageSets" / "Main" / f"{official(first)}_{self._split}.txt"
             if path.exists():
-                for line in path.read_text().splitlines():
-                    name, told = line.split()
-                    yield label, name, int(told)
+                for number, line in enumerate(read_text(path).splitlines(), 1):
+                    cells = line.split()
+                    if len(cells) != 2 or cells[1] not in ("1", "0", "-1"):
+                        raise ValueError(
+                            f"{path}, line {number} is {line!r:.80}, expected an image's name and "
+                            "1, 0 or -1"
+                        )
+                    yield label, cells[0], int(cells[1])
 
     def _tags(self, name: str) -> Tags:
         path = self._folder / "Annotations" / f"{name}.xml"
@@ -165,7 +170,7 @@ class PascalVocTags(DataSet):
         for found, hard in _objects(path):
             if found not in labels:
                 raise ValueError(
-                    f"{path} has an object {found!r}, expected one of {', '.join(labels)}"
+                    f"{path} has an object {found!r:.80}, expected one of {', '.join(labels)}"
                 )
             (difficult if hard else clear).add(labels[found])
         return Tags(frozenset(clear), frozenset(difficult - clear))
@@ -196,11 +201,12 @@ def _objects(path: Path) -> Iterator[tuple[str, bool]]:
     """Each object's class, and whether it is marked difficult; some files leave that out."""
     try:
         found = ElementTree.parse(path).getroot().findall("object")
-    except ElementTree.ParseError as error:
+    # Encodings that Python does not know or expat does not take are no errors of parsing.
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} cannot be read as an annotation: {error}") from None
     for thing in found:
         # Parts of a person, such as its head, have names as well, but further down.
         difficult = thing.findtext("difficult", "0").strip()
         if difficult not in ("0", "1"):
-            raise ValueError(f"{path} has difficult {difficult!r}, expected 0 or 1")
+            raise ValueError(f"{path} has difficult {difficult!r:.80}, expected 0 or 1")
         yield thing.findtext("name", "").strip(), difficult == "1"

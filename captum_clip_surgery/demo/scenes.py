@@ -52,7 +52,7 @@ def nouns() -> tuple[str, ...]:
 def _sprites() -> tuple[tuple[Image.Image, ...], ...]:
     """For each noun its picture at full, half and quarter size (premultiplied by alpha)."""
     with (files("captum_clip_surgery.demo") / "sprites.png").open("rb") as file:
-        atlas = Image.open(file).convert("RGBa")
+        atlas = Image.open(file, formats=["PNG"]).convert("RGBa")
 
     def levels(index: int) -> tuple[Image.Image, ...]:
         row, column = divmod(index, SPRITE_COLUMNS)
