@@ -130,7 +130,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', UNKNOWN),
     "html": (b"<html><script>alert(1)</script>", UNKNOWN),
     "pdf": (b"%PDF-1.4\n", UNKNOWN),
-    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "cannot find loader"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(40), UNKNOWN),
     "a program in front": (b"MZ" + encoded(PICTURE, "PNG"), UNKNOWN),
     "an archive in front": (b"PK\x03\x04" + encoded(PICTURE, "PNG"), UNKNOWN),
     "a script like a gif": (b"GIF89a=1;alert(1)//", UNKNOWN),

@@ -40,11 +40,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
 
 
-def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
+def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a CSV file in UTF-8 one by one.
 
     Yields:
-        Where the row is, "FILE, line NUMBER", and its cells.
+        The number of the line that the row ends in, from 1, and the row's cells.
 
     Raises:
         ValueError: a row that is no CSV or no text; names the file and the line.
@@ -63,7 +63,7 @@ def read_csv(path: Path) -> Iterator[tuple[str, list[str]]]:
                     f"{path}, at or after line {rows.line_num + 1}, is no text in UTF-8: "
                     f"{error.reason}"
                 ) from None
-            yield f"{path}, line {rows.line_num}", row
+            yield rows.line_num, row
 
 
 def walk(root: str | os.PathLike[str], leave_out: str | None = None) -> Iterator[str]:

@@ -13,16 +13,17 @@ import numpy as np
 
 #: Classes of arrays that are read. Cells, structures and objects may lie in each other, too deep
 #: for scipy's stack; sparse matrices are larger than what is stored of them.
-CLASSES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)) + (
-    "double",
-    "single",
+CLASSES = (
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "double", "single",
     "logical",
-)
-#: Bytes of a file's head, of a tag (kind, number of bytes), and of the widest number.
-HEAD, TAG, NUMBER = 128, 8, 8
-COMPRESSED = 15
-#: Bytes that a file may hold beside the matrix asked for.
-MOST_BESIDE = 2**20
+)  # fmt: skip
+#: Numbers of the format: kinds of elements, and those that scipy knows as numbers. With others it
+#: reads outside its memory.
+MATRIX, COMPRESSED = 14, 15
+NUMBERS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 13)
+#: Bytes of a file's head, of a tag (kind, number of bytes), and of the widest number; and those of
+#: an element that are enough to tell its name, class and shape.
+HEAD, TAG, NUMBER, BEGINNING = 128, 8, 8, 1024
 
 
 def read_matrix(
@@ -30,8 +31,8 @@ def read_matrix(
 ) -> np.ndarray:
     """Read a matrix of whole numbers by its name.
 
-    The shape is read, and checked, before anything else is decompressed; then no more than a matrix
-    of that shape needs.
+    The shape is read and checked first. Then no more is decompressed than a matrix of that shape
+    needs.
 
     Args:
         path: the file, of MATLAB's versions 4 to 7.
@@ -49,51 +50,95 @@ def read_matrix(
     io = scipy_io()
     content = path.read_bytes()
     try:
-        found = [(s, kind) for other, s, kind in io.whosmat(BytesIO(content)) if other == name]
+        found = [
+            (element, shape, kind)
+            for element in _split(content)
+            for other, shape, kind in io.whosmat(BytesIO(_beginning(content, element)))
+            if other == name
+        ]
     except Exception as error:  # scipy raises many kinds for a file that is cut short
         raise ValueError(f"{path} cannot be read as a {name}: {error!r:.200}") from None
-    if len(found) != 1 or found[0][1] not in CLASSES:
-        kinds = ", ".join(kind for _, kind in found) or "none"
+    if len(found) != 1 or found[0][2] not in CLASSES:
+        kinds = ", ".join(kind for *_, kind in found) or "none"
         raise ValueError(
             f"{path} cannot be read as a {name}: expected one matrix of numbers called {name}, "
             f"found {kinds:.80}"
         )
-    shape = found[0][0]
+    element, shape, _ = found[0]
     check_shape(shape)
     try:
-        most = MOST_BESIDE + NUMBER * int(np.prod(shape))
-        stored = io.loadmat(BytesIO(_decompress(content, most)), variable_names=[name])[name]
-        numbers = np.asarray(stored).astype(np.int32)
+        file = BytesIO(_whole(content, element, NUMBER * int(np.prod(shape)) + BEGINNING))
+        stored = io.loadmat(file, variable_names=[name])[name]
+        with np.errstate(invalid="ignore"):
+            numbers = np.asarray(stored).real.astype(np.int32)
         if numbers.shape != shape or not np.array_equal(numbers, stored):
-            raise ValueError("it holds something else than whole numbers")
+            raise ValueError("it holds something else than whole numbers of 32 bits")
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a {name}: {error!r:.200}") from None
     return numbers
 
 
-def _decompress(content: bytes, most: int) -> bytes:
-    """Return a file whose parts are not compressed, as scipy reads it too.
+def _split(content: bytes) -> list[bytes]:
+    """Return the elements of a file, each with its tag; one that is all of a file of version 4."""
+    if b"\0" in content[:4]:  # as scipy tells versions
+        return [content]
+    order = _byte_order(content)
+    elements, at = [], HEAD
+    while at < len(content):
+        _, size = struct.unpack_from(f"{order}II", content, at)
+        elements.append(content[at : at + TAG + size])
+        at += TAG + size
+    return elements
+
+
+def _byte_order(content: bytes) -> str:
+    order = {b"IM": "<", b"MI": ">"}.get(content[HEAD - 2 : HEAD])
+    if order is None:
+        raise ValueError("it is no MATLAB file")
+    return order
+
+
+def _beginning(content: bytes, element: bytes) -> bytes:
+    """Return a file that ends soon after the beginning of one element."""
+    if element is content:
+        return content
+    order = _byte_order(content)
+    part = _decompress(element, order, BEGINNING)[:BEGINNING]
+    return content[:HEAD] + part[:4] + struct.pack(f"{order}I", len(part) - TAG) + part[TAG:]
+
+
+def _whole(content: bytes, element: bytes, most: int) -> bytes:
+    """Return a file of one element, uncompressed, of which all is as scipy expects it.
 
     Raises:
-        ValueError: more than `most` bytes when decompressed.
-        zlib.error, struct.error: damage.
+        ValueError: more than `most` bytes, or numbers of a kind that does not exist.
     """
-    order = {b"IM": "<", b"MI": ">"}.get(content[HEAD - 2 : HEAD])
-    if order is None:  # version 4, which compresses nothing
+    if element is content:
         return content
-    parts, at = [content[:HEAD]], HEAD
-    while at < len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, at)
-        part = content[at : at + TAG + size]
-        if kind == COMPRESSED:
-            stream = zlib.decompressobj()
-            part = stream.decompress(part[TAG:], most + 1)
-        parts.append(part)
-        most -= len(part)
-        if most < 0:
-            raise ValueError("it holds more bytes than a matrix of its size needs")
-        at += TAG + size
-    return b"".join(parts)
+    order = _byte_order(content)
+    part = _decompress(element, order, most + 1)
+    if len(part) > most:
+        raise ValueError("it holds more bytes than a matrix of its size needs")
+    at = TAG
+    while at < len(part):
+        kind, size = struct.unpack_from(f"{order}II", part, at)
+        if kind >> 16:  # up to 4 bytes, in the tag itself
+            kind, size = kind & 0xFFFF, 0
+        if kind not in NUMBERS or at + TAG + size > len(part):
+            raise ValueError(f"byte {at} of it begins {size} bytes of kind {kind}, no numbers")
+        at += TAG + -(-size // TAG) * TAG
+    return content[:HEAD] + part
+
+
+def _decompress(element: bytes, order: str, most: int) -> bytes:
+    """Return an element, of which at most `most` bytes are decompressed."""
+    kind, _ = struct.unpack_from(f"{order}II", element)
+    if kind == COMPRESSED:
+        element = zlib.decompressobj().decompress(element[TAG:], most)
+        kind, _ = struct.unpack_from(f"{order}II", element)
+    if kind != MATRIX:
+        raise ValueError(f"it holds an element of kind {kind}, expected matrices")
+    return element
 
 
 def scipy_io() -> ModuleType:

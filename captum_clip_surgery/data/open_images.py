@@ -102,7 +102,8 @@ class _Table:
             if identity not in described:
                 if not text:
                     raise ValueError(
-                        f"{where}: class {identity!r:.80} is not in {DESCRIPTIONS} and has no TextLabel"
+                        f"{where}: class {identity!r:.80} is not in {DESCRIPTIONS} and has no "
+                        "TextLabel"
                     )
                 identity = identity or text
                 self.texts.setdefault(identity, text)
@@ -136,12 +137,13 @@ class _Table:
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Where a row of a file of points is, and its `COLUMNS`."""
     rows = read_csv(path)
-    _, header = next(rows, ("", []))
+    _, header = next(rows, (0, []))
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}")
     places = [header.index(column) for column in COLUMNS]
-    for where, row in rows:
+    for number, row in rows:
+        where = f"{path}, line {number}"
         if len(row) != len(header):
             raise ValueError(f"{where} has {len(row)} cells, expected {len(header)}")
         yield where, [row[place].strip() for place in places]
@@ -160,9 +162,9 @@ def _coordinate(text: str, where: str) -> float:
 def _descriptions(path: Path) -> dict[str, str]:
     """Names by id, in the file's order."""
     names = {}
-    for where, row in read_csv(path):
+    for number, row in read_csv(path):
         if row and (len(row) != 2 or not row[1].strip()):
-            raise ValueError(f"{where} has other columns than an id and a name")
+            raise ValueError(f"{path} has other columns than an id and a name in line {number}")
         if row and row[0] != "LabelName":
             names[row[0].strip()] = row[1].strip()
     return names

@@ -126,7 +126,7 @@ def _check_runs(counts: Any, height: int, width: int) -> list[int]:
     if not isinstance(runs, list) or not set(map(type, runs)) <= {int} or min(runs) < 0:
         raise ValueError(f"its runs are {counts!r:.80}, expected whole numbers of 0 or more")
     if sum(runs) != height * width:
-        raise ValueError(f"its runs are of {str(sum(runs)):.20} pixels, not {height} x {width}")
+        raise ValueError(f"its runs are of {sum(runs)!s:.20} pixels, not {height} x {width}")
     joined = runs[:1]
     for place, run in enumerate(runs[1:], 1):
         if not run:
