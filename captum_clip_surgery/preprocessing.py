@@ -139,7 +139,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
             raise ValueError("an image array of floats must lie in 0..1; use uint8 for 0..255")
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype == np.uint16:
-        array = (array / 257).round().astype(np.uint8)
+        wide = array.astype(np.uint32)  # of floats a large picture would take 8 bytes a pixel
+        wide += 128
+        wide //= 257
+        array = wide.astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ValueError(f"an image array is uint8, uint16 or float, not {array.dtype}")
     return Image.fromarray(array)

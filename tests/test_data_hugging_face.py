@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from PIL import Image
 from captum_clip_surgery.data import IGNORED, Labels, Tags, open_dataset
 
 datasets = pytest.importorskip("datasets")
+pa = pytest.importorskip("pyarrow")
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 MASK = np.array([[0, 1, 2, 255, 0, 1]] * 4, np.uint8)
@@ -88,3 +92,98 @@ def test_what_is_missing(tmp_path):
     )
     with pytest.raises(ValueError, match=r"labels are .*ClassLabel"):
         open_dataset("huggingface", numbers)
+
+
+def stored(root: Path, rows: list[dict[str, Any]], kinds: dict[str, Any]) -> Path:
+    """Rows as they are in the file, pictures as {"bytes": ..., "path": ...}."""
+    raw = {
+        name: datasets.Image(decode=False) if name != "labels" else kinds[name] for name in kinds
+    }
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(raw))
+    for name in kinds:
+        if name != "labels":
+            table = table.cast_column(name, kinds[name])
+    table.save_to_disk(str(root))
+    return root
+
+
+def png(image: Image.Image, **options: Any) -> dict[str, Any]:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def test_pictures_are_those_that_datasets_decodes(tmp_path):
+    """Which this reader does not let it: turned as EXIF notes, in the mode of the column."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    row = {
+        "image": png(Image.fromarray(COLOURS), exif=exif),
+        "mask": png(Image.fromarray(MASK).convert("RGB"), exif=exif),
+    }
+    kinds = {"image": datasets.Image(), "mask": datasets.Image(mode="L")}
+    root = stored(tmp_path / "x", [row], kinds)
+    (root / "classes.txt").write_text(CLASSES)
+    sample = open_dataset("huggingface", root)[0]
+    theirs = datasets.load_from_disk(str(root))[0]
+    assert sample.image.size == (4, 6)
+    assert np.array_equal(np.asarray(sample.image), np.asarray(theirs["image"].convert("RGB")))
+    found = np.where(sample.truth.labels == IGNORED, 255, sample.truth.labels)
+    assert np.array_equal(found, np.asarray(theirs["mask"]))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        None,
+        {"bytes": None, "path": "/etc/passwd"},
+        {"bytes": None, "path": "https://example.org/x.png"},
+        {"bytes": b"", "path": None},
+        {"bytes": b"no picture", "path": "x.png"},
+    ],
+)
+def test_paths_in_rows_are_not_followed(tmp_path, picture):
+    sound = [{"image": png(Image.fromarray(COLOURS)), "labels": 0}]
+    kinds = {"image": datasets.Image(), "labels": datasets.ClassLabel(names=["cat"])}
+    root = stored(tmp_path / "x", sound, kinds)
+    (path,) = root.glob("*.arrow")
+    table = datasets.Dataset.from_file(str(path)).data.table
+    place, field = table.schema.get_field_index("image"), table.schema.field("image")
+    # `save_to_disk` would read what the paths lead to.
+    table = table.set_column(place, field, pa.array([picture], field.type))
+    with pa.OSFile(str(root / "y"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    (root / "y").replace(path)
+    with pytest.raises(ValueError, match=rf"row 0 has the label {label}, expected 0\.\.0"):
+        data[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("state.json", "[" * 100_000, "nested too deeply"),
+        ("dataset_info.json", "[" * 100_000, "cannot be read as a Hugging Face data set"),
+        ("state.json", "{", "cannot be read as JSON"),
+        ("state.json", "{}", "cannot be read as a Hugging Face data set"),
+        ("state.json", {"_data_files": [{"filename": "../x.arrow"}]}, "not in its folder"),
+        ("state.json", {"_data_files": [{"filename": "/x.arrow"}]}, "not in its folder"),
+        ("dataset_info.json", {"features": {"image": {"_type": "Nothing"}}}, "cannot be read as"),
+        ("data-00000-of-00001.arrow", "no arrow", "cannot be read as a Hugging Face data set"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, content, why):
+    root = saved(tmp_path / "x", {"labels": [0]}, {"labels": datasets.ClassLabel(names=["cat"])})
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((root / file).read_text()) | content)
+    (root / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(why)) as caught:
+        open_dataset("huggingface", root)
+    assert str(root) in str(caught.value)
+
+
+def test_pictures_of_another_kind_of_column(tmp_path):
+    kinds = {"image": datasets.Value("string"), "labels": datasets.ClassLabel(names=["cat"])}
+    table = datasets.Dataset.from_dict({"image": ["x"], "labels": [0]}, datasets.Features(kinds))
+    table.save_to_disk(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"the column image is Value.*cast it to datasets\.Image"):
+        open_dataset("huggingface", tmp_path / "x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -308,3 +309,17 @@ def test_paths_that_are_no_files(path: str) -> None:
 def test_things_that_are_no_pictures(given: Any) -> None:
     with pytest.raises(TypeError, match="an image is a PIL image, a numpy array or a path, not"):
         load_picture(given)
+
+
+def test_pipes_are_no_pictures(tmp_path: Path) -> None:
+    """Opening one would wait for ever."""
+    os.mkfifo(tmp_path / "x.png")
+    for reader in (open_rgb, open_labels):
+        with pytest.raises(ValueError, match=r"x\.png cannot be read as .*expected a file"):
+            reader(tmp_path / "x.png")
+
+
+def test_16_bits_are_rounded_to_8() -> None:
+    values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    found = np.asarray(load_picture(values))[..., 0]
+    assert (found == (values / 257).round()).all()

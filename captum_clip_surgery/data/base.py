@@ -262,7 +262,9 @@ def open_labels(path: Path) -> np.ndarray:
                 )
             # Pillow spreads grey of 2 and 4 bits over 0..255; labels are what the file holds.
             spread = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3]), 1) if image.tile else 1
-            return np.asarray(image).astype(np.int32) // spread
+            labels = np.asarray(image).astype(np.int32)
+            labels //= spread
+            return labels
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders fail in their own ways
