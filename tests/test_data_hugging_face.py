@@ -154,6 +154,18 @@ def test_paths_in_rows_are_not_followed(tmp_path, picture):
     with pa.OSFile(str(root / "y"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
     (root / "y").replace(path)
+    with pytest.raises(ValueError, match=r"x, row 0 (has no bytes|cannot be read as a picture)"):
+        open_dataset("huggingface", root)[0]
+
+
+@pytest.mark.parametrize("label", [-1, 1, 2**40, None])
+def test_labels_of_no_class(tmp_path, label):
+    kind = datasets.ClassLabel(names=["cat"])
+    kinds = {"image": datasets.Image(), "labels": datasets.List(kind)}
+    row = {"image": png(Image.fromarray(COLOURS)), "labels": [0, 0]}
+    root = stored(tmp_path / "x", [row], kinds)
+    data = open_dataset("huggingface", root)
+    data._rows = [row | {"labels": [0, label]}]
     with pytest.raises(ValueError, match=rf"row 0 has the label {label}, expected 0\.\.0"):
         data[0]
 
