@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.activations import explain_activation
+from captum_clip_surgery.agreement import ImageSide
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.loading import load
 from captum_clip_surgery.models import check_clip, check_differentiable, steady
@@ -25,7 +26,7 @@ from captum_clip_surgery.text_towers import has_hooks
 from captum_clip_surgery.texts import TEMPLATES, Template, check_texts
 from captum_clip_surgery.token_grid import TokenGrid
 from captum_clip_surgery.tokenization import Tokenizer
-from captum_clip_surgery.towers import adapt
+from captum_clip_surgery.towers import Tower
 
 
 class ZeroShotClassifier(nn.Module):
@@ -211,7 +212,7 @@ class ZeroShotClassifier(nn.Module):
         if self._encoder is None:
             raise ValueError("a classifier made from_features has no texts to replace")
         clip = self._blank()
-        for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary"):
+        for shared in ("model", "_image_side", "_prepared", "_encoder", "_vocabulary"):
             setattr(clip, shared, getattr(self, shared))
         clip._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         clip.training = self.training
@@ -222,10 +223,9 @@ class ZeroShotClassifier(nn.Module):
     def _set_model(self, model: nn.Module, positions: str) -> None:
         self.model = model = check_clip(model)
         self.training = model.training
-        self.tower = adapt(self.model.visual, positions)
-        self._preprocess = Preprocess.of(model, self.tower.native_size)
+        self._image_side = ImageSide(model, positions)
+        self._prepared = (model.visual, Preprocess.of(model, self.tower.native_size))
         self._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
-        checks.check_modes(model)
 
     def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
         self.texts = check_texts(texts)
@@ -284,6 +284,7 @@ class ZeroShotClassifier(nn.Module):
     def _remembered(self) -> Tensor:
         assert self._encoder is not None
         generation = self._encoder.generation()
+        self._encoder.check()
         if generation != self._generation:
             checks.check_modes(self.model)
             self.features = self._encoder(self.texts + self.rivals)
@@ -294,9 +295,15 @@ class ZeroShotClassifier(nn.Module):
         """The feature (C,) of the empty text; None if made from features without one."""
         if self._encoder is None:
             return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
+        self._encoder.check()
         return looked_up(partial(self._encoder, [""]))[0]
 
     # --- images ----------------------------------------------------------------------------------
+
+    @property
+    def tower(self) -> Tower:
+        """The adapter for the model's image tower, looked up at each use; see `ImageSide`."""
+        return self._image_side.tower()
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -321,18 +328,20 @@ class ZeroShotClassifier(nn.Module):
             ValueError: no images, an unreadable one, a size the patch size does not divide.
             FileNotFoundError, TypeError: see `load_picture`.
         """
-        batch = self._preprocess(images, size, crop)
+        batch = self.preprocessing(images, size, crop)
         self.tower.grid(*batch.shape[-2:])
         return batch.to(self.device)
 
     @property
     def preprocessing(self) -> Preprocess:
         """What `preprocess` does before the model's device, for workers of a data loader."""
-        return self._preprocess
+        if self._prepared[0] is not self.model.visual:
+            self._prepared = (self.model.visual, Preprocess.of(self.model, self.native_size))
+        return self._prepared[1]
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """A batch (..., 3, H, W) as colours in 0..1, for display."""
-        return self._preprocess.unnormalize(images)
+        return self.preprocessing.unnormalize(images)
 
     def image_features(self, images: Tensor) -> Tensor:
         """The model's own embedding of images, L2-normalised: (N, C)."""
@@ -341,13 +350,14 @@ class ZeroShotClassifier(nn.Module):
         return checks.check_finite(images, found, "image features")
 
     def _image_features(self, images: Tensor) -> Tensor:
-        checks.check_images(images, self.tower, self.device, finite=False)
+        tower = self.tower
+        checks.check_images(images, tower, self.device, finite=False)
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
         if torch.is_grad_enabled() and (images.requires_grad or taps):
-            check_differentiable(self.tower.visual)
-        return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
+            check_differentiable(tower.visual)
+        return normalized(tower.encode(images.to(tower.dtype), taps))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W) for the K texts.
@@ -377,6 +387,7 @@ class ZeroShotClassifier(nn.Module):
         """
         index = operator.index(index)
         count = len(self.tower.blocks)
+        self._grids.extend(TokenGrid() for _ in range(len(self._grids), count))
         if not -count <= index < count:
             raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
         return self._grids[index]
