@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.checks import check_modes
 from captum_clip_surgery.exact import Makeup, why_not_exactly
+from captum_clip_surgery.preprocessing import Preprocess
 from captum_clip_surgery.text_towers import HOOKS, pooled_at_end_of_text, probe_tokens
 from captum_clip_surgery.towers import Tower, adapt, unwrap
 
@@ -58,7 +59,7 @@ class ImageSide:
         self.model = model
         self._adapter = adapt(model.visual, positions)
         self._verified: Makeup | None = None
-        self.tower()
+        self._prepared = (model.visual, Preprocess.of(model, self.tower().native_size))
 
     def tower(self) -> Tower:
         """Return the adapter for the model's present image tower.
@@ -80,6 +81,20 @@ class ImageSide:
             self._verify()
             self._verified = present
         return self._adapter
+
+    def preprocessing(self) -> Preprocess:
+        """Return the preprocessing of the model's present image tower."""
+        if self._prepared[0] is not self.model.visual:
+            size = self.tower().native_size
+            self._prepared = (self.model.visual, Preprocess.of(self.model, size))
+        return self._prepared[1]
+
+    def joint_width(self) -> int:
+        """Return the width of the joint space, from an image of one patch."""
+        tower, device = self.tower(), self.model.logit_scale.device
+        with torch.no_grad():
+            image = torch.zeros(1, 3, *tower.patch_size, dtype=tower.dtype, device=device)
+            return tower.encode(image).shape[-1]
 
     def _makeup(self) -> Makeup:
         tower = self._adapter

@@ -33,7 +33,8 @@ class ZeroShotClassifier(nn.Module):
     """A CLIP and texts as an image classifier: images (N, 3, H, W) to logits (N, K texts).
 
     logits = exp(logit_scale) * cosine (+ logit_bias), at every size the patch size divides. The
-    model is a submodule and is never altered. Forward calls its blocks, layer norms and
+    model is a submodule and is never altered; an image and two texts are run through a copy that
+    shares its weights, to check what is computed. Forward calls its blocks, layer norms and
     convolutions as modules, so hooks on them fire; those on containers (`visual`,
     `visual.transformer`) do not.
 
@@ -55,8 +56,8 @@ class ZeroShotClassifier(nn.Module):
             used, a warning says so and features are computed. None keeps them in memory alone.
 
     Raises:
-        TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
-            not defined; texts, templates of the wrong kind.
+        TypeError: a model that is no CLIP, is scripted, has an image tower on which surgery is not
+            defined, or was subclassed or patched; texts, templates of the wrong kind.
         ValueError: no texts, an empty one, one longer than the context, a template without a slot,
             a tokenizer whose output does not fit the model, a model on several devices or on meta.
 
@@ -165,7 +166,7 @@ class ZeroShotClassifier(nn.Module):
         clip = cls._blank()
         clip._set_model(model, positions)
         clip._encoder = clip._vocabulary = None
-        width = clip._joint_width()
+        width = clip._image_side.joint_width()
         checks.check_features(features, width, "features", clip.device)
         names = [f"feature {i}" for i in range(len(features))] if texts is None else texts
         clip.texts = check_texts(names)
@@ -212,7 +213,7 @@ class ZeroShotClassifier(nn.Module):
         if self._encoder is None:
             raise ValueError("a classifier made from_features has no texts to replace")
         clip = self._blank()
-        for shared in ("model", "_image_side", "_prepared", "_encoder", "_vocabulary"):
+        for shared in ("model", "_image_side", "_encoder", "_vocabulary"):
             setattr(clip, shared, getattr(self, shared))
         clip._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         clip.training = self.training
@@ -224,7 +225,6 @@ class ZeroShotClassifier(nn.Module):
         self.model = model = check_clip(model)
         self.training = model.training
         self._image_side = ImageSide(model, positions)
-        self._prepared = (model.visual, Preprocess.of(model, self.tower.native_size))
         self._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
 
     def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
@@ -284,7 +284,6 @@ class ZeroShotClassifier(nn.Module):
     def _remembered(self) -> Tensor:
         assert self._encoder is not None
         generation = self._encoder.generation()
-        self._encoder.check()
         if generation != self._generation:
             checks.check_modes(self.model)
             self.features = self._encoder(self.texts + self.rivals)
@@ -295,7 +294,6 @@ class ZeroShotClassifier(nn.Module):
         """The feature (C,) of the empty text; None if made from features without one."""
         if self._encoder is None:
             return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
-        self._encoder.check()
         return looked_up(partial(self._encoder, [""]))[0]
 
     # --- images ----------------------------------------------------------------------------------
@@ -335,9 +333,7 @@ class ZeroShotClassifier(nn.Module):
     @property
     def preprocessing(self) -> Preprocess:
         """What `preprocess` does before the model's device, for workers of a data loader."""
-        if self._prepared[0] is not self.model.visual:
-            self._prepared = (self.model.visual, Preprocess.of(self.model, self.native_size))
-        return self._prepared[1]
+        return self._image_side.preprocessing()
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """A batch (..., 3, H, W) as colours in 0..1, for display."""
@@ -390,19 +386,12 @@ class ZeroShotClassifier(nn.Module):
         self._grids.extend(TokenGrid() for _ in range(len(self._grids), count))
         if not -count <= index < count:
             raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
-        return self._grids[index]
+        return self._grids[index % count]
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.logit_scale.device
-
-    def _joint_width(self) -> int:
-        """Width of the joint space, asked of the tower itself."""
-        with torch.no_grad():
-            patch = self.tower.patch_size
-            image = torch.zeros(1, 3, *patch, dtype=self.tower.dtype, device=self.device)
-            return self.tower.encode(image).shape[-1]
 
     def extra_repr(self) -> str:
         return (

@@ -16,8 +16,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 HINT = (
     "the adapter would not call it; register an adapter of your own in "
-    "captum_clip_surgery.towers.FAMILIES (CONTRIBUTING.md), or fold the change into the weights of "
-    "the original class"
+    "captum_clip_surgery.towers.FAMILIES (CONTRIBUTING.md), undo the change, or fold it into the "
+    "weights of the original class"
 )
 
 

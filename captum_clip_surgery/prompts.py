@@ -160,6 +160,7 @@ class PromptEncoder:
             self._held = [p.detach() for p in parameters]
             self._cache, self._cached_for = {}, state
             self._generation += 1
+        self.check()
         return self._generation
 
     def check(self) -> None:

@@ -261,11 +261,7 @@ class Tower(ABC):
         return torch.cat([prefix, seen.flatten(-2).mT], dim=1)
 
     def enter(self, images: Tensor, index: int) -> tuple[Tensor, Layout]:
-        """The tokens entering block `index`, (N, L, D), and where they stand.
-
-        Raises:
-            TypeError: tokens added or dropped, as by a hook for prompt tuning.
-        """
+        """The tokens entering block `index`, (N, L, D), and where they stand."""
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(index)
         x, layout = self.embed(images)
@@ -292,13 +288,10 @@ class Tower(ABC):
             named[f"the attention dropout of block {index}"] = getattr(attention, "attn_drop", None)
         return {name: part for name, part in named.items() if isinstance(part, nn.Module)}
 
-    def silent_hooks(self, first: int = 0) -> list[str]:
-        """Name the bypassed modules that have hooks: these do not fire."""
-        return [name for name, part in self.bypassed(first).items() if has_hooks([part])]
-
     def _warn_of_hooks(self, first: int) -> None:
         """Warn of hooks that do not fire: on containers, and on blocks from `first` on."""
-        warn_of_hooks(self.silent_hooks(first), stacklevel=4)
+        silent = [name for name, part in self.bypassed(first).items() if has_hooks([part])]
+        warn_of_hooks(silent, stacklevel=4)
 
     def open_blocks(
         self, x: Tensor, layout: Layout, first: int, pooled_only: bool = False
