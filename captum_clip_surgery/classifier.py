@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.activations import explain_activation
+from captum_clip_surgery.agreement import ImageSide
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.loading import load
 from captum_clip_surgery.models import check_clip, check_differentiable, steady
@@ -25,14 +26,15 @@ from captum_clip_surgery.text_towers import has_hooks
 from captum_clip_surgery.texts import TEMPLATES, Template, check_texts
 from captum_clip_surgery.token_grid import TokenGrid
 from captum_clip_surgery.tokenization import Tokenizer
-from captum_clip_surgery.towers import adapt
+from captum_clip_surgery.towers import Tower
 
 
 class ZeroShotClassifier(nn.Module):
     """A CLIP and texts as an image classifier: images (N, 3, H, W) to logits (N, K texts).
 
     logits = exp(logit_scale) * cosine (+ logit_bias), at every size the patch size divides. The
-    model is a submodule and is never altered. Forward calls its blocks, layer norms and
+    model is a submodule and is never altered; an image and two texts are run through a copy that
+    shares its weights, to check what is computed. Forward calls its blocks, layer norms and
     convolutions as modules, so hooks on them fire; those on containers (`visual`,
     `visual.transformer`) do not.
 
@@ -54,8 +56,8 @@ class ZeroShotClassifier(nn.Module):
             used, a warning says so and features are computed. None keeps them in memory alone.
 
     Raises:
-        TypeError: a model that is no CLIP, is scripted, or has an image tower on which surgery is
-            not defined; texts, templates of the wrong kind.
+        TypeError: a model that is no CLIP, is scripted, has an image tower on which surgery is not
+            defined, or was subclassed or patched; texts, templates of the wrong kind.
         ValueError: no texts, an empty one, one longer than the context, a template without a slot,
             a tokenizer whose output does not fit the model, a model on several devices or on meta.
 
@@ -164,7 +166,7 @@ class ZeroShotClassifier(nn.Module):
         clip = cls._blank()
         clip._set_model(model, positions)
         clip._encoder = clip._vocabulary = None
-        width = clip._joint_width()
+        width = clip._image_side.joint_width()
         checks.check_features(features, width, "features", clip.device)
         names = [f"feature {i}" for i in range(len(features))] if texts is None else texts
         clip.texts = check_texts(names)
@@ -211,7 +213,7 @@ class ZeroShotClassifier(nn.Module):
         if self._encoder is None:
             raise ValueError("a classifier made from_features has no texts to replace")
         clip = self._blank()
-        for shared in ("model", "tower", "_preprocess", "_encoder", "_vocabulary"):
+        for shared in ("model", "_image_side", "_encoder", "_vocabulary"):
             setattr(clip, shared, getattr(self, shared))
         clip._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         clip.training = self.training
@@ -222,10 +224,8 @@ class ZeroShotClassifier(nn.Module):
     def _set_model(self, model: nn.Module, positions: str) -> None:
         self.model = model = check_clip(model)
         self.training = model.training
-        self.tower = adapt(self.model.visual, positions)
-        self._preprocess = Preprocess.of(model, self.tower.native_size)
+        self._image_side = ImageSide(model, positions)
         self._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
-        checks.check_modes(model)
 
     def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
         self.texts = check_texts(texts)
@@ -299,6 +299,11 @@ class ZeroShotClassifier(nn.Module):
     # --- images ----------------------------------------------------------------------------------
 
     @property
+    def tower(self) -> Tower:
+        """The adapter for the model's image tower, looked up at each use; see `ImageSide`."""
+        return self._image_side.tower()
+
+    @property
     def native_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images the model was trained on."""
         return self.tower.native_size
@@ -321,18 +326,18 @@ class ZeroShotClassifier(nn.Module):
             ValueError: no images, an unreadable one, a size the patch size does not divide.
             FileNotFoundError, TypeError: see `load_picture`.
         """
-        batch = self._preprocess(images, size, crop)
+        batch = self.preprocessing(images, size, crop)
         self.tower.grid(*batch.shape[-2:])
         return batch.to(self.device)
 
     @property
     def preprocessing(self) -> Preprocess:
         """What `preprocess` does before the model's device, for workers of a data loader."""
-        return self._preprocess
+        return self._image_side.preprocessing()
 
     def unnormalize(self, images: Tensor) -> Tensor:
         """A batch (..., 3, H, W) as colours in 0..1, for display."""
-        return self._preprocess.unnormalize(images)
+        return self.preprocessing.unnormalize(images)
 
     def image_features(self, images: Tensor) -> Tensor:
         """The model's own embedding of images, L2-normalised: (N, C)."""
@@ -341,13 +346,14 @@ class ZeroShotClassifier(nn.Module):
         return checks.check_finite(images, found, "image features")
 
     def _image_features(self, images: Tensor) -> Tensor:
-        checks.check_images(images, self.tower, self.device, finite=False)
+        tower = self.tower
+        checks.check_images(images, tower, self.device, finite=False)
         checks.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
         if torch.is_grad_enabled() and (images.requires_grad or taps):
-            check_differentiable(self.tower.visual)
-        return normalized(self.tower.encode(images.to(self.tower.dtype), taps))
+            check_differentiable(tower.visual)
+        return normalized(tower.encode(images.to(tower.dtype), taps))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W) for the K texts.
@@ -377,21 +383,15 @@ class ZeroShotClassifier(nn.Module):
         """
         index = operator.index(index)
         count = len(self.tower.blocks)
+        self._grids.extend(TokenGrid() for _ in range(len(self._grids), count))
         if not -count <= index < count:
             raise IndexError(f"block {index} of {count}; {-count} to {count - 1} exist")
-        return self._grids[index]
+        return self._grids[index % count]
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.logit_scale.device
-
-    def _joint_width(self) -> int:
-        """Width of the joint space, asked of the tower itself."""
-        with torch.no_grad():
-            patch = self.tower.patch_size
-            image = torch.zeros(1, 3, *patch, dtype=self.tower.dtype, device=self.device)
-            return self.tower.encode(image).shape[-1]
 
     def extra_repr(self) -> str:
         return (

@@ -208,7 +208,7 @@ class Preprocess:
         config = getattr(model.visual, "preprocess_cfg", None)
         if not config:
             warnings.warn(
-                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=4
+                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=5
             )
             config = {}
         mean = _per_channel(config.get("mean", open_clip.OPENAI_DATASET_MEAN), "mean")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_clip_surgery.agreement import TextSide
 from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
 from captum_clip_surgery.functional import has_direction, normalized
 from captum_clip_surgery.models import check_place, check_same, version_of
@@ -29,6 +31,8 @@ from captum_clip_surgery.text_towers import (
     pool_text,
     pooled_at_end_of_text,
     project_text,
+    silent_text_hooks,
+    warn_of_hooks,
 )
 from captum_clip_surgery.texts import TEMPLATES, Template, fill, shorten
 from captum_clip_surgery.tokenization import (
@@ -86,8 +90,6 @@ class PromptEncoder:
         self.model = model
         self.templates: tuple[Template, ...] = templates or ("{}",)
         self.truncate = truncate
-        #: The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP).
-        self.tower: Any = getattr(model, "text", model)
         if tokenizer is None:
             vocabulary = getattr(self.tower, "vocab_size", None)
             if vocabulary != BPE_VOCABULARY:
@@ -106,6 +108,12 @@ class PromptEncoder:
         self._cached_for: object = None
         self._held: list[Tensor] = []
         self._generation = 0
+        self._side = TextSide(model)
+
+    @property
+    def tower(self) -> Any:
+        """The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP)."""
+        return getattr(self.model, "text", self.model)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Features (T, C) of texts, on the text tower's device, in float32 or wider.
@@ -152,7 +160,18 @@ class PromptEncoder:
             self._held = [p.detach() for p in parameters]
             self._cache, self._cached_for = {}, state
             self._generation += 1
+        self.check()
         return self._generation
+
+    def check(self) -> None:
+        """Check that features are those of the model's `encode_text`, see `TextSide`."""
+
+        def encode(model: nn.Module, tokens: Tensor) -> Tensor:
+            encoder = copy.copy(self)
+            encoder.model = model
+            return encoder.encode_tokens(tokens)
+
+        self._side.check(encode, self.context_length)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what only tells this process's parameters apart, the text tower among it."""
@@ -244,6 +263,7 @@ class PromptEncoder:
                 "open_clip's own text transformers have (CLIP and the TextTransformer of "
                 "CustomTextCLIP and CoCa)"
             )
+        warn_of_hooks(silent_text_hooks(self.model, self.tower))
         if pooled_at_end_of_text(self.tower):
             tokens = tokens[:, : int(end_of_text(self.tower, tokens).max()) + 1]
         tokens = tokens.to(self._device())
@@ -273,6 +293,8 @@ class PromptEncoder:
 
     def _encode_chunk(self, tokens: Tensor) -> Tensor:
         device = self._device()
+        if silent_text_hooks(self.model, self.tower):  # they fire where the tower is called
+            return self.model.encode_text(tokens.to(device))  # type: ignore[operator]
         if shares_prefixes(self.tower):
             return encode_shared(self.tower, tokens, device)
         tokens = tokens[:, : int(self._lengths(tokens).max())].to(device)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.hf_model import HFTextEncoder
-from open_clip.transformer import text_global_pool
+from open_clip.transformer import Transformer, text_global_pool
 from torch import Tensor, nn
+
+from captum_clip_surgery.exact import why_not_exactly
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -38,6 +40,16 @@ def parameters_of(tower: nn.Module) -> list[nn.Parameter]:
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
     """Whether a call of one of these modules calls something else, too."""
     return any(getattr(module, kind) for module in modules for kind in HOOKS)
+
+
+def warn_of_hooks(silent: list[str], stacklevel: int = 3) -> None:
+    """Warn of hooks on the modules of these names, which are not called."""
+    if silent:
+        warnings.warn(
+            f"hooks on {', '.join(silent)} do not fire, for its parts are called instead: what "
+            "they change is not in the result. Hooks on the parts (norms, feed-forward) fire",
+            stacklevel=stacklevel,
+        )
 
 
 def context_length_of(tower: Any, tokenizer: Any) -> int:
@@ -75,7 +87,39 @@ def _end_of_text_id(tower: Any) -> Any:
 
 
 def is_own_transformer(tower: Any) -> bool:
-    return isinstance(getattr(tower, "transformer", None), open_clip.transformer.Transformer)
+    """Return whether the tower's transformer is open_clip's, of exactly that class."""
+    transformer = getattr(tower, "transformer", None)
+    if not isinstance(transformer, Transformer):
+        return False
+    return why_not_exactly(transformer, Transformer) is None
+
+
+def silent_text_hooks(model: nn.Module, tower: nn.Module) -> list[str]:
+    """Name the hooks on the text tower itself, which fire only if the tower is called as a module.
+
+    Where the model is its own text tower (CLIP), `encode_text` does not call it either.
+    """
+    return ["model.text"] if tower is not model and has_hooks([tower]) else []
+
+
+def probe_tokens(tower: Any, context_length: int) -> Tensor:
+    """Return token ids (2, context) of a short text and of one that fills the context.
+
+    The long one reaches every position, the short one shows what becomes of the padding. For
+    towers pooled at the end of the text.
+    """
+    embedding = tower.token_embedding
+    vocabulary = getattr(embedding, "num_embeddings", None) or tower.vocab_size
+    end = vocabulary - 1 if _pool_type(tower) == "argmax" else int(_end_of_text_id(tower))
+    ids = torch.arange(1, vocabulary)
+    ids = ids[ids != end]
+    spread = torch.arange(context_length) * 7919 % len(ids)
+    rows = ids[spread].repeat(2, 1)
+    rows[0, -1] = end
+    short = min(3, context_length - 1)
+    rows[1, short:] = 0
+    rows[1, short] = end
+    return rows
 
 
 def pooled_at_end_of_text(tower: Any) -> bool:

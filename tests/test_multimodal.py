@@ -499,7 +499,7 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
         word_maps(unreadable, images, "a dog")
     foreign = nn.Module()
     foreign.transformer = nn.Identity()
-    monkeypatch.setattr(vit._encoder, "tower", foreign)
+    monkeypatch.setattr(type(vit._encoder), "tower", foreign)
     with pytest.raises(TypeError, match=r"the text tower Module has no tokens.*open_clip's own"):
         word_maps(vit, images, "a dog")
 

@@ -24,12 +24,20 @@ from captum_clip_surgery.prompts import PromptEncoder
 from captum_clip_surgery.text_towers import (
     cast_dtype,
     end_of_text,
+    has_hooks,
     pool_text,
     pooled_at_end_of_text,
+    silent_text_hooks,
+    warn_of_hooks,
 )
 from captum_clip_surgery.towers import OpenBlock
 from captum_clip_surgery.towers.base import join_heads, split_heads
-from captum_clip_surgery.towers.vit import block_feed_forward, block_heads, block_merge
+from captum_clip_surgery.towers.vit import (
+    block_feed_forward,
+    block_heads,
+    block_merge,
+    why_not_rebuilt,
+)
 
 METHODS = ("relevance", "grad-eclip")
 START, END = "<start>", "<end>"
@@ -92,6 +100,7 @@ def word_scores(
         depth = min(len(blocks), 1 if method == "relevance" else 4)
     if not 1 <= depth <= len(blocks):
         raise ValueError(f"depth {depth} must be from 1 to the text tower's {len(blocks)}")
+    _check_blocks(encoder, len(blocks) - depth)
     checks.check_images(images, clip.tower, clip.device)
     checks.check_modes(clip.model)
     with steady(clip.model, whole=True):
@@ -107,6 +116,27 @@ def word_scores(
     return WordScores(tuple(word for word, _ in found), torch.stack(of_words, dim=1))
 
 
+def _check_blocks(encoder: PromptEncoder, first: int) -> None:
+    """Warn of hooks that do not fire when text blocks from `first` on are taken apart.
+
+    Raises:
+        TypeError: a block of a class that cannot be taken apart.
+    """
+    tower = encoder.tower
+    silent = silent_text_hooks(encoder.model, tower)
+    if has_hooks([tower.transformer]):
+        silent.append("the text transformer")
+    for index, block in enumerate(tower.transformer.resblocks):
+        reason = why_not_rebuilt(block)
+        if reason:
+            raise TypeError(f"words cannot be scored: block {index} of the text tower {reason}")
+        if index >= first and has_hooks([block]):
+            silent.append(f"text block {index}")
+        if index >= first and has_hooks([block.attn]):
+            silent.append(f"the attention of text block {index}")
+    warn_of_hooks(silent, stacklevel=4)
+
+
 def encoder_of(clip: ZeroShotClassifier) -> PromptEncoder:
     """A classifier's text side.
 
@@ -118,6 +148,7 @@ def encoder_of(clip: ZeroShotClassifier) -> PromptEncoder:
             "a classifier made from_features has no text tower to explain; make it of the model "
             "and texts"
         )
+    clip._encoder.check()
     return clip._encoder
 
 

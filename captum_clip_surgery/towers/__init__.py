@@ -58,10 +58,20 @@ def adapt(visual: nn.Module, positions: str = "bilinear") -> Tower:
 
 
 def family_of(visual: nn.Module) -> type[Tower] | str:
-    """The family of an image tower on which surgery is defined, otherwise why it is not."""
+    """Return the first family that claims and supports an image tower, otherwise why none does.
+
+    A family registered later may support what an earlier one claims and refuses, such as a subclass
+    of a class of open_clip's.
+    """
+    reasons = []
     for family in FAMILIES:
         if family.claims(visual):
-            return family.supports(visual) or family
+            reason = family.supports(visual)
+            if reason is None:
+                return family
+            reasons.append(reason)
+    if reasons:
+        return reasons[0]
     return why_not_defined(visual) or "no family of towers has its class"
 
 

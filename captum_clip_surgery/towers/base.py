@@ -6,7 +6,6 @@ them, and reads their parameters.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_clip_surgery.text_towers import has_hooks
+from captum_clip_surgery.text_towers import has_hooks, warn_of_hooks
 
 Grid = tuple[int, int]
 
@@ -144,6 +143,11 @@ class Tower(ABC):
         """The modules that surgery can run beside, first to last."""
 
     @property
+    def containers(self) -> dict[str, nn.Module]:
+        """Modules around the blocks that are not called, by name; their parts are."""
+        return {"the image tower": self.visual}
+
+    @property
     @abstractmethod
     def pooling(self) -> str:
         """What makes one embedding of the tokens: "class token", "average" or "attention"."""
@@ -261,23 +265,33 @@ class Tower(ABC):
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(index)
         x, layout = self.embed(images)
+        rows, columns = layout.grid
+        if x.shape[1] != self.num_prefix_tokens + rows * columns:
+            raise TypeError(
+                f"the image tower {type(self.visual).__name__} makes {x.shape[1]} tokens of an "
+                f"image, expected {self.num_prefix_tokens} and {rows} x {columns} patches; remove "
+                "the hook or part that adds or drops tokens, or register an adapter for it"
+            )
         for before in range(index):
             x = self.run_block(before, x, layout)
         return x, layout
 
-    def _warn_of_hooks(self, first: int) -> None:
-        """Say so where hooks do not fire: on the tower, and on blocks from `first` on."""
-        named: dict[str, Any] = {"the image tower": self.visual}
+    def bypassed(self, first: int = 0) -> dict[str, nn.Module]:
+        """List the modules that are not called when blocks from `first` on are taken apart."""
+        named: dict[str, Any] = dict(self.containers)
         for index in range(first, len(self.blocks)):
-            named[f"block {index}"] = self.blocks[index]
-            named[f"the attention of block {index}"] = getattr(self.blocks[index], "attn", None)
-        silent = [name for name, part in named.items() if part is not None and has_hooks([part])]
-        if silent:
-            warnings.warn(
-                f"hooks on {', '.join(silent)} do not fire, for its parts are called instead: what "
-                "they change is not in the result. Hooks on the parts (norms, feed-forward) fire",
-                stacklevel=3,
-            )
+            block = self.blocks[index]
+            attention = getattr(block, "attn", None)
+            named[f"block {index}"] = block
+            named[f"the attention of block {index}"] = attention
+            # Not part of the result, but where attention maps are usually recorded.
+            named[f"the attention dropout of block {index}"] = getattr(attention, "attn_drop", None)
+        return {name: part for name, part in named.items() if isinstance(part, nn.Module)}
+
+    def _warn_of_hooks(self, first: int) -> None:
+        """Warn of hooks that do not fire: on containers, and on blocks from `first` on."""
+        silent = [name for name, part in self.bypassed(first).items() if has_hooks([part])]
+        warn_of_hooks(silent, stacklevel=4)
 
     def open_blocks(
         self, x: Tensor, layout: Layout, first: int, pooled_only: bool = False

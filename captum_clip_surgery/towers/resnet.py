@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
+from captum_clip_surgery.exact import HINT, why_not_exactly
 from captum_clip_surgery.towers.base import (
     Grid,
     Heads,
@@ -25,16 +26,24 @@ class ModifiedResNetTower(Tower):
     """The mean of the patches stands first, where others have a class token."""
 
     family = "open_clip ModifiedResNet"
+    #: The class whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    visual_class: ClassVar[type[nn.Module]] = ModifiedResNet
     pooling = "attention"
     num_pooled_tokens = 1  # the mean token's query
     has_residual = False
 
     @classmethod
     def claims(cls, visual: nn.Module) -> bool:
-        return isinstance(visual, ModifiedResNet)
+        return isinstance(visual, cls.visual_class)
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
+        altered = why_not_exactly(visual, cls.visual_class)
+        if altered:
+            return f"it {altered}, and {HINT}"
+        altered = why_not_exactly(visual.attnpool, AttentionPool2d)
+        if altered:
+            return f"its attention pooling {altered}, and {HINT}"
         if is_quantised(visual.attnpool.q_proj):
             return "its pooling reads a weight that quantisation hides: open_clip cannot run it"
         return None
@@ -82,6 +91,7 @@ class ModifiedResNetTower(Tower):
         if grid != self._native_grid or taps:
             return super().encode(images, taps)
         # The model's own pooling knows one grid only; there, hooks on it fire.
+        self._warn_of_hooks(len(self.blocks))
         pooled: Tensor = self.visual.attnpool(self._features(images))
         return pooled
 

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
-from timm.layers import apply_rot_embed_cat
+from timm.layers import AttentionPoolLatent, apply_rot_embed_cat
 from timm.models.eva import AttentionRope, Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from captum_clip_surgery.exact import HINT, why_not_exactly
 from captum_clip_surgery.towers.base import (
     Grid,
     Heads,
@@ -52,6 +54,8 @@ class TimmTower(Tower):
     (for attention pooling of one token that is the value path), the trunk's head and open_clip's.
     """
 
+    #: The classes whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    visual_class: ClassVar[type[nn.Module]] = TimmModel
     trunk_class: ClassVar[type[nn.Module]]
     #: Classes of the blocks, and of their attention, that the adapter can rebuild.
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
@@ -59,14 +63,24 @@ class TimmTower(Tower):
 
     @classmethod
     def claims(cls, visual: nn.Module) -> bool:
-        return isinstance(visual, TimmModel) and isinstance(visual.trunk, cls.trunk_class)
+        return isinstance(visual, cls.visual_class) and isinstance(visual.trunk, cls.trunk_class)
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
-        if type(visual.trunk) is not cls.trunk_class:
-            kind = type(visual.trunk).__name__
-            return f"its trunk is a {kind}, which may pool and project otherwise"
+        altered = why_not_exactly(visual, cls.visual_class)
+        if altered:
+            return f"it {altered}, and {HINT}"
         trunk: Any = visual.trunk
+        if type_before_parametrizations(trunk) is not cls.trunk_class:
+            kind = type(trunk).__name__
+            return f"its trunk is a {kind}, which may pool and project otherwise; {HINT}"
+        altered = why_not_exactly(trunk, cls.trunk_class)
+        if not altered and trunk.attn_pool is not None:
+            altered = why_not_exactly(trunk.attn_pool, AttentionPoolLatent)
+        if not altered:
+            altered = why_not_exactly(trunk.blocks, nn.Sequential, nn.ModuleList)
+        if altered:
+            return f"a part of its trunk {altered}, and {HINT}"
         if trunk.global_pool not in POOLING:
             return f"it pools its tokens by {trunk.global_pool!r}, none of {', '.join(POOLING)}"
         if hasattr(visual.head, "pool"):
@@ -76,11 +90,14 @@ class TimmTower(Tower):
         if pooler is not None and (pooler.pos_embed is not None or pooler.latent_len != 1):
             return "its attention pooling has positions or several queries"
         for index, block in enumerate(trunk.blocks):
-            if type(block) not in cls.block_classes:
-                return f"block {index} is a {type(block).__name__}"
+            altered = why_not_exactly(block, *cls.block_classes)
+            if altered:
+                return f"block {index} {altered}"
             attention = block.attn
-            if type(attention) not in cls.attention_classes:
-                return f"block {index} attends by {type(attention).__name__}"
+            altered = why_not_exactly(attention, *cls.attention_classes)
+            if altered:
+                kind = type(attention).__name__
+                return f"block {index} attends by {kind}, a module that {altered}"
             if getattr(attention, "q_bias", None) is not None and is_quantised(attention.qkv):
                 return f"block {index} reads a weight that quantisation hides: timm cannot run it"
             if getattr(attention, "num_kv_groups", 1) > 1:
@@ -90,6 +107,15 @@ class TimmTower(Tower):
     @property
     def trunk(self) -> Any:
         return self.visual.trunk
+
+    @property
+    def containers(self) -> dict[str, nn.Module]:
+        visual, trunk = self.visual, self.trunk
+        return {
+            "the image tower": visual,
+            "visual.trunk": trunk,
+            "visual.trunk.blocks": trunk.blocks,
+        }
 
     @property
     def blocks(self) -> Sequence[Any]:

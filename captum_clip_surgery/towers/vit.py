@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,12 @@ from open_clip.transformer import (
     AttentionalPooler,
     CustomResidualAttentionBlock,
     ResidualAttentionBlock,
+    Transformer,
     VisionTransformer,
 )
 from torch import Tensor, nn
 
+from captum_clip_surgery.exact import HINT, why_not_exactly
 from captum_clip_surgery.towers.base import (
     Grid,
     Heads,
@@ -27,6 +29,7 @@ from captum_clip_surgery.towers.base import (
 )
 
 BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+ATTENTIONS = (nn.MultiheadAttention, Attention)
 
 
 class VisionTransformerTower(Tower):
@@ -38,13 +41,26 @@ class VisionTransformerTower(Tower):
     """
 
     family = "open_clip VisionTransformer"
+    #: The class whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    visual_class: ClassVar[type[nn.Module]] = VisionTransformer
 
     @classmethod
     def claims(cls, visual: nn.Module) -> bool:
-        return isinstance(visual, VisionTransformer)
+        return isinstance(visual, cls.visual_class)
 
     @classmethod
     def supports(cls, visual: Any) -> str | None:
+        altered = why_not_exactly(visual, cls.visual_class)
+        if altered:
+            return f"it {altered}, and {HINT}"
+        altered = why_not_exactly(visual.transformer, Transformer)
+        if altered:
+            return f"its transformer {altered}, and {HINT}"
+        if visual.attn_pool is not None:
+            altered = why_not_exactly(visual.attn_pool, AttentionalPooler)
+            altered = altered or why_not_exactly(visual.attn_pool.attn, nn.MultiheadAttention)
+        if altered:
+            return f"its attentional pooling {altered}, and {HINT}"
         if getattr(visual, "attn_pool_contrastive", None) is not None:
             return (
                 f"its attentional pooling is of kind {visual.attn_pool_type!r}, which open_clip "
@@ -57,6 +73,11 @@ class VisionTransformerTower(Tower):
             if reason:
                 return f"block {index} {reason}"
         return None
+
+    @property
+    def containers(self) -> dict[str, nn.Module]:
+        visual = self.visual
+        return {"the image tower": visual, "visual.transformer": visual.transformer}
 
     @property
     def blocks(self) -> Sequence[Any]:
@@ -166,11 +187,15 @@ def block_feed_forward(block: Any, x: Tensor) -> Tensor:
 
 def why_not_rebuilt(block: nn.Module) -> str | None:
     """Why the adapter cannot rebuild a block, or None."""
-    if type(block) not in BLOCKS:
-        names = " or ".join(known.__name__ for known in BLOCKS)
-        return f"is a {type(block).__name__}, not a {names}"
+    altered = why_not_exactly(block, *BLOCKS)
+    if altered:
+        return altered
     attention: Any = block.attn
-    if not isinstance(attention, (nn.MultiheadAttention, Attention)):
+    if isinstance(attention, ATTENTIONS):
+        altered = why_not_exactly(attention, *ATTENTIONS)
+        if altered:
+            return f"attends by a module that {altered}, and {HINT}"
+    else:
         kind = type(attention)
         return (
             f"attends by {kind.__module__}.{kind.__name__}, not by open_clip's own classes; where "
