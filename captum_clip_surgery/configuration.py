@@ -218,8 +218,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     tokens = config["text_cfg"].get("context_length", 1)
     if pixels > MOST_PIXELS or tokens > MOST_TOKENS:
         raise ValueError(
-            f"{path} describes images of {pixels:,} pixels and texts of {tokens:,} tokens, expected "
-            f"at most {MOST_PIXELS:,} and {MOST_TOKENS:,}"
+            f"{path} describes images of {pixels:,} pixels and texts of {tokens:,} tokens, "
+            f"expected at most {MOST_PIXELS:,} and {MOST_TOKENS:,}"
         )
     return options
 

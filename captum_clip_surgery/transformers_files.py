@@ -50,7 +50,7 @@ def check_text_tower(folder: Path, name: str) -> Path:
     check_links(tower)
     config = read_json(tower / CONFIG)
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in TEXT_TOWERS:
+    if not isinstance(kind, str) or kind not in TEXT_TOWERS:
         raise ValueError(
             f"{tower / CONFIG}: model_type is {kind!r:.100}, expected one of "
             f"{', '.join(TEXT_TOWERS)}"
@@ -61,9 +61,10 @@ def check_text_tower(folder: Path, name: str) -> Path:
 
 def build_text_tower(tower: Path) -> nn.Module:
     """Build a checked text tower as transformers does, decoder and all, with random weights."""
-    from transformers import AutoConfig, AutoModel
+    import transformers
 
-    model: nn.Module = AutoModel.from_config(AutoConfig.from_pretrained(tower))
+    kinds: Any = transformers.AutoModel
+    model: nn.Module = kinds.from_config(transformers.AutoConfig.from_pretrained(tower))
     return model
 
 

@@ -50,7 +50,8 @@ class Sam:
         local: Any = {"local_files_only": True, "use_safetensors": True}
         model: Any = SamModel.from_pretrained(folder, dtype=torch.float32, **local)
         images = SamImageProcessor.from_pretrained(folder, local_files_only=True)
-        return cls(model.eval().to(device), SamProcessor(images))
+        processor: Any = SamProcessor
+        return cls(model.eval().to(device), processor(images))
 
     @torch.no_grad()
     def masks(self, picture: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
