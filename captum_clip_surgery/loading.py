@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from os import PathLike
@@ -14,14 +15,22 @@ import open_clip
 from torch import nn
 
 from captum_clip_surgery.activations import choose_activation, note_activation
-from captum_clip_surgery.configuration import FILE, check_configuration, read_configuration
+from captum_clip_surgery.checkpoints import check_checkpoint
+from captum_clip_surgery.configuration import (
+    LOCAL,
+    TOKENIZER,
+    check_folder,
+    find_weights,
+    read_configuration,
+)
 from captum_clip_surgery.errors import told
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
+from captum_clip_surgery.schema import check_table
 from captum_clip_surgery.tokenization import Tokenizer
+from captum_clip_surgery.transformers_files import tokenizer_options
 from captum_clip_surgery.weight_files import loadable
 
-SCHEMES = ("local-dir:", "hf-hub:")
-WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
+SCHEMES = (LOCAL, "hf-hub:")
 
 
 def load(
@@ -49,6 +58,7 @@ def load(
         name = name.replace("/", "-")  # as open_clip does: ViT-B/16
     _check_exists(name, pretrained)
     _check_transformers(name, tokenizer)
+    local = check_folder(Path(name.removeprefix(LOCAL))) if name.startswith(LOCAL) else {}
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
     if mean is None or std is None:
@@ -58,6 +68,8 @@ def load(
         with _weights(name, pretrained) as weights, warnings.catch_warnings():
             # The choice was made above, with what open_clip does not look at.
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
+            for file in _files(name, weights, options):
+                check_checkpoint(file)
             model, _, _ = open_clip.create_model_and_transforms(
                 name,
                 pretrained=weights,
@@ -65,8 +77,7 @@ def load(
                 image_mean=mean,
                 image_std=std,
                 image_interpolation=interpolation,
-                **options,
-                **activation.options(),
+                **(local | options | activation.options()),
             )
     except (OSError, ImportError):
         raise
@@ -90,8 +101,14 @@ def _weights(name: str, pretrained: str | None) -> AbstractContextManager[str | 
 
 
 def _tokenizer(name: str) -> Tokenizer:
+    options = {}
+    if name.startswith(LOCAL) and text_needs(name)[1]:
+        options = tokenizer_options(Path(name.removeprefix(LOCAL)))
+    elif name.startswith("hf-hub:"):
+        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+        check_table(name, text.get("tokenizer_kwargs") or {}, TOKENIZER, "tokenizer_kwargs.")
     try:
-        return open_clip.get_tokenizer(name)
+        return open_clip.get_tokenizer(name, **options)
     except OSError as error:  # what transformers raises where its hub cannot be reached
         raise OSError(
             f"the tokenizer of {name} could not be had: {error}\nPass tokenizer=, a callable of "
@@ -107,8 +124,8 @@ def _tokenizer(name: str) -> Tokenizer:
 
 def text_needs(name: str) -> tuple[bool, bool]:
     """Whether a configuration's (text tower, tokenizer) are Hugging Face's; unknown is neither."""
-    if name.startswith("local-dir:"):
-        config = read_configuration(Path(name.removeprefix("local-dir:")))
+    if name.startswith(LOCAL):
+        config = read_configuration(Path(name.removeprefix(LOCAL)))
     else:
         config = open_clip.get_model_config(name) or {}
     text = config.get("text_cfg", {})
@@ -128,14 +145,8 @@ def _check_transformers(name: str, tokenizer: Tokenizer | None) -> None:
 
 
 def _check_exists(name: str, pretrained: str | None) -> None:
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / FILE).is_file():
-            raise FileNotFoundError(f"no {FILE} in {folder}")
-        weights = [path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS]
-        if not weights:
-            raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
-        check_configuration(folder, max(weights))
+    if name.startswith(LOCAL):
+        find_weights(Path(name.removeprefix(LOCAL)))
     elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
         close = difflib.get_close_matches(name, open_clip.list_models(), 3)
         hint = f"; close: {', '.join(close)}" if close else ""
@@ -148,12 +159,29 @@ def _check_exists(name: str, pretrained: str | None) -> None:
             f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
-    if Path(pretrained).is_file() or _tag(pretrained) in map(_tag, tags):
+    if Path(pretrained).is_file() or _is_tag(name, pretrained):
         return
     if "/" in pretrained or "." in pretrained:
         raise FileNotFoundError(f"no checkpoint file at {pretrained}")
     known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
     raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}")
+
+
+def _files(name: str, pretrained: str | None, options: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the files of weights to check, none if the caller trusts the code in them."""
+    if not options.get("weights_only", True):
+        return
+    if name.startswith(LOCAL):
+        yield find_weights(Path(name.removeprefix(LOCAL)))
+    elif pretrained is not None and not name.startswith(SCHEMES) and not _is_tag(name, pretrained):
+        yield Path(pretrained)
+    for part in ("pretrained_image_path", "pretrained_text_path"):
+        if options.get(part) and Path(options[part]).is_file():
+            yield Path(options[part])
+
+
+def _is_tag(name: str, pretrained: str) -> bool:
+    return _tag(pretrained) in map(_tag, open_clip.list_pretrained_tags_by_model(name))
 
 
 def _tag(name: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery.tasks.points import Prompt, sam_inputs
+from captum_clip_surgery.transformers_files import check_sam
 
 
 class Sam:
@@ -29,22 +30,28 @@ class Sam:
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], device: torch.device) -> Self:
-        """Load both from a folder that `save_pretrained` wrote.
+        """Load both from a folder that `save_pretrained` wrote, and from nowhere else.
 
         Raises:
-            FileNotFoundError: no such folder.
-            ImportError: without transformers.
+            FileNotFoundError: no such folder, or no weights in safetensors there.
+            ImportError: transformers is not installed.
+            ValueError: an option that could lead to code, a download or other files, or more
+                parameters than weights.
         """
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder of a SAM at {folder}")
         try:
-            from transformers import SamModel, SamProcessor
+            from transformers import SamImageProcessor, SamModel, SamProcessor
         except ImportError as error:
             raise ImportError(
                 "SAM needs transformers; install the extra: pip install 'captum_clip_surgery[sam]'"
             ) from error
-        model: Any = SamModel.from_pretrained(folder, dtype=torch.float32)
-        return cls(model.eval().to(device), SamProcessor.from_pretrained(folder))
+        check_sam(Path(folder))
+        local: Any = {"local_files_only": True, "use_safetensors": True}
+        model: Any = SamModel.from_pretrained(folder, dtype=torch.float32, **local)
+        images = SamImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor: Any = SamProcessor
+        return cls(model.eval().to(device), processor(images))
 
     @torch.no_grad()
     def masks(self, picture: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
