@@ -479,6 +479,7 @@ CHECKPOINTS = {
 
 @pytest.mark.usefixtures("restricted")
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("ignore:.*sparse tensor", "ignore:.*does not record its activation")
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 @pytest.mark.parametrize("way", ["bin", "pth", "path", "image", "text"])
 def test_checkpoints_with_more_than_weights(plain: Path, kind: str, way: str) -> None:
@@ -488,12 +489,14 @@ def test_checkpoints_with_more_than_weights(plain: Path, kind: str, way: str) ->
         file = plain / f"open_clip_pytorch_model.{way}"
         (plain / CONFIG).write_text(json.dumps({"model_cfg": TINY}))  # of few enough weights
     file.write_bytes(written(kind))
-    name, source, options = f"local-dir:{plain}", None, {}
+    name, source, options, message = f"local-dir:{plain}", None, {}, CHECKPOINTS[kind]
     if way == "path":
         name, source = "RN50", file
+        if kind == "TorchScript":  # read as tensors alone, as OpenAI's are; these are of no CLIP
+            message = "Missing key.*visual.conv1.weight"
     elif way in ("image", "text"):
         options = {f"pretrained_{way}_path": str(file)}
-    with pytest.raises(ValueError, match=CHECKPOINTS[kind]):
+    with pytest.raises(ValueError, match=message):
         ZeroShotClassifier.from_pretrained(name, source, ["dog"], templates=(), **options)
 
 
