@@ -233,7 +233,7 @@ class ZeroShotClassifier(nn.Module):
             raise ValueError("no texts: a classifier needs at least one")
         self.rivals = check_texts(() if rivals is None else rivals, "rival")
         self.register_buffer("features", None, persistent=False)
-        self._generation = 0
+        self._known: tuple[object, Tensor] | None = None  # of a generation of the encoder
         self.text_features()
 
     def _warn_of_unknown_words(self) -> None:
@@ -275,7 +275,7 @@ class ZeroShotClassifier(nn.Module):
     def text_features(self) -> Tensor:
         """L2-normalised features (texts + rivals, C) in the order texts, rivals.
 
-        Computed anew when a parameter of the text tower has changed.
+        Computed anew once something that determines them has changed, see `model_state`.
         """
         if self._encoder is None:
             return F.normalize(self.features, dim=-1)
@@ -284,11 +284,13 @@ class ZeroShotClassifier(nn.Module):
     def _remembered(self) -> Tensor:
         assert self._encoder is not None
         generation = self._encoder.generation()
-        if generation != self._generation:
+        known = self._known
+        if known is None or known[0] is not generation:
             checks.check_modes(self.model)
-            self.features = self._encoder(self.texts + self.rivals)
-            self._generation = generation
-        return self.features
+            # One tuple, so that no thread meets features of another generation.
+            known = self._known = generation, self._encoder(self.texts + self.rivals)
+            self.features = known[1]
+        return known[1]
 
     def empty_features(self) -> Tensor | None:
         """The feature (C,) of the empty text; None if made from features without one."""

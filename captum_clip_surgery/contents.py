@@ -1,0 +1,135 @@
+"""A module's settings by content, as another process would read them too."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import types
+from collections import deque
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from captum_clip_surgery.model_state import PLAIN, REGISTRIES
+from captum_clip_surgery.text_towers import has_hooks
+
+#: Packages whose version says what their code does.
+RELEASED = ("captum_clip_surgery", "open_clip", "peft", "timm", "torch", "transformers")
+DEPTH = 8  # of objects within objects
+
+
+class UntellableError(Exception):
+    """Part of a text tower that no digest tells apart in another process."""
+
+
+class Contents:
+    """Contents of modules as JSON. `tensors` are those met on the way, `packages` of the classes."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.packages: set[str] = set()
+
+    def of_module(self, place: str, module: nn.Module) -> list[Any]:
+        """A module's class, mode and attributes.
+
+        Raises:
+            UntellableError: hooks, a replaced method, or an attribute that cannot be told.
+        """
+        if has_hooks([module]):
+            raise UntellableError(f"{place} has hooks")
+        attributes = {
+            name: self.of(f"{place}.{name}", value)
+            for name, value in vars(module).items()
+            if name not in REGISTRIES and not name.startswith("__")
+        }
+        return [place, self._kind(place, type(module)), module.training, attributes]
+
+    def of(self, place: str, value: Any, depth: int = 0) -> Any:
+        """A value as JSON.
+
+        Raises:
+            UntellableError: a value that means nothing outside this process.
+        """
+        if type(value) in PLAIN:
+            return [type(value).__name__, repr(value)]
+        if depth > DEPTH:
+            raise UntellableError(f"{place} lies too deep")
+        if type(value) in (Tensor, nn.Parameter):
+            self.tensors.append(value)
+            return ["tensor", str(value.dtype), list(value.shape)]
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            return ["array", str(value.dtype), value.shape, hashlib.sha256(value).hexdigest()]
+        if isinstance(value, type):
+            return ["class", *self._kind(place, value)]
+        if isinstance(value, nn.Module):
+            raise UntellableError(f"{place} is a module outside the tower's tree of modules")
+        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+            return self._function(place, value)
+        if isinstance(value, functools.partial):
+            parts = (value.func, value.args, value.keywords)
+            return ["partial", *(self.of(place, part, depth + 1) for part in parts)]
+        if isinstance(value, Enum):
+            return ["enum", *self._kind(place, type(value)), value.name]
+        return self._object(place, value, depth + 1)
+
+    def _object(self, place: str, value: Any, depth: int) -> Any:
+        kind = self._kind(place, type(value))
+        if isinstance(value, dict):
+            items = [[self.of(place, k, depth), self.of(place, v, depth)] for k, v in value.items()]
+            return ["dict", kind, items]
+        if isinstance(value, (list, tuple, deque)):
+            return ["list", kind, [self.of(place, part, depth) for part in value]]
+        if isinstance(value, (set, frozenset)):
+            return ["set", kind, sorted(repr(self.of(place, part, depth)) for part in value)]
+        if type(value).__reduce_ex__ is object.__reduce_ex__ and hasattr(value, "__dict__"):
+            return ["object", kind, self.of(place, vars(value), depth)]
+        raise UntellableError(f"{place} is a {type(value).__name__}")
+
+    def _function(self, place: str, value: Any) -> list[str]:
+        """A function by its name, if that leads to it."""
+        module, name = value.__module__ or "", value.__qualname__
+        found: Any = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is not value and not isinstance(value, types.BuiltinFunctionType):
+            raise UntellableError(f"{place} is a function of its own")
+        return ["function", name, self._origin(place, module)]
+
+    def _kind(self, place: str, kind: type) -> list[str]:
+        """A class, with what says how its methods are written, and those of its bases."""
+        for base in kind.__mro__[:-1]:
+            for name, member in vars(base).items():
+                _check_member(place, base, name, member)
+        origins = [self._origin(place, base.__module__) for base in kind.__mro__[:-1]]
+        return [kind.__qualname__, *origins]
+
+    @functools.cache  # noqa: B019  it lives as long as one fingerprint takes
+    def _origin(self, place: str, module: str) -> str:
+        """A module of code: by its package's version if it is released, otherwise its source."""
+        package = module.partition(".")[0]
+        if package in RELEASED or package in sys.stdlib_module_names - {"__main__"}:
+            self.packages.add(package)
+            return module
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None or not Path(file).is_file():
+            raise UntellableError(f"{place} is defined in {module}, which has no source file")
+        return f"{module} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+
+
+def _check_member(place: str, kind: type, name: str, member: Any) -> None:
+    """Check that a method is one the class was written with."""
+    function = getattr(member, "__func__", member)
+    if not isinstance(function, types.FunctionType):
+        return
+    home, package = function.__module__, kind.__module__.partition(".")[0]
+    if home == kind.__module__ or (home or "").partition(".")[0] in {package, *RELEASED[:1]}:
+        return
+    if package in RELEASED and (home or "").partition(".")[0] in sys.stdlib_module_names - {
+        "__main__"
+    }:
+        return  # dataclasses, contextlib and their like write methods
+    raise UntellableError(f"{place}: {kind.__name__}.{name} was replaced")
