@@ -27,7 +27,7 @@ class UntellableError(Exception):
 
 
 class Contents:
-    """Contents of modules as JSON. `tensors` are those met on the way, `packages` of the classes."""
+    """Contents of modules as JSON, with the `tensors` and the classes' `packages` met on the way."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -62,7 +62,12 @@ class Contents:
             self.tensors.append(value)
             return ["tensor", str(value.dtype), list(value.shape)]
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-            return ["array", str(value.dtype), value.shape, hashlib.sha256(value).hexdigest()]
+            return [
+                "array",
+                str(value.dtype),
+                value.shape,
+                hashlib.sha256(value.tobytes()).hexdigest(),
+            ]
         if isinstance(value, type):
             return ["class", *self._kind(place, value)]
         if isinstance(value, nn.Module):
@@ -85,7 +90,7 @@ class Contents:
             return ["list", kind, [self.of(place, part, depth) for part in value]]
         if isinstance(value, (set, frozenset)):
             return ["set", kind, sorted(repr(self.of(place, part, depth)) for part in value)]
-        if type(value).__reduce_ex__ is object.__reduce_ex__ and hasattr(value, "__dict__"):
+        if _is_told_by_attributes(value):
             return ["object", kind, self.of(place, vars(value), depth)]
         raise UntellableError(f"{place} is a {type(value).__name__}")
 
@@ -118,6 +123,13 @@ class Contents:
         if file is None or not Path(file).is_file():
             raise UntellableError(f"{place} is defined in {module}, which has no source file")
         return f"{module} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+
+
+def _is_told_by_attributes(value: Any) -> bool:
+    """Whether all that an object holds is in its `__dict__`."""
+    kinds = type(value).__mro__[:-1]
+    hidden = any(vars(k).get("__slots__") or k.__module__.startswith("torch._C") for k in kinds)
+    return hasattr(value, "__dict__") and not hidden
 
 
 def _check_member(place: str, kind: type, name: str, member: Any) -> None:

@@ -87,7 +87,10 @@ def is_open_clips_bpe(tokenizer: Any) -> bool:
 
 def _weights(tower: nn.Module, parts: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, without the image tower's and the logit scale's."""
-    for name, tensor in (*tower.named_parameters(recurse=False), *tower.named_buffers(recurse=False)):
+    for name, tensor in (
+        *tower.named_parameters(recurse=False),
+        *tower.named_buffers(recurse=False),
+    ):
         if name not in NOT_TEXT:
             yield name, tensor
     for name, part in parts:

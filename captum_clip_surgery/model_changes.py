@@ -8,6 +8,7 @@ itself by moving again when the same pass is made once more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import starmap, zip_longest
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -68,29 +69,42 @@ def unexplained(
             same (None if that cannot be told). Called only if there are changes of plain
             attributes, and no others, that are not caches being filled.
     """
-    found = [c for c in changes(before, after) if c.module is None or not _grew(c.old, c.new)]
-    if not found or any(change.module is None for change in found):
-        return found
+    found = {(c.module, c.attribute): c for c in changes(before, after)}
+    firm = [c for c in found.values() if c.module is None]
+    left = [c for c in found.values() if not _grew(c.old, c.new)]
+    if firm or not left:
+        return firm
     last, equal = rerun()
     if equal is False:
-        return found
+        return left
     again = {(c.module, c.attribute): c for c in changes(after, last)}
-    first = {(c.module, c.attribute): c for c in found}
-    left = [
-        c
-        for key, c in again.items()
-        if c.module is None or (key not in first and not _grew(c.old, c.new))
-    ]
-    for key, change in first.items():
-        third = again.get(key)
-        if third is None and equal:
-            continue  # a pass sets it once, such as a flag that something is ready
-        if third is not None and _is_rewritten(change.old, change.new, third.new):
-            assert change.module is not None
-            _rewritten.setdefault(change.module, set()).add(change.attribute)
-        else:
-            left.append(change)
+    left = [c for c in again.values() if c.module is None]
+    for key in found | again:
+        first, second = found.get(key), again.get(key)
+        module, attribute = key
+        if module is not None and not _is_own(module, attribute, first, second, equal):
+            left += [c for c in (first or second,) if c is not None]
     return left
+
+
+def _is_own(
+    module: nn.Module,
+    attribute: str,
+    first: Change | None,
+    second: Change | None,
+    equal: bool | None,
+) -> bool:
+    """Whether two passes set an attribute by themselves; what each rewrites is remembered."""
+    if first is None or second is None:
+        only = first or second
+        # Equal results show that what is set once, such as a flag of readiness, is no change.
+        return only is not None and (_grew(only.old, only.new) or bool(equal and first))
+    if _grew(first.old, first.new) and _grew(second.old, second.new):
+        return True
+    if not _is_rewritten(first.old, first.new, second.new):
+        return False
+    _rewritten.setdefault(module, set()).add(attribute)
+    return True
 
 
 def _module_changes(
@@ -132,14 +146,15 @@ def _is_rewritten(first: Any, second: Any, third: Any) -> bool:
 
     Flags, fractions and words are settings, however often another thread turns them.
     """
-    if first == second == third:
-        return True
-    if type(first) is type(second) is type(third) is int:
-        return first < second < third
-    if all(isinstance(each, TensorFact) for each in (first, second, third)):
-        return first != second and second != third and third != first
-    if not all(type(each) is tuple for each in (first, second, third)):
+    if second == third:
+        return first == second or _grew(first, second)
+    if first is ABSENT or first is None:  # the first pass made it
+        first = second
+    kinds = {type(each) for each in (first, second, third)}
+    if kinds == {int}:
+        return first <= second < third
+    if kinds == {TensorFact}:
+        return third not in (first, second)
+    if kinds != {tuple} or not len(first) <= len(second) <= len(third):
         return False
-    if len(first) == len(second) == len(third):
-        return all(map(_is_rewritten, first, second, third))
-    return _grew(first, second) and _grew(second, third)
+    return all(starmap(_is_rewritten, zip_longest(first, second, third, fillvalue=ABSENT)))

@@ -11,7 +11,7 @@ from torch import nn
 
 from captum_clip_surgery.model_changes import Change, changes, unexplained
 from captum_clip_surgery.model_state import State, read_state
-from captum_clip_surgery.towers import unwrap
+from captum_clip_surgery.towers import adapt, unwrap
 
 CHANGED = (
     "by another thread, a hook or the model itself: the result would be half of each model. Change "
@@ -92,13 +92,13 @@ class Watch:
         check_same(unexplained(self._before, after, self._rerun))
 
     def changed(self) -> list[Change]:
-        """What differs now, whatever made it."""
-        return changes(self._before, self._read())
+        """List what differs now, without the attributes that modules may set as they run."""
+        return [c for c in changes(self._before, self._read()) if c.module is None]
 
     def check_devices(self) -> None:
         """Raises ValueError for parameters on several devices, or without values."""
-        parameters = [p for m in self._before.modules for p in m._parameters.values()]
-        parameters = [p for p in parameters if p is not None]
+        named = (p for m in self._before.modules for p in m._parameters.values())
+        parameters = [p for p in named if p is not None]
         device = self._model.logit_scale.device
         if device.type == "meta" or any(p.device != device for p in parameters):
             what = "model" if self._whole else "image tower"
@@ -137,30 +137,23 @@ def steady(model: Any, whole: bool = False) -> Iterator[None]:
     watch.check_devices()
     try:
         yield
-    except RuntimeError as error:  # autograd may have noticed first
-        if watch.changed():
-            raise changed_error(watch.changed()) from error
+    except (RuntimeError, ValueError) as error:  # autograd, or a check, may have noticed first
+        check_same(watch.changed(), error)
         raise
     watch.check()
 
 
 def run_once(model: Any, whole: bool) -> None:
     """Pass one blank image, and one blank text for the `whole` model."""
-    parameters = list(model.visual.parameters())
-    first = next((p for p in parameters if p.ndim == 4), parameters[0])
-    size = model.visual.image_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    model.encode_image(torch.zeros(1, 3, *sides, dtype=first.dtype, device=first.device))
+    tower = adapt(model.visual)
+    device = model.logit_scale.device
+    tower.encode(torch.zeros(1, 3, *tower.native_size, dtype=tower.dtype, device=device))
     if whole:
         length = getattr(model, "text", model).context_length
-        model.encode_text(torch.zeros(1, length, dtype=torch.long, device=first.device))
+        model.encode_text(torch.zeros(1, length, dtype=torch.long, device=device))
 
 
-def check_same(found: Sequence[Change]) -> None:
+def check_same(found: Sequence[Change], cause: Exception | None = None) -> None:
     """Raises RuntimeError for changes."""
     if found:
-        raise changed_error(found)
-
-
-def changed_error(found: Sequence[Change]) -> RuntimeError:
-    return RuntimeError(f"{found[0]}, {CHANGED}")
+        raise RuntimeError(f"{found[0]}, {CHANGED}") from cause

@@ -191,20 +191,22 @@ class PromptEncoder:
         return known
 
     def _read(self, previous: State | None = None) -> State:
-        others = [part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None]
+        others = [
+            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
+        ]
         return read_state(self.model, others, previous, samples=True)
 
-    def _check_unchanged(self, known: _Known, tokens: Mapping[str, Tensor], found: Tensor) -> None:
-        """Check that features are all of one text tower, and that it is the one before them.
+    def _checked(self, known: _Known, tokens: Mapping[str, Tensor], found: Tensor) -> _Known:
+        """Check that the text tower is the one it was before the first texts were encoded.
 
         Args:
-            known: before them.
+            known: before them, or as the last check returned it.
             tokens: of the texts that were encoded first.
-            found: their features. Where modules set attributes as they run, they are made anew:
-                equal ones show that it was no change.
+            found: their features. If modules set attributes as they run, these texts are encoded
+                once more; equal features show that nothing else changed.
         """
         if known.state.same(self._read(known.state)):
-            return
+            return known
         states = [self._read()]
 
         def rerun() -> tuple[State, bool]:
@@ -213,8 +215,10 @@ class PromptEncoder:
             return states[-1], equal
 
         check_same(unexplained(known.state, states[0], rerun))
+        later = known._replace(state=states[-1])
         if self._known is known:
-            self._known = known._replace(state=states[-1])
+            self._known = later
+        return later
 
     # --- texts to features -----------------------------------------------------------------------
 
@@ -244,7 +248,7 @@ class PromptEncoder:
                     first_tokens, first_features = tokens, features
                 found |= zip(left, features, strict=True)
                 new |= {keys[text]: found[text] for text in left if keys}
-        self._check_unchanged(known, first_tokens, first_features)
+            known = self._checked(known, first_tokens, first_features)
         if new and self._disk is not None:
             self._disk.put(new)
         return found
@@ -268,9 +272,7 @@ class PromptEncoder:
             self._digest = known.generation, digest
         return self._digest[1]
 
-    def _keys(
-        self, digest: bytes, content: Mapping[str, Any], own_words: bool
-    ) -> dict[str, bytes]:
+    def _keys(self, digest: bytes, content: Mapping[str, Any], own_words: bool) -> dict[str, bytes]:
         """Digests of the text tower and of each text's prompts.
 
         Prompts stand for their ids if the tokenizer is open_clip's own. Others may be any function,
