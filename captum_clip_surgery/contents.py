@@ -27,7 +27,7 @@ class UntellableError(Exception):
 
 
 class Contents:
-    """Contents of modules as JSON, with the `tensors` and the classes' `packages` met on the way."""
+    """Contents of modules as JSON, with the tensors and the packages of classes met on the way."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
