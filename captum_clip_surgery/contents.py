@@ -7,6 +7,7 @@ import hashlib
 import sys
 import types
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Contents:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.packages: set[str] = set()
+        self._kinds: dict[type, list[Any]] = {}
 
     def of_module(self, place: str, module: nn.Module) -> list[Any]:
         """A module's class, mode and attributes.
@@ -104,20 +106,40 @@ class Contents:
             raise UntellableError(f"{place} is a function of its own")
         return ["function", name, self._origin(place, module)]
 
-    def _kind(self, place: str, kind: type) -> list[str]:
-        """A class, with what says how its methods are written, and those of its bases."""
+    def _kind(self, place: str, kind: type) -> list[Any]:
+        """A class and its bases: where each is defined, and what stands for its methods."""
+        if kind in self._kinds:
+            return self._kinds[kind]
+        told: list[Any] = [kind.__qualname__]
         for base in kind.__mro__[:-1]:
-            for name, member in vars(base).items():
-                _check_member(place, base, name, member)
-        origins = [self._origin(place, base.__module__) for base in kind.__mro__[:-1]]
-        return [kind.__qualname__, *origins]
+            told.append(self._origin(place, base.__module__))
+            if base is not nn.Module:  # to which libraries add methods as they are imported
+                told += self._members(f"{place}: {base.__name__}", base)
+        return self._kinds.setdefault(kind, told)
+
+    def _members(self, place: str, kind: type) -> Iterator[list[Any]]:
+        """What a class defines: its methods, and the values it has for all its objects."""
+        for name, member in vars(kind).items():
+            function = getattr(member, "__func__", member)
+            if isinstance(function, types.FunctionType):
+                yield [name, *self._method(f"{place}.{name}", function)]
+            elif not name.startswith("__") and type(member) in {*PLAIN, dict, list, tuple, set}:
+                yield [name, self.of(f"{place}.{name}", member)]
+
+    def _method(self, place: str, function: types.FunctionType) -> list[Any]:
+        """A method by where it is written, if that is a file and all that it knows."""
+        module = function.__module__ or ""
+        held = set(function.__code__.co_freevars) - {"__class__"}
+        if held and not _is_released(module):
+            raise UntellableError(f"{place} was replaced or made by a function")
+        line = function.__code__.co_firstlineno
+        return [function.__qualname__, line, self._origin(place, module)]
 
     @functools.cache  # noqa: B019  it lives as long as one fingerprint takes
     def _origin(self, place: str, module: str) -> str:
         """A module of code: by its package's version if it is released, otherwise its source."""
-        package = module.partition(".")[0]
-        if package in RELEASED or package in sys.stdlib_module_names - {"__main__"}:
-            self.packages.add(package)
+        if _is_released(module):
+            self.packages.add(module.partition(".")[0])
             return module
         file = getattr(sys.modules.get(module), "__file__", None)
         if file is None or not Path(file).is_file():
@@ -132,16 +154,6 @@ def _is_told_by_attributes(value: Any) -> bool:
     return hasattr(value, "__dict__") and not hidden
 
 
-def _check_member(place: str, kind: type, name: str, member: Any) -> None:
-    """Check that a method is one the class was written with."""
-    function = getattr(member, "__func__", member)
-    if not isinstance(function, types.FunctionType):
-        return
-    home, package = function.__module__, kind.__module__.partition(".")[0]
-    if home == kind.__module__ or (home or "").partition(".")[0] in {package, *RELEASED[:1]}:
-        return
-    if package in RELEASED and (home or "").partition(".")[0] in sys.stdlib_module_names - {
-        "__main__"
-    }:
-        return  # dataclasses, contextlib and their like write methods
-    raise UntellableError(f"{place}: {kind.__name__}.{name} was replaced")
+def _is_released(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in RELEASED or package in sys.stdlib_module_names - {"__main__"}

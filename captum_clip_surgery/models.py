@@ -123,7 +123,7 @@ def steady(model: Any, whole: bool = False) -> Iterator[None]:
 
     A training step, a turned adapter or another mode, set by another thread or a hook, leave
     results of half the old model and half the new one. Reading the state of ViT-B/16's image tower
-    twice takes 1.3 ms. Not seen: writes through `p.data` (`p.data.mul_()`; `p.data = new` is), what
+    twice takes 1.6 ms. Not seen: writes through `p.data` (`p.data.mul_()`; `p.data = new` is), what
     is changed and changed back, and anything from within a compiled graph.
 
     Raises:

@@ -231,6 +231,8 @@ def test_what_hooks_make_is_not_kept(tmp_path, passes):
 class Adapter(nn.Module):
     """Around a feed-forward; its settings stand in attributes of every kind."""
 
+    sign = 1.0
+
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner, self.lora_alpha, self.enabled = inner, 16, True
@@ -240,7 +242,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.lora_alpha / 16 * self.scaling["default"] * self.options.gain * self.enabled
-        return self.act(self.inner(x)) * scale * self.options.mask
+        return self.sign * self.act(self.inner(x)) * scale * self.options.mask
 
 
 def adapted() -> Any:
@@ -314,11 +316,17 @@ def test_what_cannot_be_told_is_not_kept_and_warned_of_once(tmp_path, passes, na
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_setting_of_a_class_is_part_of_the_key(tmp_path, monkeypatch):
+    encode(tmp_path, adapted())
+    monkeypatch.setattr(Adapter, "sign", -1.0)
+    assert torch.equal(encode(tmp_path, adapted()), encode(None, adapted()))
+
+
 def test_a_replaced_method_of_a_class_is_not_kept(tmp_path, monkeypatch):
     model = text_model()
     plain = type(model.ln_final).forward
     monkeypatch.setattr(type(model.ln_final), "forward", lambda self, x: -plain(self, x))
-    with pytest.warns(UserWarning, match=r"LayerNorm.*forward was replaced"):
+    with pytest.warns(UserWarning, match=r"LayerNorm\.forward was replaced"):
         changed = encode(tmp_path, model)
     monkeypatch.undo()
     assert not torch.equal(changed, encode(tmp_path, model))
