@@ -118,6 +118,11 @@ class PromptEncoder:
         self._warned = False
         self._side = TextSide(model)
 
+    @property
+    def tower(self) -> Any:
+        """The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP)."""
+        return getattr(self.model, "text", self.model)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Features (T, C) of texts, on the text tower's device, in float32 or wider.
 

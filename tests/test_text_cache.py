@@ -350,9 +350,9 @@ def test_a_tokenizer_that_changes_its_mind_does_not_poison(tmp_path):
     turns = iter(["", "", "red ", "", "red "] * 100)
 
     def fickle(texts: list[str], context_length: int) -> Tensor:
-        # It says the same within a question and its check, as dropout of merges may.
-        added = next(turns)
-        return open_clip.tokenize([added + text for text in texts], context_length=context_length)
+        added = next(turns)  # as dropout of merges does
+        written = [added + text if "here" in text else text for text in texts]
+        return open_clip.tokenize(written, context_length=context_length)
 
     def steady(texts: list[str], context_length: int) -> Tensor:
         return open_clip.tokenize(texts, context_length=context_length)
