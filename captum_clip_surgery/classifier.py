@@ -46,14 +46,17 @@ class ZeroShotClassifier(nn.Module):
         tokenizer: `open_clip.get_tokenizer(name)`, or a callable that maps texts and
             `context_length` to token ids (texts, context_length) with padding at the end; None is
             open_clip's own BPE, where the text tower's vocabulary is its 49,408.
-        templates: format strings with a slot `{}`, or callables; a text's feature is the mean over
-            its prompts. None is the 85 of CLIP Surgery, an empty sequence the texts as they are.
+        templates: format strings with a slot `{}`, or callables, which are asked once for each
+            text; a text's feature is the mean over its prompts. None is the 85 of CLIP Surgery, an
+            empty sequence the texts as they are.
         truncate: cut prompts longer than the context instead of raising.
         positions: how positional embeddings are resized for sizes that are not native, "bilinear"
             as CLIP Surgery does or "bicubic" with antialiasing as open_clip does.
         cache: folder in which text features are kept between processes, in a file of at most about
-            1 GiB, under what determines them: weights, texts, templates, versions. If it cannot be
-            used, a warning says so and features are computed. None keeps them in memory alone.
+            1 GiB, under what determines them: weights, attributes of modules, prompts, versions.
+            If it cannot be used, or the text tower has hooks, replaced methods or objects that mean
+            nothing in another process, a warning says so and features are computed. None keeps them
+            in memory alone.
 
     Raises:
         TypeError: a model that is no CLIP, is scripted, has an image tower on which surgery is not
@@ -233,7 +236,7 @@ class ZeroShotClassifier(nn.Module):
             raise ValueError("no texts: a classifier needs at least one")
         self.rivals = check_texts(() if rivals is None else rivals, "rival")
         self.register_buffer("features", None, persistent=False)
-        self._generation = 0
+        self._known: tuple[object, Tensor] | None = None  # of a generation of the encoder
         self.text_features()
 
     def _warn_of_unknown_words(self) -> None:
@@ -275,7 +278,7 @@ class ZeroShotClassifier(nn.Module):
     def text_features(self) -> Tensor:
         """L2-normalised features (texts + rivals, C) in the order texts, rivals.
 
-        Computed anew when a parameter of the text tower has changed.
+        Computed anew once something that determines them has changed, see `model_state`.
         """
         if self._encoder is None:
             return F.normalize(self.features, dim=-1)
@@ -284,11 +287,18 @@ class ZeroShotClassifier(nn.Module):
     def _remembered(self) -> Tensor:
         assert self._encoder is not None
         generation = self._encoder.generation()
-        if generation != self._generation:
+        known = self._known
+        if known is None or known[0] is not generation:
             checks.check_modes(self.model)
-            self.features = self._encoder(self.texts + self.rivals)
-            self._generation = generation
-        return self.features
+            # One tuple, so that no thread meets features of another generation.
+            known = self._known = generation, self._encoder(self.texts + self.rivals)
+            self.features = known[1]
+        return known[1]
+
+    @property
+    def has_empty_features(self) -> bool:
+        """Whether the feature of the empty text is known or can be encoded."""
+        return self._encoder is not None or self._given_empty is not None
 
     def empty_features(self) -> Tensor | None:
         """The feature (C,) of the empty text; None if made from features without one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,46 +15,58 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
+from captum_clip_surgery.contents import Contents, UntellableError
+from captum_clip_surgery.model_state import has_global_hooks, precision
+from captum_clip_surgery.text_towers import NOT_TEXT
+
 LANES = 2**14  # of 8 bytes, which a core's cache holds
 CHAINS = 8  # of lanes, that threads may share out
 FACTOR, HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 Row = np.ndarray[tuple[int], np.dtype[np.uint64]]
-PLAIN = (str, int, float, bool, tuple, list, type(None), torch.dtype)
-RUNNING = ("training", "_version")  # of modules; not what they compute
 
 
 def fingerprint(tower: nn.Module) -> bytes:
     """A digest of everything that makes a text tower's features.
 
-    The names, types, shapes and bytes of its parameters and buffers; the classes of its modules and
-    their plain settings; its device's kind and how exactly it multiplies; the versions of what
-    computes.
+    The names, types, shapes and bytes of its parameters, buffers and other tensors; the classes of
+    its modules, with the sources or versions that define them, and their attributes by content;
+    its device's kind and how exactly it multiplies; the versions of what computes.
+
+    Raises:
+        UntellableError: hooks, replaced methods, and objects whose content cannot be read.
     """
-    parts = [(name, part) for name, part in tower.named_children() if name != "visual"]
+    if has_global_hooks():
+        raise UntellableError("hooks are registered on all modules of the process")
+    parts = [(name, part) for name, part in tower.named_children() if name not in NOT_TEXT]
     weights = list(_weights(tower, parts))
-    structure = [_settings("", tower)]
+    contents = Contents()
+    structure = [contents.of_module("the text tower", tower)]
     for name, part in parts:
         structure += [
-            _settings(f"{name}.{inner}", module) for inner, module in part.named_modules()
+            contents.of_module(f"{name}.{inner}".rstrip("."), module)
+            for inner, module in part.named_modules()
         ]
     about = [
         structure,
         [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in weights],
         weights[0][1].device.type,
-        torch.get_float32_matmul_precision(),
-        [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
-        versions(),
+        precision(),
+        versions(contents.packages),
     ]
     digest = hashlib.sha256(json.dumps(about).encode())
-    for piece in _condensed([tensor for _, tensor in weights]):
+    for name, tensor in weights:
+        if tensor.layout is not torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+            raise UntellableError(f"{name} is a {type(tensor).__name__} of {tensor.layout}")
+    tensors = [tensor for _, tensor in weights] + contents.tensors
+    for piece in _condensed(tensors):
         digest.update(piece)
     return digest.digest()
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that turn texts into features."""
-    names = ("captum_clip_surgery", "open_clip", "torch", "transformers", "ftfy")
-    loaded = {name: sys.modules[name] for name in names if name in sys.modules}
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the packages that turn texts into features, and of further ones."""
+    names = ("captum_clip_surgery", "open_clip", "torch", "transformers", "ftfy", *packages)
+    loaded = {name: sys.modules[name] for name in sorted(set(names)) if name in sys.modules}
     return {name: str(getattr(module, "__version__", "")) for name, module in loaded.items()}
 
 
@@ -74,23 +86,16 @@ def is_open_clips_bpe(tokenizer: Any) -> bool:
 
 
 def _weights(tower: nn.Module, parts: list[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, without the image tower's."""
-    yield from tower.named_parameters(recurse=False)
-    yield from tower.named_buffers(recurse=False)
+    """Parameters and buffers, without the image tower's and the logit scale's."""
+    for name, tensor in (
+        *tower.named_parameters(recurse=False),
+        *tower.named_buffers(recurse=False),
+    ):
+        if name not in NOT_TEXT:
+            yield name, tensor
     for name, part in parts:
         yield from part.named_parameters(name)
         yield from part.named_buffers(name)
-
-
-def _settings(name: str, module: nn.Module) -> list[Any]:
-    kind = type(module)
-    plain = {
-        key: repr(value)
-        for key, value in vars(module).items()
-        if isinstance(value, PLAIN) and key not in RUNNING
-    }
-    to_json = getattr(getattr(module, "config", None), "to_json_string", None)  # Hugging Face's
-    return [name, kind.__module__, kind.__qualname__, plain, to_json() if to_json else None]
 
 
 def _condensed(tensors: Sequence[Tensor]) -> Iterator[bytes]:

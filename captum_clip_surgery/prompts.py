@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -15,18 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery.agreement import TextSide
+from captum_clip_surgery.contents import UntellableError
 from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
 from captum_clip_surgery.functional import has_direction, normalized
-from captum_clip_surgery.models import check_place, check_same, version_of
+from captum_clip_surgery.model_changes import changes, unexplained
+from captum_clip_surgery.model_state import State, read_state
+from captum_clip_surgery.models import check_place, check_same
 from captum_clip_surgery.prefixes import encode_shared, shares_prefixes
 from captum_clip_surgery.text_cache import TextCache
 from captum_clip_surgery.text_towers import (
+    NOT_TEXT,
     context_length_of,
     end_of_text,
     final_tokens,
-    has_hooks,
     is_own_transformer,
-    modules_of,
     parameters_of,
     pool_text,
     pooled_at_end_of_text,
@@ -48,6 +51,14 @@ BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 PLACES = 2**14  # tokens that pass through the text tower at once
 TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
 REMEMBERED = 50_000  # texts, before all but those just asked for are forgotten
+
+
+class _Known(NamedTuple):
+    """Features of one state of the text tower, by text. `generation` is that state's identity."""
+
+    generation: object
+    state: State
+    features: dict[str, Tensor]
 
 
 class PromptEncoder:
@@ -102,12 +113,9 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.context_length = context_length_of(self.tower, tokenizer)
         self._disk = None if cache is None else TextCache(cache)
-        self._own_words = cache is not None and is_open_clips_bpe(tokenizer)
-        self._fingerprint: tuple[int, bytes] = (0, b"")  # of a generation
-        self._cache: dict[str, Tensor] = {}
-        self._cached_for: object = None
-        self._held: list[Tensor] = []
-        self._generation = 0
+        self._known: _Known | None = None
+        self._digest: tuple[object, bytes | None] = (None, None)  # of a generation
+        self._warned = False
         self._side = TextSide(model)
 
     @property
@@ -122,9 +130,10 @@ class PromptEncoder:
             TypeError: a tokenizer that returns something other than integers.
             ValueError: a prompt longer than the context (unless `truncate`); a tokenizer whose
                 output does not fit the model.
+            RuntimeError: the text tower was changed meanwhile; nothing is kept then.
         """
-        self.generation()
-        cache = self._cache  # a change in another thread replaces it, never empties it
+        known = self._current()
+        cache = known.features  # a change in another thread replaces it, never empties it
         missing = [text for text in dict.fromkeys(texts) if text not in cache]
         device = self._device()
         # Remembered features may meet autograd, and full precision, later.
@@ -133,35 +142,19 @@ class PromptEncoder:
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
         ):
-            for start in range(0, len(missing), TEXTS_AT_ONCE):
-                part = missing[start : start + TEXTS_AT_ONCE]
-                cache.update(self._recalled(part))
-                part = [text for text in part if text not in cache]
-                if part:
-                    before = _marks(parameters_of(self.tower))
-                    found = dict(zip(part, self._encode(part), strict=True))
-                    check_same(before, _marks(parameters_of(self.tower)))
-                    self._keep(found)
-                    cache.update(found)
-            if len(cache) > REMEMBERED:
-                self._cache = {text: cache[text] for text in texts}
+            if missing:
+                cache.update(self._features(missing, known))
+            latest = self._known
+            if len(cache) > REMEMBERED and latest is not None and latest.features is cache:
+                self._known = latest._replace(features={text: cache[text] for text in texts})
             return torch.stack([cache[text] for text in texts])
 
-    def generation(self) -> int:
-        """A number that grows when a parameter of the text tower has changed.
+    def generation(self) -> object:
+        """An object that is replaced once something that determines features has changed.
 
-        Changes through `p.data.mul_()` and its like, which leave no trace in torch, are not seen.
+        `model_state` tells what is compared, and which changes are not seen.
         """
-        parameters = parameters_of(self.tower)
-        state = _marks(parameters)
-        if state != self._cached_for:
-            check_place([*parameters, self.model.logit_scale], "text tower")
-            # Held, so that their memory is not handed to others, which would look the same.
-            self._held = [p.detach() for p in parameters]
-            self._cache, self._cached_for = {}, state
-            self._generation += 1
-        self.check()
-        return self._generation
+        return self._current().generation
 
     def check(self) -> None:
         """Check that features are those of the model's `encode_text`, see `TextSide`."""
@@ -174,63 +167,148 @@ class PromptEncoder:
         self._side.check(encode, self.context_length)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what only tells this process's parameters apart, the text tower among it."""
-        return {**self.__dict__, "_held": [], "_cached_for": None}
+        """Without what is known of this process's text tower."""
+        return {**self.__dict__, "_known": None, "_digest": (None, None)}
 
     def _device(self) -> torch.device:
         return parameters_of(self.tower)[0].device
 
-    # --- on disk ---------------------------------------------------------------------------------
+    # --- the text tower's state ------------------------------------------------------------------
 
-    def _uses_disk(self) -> bool:
-        """Hooks may change features, and no digest tells what they do."""
-        return self._disk is not None and not has_hooks(modules_of(self.tower))
+    def _current(self) -> _Known:
+        """What is remembered of the text tower as it is now."""
+        self.check()
+        known = self._known
+        if known is not None and known.state.same(self._read(known.state)):
+            return known
+        state = self._read()
+        if known is not None and not changes(known.state, state):
+            known = known._replace(state=state)  # a pass of somebody else's moved a counter
+        else:
+            check_place([*parameters_of(self.tower), self.model.logit_scale], "text tower")
+            known = _Known(object(), state, {})
+        self._known = known
+        return known
 
-    def _recalled(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _read(self, previous: State | None = None) -> State:
+        others = [
+            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
+        ]
+        return read_state(self.model, others, previous, samples=True)
+
+    def _checked(self, known: _Known, tokens: Mapping[str, Tensor], found: Tensor) -> _Known:
+        """Check that the text tower is the one it was before the first texts were encoded.
+
+        Args:
+            known: before them, or as the last check returned it.
+            tokens: of the texts that were encoded first.
+            found: their features. If modules set attributes as they run, these texts are encoded
+                once more; equal features show that nothing else changed.
+        """
+        if known.state.same(self._read(known.state)):
+            return known
+        states = [self._read()]
+
+        def rerun() -> tuple[State, bool]:
+            equal = not tokens or torch.equal(self._encode(tokens), found)
+            states.append(self._read())
+            return states[-1], equal
+
+        check_same(unexplained(known.state, states[0], rerun))
+        later = known._replace(state=states[-1])
+        if self._known is known:
+            self._known = later
+        return later
+
+    # --- texts to features -----------------------------------------------------------------------
+
+    def _features(self, texts: Sequence[str], known: _Known) -> dict[str, Tensor]:
+        """Features of texts, which are all of one text tower before the disk keeps any."""
+        digest = self._digest_of(known)
+        found: dict[str, Tensor] = {}
+        new: dict[bytes, Tensor] = {}
+        first_tokens: dict[str, Tensor] = {}
+        first_features = torch.empty(0)
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[start : start + TEXTS_AT_ONCE]
+            # A callable need not say the same twice: what is encoded is what the key was made of.
+            prompts = {text: [fill(each, text) for each in self.templates] for text in part}
+            tokens: dict[str, Tensor] = {}
+            keys: dict[str, bytes] = {}
+            if digest is not None:
+                own_words = is_open_clips_bpe(self.tokenizer)
+                tokens = {} if own_words else self._tokens(prompts)
+                keys = self._keys(digest, prompts if own_words else tokens, own_words)
+                found |= self._recalled(keys)
+            left = {text: prompts[text] for text in part if text not in found}
+            if left:
+                tokens = {text: tokens[text] for text in left} if tokens else self._tokens(left)
+                features = self._encode(tokens)
+                if not first_tokens:
+                    first_tokens, first_features = tokens, features
+                found |= zip(left, features, strict=True)
+                new |= {keys[text]: found[text] for text in left if keys}
+            known = self._checked(known, first_tokens, first_features)
+        if new and self._disk is not None:
+            self._disk.put(new)
+        return found
+
+    def _digest_of(self, known: _Known) -> bytes | None:
+        """A digest of the text tower for the disk; None if the disk is not used."""
+        if self._disk is None:
+            return None
+        if self._digest[0] is not known.generation:
+            digest = None
+            try:
+                digest = fingerprint(self.tower)
+            except UntellableError as error:
+                if not self._warned:
+                    warnings.warn(
+                        f"text features are not kept in {self._disk.path.parent}: {error}, and "
+                        "what that does to them cannot be told in another process",
+                        stacklevel=5,
+                    )
+                    self._warned = True
+            self._digest = known.generation, digest
+        return self._digest[1]
+
+    def _keys(self, digest: bytes, content: Mapping[str, Any], own_words: bool) -> dict[str, bytes]:
+        """Digests of the text tower and of each text's prompts.
+
+        Prompts stand for their ids if the tokenizer is open_clip's own. Others may be any function,
+        so their ids are taken.
+        """
+        about = [digest.hex(), self.context_length, self.truncate, own_words]
+        keys = {}
+        for text, written in content.items():
+            told = written if own_words else written.tolist()
+            keys[text] = hashlib.sha256(json.dumps([about, told]).encode()).digest()
+        return keys
+
+    def _recalled(self, keys: Mapping[str, bytes]) -> dict[str, Tensor]:
         """Features of those texts that the disk has."""
-        if not self._uses_disk():
-            return {}
         assert self._disk is not None
-        keys = self._keys(texts)
         found = self._disk.get(keys.values())
         device = self._device()
         return {text: found[key].to(device) for text, key in keys.items() if key in found}
 
-    def _keep(self, features: Mapping[str, Tensor]) -> None:
-        if self._uses_disk():
-            assert self._disk is not None
-            keys = self._keys(list(features))
-            self._disk.put({keys[text]: feature for text, feature in features.items()})
-
-    def _keys(self, texts: Sequence[str]) -> dict[str, bytes]:
-        """Digests of the text tower and of each text's prompts.
-
-        Prompts stand for their ids where the tokenizer is open_clip's own; of others, which may be
-        any function, the ids are asked.
-        """
-        if self._fingerprint[0] != self._generation:
-            self._fingerprint = self._generation, fingerprint(self.tower)
-        about = [self._fingerprint[1].hex(), self.context_length, self.truncate, self._own_words]
-        keys = {}
-        for text in texts:
-            prompts = [fill(template, text) for template in self.templates]
-            content = prompts if self._own_words else self.tokenize(prompts).tolist()
-            keys[text] = hashlib.sha256(json.dumps([about, content]).encode()).digest()
-        return keys
+    def _tokens(self, prompts: Mapping[str, list[str]]) -> dict[str, Tensor]:
+        """Token ids (prompts, context) by text."""
+        tokens = self.tokenize([prompt for written in prompts.values() for prompt in written])
+        return dict(zip(prompts, tokens.split(len(self.templates)), strict=True))
 
     # --- prompts ---------------------------------------------------------------------------------
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        prompts = [fill(template, text) for text in texts for template in self.templates]
-        tokens = self.tokenize(prompts)
-        features = F.normalize(self.encode_tokens(tokens), dim=-1)
-        means = features.unflatten(0, (len(texts), len(self.templates))).mean(1)
+    def _encode(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Features (T, C) of texts by the token ids (prompts, context) of each."""
+        encoded = F.normalize(self.encode_tokens(torch.cat(list(tokens.values()))), dim=-1)
+        means = encoded.unflatten(0, (len(tokens), len(self.templates))).mean(1)
         found = F.normalize(means, dim=-1)
         lost = (~has_direction(found)).nonzero().flatten().tolist()
         if lost:
             raise ValueError(
-                f"the text tower makes zero, NaN or infinity of {shorten(texts[lost[0]])}; are the "
-                "model's weights whole?"
+                f"the text tower makes zero, NaN or infinity of {shorten(list(tokens)[lost[0]])}; "
+                "are the model's weights whole?"
             )
         return found
 
@@ -301,10 +379,6 @@ class PromptEncoder:
         if pooled_at_end_of_text(self.tower):
             return pool_text(self.tower, final_tokens(self.tower, tokens), tokens)
         return self.model.encode_text(tokens)  # type: ignore[operator]
-
-
-def _marks(parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
-    return [(p.data_ptr(), version_of(p)) for p in parameters]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

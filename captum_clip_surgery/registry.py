@@ -73,7 +73,7 @@ def _captum(make: Callable[..., Any], **options: Any) -> Method:
         captum = make(clip)
 
         def one(image: Tensor, targets: list[int]) -> Tensor:
-            with steady(clip.model), torch.inference_mode(False), torch.random.fork_rng():
+            with torch.inference_mode(False), torch.random.fork_rng():
                 torch.manual_seed(SEED)
                 image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
                 given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}
@@ -86,7 +86,9 @@ def _captum(make: Callable[..., Any], **options: Any) -> Method:
             chosen = range(len(clip.texts)) if targets is None else targets
             indices = checks.resolve_indices(chosen, len(clip.texts), images.device).tolist()
             # One by one: Captum's own batches multiply images by passes.
-            return torch.cat([one(image, indices) for image in images.split(1)]).to(images.dtype)
+            with steady(clip.model):
+                found = [one(image, indices) for image in images.split(1)]
+            return torch.cat(found).to(images.dtype)
 
         return explain
 

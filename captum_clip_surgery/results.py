@@ -8,6 +8,7 @@ import json
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from captum_clip_surgery.contents import Contents, UntellableError
 from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.visualization import bar_figure, save_figure
 
@@ -131,6 +133,25 @@ def weights_digest(model: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(data.numpy().data)
     return digest.hexdigest()
+
+
+def settings_digest(model: nn.Module) -> str:
+    """SHA-256 of the classes, modes and plain attributes of a model's modules.
+
+    Of a model with hooks, replaced methods or objects that mean nothing in another process, the
+    reason why there is none; a warning says so.
+    """
+    contents = Contents()
+    try:
+        told = [contents.of_module(name, module) for name, module in model.named_modules()]
+    except UntellableError as error:
+        warnings.warn(
+            f"{error}, which cannot be told in another process: a run that goes on with this one "
+            "is not checked for it",
+            stacklevel=3,
+        )
+        return f"none: {error}"
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:

@@ -160,7 +160,7 @@ def check_form(clip: ZeroShotClassifier, form: str | None, asked: str | None = N
             f"feature_surgery {form!r} contrasts texts, and there is one: its map would be "
             'zero. Choose "empty" or None, or give rivals'
         )
-    if form == "empty" and clip.empty_features() is None:
+    if form == "empty" and not clip.has_empty_features:
         other = "feature_surgery=None, plain cosines"
         if count > 1:
             other = 'feature_surgery="release", which contrasts the features given'

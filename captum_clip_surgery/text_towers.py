@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.exact import why_not_exactly
 
+#: Parts of a model that have no part in its text features.
+NOT_TEXT = ("visual", "logit_scale", "logit_bias", "text_decoder")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -74,7 +74,7 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     methods, _ = choose(clip, ["ClipSurgery"])
     ASKING["localization"](clip, data, methods, view, JUDGES["localization"](data))
     assert clip._encoder is not None
-    assert set(data.classes.first[1:]) <= set(clip._encoder._cache)
+    assert set(data.classes.first[1:]) <= set(clip._encoder._known.features)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -6,9 +6,10 @@ import csv
 import json
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,12 @@ from captum_clip_surgery.data import Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.data.folder import Folder
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate
+from captum_clip_surgery.evaluation.passes import Passes
 from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
+from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.registry import METHODS
 from captum_clip_surgery.results import read, weights_digest
+from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 
 SCENES = Scenes("test", 7, 96, objects=[2, 3])
 BOTH = Protocol("both", "tests", {"localization": View(size=96), "segmentation": View(size=96)}, {})
@@ -303,3 +307,60 @@ def test_command_refuses(
     assert ended.startswith("error: ")
     assert message in ended
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("part", ["ln_final", "visual.ln_post"])
+def test_an_evaluation_is_of_one_model(
+    clip: ZeroShotClassifier,
+    folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    weight = clip.model.get_submodule(part).weight
+    plain, calls = Passes.of_each, []
+
+    def then_step(self: Passes, *args: Any) -> Any:
+        found = plain(self, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            weight.data = -weight.data
+        return found
+
+    monkeypatch.setattr(Passes, "of_each", then_step)
+    journal = Journal(tmp_path / "journal", {}, False)
+    with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
+        run(clip, folder, "CLIP", batch_size=2, journal=journal)
+    with Journal(tmp_path / "journal", {}, True) as journal:
+        assert len(journal.finished()) == 1
+
+
+def test_a_task_on_many_batches_is_of_one_model(
+    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, eps = [scene.image for scene in SCENES], clip.model.ln_final.eps
+    texts = [["dog"], ["camera", "pizza"]] * 4
+    tasks: dict[str, Callable[[], object]] = {
+        "recognize": lambda: recognize(clip.with_texts(["dog", "pizza"]), pictures, batch_size=2),
+        "own texts": lambda: maps_of_own_texts(clip, pictures[:6], texts[:6], batch_size=2),
+        "words": lambda: word_maps(clip, pictures[:2], ["a dog", "a pizza"], batch_size=1),
+    }
+    plain = clip.preprocess
+    for name, task in tasks.items():
+        clip.model.ln_final.eps = eps
+        task()
+        calls: list[int] = []
+
+        def then_step(_: object, *args: Any, calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            if len(calls) == 2:
+                clip.model.ln_final.eps = 0.5
+            return plain(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ZeroShotClassifier, "preprocess", lambda self, *args, step=then_step: step(*args)
+            )
+            with pytest.raises(RuntimeError, match=r"a setting of the model .*ln_final\.eps"):
+                task()
+        assert len(calls) >= 2, name

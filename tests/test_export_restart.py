@@ -261,3 +261,38 @@ def test_how_it_goes_on_is_told(
     export(tmp_path / "in", tmp_path / "out", progress=True)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("export: 6 of 6 images" if counted else "export: 2 of 2 shards")
+
+
+@pytest.mark.parametrize("part", ["ln_final", "visual.ln_post"])
+def test_an_export_is_of_one_model(
+    folder: Path, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A step between two batches ends it; what lies there goes on with the old model alone."""
+    model, output = surgery().forward_func.model, tmp_path / "out"
+    weight = model.get_submodule(part).weight
+
+    def step() -> None:
+        weight.data = -weight.data
+
+    with monkeypatch.context() as patch:
+        fail_at(patch, run, "explain_batch", 4, step)
+        with pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
+            export(folder, output)
+    try:
+        with pytest.raises(ValueError, match="weights was"):
+            export(folder, output, resume=True)
+    finally:
+        step()
+    export(folder, output, resume=True)
+    assert_same(output, whole["webdataset"])
+
+
+def test_other_settings_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    model, output = surgery().forward_func.model, tmp_path / "out"
+    export(folder, output)
+    eps, model.ln_final.eps = model.ln_final.eps, 0.5
+    try:
+        with pytest.raises(ValueError, match="model was"):
+            export(folder, output, resume=True)
+    finally:
+        model.ln_final.eps = eps

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from conftest import random_images, relative_error, tiny_model
 from model_snapshot import differences, snapshot
 from torch import Tensor, nn
@@ -198,3 +199,146 @@ def test_inference_parameters_which_count_nothing_are_explained() -> None:
     images = random_images(clip)
     with torch.no_grad():
         assert relative_error(clip(images), make()(images)) < 1e-5
+
+
+# --- changes that no parameter counts ------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """An adapter of a user's own around a feed-forward, which also counts and keeps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.scaling, self.enabled, self.gain = inner, 2.0, True, 1
+        self.options = {"default": 1.0}
+        self.register_buffer("quantum", torch.ones(()))
+        self.calls, self.kept = 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.kept = self.calls + 1, x
+        scale = self.scaling * self.enabled * self.gain * self.options["default"]
+        return self.inner(x) * scale * self.quantum
+
+
+UNCOUNTED: dict[str, Callable[[Any, Scaled], object]] = {
+    "data replaced": lambda visual, own: setattr(
+        visual.ln_post.weight, "data", visual.ln_post.weight.data * 2
+    ),
+    "data transposed": lambda visual, own: setattr(
+        visual.transformer.resblocks[1].attn.out_proj.weight,
+        "data",
+        visual.transformer.resblocks[1].attn.out_proj.weight.data.T,
+    ),
+    "flag": lambda visual, own: setattr(own, "enabled", False),
+    "flag turned at each pass": lambda visual, own: setattr(own, "enabled", not own.enabled),
+    "scaling": lambda visual, own: setattr(own, "scaling", own.scaling * 1.5),
+    "whole number": lambda visual, own: setattr(own, "gain", 2),
+    "entry": lambda visual, own: own.options.update(default=0.5),
+    "buffer": lambda visual, own: own.quantum.mul_(2),
+    "buffer replaced": lambda visual, own: setattr(own, "quantum", own.quantum * 2),
+    "eps": lambda visual, own: setattr(visual.ln_post, "eps", 0.5),
+    "mode": lambda visual, own: visual.train(not visual.training),
+    "forward": lambda visual, own: setattr(visual.ln_post, "forward", lambda x: -x),
+    "hook": lambda visual, own: visual.ln_post.register_forward_hook(lambda m, a, out: -out),
+    "module": lambda visual, own: setattr(visual, "ln_post", copy.deepcopy(visual.ln_post)),
+}
+
+
+def with_own_adapter() -> tuple[ZeroShotClassifier, Scaled]:
+    model = tiny_model("vit")
+    block = model.visual.transformer.resblocks[1]
+    block.mlp = own = Scaled(block.mlp)
+    return ZeroShotClassifier(model, TEXTS, templates=["{}."]), own
+
+
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_changes_that_no_parameter_counts_are_refused(name: str) -> None:
+    clip, own = with_own_adapter()
+    images = random_images(clip)
+    surgery = LayerClipSurgery(clip)
+    surgery.attribute_all(images)
+    entered = clip.model.visual.transformer.resblocks[0].ln_1
+    with stepping(entered, lambda: UNCOUNTED[name](clip.model.visual, own)):
+        for call in (surgery.attribute_all, clip, clip.image_features):
+            with pytest.raises(RuntimeError, match=r"was changed during the call.*explain a copy"):
+                call(images)
+            if name not in ("scaling", "flag turned at each pass", "buffer", "mode", "hook"):
+                break  # done once and for all
+
+
+def test_what_modules_do_as_they_run_is_no_change() -> None:
+    """Counters, kept tensors and caches move with every pass, and hooks gather what they see."""
+    clip, own = with_own_adapter()
+    images = random_images(clip)
+    seen: list[Tensor] = []
+    handle = clip.model.visual.ln_post.register_forward_hook(lambda m, args, out: seen.append(out))
+    first = clip(images)
+    for _ in range(3):
+        before = own.calls
+        assert torch.equal(clip(images), first)
+        assert own.calls == before + 1
+    handle.remove()
+    assert len(seen) >= 4
+
+
+def test_another_mode_set_by_a_thread_is_refused() -> None:
+    clip = make("resnet")
+    images = random_images(clip)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def train() -> None:
+        entered.wait(20)
+        clip.model.train()
+        go_on.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+
+    def hook(*_: object) -> None:
+        entered.set()
+        go_on.wait(20)
+
+    handle = clip.model.visual.layer1.register_forward_hook(hook)
+    with pytest.raises(
+        RuntimeError, match="the training mode of a module of the model was changed"
+    ):
+        clip(images)
+    thread.join()
+    handle.remove()
+    clip.model.eval()
+
+
+def test_captums_reading_hooks_in_another_thread_are_no_change() -> None:
+    clip = make()
+    images = random_images(clip)
+    expected = clip(images)
+    layer = clip.model.visual.transformer.resblocks[0].ln_1
+    captum = LayerGradCam(clip, clip.model.visual.ln_post)
+    inside, leave = threading.Event(), threading.Event()
+    waiting = threading.local()
+
+    def hook(*_: object) -> None:
+        if getattr(waiting, "here", False):
+            inside.set()
+            leave.wait(20)
+
+    def explain() -> None:
+        waiting.here = True
+        captum.attribute(images, target=0)
+
+    handle = layer.register_forward_hook(hook)
+    thread = threading.Thread(target=explain)
+
+    def start(*_: object) -> None:
+        if not inside.is_set() and threading.current_thread() is threading.main_thread():
+            thread.start()
+            inside.wait(20)
+
+    starter = layer.register_forward_hook(start)
+    try:
+        assert torch.equal(clip(images), expected)
+    finally:
+        leave.set()
+        thread.join()
+        handle.remove()
+        starter.remove()

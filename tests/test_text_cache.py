@@ -6,8 +6,11 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import open_clip
 import pytest
@@ -216,9 +219,148 @@ def test_what_hooks_make_is_not_kept(tmp_path, passes):
     model = text_model(CustomTextCLIP)
     expected = encode(None, model)
     handle = model.text.ln_final.register_forward_hook(lambda module, args, out: out.flip(-1))
-    encode(tmp_path, model)
+    with pytest.warns(UserWarning, match="ln_final has hooks"):
+        encode(tmp_path, model)
     handle.remove()
     assert torch.equal(encode(tmp_path, model), expected)
+
+
+# --- what no parameter tells ---------------------------------------------------------------------
+
+
+class Adapter(nn.Module):
+    """Around a feed-forward; its settings stand in attributes of every kind."""
+
+    sign = 1.0
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.lora_alpha, self.enabled = inner, 16, True
+        self.scaling = {"default": 1.0}
+        self.options = SimpleNamespace(gain=1.0, kinds={"a", "b"}, mask=torch.ones(16))
+        self.act: Callable[[Tensor], Tensor] = torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.lora_alpha / 16 * self.scaling["default"] * self.options.gain * self.enabled
+        return self.sign * self.act(self.inner(x)) * scale * self.options.mask
+
+
+def adapted() -> Any:
+    model = text_model()
+    model.transformer.resblocks[1].mlp = Adapter(model.transformer.resblocks[1].mlp)
+    return model
+
+
+UNCOUNTED: dict[str, Callable[[Adapter], object]] = {
+    "alpha": lambda own: setattr(own, "lora_alpha", 32),
+    "flag": lambda own: setattr(own, "enabled", False),
+    "entry": lambda own: own.scaling.update(default=2.0),
+    "object's attribute": lambda own: setattr(own.options, "gain", 3.0),
+    "tensor attribute": lambda own: own.options.mask[3].fill_(-1.0),
+    "function": lambda own: setattr(own, "act", torch.sigmoid),
+    "class": lambda own: setattr(own, "__class__", Negated),
+}
+
+
+class Negated(Adapter):
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_settings_are_part_of_the_key(tmp_path, passes, name):
+    encode(tmp_path, adapted())
+    model = adapted()
+    UNCOUNTED[name](model.transformer.resblocks[1].mlp)
+    passes.count = 0
+    found = encode(tmp_path, model)
+    assert passes.count == len(TEXTS)
+    assert torch.equal(found, encode(None, model))
+    passes.count = 0
+    # Another model of the same kind, as another process would have it.
+    model = adapted()
+    UNCOUNTED[name](model.transformer.resblocks[1].mlp)
+    assert torch.equal(encode(tmp_path, model), found)
+    assert passes.count == 0
+
+
+UNTELLABLE: dict[str, Callable[[Any], object]] = {
+    "hook": lambda model: model.ln_final.register_forward_hook(lambda m, a, out: -out),
+    "forward": lambda model: setattr(model.ln_final, "forward", lambda x: -x),
+    "function of its own": lambda model: setattr(
+        model.transformer.resblocks[1].mlp, "act", lambda x: x * 3
+    ),
+    "object": lambda model: setattr(
+        model.transformer.resblocks[1].mlp, "other", (i for i in range(3))
+    ),
+    "quantization": lambda model: torch.ao.quantization.quantize_dynamic(
+        model, {nn.Linear}, inplace=True
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", UNTELLABLE)
+def test_what_cannot_be_told_is_not_kept_and_warned_of_once(tmp_path, passes, name):
+    encode(tmp_path, adapted())
+    before = (tmp_path / FILE).read_bytes()
+    model = adapted()
+    UNTELLABLE[name](model)
+    encoder = PromptEncoder(model, templates=TWO, cache=tmp_path)
+    with pytest.warns(UserWarning, match="text features are not kept in .* in another process"):
+        found = encoder(TEXTS)
+    assert torch.equal(found, encode(None, model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(["another text"])
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_setting_of_a_class_is_part_of_the_key(tmp_path, monkeypatch):
+    encode(tmp_path, adapted())
+    monkeypatch.setattr(Adapter, "sign", -1.0)
+    assert torch.equal(encode(tmp_path, adapted()), encode(None, adapted()))
+
+
+def test_a_replaced_method_of_a_class_is_not_kept(tmp_path, monkeypatch):
+    model = text_model()
+    plain = type(model.ln_final).forward
+    monkeypatch.setattr(type(model.ln_final), "forward", lambda self, x: -plain(self, x))
+    with pytest.warns(UserWarning, match=r"LayerNorm\.forward was replaced"):
+        changed = encode(tmp_path, model)
+    monkeypatch.undo()
+    assert not torch.equal(changed, encode(tmp_path, model))
+    assert torch.equal(encode(tmp_path, model), encode(None, model))
+
+
+def test_a_template_that_changes_its_mind_does_not_poison(tmp_path):
+    said = iter(f"{word} {{}}" for word in ["one", "a", "a", "one", "some", "one"] * 20)
+
+    def fickle(text: str) -> str:
+        return next(said).format(text)
+
+    for _ in range(5):
+        encode(tmp_path, templates=[fickle])
+    for word in ("one", "a", "some"):
+        options = {"templates": [f"{word} {{}}"]}
+        assert relative_error(encode(tmp_path, **options), encode(None, **options)) < 1e-5
+
+
+def test_a_tokenizer_that_changes_its_mind_does_not_poison(tmp_path):
+    turns = iter(["", "", "red ", "", "red "] * 100)
+
+    def fickle(texts: list[str], context_length: int) -> Tensor:
+        added = next(turns)  # as dropout of merges does
+        written = [added + text if "here" in text else text for text in texts]
+        return open_clip.tokenize(written, context_length=context_length)
+
+    def steady(texts: list[str], context_length: int) -> Tensor:
+        return open_clip.tokenize(texts, context_length=context_length)
+
+    for _ in range(5):
+        encode(tmp_path, tokenizer=fickle)
+    found = encode(tmp_path, tokenizer=steady)
+    assert relative_error(found, encode(None, tokenizer=steady)) < 1e-5
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -20,7 +20,14 @@ from captum_clip_surgery.evaluation import Evaluation, Protocol, evaluate
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import LONG, circumstances, to_markdown, weights_digest, write
+from captum_clip_surgery.results import (
+    LONG,
+    circumstances,
+    settings_digest,
+    to_markdown,
+    weights_digest,
+    write,
+)
 from captum_clip_surgery.visualization import save_figure
 
 #: Of the package, what its results come from.
@@ -119,6 +126,7 @@ def _about(
             "tower": clip.tower.describe(),
             "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
+            "settings": settings_digest(clip.model),
             "templates": [] if encoder is None else [str(t) for t in encoder.templates],
         },
         "code": code_digest(),

@@ -21,6 +21,7 @@ from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import ASKING, Asking
 from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.models import Watch
 from captum_clip_surgery.progress import follow
 from captum_clip_surgery.results import Result
 
@@ -122,6 +123,7 @@ def evaluate(
         ValueError: a task that the protocol does not have or the data set has no truth for, a limit
             below 1, names of classes that are not as many as the data set's, no method that a task
             can ask, an image that cannot be read, nothing that was judged.
+        RuntimeError: the model was changed meanwhile.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit!r} must be at least 1; None is all images")
@@ -134,6 +136,7 @@ def evaluate(
             )
     indices = range(len(data))[:limit]
     start, waited, done = time.perf_counter(), 0.0, 0
+    watch = Watch(clip.model, whole=True)
     # One process reads for all, and before anyone adds: were they to see different things, they
     # would share out differently, and images be lost or measured twice.
     pieces = journal.finished() if journal is not None and among.first else {}
@@ -161,6 +164,7 @@ def evaluate(
             except Exception as error:
                 error.add_note(f"images {', '.join(shown.name for shown in batch)} of {data.name}")
                 raise
+            watch.check()
             if journal is not None:
                 row = pack(found, ask.names)
                 journal.add(f"{task} {batch[0].index}", to_bytes(row))

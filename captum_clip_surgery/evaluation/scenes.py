@@ -16,6 +16,7 @@ from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
 from captum_clip_surgery.metrics.bootstrap import ImageMeans
+from captum_clip_surgery.models import Watch
 from captum_clip_surgery.results import Result
 
 #: What can be measured: maps against masks, pixels taken and given, the image among others.
@@ -69,6 +70,7 @@ def evaluate_scenes(
     costs: dict[str, list[Cost]] = {name: [] for name in methods}
     judge = clip.with_texts(nouns()) if "faithfulness" in measures else None
     clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate at first is nobody's
+    watch = Watch(clip.model, whole=True)
     bar = partial(tqdm, disable=not progress)
     for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)
@@ -84,11 +86,13 @@ def evaluate_scenes(
                 areas = insertion_deletion(judge, image, maps[:1], target, STEPS)
                 insertion, deletion = (float(area) for area in areas)
                 means[name].update(insertion=insertion, deletion=deletion)
+        watch.check()
     if "grid" in measures:
         for start in bar(range(0, len(scenes), SIDE**2), desc="grids", unit="grid"):
             tiles = [scenes[i] for i in range(start, min(start + SIDE**2, len(scenes)))]
             for name, share in _grid_shares(clip, tiles, start, methods, rivals, size).items():
                 means[name].update(grid_pointing=share)
+            watch.check()
     return {
         name: _result(pairs[name], means[name], costs[name], "localization" in measures, confidence)
         for name in methods

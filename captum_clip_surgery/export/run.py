@@ -25,8 +25,9 @@ from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export.sources import Piece, Source, open_source
 from captum_clip_surgery.export.writing import Behind, Entry, entries
 from captum_clip_surgery.journal import ABOUT, Journal
+from captum_clip_surgery.models import Watch
 from captum_clip_surgery.progress import follow
-from captum_clip_surgery.results import circumstances, weights_digest
+from captum_clip_surgery.results import circumstances, settings_digest, weights_digest
 from captum_clip_surgery.surgery import DualPathMaps
 
 
@@ -84,6 +85,7 @@ def export_maps(
             size the patch size does not divide, an unknown format, a batch size below 1.
         ImportError: the format's library is missing.
         OSError: the disk is full, or cannot be written; what is finished stays.
+        RuntimeError: the model was changed meanwhile; nothing of the changed one is written.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
@@ -97,6 +99,7 @@ def export_maps(
     sides = _sides(size, clip.native_size)
     clip.tower.grid(*sides)
     collection = open_source(source, shard_size)
+    watch = Watch(clip.model, whole=True)
     if among.first:  # every weight is looked at
         settings = {
             **(about or {}),
@@ -121,7 +124,7 @@ def export_maps(
         batches = _followed(ahead, left, among, progress)
         make = partial(FORMATS[format], folder, texts=clip.texts)
         with Behind(folder / JOURNAL, make) as behind:
-            made = _explain(surgery, top, batches, behind, among)
+            made = _explain(surgery, top, batches, behind, among, watch)
         seconds = time.perf_counter() - start
         among.meet("their shards")
         manifest: Mapping[str, Any] = {}
@@ -148,6 +151,7 @@ def _explain(
     batches: Iterable[Batch],
     behind: Behind,
     among: Processes,
+    watch: Watch,
 ) -> int:
     """How many images were explained."""
     device, made = surgery.forward_func.device, 0
@@ -161,6 +165,7 @@ def _explain(
                 error.add_note(f"images {', '.join(batch.names)}")
                 raise
             made += len(found)
+        watch.check()  # the manifest tells of one model, and all shards are of it
         behind.put(batch, found)
     return made
 
@@ -221,6 +226,7 @@ def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
         "tower": clip.tower.describe(),
         "activation": describe_activation(clip.model),
         "weights": weights_digest(clip.model),
+        "model": settings_digest(clip.model),
         "preprocessing": repr(clip.preprocessing),
         "versions": circumstances(clip.device)["versions"],
         "device": torch.device(clip.device).type,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models import Watch
 from captum_clip_surgery.preprocessing import Picture, load_picture
 
 #: A picture or several (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
@@ -36,9 +37,11 @@ def batches(
     Raises:
         TypeError, ValueError, FileNotFoundError: see `checks.check_images`, `load_picture` and
             `clip.preprocess`; a size for a ready batch, a batch size below 1.
+        RuntimeError: the model was changed since the last batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size!r} must be at least 1")
+    watch = Watch(clip.model, whole=True)
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
@@ -48,11 +51,13 @@ def batches(
             # Scores differ by little: in half precision they would be equal.
             wide = torch.promote_types(part.dtype, torch.float32)
             yield part.to(wide), [(height, width)] * len(part)
+            watch.check()
         return
     pictures = as_list(images)
     for start in range(0, len(pictures), batch_size):
         loaded = [load_picture(picture) for picture in pictures[start : start + batch_size]]
         yield clip.preprocess(loaded, size), [height_width(picture) for picture in loaded]
+        watch.check()
 
 
 def as_list(images: Picture | Sequence[Picture]) -> Sequence[Picture]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models import steady
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.enlarging import (
@@ -222,7 +223,8 @@ def class_scores(
     surgery = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery)
     parts = images.split(_at_once(clip, images.shape[-2:]))
     sliding = windows_of(clip, window, stride)
-    return torch.cat([_class_scores(surgery, vocabulary, part, sliding) for part in parts])
+    with steady(clip.model, whole=True):
+        return torch.cat([_class_scores(surgery, vocabulary, part, sliding) for part in parts])
 
 
 # --- what the model sees -------------------------------------------------------------------------
