@@ -71,12 +71,12 @@ GROUPS = {
             "test_multimodal.py::test_sub_words_of_hugging_face_tokenizers",
         ),
         sample=200,
-        # One size and depth of a tower, one tower of a method tell as much as all of them.
+        # One size and num_blocks of a tower, one tower of a method tell as much as all of them.
         without="test_towers.py and (many or RN50 or coca_ViT or ViTamin or PE-Core)"
         " or left_alone and not wide"
         " or test_dual_path and (wide or -0 or -1 or all)"
         " or test_positions_as and native"
-        " or test_captum and not (ClipSurgery-vit or ClipSimilarity-vit or LeGrad-vit"
+        " or test_captum and not (CLIPSurgery-vit or CLIPSimilarity-vit or LeGrad-vit"
         " or two_texts or auto_counts)",
     ),
 }

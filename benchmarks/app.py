@@ -1,6 +1,6 @@
 """How long a visitor of the page waits: a first result, and a changed text.
 
-    python benchmarks/app.py [--repeats 5] [--methods CLIP,ClipSurgery] [--browser]
+    python benchmarks/app.py [--repeats 5] [--methods CLIP,CLIPSurgery] [--browser]
 
 Seconds from what a visitor does to the finished HTML, without the browser: a picture that was never
 seen, other texts on it, and another look of the same maps. Texts are new each time. With
@@ -27,13 +27,13 @@ import typer
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.app import tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import read_picture, scene
 from captum_clip_surgery.app.settings import Settings
 from captum_clip_surgery.cli.common import Model, Pretrained, load_model
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tables import markdown
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -128,7 +128,7 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
 
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    methods: str = "CLIP,ClipSurgery",
+    methods: str = "CLIP,CLIPSurgery",
     model: Model = None,
     pretrained: Pretrained = None,
     browser: Annotated[bool, typer.Option("--browser")] = False,

@@ -35,12 +35,12 @@ from endurance import Found, Sample, report, sample
 from PIL import Image
 from tqdm import tqdm
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery.app import figures, markup, serving
 from captum_clip_surgery.app.code import Model
 from captum_clip_surgery.app.settings import MAX_TEXTS, Settings
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.results import circumstances
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -49,8 +49,8 @@ from served import Visitor, free_port, until_work_begins
 #: What users do, and how often.
 ACTS = {"explains": 6, "chooses": 2, "saves": 1, "stops": 1, "leaves": 1}
 #: By one pass, and by gradients, a text at a time.
-METHODS = (["CLIP", "ClipSurgery"], ["ClipSurgery", "GradCam"], ["ClipSurgery", "LeGrad"])
-LONG = ["ClipSurgery", "LeGrad"]
+METHODS = (["CLIP", "CLIPSurgery"], ["CLIPSurgery", "GradCam"], ["CLIPSurgery", "LeGrad"])
+LONG = ["CLIPSurgery", "LeGrad"]
 REST = 0.5  # seconds between looks whether the process is at rest
 
 
@@ -154,7 +154,7 @@ class User:
         scene = self.scenes[self.first + self.draw.randrange(8)]
         self.image, buffer = Image.fromarray(scene.image), io.BytesIO()
         self.image.save(buffer, format="PNG")
-        self._wants(["ClipSurgery"], self.draw.randint(1, 4))
+        self._wants(["CLIPSurgery"], self.draw.randint(1, 4))
         self._check(self.visitor.uploads(buffer.getvalue(), "scene.png"))
 
     def _explains(self) -> None:
@@ -198,7 +198,7 @@ def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
     """Hold the pictures of an answer against the API's.
 
     Args:
-        answer: all that came, with maps by ClipSurgery.
+        answer: all that came, with maps by CLIPSurgery.
         clip: the model under the texts that were asked for.
         image: the picture they were asked of.
 
@@ -209,9 +209,9 @@ def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
     html = next((part for part in data if isinstance(part, str) and "ccs-row" in part), None)
     if html is None:
         raise AssertionError(f"no maps came: {_last(answer)[:300]}")
-    maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(image))[0].detach()
+    maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(image))[0].detach()
     for text, attribution in zip(clip.texts, maps, strict=True):
-        alt = re.escape(markup.escape(f"Where ClipSurgery sees {text!r} in the picture"))
+        alt = re.escape(markup.escape(f"Where CLIPSurgery sees {text!r} in the picture"))
         shown = re.search(rf'src="data:image/png;base64,([^"]+)" alt="{alt}"', html)
         if shown is None:
             raise AssertionError(f"no map of {text!r}")
@@ -277,7 +277,7 @@ def main(
     ended = run(60 * minutes, users)
     output.mkdir(parents=True, exist_ok=True)
     content = {
-        **circumstances(torch.device("cpu")),
+        **environment_info(torch.device("cpu")),
         "minutes": minutes,
         "users": users,
         "done": ended.done,

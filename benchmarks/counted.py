@@ -17,8 +17,8 @@ import typer
 from speed import at_size, classifier
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from captum_clip_surgery import LayerClipSurgery
-from captum_clip_surgery.tables import markdown
+from captum_clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery._utils.tables import markdown
 
 CASES = (
     ("ViT-B-16", 224),
@@ -46,7 +46,7 @@ def count(model: str, size: int, texts: int) -> tuple[float, float]:
     image = torch.zeros(1, 3, size, size)
     found = []
     # With gradients on, PyTorch does not take its fused attention, which the counter cannot see.
-    for call in (at_size(clip, image), LayerClipSurgery(clip).attribute_all):
+    for call in (at_size(clip, image), LayerCLIPSurgery(clip).attribute_all):
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
             call(image)
         found.append(float(counter.get_total_flops()))

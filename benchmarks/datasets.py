@@ -24,30 +24,30 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from written_scenes import of_few_nouns, scene_folder, scene_voc
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.data import DataSet
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import DataSet
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.results import LONG
-from captum_clip_surgery.tables import markdown
+from captum_clip_surgery.evaluation.results import LONG
 
 DENSE = (
-    ("ClipSurgery",),
-    ("ClipSurgery", "CLIP", "MaskClip"),
+    ("CLIPSurgery",),
+    ("CLIPSurgery", "CLIP", "MaskCLIP"),
     (
         "CLIP",
-        "ClipSurgery",
+        "CLIPSurgery",
         "ArchitectureSurgery",
         "FeatureSurgery",
-        "MaskClip",
-        "Sclip",
-        "ClearClip",
-        "NaClip",
-        "Gem",
+        "MaskCLIP",
+        "SCLIP",
+        "ClearCLIP",
+        "NACLIP",
+        "GEM",
     ),
 )
-COMPARED = ("CLIP", "ClipSurgery")
+COMPARED = ("CLIP", "CLIPSurgery")
 
 
 def main(

@@ -2,7 +2,7 @@
 
     python benchmarks/defaults.py [--scenes 300] [--split validation] [--output FILE.md]
 
-Depth, averages over depths, form of feature surgery, tau, and with how many texts which form is
+Depth, averages over depths, form of feature surgery, inverse_temperature, and with how many texts which form is
 best. What is found here is reported on test scenes in docs/results.md.
 """
 
@@ -15,24 +15,27 @@ import torch
 import typer
 from torch import Tensor
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.methods.base import Method
-from captum_clip_surgery.results import to_markdown
+from captum_clip_surgery.evaluation.results import to_markdown
 
 SEED_OF_RIVALS = 7
 
 
 def surgery(**options: object) -> Method:
-    return lambda clip: LayerClipSurgery(clip, **options).attribute_all
+    return lambda clip: LayerCLIPSurgery(clip, **options).attribute_all
 
 
 def averaged(depths: range, form: str) -> Method:
     """The mean of the maps of several depths."""
 
     def method(clip: ZeroShotClassifier):  # type: ignore[no-untyped-def]
-        each = [LayerClipSurgery(clip, depth=depth, feature_surgery=form) for depth in depths]
+        each = [
+            LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=form)
+            for num_blocks in depths
+        ]
 
         def explain(images: Tensor) -> Tensor:
             return torch.stack([one.attribute_all(images) for one in each]).mean(0)
@@ -43,7 +46,10 @@ def averaged(depths: range, form: str) -> Method:
 
 
 def depths() -> dict[str, Method]:
-    single = {f"empty, depth {d}": surgery(depth=d, feature_surgery="empty") for d in range(1, 9)}
+    single = {
+        f"empty, num_blocks {d}": surgery(num_blocks=d, feature_surgery="empty")
+        for d in range(1, 9)
+    }
     ranges = (range(5, 9), range(3, 9), range(1, 9))
     return single | {
         f"empty, mean of depths {r.start} to {r.stop - 1}": averaged(r, "empty") for r in ranges
@@ -52,9 +58,11 @@ def depths() -> dict[str, Method]:
 
 def forms() -> dict[str, Method]:
     contrasts = {
-        f"{form}, tau {tau:g}": surgery(feature_surgery=form, tau=tau)
+        f"{form}, inverse_temperature {inverse_temperature:g}": surgery(
+            feature_surgery=form, inverse_temperature=inverse_temperature
+        )
         for form in ("release", "paper")
-        for tau in (0.0, 1.0, 2.0, 5.0, 20.0)
+        for inverse_temperature in (0.0, 1.0, 2.0, 5.0, 20.0)
     }
     plain = {
         "no feature surgery": surgery(feature_surgery=None),
@@ -72,7 +80,7 @@ def main(
     clip = ZeroShotClassifier.demo(["dog"])
     chosen = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
     shuffled = torch.randperm(len(nouns()), generator=torch.Generator().manual_seed(SEED_OF_RIVALS))
-    rivals = [nouns()[i] for i in shuffled.tolist()]
+    distractors = [nouns()[i] for i in shuffled.tolist()]
     parts = []
 
     def table(title: str, methods: dict[str, Method], others: list[str]) -> None:
@@ -81,9 +89,9 @@ def main(
         print(parts[-1], flush=True)
 
     table("Depth, the scene's own two or three texts", depths(), [])
-    for count in (0, 2, 5, 10, 30, len(rivals)):
-        title = f"Form and tau, own texts and {count} rivals"
-        table(title, forms(), rivals[:count])
+    for count in (0, 2, 5, 10, 30, len(distractors)):
+        title = f"Form and inverse_temperature, own texts and {count} distractors"
+        table(title, forms(), distractors[:count])
     if output is not None:
         output.write_text("\n".join(parts))
 

@@ -26,8 +26,8 @@ import numpy as np
 import typer
 from PIL import Image
 
+from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tables import markdown
 
 OPTIONS = "--dataset folder --protocol present --workers 0 --batch 8"
 
@@ -90,7 +90,7 @@ def measure(root: Path, work: Path, methods: str, rounds: int) -> dict[str, list
 def main(
     images: Annotated[int, typer.Option(help="How many scenes.")] = 200,
     rounds: Annotated[int, typer.Option(help="How often each case is run.")] = 3,
-    methods: Annotated[str, typer.Option(help="Names, comma between.")] = "CLIP,ClipSurgery",
+    methods: Annotated[str, typer.Option(help="Names, comma between.")] = "CLIP,CLIPSurgery",
     output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
 ) -> None:
     """Print the table."""

@@ -1,7 +1,7 @@
 """Many attributions on one model: do memory, file handles, hooks or threads grow?
 
     python benchmarks/endurance.py [--attributions 20000] [--changes 2000]
-        [--methods ClipSurgery,GradEclip,...] [--output FOLDER]
+        [--methods CLIPSurgery,GradECLIP,...] [--output FOLDER]
 
 A change is a new list of texts on the same model, at another size. Attributions are spread evenly
 between changes, methods in turns; the model is the embedded one. Needs Linux's /proc. Writes
@@ -27,14 +27,14 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier
-from captum_clip_surgery.costs import PROCESS, TRIM
+from captum_clip_surgery._utils.profiling import PROCESS, TRIM
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr._base import Explain, Method
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.methods.base import Explain, Method
-from captum_clip_surgery.results import circumstances
-from captum_clip_surgery.tables import markdown
 
 #: One that shares a pass, one of CLIP's own, two by gradients, of which one opens attention.
-USUAL = ("ClipSurgery", "CLIP", "Gem", "LeGrad", "GradEclip")
+USUAL = ("CLIPSurgery", "CLIP", "GEM", "LeGrad", "GradECLIP")
 SIDES = (96, 112, 128, 160, 192, 224)
 MOST_TEXTS = 12
 WARM_UP = 0.2  # of all attributions: what libraries keep of their first calls, and of each size
@@ -169,7 +169,7 @@ def main(
     found = endure(clip, chosen, attributions, changes)
     output.mkdir(parents=True, exist_ok=True)
     content = {
-        **circumstances(clip.device),
+        **environment_info(clip.device),
         "changes": changes,
         "mib_per_thousand": found.mib_per_thousand,
         "samples": [asdict(one) for one in found.samples],

@@ -25,11 +25,11 @@ import torch
 import typer
 from PIL import Image
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.distributed import processes
+from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.distributed import processes
 from captum_clip_surgery.export import export_maps, run
-from captum_clip_surgery.tables import markdown
 
 EVERY = 1.0  # seconds between looks at memory
 
@@ -91,7 +91,7 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
     if stop_at is not None:
         _stop_at(stop_at)
     with processes() as among:
-        surgery = LayerClipSurgery(ZeroShotClassifier.demo(nouns()))
+        surgery = LayerCLIPSurgery(ZeroShotClassifier.demo(nouns()))
         start = time.perf_counter()
         with Looking() as looking:  # which costs the model next to nothing
             try:

@@ -15,10 +15,10 @@ import torch
 import typer
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import randomization, suspicious
-from captum_clip_surgery.registry import choose
-from captum_clip_surgery.tables import markdown
 
 
 def main(

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--model ViT-B-16] [--sweeps texts,side,batch,images]
         [--rounds 3] [--device cuda] [--dtype bf16] [--output FOLDER]
 
-Each point is `LayerClipSurgery.attribute_all` beside the model's own pass over the same images, in
+Each point is `LayerCLIPSurgery.attribute_all` beside the model's own pass over the same images, in
 turns. Weights are random, which changes no time.
 """
 
@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from speed import PRECISIONS, at_size, classifier
 from tqdm import tqdm
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.costs import measure
-from captum_clip_surgery.results import circumstances
-from captum_clip_surgery.tables import markdown
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.profiling import measure
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery._utils.tables import markdown
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(clip: ZeroShotClassifier, setting: Setting, rounds: int) -> Found:
     """One point: both cases in turns, and memory in a call of its own before."""
     batch = torch.randn(setting.batch, 3, setting.side, setting.side, device=clip.device)
     count = setting.images // setting.batch
-    plain, surgery = at_size(clip, batch), LayerClipSurgery(clip)
+    plain, surgery = at_size(clip, batch), LayerCLIPSurgery(clip)
 
     def repeated(call: Callable[[torch.Tensor], Any]) -> float:
         start = time.perf_counter()
@@ -172,7 +172,7 @@ def main(
             found[sweep][getattr(setting, sweep)] = run(clip, setting, rounds)
         print(f"\n{table(sweep, found[sweep])}")
     output.mkdir(parents=True, exist_ok=True)
-    about = {**circumstances(torch.device(device)), "model": model, "dtype": dtype}
+    about = {**environment_info(torch.device(device)), "model": model, "dtype": dtype}
     content = {
         sweep: {value: asdict(point) for value, point in points.items()}
         for sweep, points in found.items()

@@ -25,13 +25,13 @@ import numpy as np
 import typer
 from PIL import Image
 
-from captum_clip_surgery.distributed import share
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.distributed import share
+from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.export.manifest import _write_index
 from captum_clip_surgery.export.shards import Row, checksum
 from captum_clip_surgery.export.writing import Entry, entries, rows_of
-from captum_clip_surgery.journal import Journal
 from captum_clip_surgery.preprocessing import Preprocess
-from captum_clip_surgery.tables import markdown
 
 HOUR = 3600.0
 #: Counted for ViT-B/16 at 224 pixels with 59 texts; a GPU's peak in bf16, and how much is reached.

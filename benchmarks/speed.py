@@ -1,7 +1,7 @@
 """What explaining costs beside the model's own `encode_image`, in one process and in turns.
 
     python benchmarks/speed.py [--model ViT-B-16] [--size 512] [--batch 8] [--texts 59]
-        [--device cuda] [--dtype bf16] [--methods ClipSurgery,LeGrad] [--compiled] [--json FILE]
+        [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled] [--json FILE]
 
 Each round runs every case once, so that what else the machine does meets them alike; ratios are of
 a round's time to `encode_image` in the same round. Weights are random, which changes no time.
@@ -29,16 +29,16 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.costs import measure
-from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import circumstances
-from captum_clip_surgery.tables import markdown
+from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.profiling import measure
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr.registry import choose
 
 YARDSTICK = "encode_image"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DENSE = "CLIP,ClipSurgery,ArchitectureSurgery,MaskClip,Sclip,ClearClip,NaClip,Gem"
-GRADIENTS = "LeGrad,AttentionRelevance,GradEclip"
+DENSE = "CLIP,CLIPSurgery,ArchitectureSurgery,MaskCLIP,SCLIP,ClearCLIP,NACLIP,GEM"
+GRADIENTS = "LeGrad,AttentionRelevance,GradECLIP"
 
 Case = Callable[[], Any]
 
@@ -79,7 +79,7 @@ def cases(
     chosen, left_out = choose(clip, methods)
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
-    surgery, shaped = LayerClipSurgery(clip), ClipSurgery(clip)
+    surgery, shaped = LayerCLIPSurgery(clip), CLIPSurgery(clip)
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     size = (images.shape[-2], images.shape[-1])
     encode = partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.recipe)
@@ -204,7 +204,7 @@ def main(
     height, width = clip.native_size if size is None else (size, size)
     images = torch.randn(batch, 3, height, width, device=device)
     about = {
-        **circumstances(torch.device(device)),
+        **environment_info(torch.device(device)),
         "model": f"{model}: {clip.tower.describe()}",
         "size": [height, width],
         "batch": batch,
@@ -220,7 +220,7 @@ def main(
     timings = run(found, rounds, torch.device(device))
     print(table(timings, batch))
     if device.startswith("cuda"):
-        surgery = LayerClipSurgery(clip).attribute_all
+        surgery = LayerCLIPSurgery(clip).attribute_all
         for check in (True, False):
             count = waits(partial(surgery, images, None, check))
             print(f"check_finite={check}: the host waits {count} times")

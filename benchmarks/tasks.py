@@ -19,9 +19,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAve
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.tasks.multimodal import word_maps
 from captum_clip_surgery.tasks.points import Prompt, prompts
 from captum_clip_surgery.tasks.recognition import recognize

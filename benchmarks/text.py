@@ -25,11 +25,11 @@ import torch
 import typer
 from torch import nn
 
-from captum_clip_surgery.fingerprints import fingerprint
-from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.results import circumstances
-from captum_clip_surgery.tables import markdown
-from captum_clip_surgery.texts import TEMPLATES, fill
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.models.text._fingerprint import fingerprint
+from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 
 YARDSTICK = "encode_text, padded"
 FIRST, SECOND = "first call", "second call"
@@ -94,7 +94,7 @@ def main(
         inside(model, inside_folder, texts)
         return
     built = random_model(model)
-    prompts = [[fill(template, text) for template in TEMPLATES] for text in texts]
+    prompts = [[format_prompt(template, text) for template in TEMPLATES] for text in texts]
     found: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         PromptEncoder(built, cache=folder)(texts)  # fills the cache, and warms up
@@ -103,7 +103,7 @@ def main(
             taken = {YARDSTICK: padded(built, prompts), FIRST: seconds(encoder, texts)}
             taken[SECOND] = min(seconds(encoder, texts) for _ in range(10))
             found.append(taken | from_disk(model, Path(folder), classes, threads))
-    about = circumstances(torch.device("cpu")) | {
+    about = environment_info(torch.device("cpu")) | {
         "model": model,
         "classes": classes,
         "rounds": rounds,

@@ -1,86 +1,88 @@
 """CLIP Surgery for Captum: explain what CLIP sees, and where.
 
-See `ZeroShotClassifier` for a CLIP and its texts as an image classifier, `ClipSurgery` and
-`LayerClipSurgery` for the attributions, `compare` for methods side by side.
+See `ZeroShotClassifier` for a CLIP and its texts as an image classifier, `CLIPSurgery` and
+`LayerCLIPSurgery` for the attributions, `compare` for methods side by side.
 """
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.catalog import ModelEntry, list_models
-from captum_clip_surgery.checkup import TowerReport, tower_report
-from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.comparison import Comparison, compare
-from captum_clip_surgery.methods.attention import (
+from captum_clip_surgery.attr.attention import (
     AttentionRelevance,
     AttentionRollout,
-    GradEclip,
     LayerAttentionRelevance,
     LayerAttentionRollout,
-    LayerGradEclip,
-    LayerLeGrad,
     LayerRawAttention,
+    RawAttention,
+)
+from captum_clip_surgery.attr.clip_surgery import (
+    CLIPSimilarity,
+    CLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
+)
+from captum_clip_surgery.attr.dense import (
+    GEM,
+    NACLIP,
+    SCLIP,
+    ClearCLIP,
+    LayerClearCLIP,
+    LayerGEM,
+    LayerMaskCLIP,
+    LayerNACLIP,
+    LayerSCLIP,
+    MaskCLIP,
+)
+from captum_clip_surgery.attr.gradient import (
+    GradECLIP,
+    LayerGradECLIP,
+    LayerLeGrad,
     LayerTokenGradCam,
     LeGrad,
-    RawAttention,
     TokenGradCam,
 )
-from captum_clip_surgery.methods.dense import (
-    ClearClip,
-    Gem,
-    LayerClearClip,
-    LayerGem,
-    LayerMaskClip,
-    LayerNaClip,
-    LayerSclip,
-    MaskClip,
-    NaClip,
-    Sclip,
-)
-from captum_clip_surgery.methods.words import WordScores, word_scores
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.surgery import (
-    ClipSimilarity,
-    ClipSurgery,
-    FeatureClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
-)
-from captum_clip_surgery.texts import TEMPLATES
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr.words import WordScores, word_scores
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.comparison import Comparison, compare
+from captum_clip_surgery.diagnostics import TowerReport, tower_report
+from captum_clip_surgery.models.catalog import ModelEntry, list_models
+from captum_clip_surgery.models.text.templates import TEMPLATES
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GEM",
     "METHODS",
+    "NACLIP",
+    "SCLIP",
     "TEMPLATES",
     "AttentionRelevance",
     "AttentionRollout",
-    "ClearClip",
-    "ClipSimilarity",
-    "ClipSurgery",
+    "CLIPSimilarity",
+    "CLIPSurgery",
+    "ClearCLIP",
     "Comparison",
-    "FeatureClipSurgery",
-    "Gem",
-    "GradEclip",
+    "FeatureCLIPSurgery",
+    "GradECLIP",
     "LayerAttentionRelevance",
     "LayerAttentionRollout",
-    "LayerClearClip",
-    "LayerClipSimilarity",
-    "LayerClipSurgery",
-    "LayerFeatureClipSurgery",
-    "LayerGem",
-    "LayerGradEclip",
+    "LayerCLIPSimilarity",
+    "LayerCLIPSurgery",
+    "LayerClearCLIP",
+    "LayerFeatureCLIPSurgery",
+    "LayerGEM",
+    "LayerGradECLIP",
     "LayerLeGrad",
-    "LayerMaskClip",
-    "LayerNaClip",
+    "LayerMaskCLIP",
+    "LayerNACLIP",
     "LayerRawAttention",
-    "LayerSclip",
+    "LayerSCLIP",
     "LayerTokenGradCam",
     "LeGrad",
-    "MaskClip",
+    "MaskCLIP",
     "ModelEntry",
-    "NaClip",
     "RawAttention",
-    "Sclip",
     "TokenGradCam",
     "TowerReport",
     "WordScores",

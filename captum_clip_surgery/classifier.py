@@ -14,19 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_clip_surgery import checks
-from captum_clip_surgery.activations import explain_activation
-from captum_clip_surgery.agreement import ImageSide
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.loading import load
-from captum_clip_surgery.models import check_clip, check_differentiable, steady
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._activations import explain_activation
+from captum_clip_surgery.models._agreement import ImageSide
+from captum_clip_surgery.models._blocks import has_hooks
+from captum_clip_surgery.models._guards import (
+    assert_parameters_unchanged,
+    check_clip,
+    check_differentiable,
+)
+from captum_clip_surgery.models._token_grid import TokenGrid
+from captum_clip_surgery.models.image import Tower
+from captum_clip_surgery.models.loading import load
+from captum_clip_surgery.models.text.encoder import PromptEncoder, cached_features
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
+from captum_clip_surgery.models.text.tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import Picture, Preprocess
-from captum_clip_surgery.prompts import PromptEncoder, looked_up
-from captum_clip_surgery.text_towers import has_hooks
-from captum_clip_surgery.texts import TEMPLATES, Template, check_texts
-from captum_clip_surgery.token_grid import TokenGrid
-from captum_clip_surgery.tokenization import Tokenizer
-from captum_clip_surgery.towers import Tower
 
 
 class ZeroShotClassifier(nn.Module):
@@ -42,7 +46,7 @@ class ZeroShotClassifier(nn.Module):
         model: any open_clip model whose image tower is supported; a compiled or data-parallel one
             is unwrapped.
         texts: the classes; an attribution's target is an index into them.
-        rivals: further texts that compete in feature surgery but are no targets.
+        distractors: further texts that compete in feature surgery but are no targets.
         tokenizer: `open_clip.get_tokenizer(name)`, or a callable that maps texts and
             `context_length` to token ids (texts, context_length) with padding at the end; None is
             open_clip's own BPE, where the text tower's vocabulary is its 49,408.
@@ -72,14 +76,14 @@ class ZeroShotClassifier(nn.Module):
     """
 
     model: Any
-    features: Tensor  # (texts + rivals, C); as given, or L2-normalised of the texts
+    features: Tensor  # (texts + distractors, C); as given, or L2-normalised of the texts
     _given_empty: Tensor | None  # (C,), with ready features alone
 
     def __init__(
         self,
         model: nn.Module,
         texts: Iterable[str],
-        rivals: Iterable[str] | None = None,
+        distractors: Iterable[str] | None = None,
         tokenizer: Tokenizer | None = None,
         templates: Sequence[Template] | None = None,
         truncate: bool = False,
@@ -93,7 +97,7 @@ class ZeroShotClassifier(nn.Module):
             self.model, tokenizer, templates, truncate, cache
         )
         self._vocabulary: tuple[str, ...] | None = None
-        self._set_texts(texts, rivals)
+        self._set_texts(texts, distractors)
 
     @classmethod
     def _blank(cls) -> Self:
@@ -109,7 +113,7 @@ class ZeroShotClassifier(nn.Module):
         name: str,
         pretrained: str | PathLike[str] | None,
         texts: Iterable[str],
-        rivals: Iterable[str] | None = None,
+        distractors: Iterable[str] | None = None,
         templates: Sequence[Template] | None = None,
         truncate: bool = False,
         positions: str = "bilinear",
@@ -125,7 +129,7 @@ class ZeroShotClassifier(nn.Module):
         Args:
             name: an open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
             pretrained: an open_clip tag or a checkpoint file; None where `name` has a scheme.
-            texts, rivals, templates, truncate, positions, cache: as for the class.
+            texts, distractors, templates, truncate, positions, cache: as for the class.
             mean, std, interpolation: override the model's preprocessing. A checkpoint file does
                 not record any, so open_clip assumes OpenAI's; a warning says where that is likely
                 to be wrong.
@@ -141,7 +145,7 @@ class ZeroShotClassifier(nn.Module):
             ImportError: a text tower or tokenizer of Hugging Face without the extra `transformers`.
         """
         model, tokenizer = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
-        return cls(model, texts, rivals, tokenizer, templates, truncate, positions, cache)
+        return cls(model, texts, distractors, tokenizer, templates, truncate, positions, cache)
 
     @classmethod
     def from_features(
@@ -170,17 +174,17 @@ class ZeroShotClassifier(nn.Module):
         clip._set_model(model, positions)
         clip._encoder = clip._vocabulary = None
         width = clip._image_side.joint_width()
-        checks.check_features(features, width, "features", clip.device)
+        _validation.check_features(features, width, "features", clip.device)
         names = [f"feature {i}" for i in range(len(features))] if texts is None else texts
         clip.texts = check_texts(names)
         if len(clip.texts) != len(features):
             raise ValueError(f"{len(clip.texts)} texts name {len(features)} features")
-        clip.rivals = ()
+        clip.distractors = ()
         clip.register_buffer("features", features, persistent=False)
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
-            checks.check_features(empty_features, width, "empty_features", clip.device, rows=1)
+            _validation.check_features(empty_features, width, "empty_features", clip.device, rows=1)
             empty_features = empty_features[0]
         clip.register_buffer("_given_empty", empty_features, persistent=False)
         return clip
@@ -189,7 +193,7 @@ class ZeroShotClassifier(nn.Module):
     def demo(
         cls,
         texts: Iterable[str],
-        rivals: Iterable[str] | None = None,
+        distractors: Iterable[str] | None = None,
         templates: Sequence[Template] | None = None,
     ) -> Self:
         """The embedded model: small, trained by this project on scenes of emoji it renders.
@@ -206,12 +210,12 @@ class ZeroShotClassifier(nn.Module):
 
         templates = demo.prompt_templates() if templates is None else templates
         name = f"local-dir:{demo.MODEL_FOLDER}"
-        clip = cls.from_pretrained(name, None, texts, rivals, templates)
+        clip = cls.from_pretrained(name, None, texts, distractors, templates)
         clip._vocabulary = demo.nouns()
         clip._warn_of_unknown_words()
         return clip
 
-    def with_texts(self, texts: Iterable[str], rivals: Iterable[str] | None = None) -> Self:
+    def with_texts(self, texts: Iterable[str], distractors: Iterable[str] | None = None) -> Self:
         """The same model, templates and remembered features under other texts."""
         if self._encoder is None:
             raise ValueError("a classifier made from_features has no texts to replace")
@@ -220,7 +224,7 @@ class ZeroShotClassifier(nn.Module):
             setattr(clip, shared, getattr(self, shared))
         clip._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
         clip.training = self.training
-        clip._set_texts(texts, rivals)
+        clip._set_texts(texts, distractors)
         clip._warn_of_unknown_words()
         return clip
 
@@ -230,11 +234,11 @@ class ZeroShotClassifier(nn.Module):
         self._image_side = ImageSide(model, positions)
         self._grids = nn.ModuleList(TokenGrid() for _ in self.tower.blocks)
 
-    def _set_texts(self, texts: Iterable[str], rivals: Iterable[str] | None) -> None:
+    def _set_texts(self, texts: Iterable[str], distractors: Iterable[str] | None) -> None:
         self.texts = check_texts(texts)
         if not self.texts:
             raise ValueError("no texts: a classifier needs at least one")
-        self.rivals = check_texts(() if rivals is None else rivals, "rival")
+        self.distractors = check_texts(() if distractors is None else distractors, "distractor")
         self.register_buffer("features", None, persistent=False)
         self._known: tuple[object, Tensor] | None = None  # of a generation of the encoder
         self.text_features()
@@ -245,7 +249,7 @@ class ZeroShotClassifier(nn.Module):
         from captum_clip_surgery import demo
 
         own = [template for template in self._encoder.templates if isinstance(template, str)]
-        unknown = demo.unknown_words([*self.texts, *self.rivals, *own])
+        unknown = demo.unknown_words([*self.texts, *self.distractors, *own])
         if unknown:
             warnings.warn(
                 f"the embedded model never learnt: {', '.join(unknown)}. What it knows is in "
@@ -276,22 +280,22 @@ class ZeroShotClassifier(nn.Module):
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
 
     def text_features(self) -> Tensor:
-        """L2-normalised features (texts + rivals, C) in the order texts, rivals.
+        """L2-normalised features (texts + distractors, C) in the order texts, distractors.
 
         Computed anew once something that determines them has changed, see `model_state`.
         """
         if self._encoder is None:
             return F.normalize(self.features, dim=-1)
-        return looked_up(self._remembered)
+        return cached_features(self._cached_features)
 
-    def _remembered(self) -> Tensor:
+    def _cached_features(self) -> Tensor:
         assert self._encoder is not None
         generation = self._encoder.generation()
         known = self._known
         if known is None or known[0] is not generation:
-            checks.check_modes(self.model)
+            _validation.check_modes(self.model)
             # One tuple, so that no thread meets features of another generation.
-            known = self._known = generation, self._encoder(self.texts + self.rivals)
+            known = self._known = generation, self._encoder(self.texts + self.distractors)
             self.features = known[1]
         return known[1]
 
@@ -304,7 +308,7 @@ class ZeroShotClassifier(nn.Module):
         """The feature (C,) of the empty text; None if made from features without one."""
         if self._encoder is None:
             return None if self._given_empty is None else F.normalize(self._given_empty, dim=-1)
-        return looked_up(partial(self._encoder, [""]))[0]
+        return cached_features(partial(self._encoder, [""]))[0]
 
     # --- images ----------------------------------------------------------------------------------
 
@@ -351,14 +355,14 @@ class ZeroShotClassifier(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """The model's own embedding of images, L2-normalised: (N, C)."""
-        with steady(self.model):
+        with assert_parameters_unchanged(self.model):
             found = self._image_features(images)
-        return checks.check_finite(images, found, "image features")
+        return _validation.check_finite(images, found, "image features")
 
     def _image_features(self, images: Tensor) -> Tensor:
         tower = self.tower
-        checks.check_images(images, tower, self.device, finite=False)
-        checks.check_modes(self.model)
+        _validation.check_images(images, tower, self.device, finite=False)
+        _validation.check_modes(self.model)
         # Tokens make the detour only where somebody looks.
         taps = {i: grid for i, grid in enumerate(self._grids) if has_hooks([grid])}
         if torch.is_grad_enabled() and (images.requires_grad or taps):
@@ -370,16 +374,16 @@ class ZeroShotClassifier(nn.Module):
 
         Raises:
             TypeError, ValueError: see `checks`.
-            RuntimeError: a training step of the model meanwhile, see `models.steady`.
+            RuntimeError: a training step of the model meanwhile, see `assert_parameters_unchanged`.
         """
-        with steady(self.model):
+        with assert_parameters_unchanged(self.model):
             image = self._image_features(images)
             text = self.text_features()[: len(self.texts)].to(image.dtype)
         with full_precision(images):
             logits = self.model.logit_scale.exp() * image @ text.T
             bias = getattr(self.model, "logit_bias", None)
             logits = (logits if bias is None else logits + bias).to(images.dtype)
-            return checks.check_finite(images, logits, "logits")
+            return _validation.check_finite(images, logits, "logits")
 
     def token_grid(self, index: int) -> nn.Module:
         """A module through which the patch tokens entering block `index` pass as (N, D, h, w).
@@ -405,6 +409,6 @@ class ZeroShotClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"texts={list(self.texts)}, rivals={list(self.rivals)},\ntower={self.tower.describe()},"
+            f"texts={list(self.texts)}, distractors={list(self.distractors)},\ntower={self.tower.describe()},"
             f"\nactivation={explain_activation(self.model)}"
         )

@@ -14,14 +14,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery import checks
+from captum_clip_surgery._utils.profiling import Cost, measure
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr.registry import USUAL, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.costs import Cost, measure
-from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.metrics import PairMeasures
+from captum_clip_surgery.models import _validation
 from captum_clip_surgery.preprocessing import Picture, load_picture
-from captum_clip_surgery.registry import USUAL, choose
-from captum_clip_surgery.tables import markdown
 from captum_clip_surgery.visualization import compare_figure
 
 AT_ONCE = 8  # images that a method is given
@@ -162,7 +162,7 @@ def compare(
     )
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
-    indices = checks.resolve_indices(wanted, count, batch.device).tolist()
+    indices = _validation.resolve_indices(wanted, count, batch.device).tolist()
     with torch.no_grad():
         scores = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(AT_ONCE)])
     maps, costs = {}, {}
@@ -207,7 +207,7 @@ def _batch(
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
-        checks.check_images(images, clip.tower, clip.device)
+        _validation.check_images(images, clip.tower, clip.device)
         shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(shown.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):

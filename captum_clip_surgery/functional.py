@@ -12,7 +12,7 @@ from torch import Tensor
 
 #: The forms of feature surgery; None in their place leaves the plain scores.
 FORMS = ("release", "paper", "empty")
-TAU = 2.0
+INVERSE_TEMPERATURE = 2.0
 
 
 def vv_attention(values: Tensor) -> Tensor:
@@ -47,17 +47,17 @@ def normalized_vv_attention(values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(directions, directions, values, scale=scale)
 
 
-def class_weights(class_scores: Tensor, tau: float = TAU) -> Tensor:
+def class_weights(class_scores: Tensor, inverse_temperature: float = INVERSE_TEMPERATURE) -> Tensor:
     """How much each text belongs to the image, relative to the mean text.
 
     Args:
         class_scores: (N, T) cosines of the image's class feature with every text.
-        tau: inverse temperature of the softmax over texts.
+        inverse_temperature: inverse temperature of the softmax over texts.
 
     Returns:
         (N, T), positive, with mean 1 over the texts of an image.
     """
-    likelihood = (tau * class_scores).softmax(-1)
+    likelihood = (inverse_temperature * class_scores).softmax(-1)
     return likelihood / likelihood.mean(-1, keepdim=True)
 
 
@@ -66,7 +66,7 @@ def feature_surgery(
     text_features: Tensor,
     class_features: Tensor,
     form: str | None = "release",
-    tau: float = TAU,
+    inverse_temperature: float = INVERSE_TEMPERATURE,
     empty_features: Tensor | None = None,
     targets: Tensor | None = None,
 ) -> Tensor:
@@ -87,7 +87,7 @@ def feature_surgery(
         text_features: (T, C), L2-normalised: every text that competes.
         class_features: (N, C), L2-normalised: the image's pooled embedding.
         form: one of `FORMS`, or None.
-        tau: see `class_weights`.
+        inverse_temperature: see `class_weights`.
         empty_features: (C,), needed by "empty" alone.
         targets: indices of the texts to return, (K,) for all images or (N, K); None is all.
 
@@ -114,7 +114,7 @@ def feature_surgery(
         return scores - (tokens @ empty_features)[:, None]
     if form not in FORMS:
         raise ValueError(f"feature surgery {form!r} is none of {', '.join(FORMS)} and None")
-    weights = class_weights(class_features @ text_features.T, tau)
+    weights = class_weights(class_features @ text_features.T, inverse_temperature)
     common = weights @ text_features / weights.shape[-1]
     redundant = common[:, None] @ tokens.mT
     if form == "paper":

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from captum_clip_surgery.errors import told
+from captum_clip_surgery._utils.errors import error_message
 
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 
@@ -59,7 +59,9 @@ def load_picture(picture: Picture) -> Image.Image:
             with open_picture(path) as opened:
                 return _to_rgb(upright(opened))
         except Exception as error:  # decoders fail in their own ways
-            raise ValueError(f"{path} cannot be read as an image: {told(error)}") from error
+            raise ValueError(
+                f"{path} cannot be read as an image: {error_message(error)}"
+            ) from error
     if isinstance(picture, np.ndarray):
         return _to_rgb(_from_array(picture))
     if isinstance(picture, Image.Image):
@@ -68,7 +70,7 @@ def load_picture(picture: Picture) -> Image.Image:
         except ValueError:
             raise
         except Exception as error:  # of a file that was opened, and is decoded only now
-            raise ValueError(f"the image cannot be read: {told(error)}") from error
+            raise ValueError(f"the image cannot be read: {error_message(error)}") from error
     raise TypeError(
         f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")

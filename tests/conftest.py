@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from towers import TINY, build_tiny
 
-from captum_clip_surgery import ZeroShotClassifier, costs
-from captum_clip_surgery.costs import Cost
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils import profiling
+from captum_clip_surgery._utils.profiling import Cost
 
 DATA = Path(__file__).parent / "data"
 
@@ -110,10 +111,10 @@ def reference(request: pytest.FixtureRequest) -> tuple[ZeroShotClassifier, dict[
 
 @pytest.fixture(params=TOWERS)
 def clip(request: pytest.FixtureRequest) -> ZeroShotClassifier:
-    """A tiny classifier of each family, with three texts and one rival."""
+    """A tiny classifier of each family, with three texts and one distractor."""
     model = tiny_model(request.param)
     return ZeroShotClassifier(
-        model, ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["a photo of {}."]
+        model, ["a dog", "a cat", "a tree"], distractors=["a car"], templates=["a photo of {}."]
     )
 
 
@@ -133,5 +134,5 @@ def peak_where_told(cost: Cost) -> int | None:
     """Bytes at the peak of a call; None only where the system truly keeps them to itself."""
     if cost.peak_bytes is None:
         with pytest.raises(OSError, match="clear_refs"):
-            (costs.PROCESS / "clear_refs").write_text("5")
+            (profiling.PROCESS / "clear_refs").write_text("5")
     return cost.peak_bytes

@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from written_export import export
 
-from captum_clip_surgery import ZeroShotClassifier, results
+from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.app.files import read_link, read_view, view
 from captum_clip_surgery.app.pictures import Shown
 from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import FOLDER, Protocol
 from captum_clip_surgery.export import load_maps
 

@@ -26,15 +26,15 @@ from fuzz_inputs import MOST_TOLD, Target, by_byte, by_token, folder, may_refuse
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery.app.pictures import read_picture
-from captum_clip_surgery.data.base import Classes, open_labels, open_rgb
+from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
 from captum_clip_surgery.export.shards import Row
 from captum_clip_surgery.export.writing import Entry, rows_of
-from captum_clip_surgery.journal import Journal
+from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_picture
-from captum_clip_surgery.text_cache import FILE, TextCache
-from captum_clip_surgery.texts import fill
 
 # --- templates ------------------------------------------------------------------------------------
 
@@ -55,11 +55,11 @@ def fills(data: bytes) -> None:
     text = texts[0] if texts else "dog"
     plain = SLOTS.fullmatch(template)
     if plain is not None and plain[1]:
-        assert fill(template, text) == template.format(*[text] * len(template))
+        assert format_prompt(template, text) == template.format(*[text] * len(template))
         return
     with may_refuse("template "):
         # Python takes some more for plain, "{:}" and "{!\0:}"; then they are that here as well.
-        assert fill(template, text) == template.format(*[text] * len(template))
+        assert format_prompt(template, text) == template.format(*[text] * len(template))
 
 
 def classifies(data: bytes) -> None:
@@ -68,7 +68,7 @@ def classifies(data: bytes) -> None:
     model = MODEL()
     with may_refuse("template ", "text", "prompt "):
         clip = ZeroShotClassifier(model, texts, templates=[template])
-        prompts = [fill(template, text) for text in texts]
+        prompts = [format_prompt(template, text) for text in texts]
         with torch.no_grad():
             expected = model.encode_text(open_clip.tokenize(prompts, 16), normalize=True)
         torch.testing.assert_close(clip.text_features(), expected)
@@ -122,7 +122,7 @@ def template_seeds() -> list[bytes]:
 
 ABOUT = {"images": 3, "model": {"name": "ViT", "weights": "ab"}, "methods": ["CLIP"]}
 PIECES = {"0": b"a", "1": b"b\0c", "2": b"", "000003 ab": b"d" * 600}
-NAMES = ["CLIP", "ClipSurgery"]
+NAMES = ["CLIP", "CLIPSurgery"]
 
 
 def journals(data: bytes) -> None:

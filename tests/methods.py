@@ -19,34 +19,34 @@ from towers import TINY
 
 import captum_clip_surgery
 from captum_clip_surgery import (
-    ClipSimilarity,
-    ClipSurgery,
-    FeatureClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    CLIPSimilarity,
+    CLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
-from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.attr._base import PatchAttribution
 
 
 @dataclass(frozen=True)
 class Method:
     """A method in its image-shaped and its grid-shaped form, and how it is constructed."""
 
-    image: type[MapAttribution]
-    grid: type[MapAttribution]
+    image: type[PatchAttribution]
+    grid: type[PatchAttribution]
     options: dict[str, Any] = field(default_factory=dict)
     towers: tuple[str, ...] = tuple(TINY)
     reads_text: bool = True
 
 
 METHODS = (
-    Method(ClipSurgery, LayerClipSurgery),
-    Method(ClipSurgery, LayerClipSurgery, {"depth": 1, "feature_surgery": "release"}),
-    Method(FeatureClipSurgery, LayerFeatureClipSurgery),
-    Method(FeatureClipSurgery, LayerFeatureClipSurgery, {"feature_surgery": "paper"}),
-    Method(ClipSimilarity, LayerClipSimilarity),
+    Method(CLIPSurgery, LayerCLIPSurgery),
+    Method(CLIPSurgery, LayerCLIPSurgery, {"num_blocks": 1, "feature_surgery": "release"}),
+    Method(FeatureCLIPSurgery, LayerFeatureCLIPSurgery),
+    Method(FeatureCLIPSurgery, LayerFeatureCLIPSurgery, {"feature_surgery": "paper"}),
+    Method(CLIPSimilarity, LayerCLIPSimilarity),
 )
 
 
@@ -57,16 +57,16 @@ def peer(name: str, *towers: str, reads_text: bool = True, **options: Any) -> Me
 
 
 METHODS += (
-    peer("MaskClip", "vit", "resnet", "siglip"),
-    peer("Sclip", "vit", "resnet", "eva02"),
-    peer("ClearClip", "vit", "pe"),
-    peer("NaClip", "vit", "resnet", "siglip"),
-    peer("Gem", "vit", "eva02"),
+    peer("MaskCLIP", "vit", "resnet", "siglip"),
+    peer("SCLIP", "vit", "resnet", "eva02"),
+    peer("ClearCLIP", "vit", "pe"),
+    peer("NACLIP", "vit", "resnet", "siglip"),
+    peer("GEM", "vit", "eva02"),
     peer("LeGrad", "vit", "siglip", "coca"),
     peer("AttentionRelevance", "vit", "eva02"),
     peer("AttentionRelevance", "vit", "mobileclip", blocks="all"),
-    peer("GradEclip", "vit", "eva02-e"),
-    peer("GradEclip", "vit", "eva02", per_head=True),
+    peer("GradECLIP", "vit", "eva02-e"),
+    peer("GradECLIP", "vit", "eva02", per_head=True),
     peer("AttentionRollout", "vit", "eva02", reads_text=False),
     peer("RawAttention", "vit", "resnet", reads_text=False),
     peer("RawAttention", "mobileclip", reads_text=False, block=0, head=1),
@@ -84,10 +84,10 @@ class Case:
     tower: str
 
     @property
-    def attribution(self) -> type[MapAttribution]:
+    def attribution(self) -> type[PatchAttribution]:
         return self.method.grid if self.on_grid else self.method.image
 
-    def build(self, clip: ZeroShotClassifier) -> MapAttribution:
+    def build(self, clip: ZeroShotClassifier) -> PatchAttribution:
         return self.attribution(clip, **self.method.options)
 
     def __str__(self) -> str:
@@ -107,14 +107,14 @@ CASES = [
 def _shared_classifier(tower: str) -> ZeroShotClassifier:
     model = tiny_model(tower)
     return ZeroShotClassifier(
-        model, ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["a photo of {}."]
+        model, ["a dog", "a cat", "a tree"], distractors=["a car"], templates=["a photo of {}."]
     )
 
 
 def tiny_classifier(tower: str) -> ZeroShotClassifier:
     """A new classifier, with no token grids yet, on a tiny model that all tests share."""
     shared = _shared_classifier(tower)
-    return shared.with_texts(shared.texts, shared.rivals)
+    return shared.with_texts(shared.texts, shared.distractors)
 
 
 def assert_untouched(clip: ZeroShotClassifier) -> None:
@@ -153,7 +153,7 @@ class Bench:
 
     case: Case
     clip: ZeroShotClassifier
-    attribution: MapAttribution
+    attribution: PatchAttribution
     images: Tensor
 
     def shaped(self, maps: Tensor) -> Tensor:

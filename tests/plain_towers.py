@@ -95,17 +95,19 @@ def _resized(positions: Tensor, native: Grid, grid: Grid, prefix: int, mode: str
 # --- the second path -----------------------------------------------------------------------------
 
 
-def new_path(visual: Any, run: Trace, depth: int) -> Tensor:
-    """All tokens after the second path beside the last blocks; depth 0 is the model's own."""
+def new_path(visual: Any, run: Trace, num_blocks: int) -> Tensor:
+    """All tokens after the second path beside the last blocks; num_blocks 0 is the model's own."""
     if isinstance(visual, ModifiedResNet):
         pool, x = visual.attnpool, run.inputs[0]
         q, k, v = (p(x) for p in (pool.q_proj, pool.k_proj, pool.v_proj))
-        q, k = (v, v) if depth else (q, k)
+        q, k = (v, v) if num_blocks else (q, k)
         return pool.c_proj(_attend(q, k, v, pool.num_heads))
-    if not depth:
+    if not num_blocks:
         return run.outputs[-1]
-    path = run.inputs[-depth]
-    for block, stream in zip(blocks_of(visual)[-depth:], run.inputs[-depth:], strict=True):
+    path = run.inputs[-num_blocks]
+    for block, stream in zip(
+        blocks_of(visual)[-num_blocks:], run.inputs[-num_blocks:], strict=True
+    ):
         path = path + vv_update(block, stream)
     return path
 

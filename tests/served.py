@@ -104,7 +104,7 @@ class Visitor:
             "ccs-methods": ["CLIP"],
             "ccs-side": "the model's own",
             "ccs-form": "auto",
-            "ccs-rivals": "",
+            "ccs-distractors": "",
             "ccs-opacity": 0.7,
             "ccs-colours": "auto",
             "ccs-sign": "range",

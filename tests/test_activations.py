@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from towers import TINY
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.activations import describe_activation
+from captum_clip_surgery.models._activations import describe_activation
 
 TEXTS = ["a dog", "a cat"]
 #: Read once; it takes longer than a tiny model.

@@ -11,7 +11,7 @@ from conftest import random_images, relative_error, tiny_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 
 TEXTS = ["a dog", "a cat", "a tree"]
 
@@ -88,10 +88,10 @@ def test_as_the_model_itself(wrap, matters: bool) -> None:  # type: ignore[no-un
         logits = model.logit_scale.exp() * model.encode_image(images, True) @ features.T
         assert relative_error(clip.text_features(), features) < 1e-5
         assert relative_error(clip(images), logits) < 1e-5
-        # Surgery at depth 0 is CLIP's own tokens; deeper it follows the weights in force.
+        # Surgery at num_blocks 0 is CLIP's own tokens; deeper it follows the weights in force.
         changed = relative_error(
-            LayerClipSurgery(clip, feature_surgery=None).attribute_all(images),
-            LayerClipSurgery(before, feature_surgery=None).attribute_all(images),
+            LayerCLIPSurgery(clip, feature_surgery=None).attribute_all(images),
+            LayerCLIPSurgery(before, feature_surgery=None).attribute_all(images),
         )
     assert (changed > 1e-2) == matters
 

@@ -27,15 +27,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from towers import TINY
 
-from captum_clip_surgery import (
-    LayerClipSurgery,
-    ZeroShotClassifier,
-    towers,
-    word_scores,
-)
-from captum_clip_surgery.agreement import ImageSide
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, word_scores
+from captum_clip_surgery.models import image
+from captum_clip_surgery.models._agreement import ImageSide
+from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.tasks.multimodal import word_maps
-from captum_clip_surgery.towers.vit import VisionTransformerTower
 
 TEXTS = ["a dog", "a cat", "a tree"]
 
@@ -268,7 +264,7 @@ def test_image_towers_that_are_not_their_class(kind: str) -> None:
         ZeroShotClassifier.from_features(model, torch.randn(3, clip.features.shape[1]))
     # Changed after the classifier was made, from the next call on; mended, it goes on.
     expected = clip(images)
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     good = [(module, module.__class__, dict(module.__dict__)) for module in clip.model.modules()]
     change(clip.model)
     for call in (clip, clip.image_features, surgery.attribute_all):
@@ -336,7 +332,7 @@ def test_a_registered_adapter_takes_a_subclass(monkeypatch: pytest.MonkeyPatch) 
     as_class(model.visual, Annotated)
     with pytest.raises(TypeError, match="is a Annotated, which derives from VisionTransformer"):
         make(model)
-    monkeypatch.setattr(towers, "FAMILIES", (*towers.FAMILIES, AnnotatedTower, WrongTower))
+    monkeypatch.setattr(image, "FAMILIES", (*image.FAMILIES, AnnotatedTower, WrongTower))
     clip = make(model)
     assert isinstance(clip.tower, AnnotatedTower)
     assert torch.equal(clip(images), expected(images))
@@ -540,7 +536,7 @@ def test_hooks_on_containers_are_named(family: str, place: str, named: str, when
     model.get_submodule(place).register_forward_hook(lambda module, given, output: 2 * output + 1)
     if when == "before":
         clip = make(model)
-    for call in (lambda c: c(images), lambda c: LayerClipSurgery(c).attribute_all(images)):
+    for call in (lambda c: c(images), lambda c: LayerCLIPSurgery(c).attribute_all(images)):
         with pytest.warns(UserWarning, match=f"hooks on {named} do not fire"):
             value = call(clip)
         assert torch.equal(value, call(expected))
@@ -574,7 +570,7 @@ def test_hooks_that_add_tokens_are_refused() -> None:
     images = random_images(clip)
     assert relative_error(clip(images), own_logits(model, images)) < 1e-5
     with pytest.raises(TypeError, match="makes 19 tokens of an image, expected 1 and 4 x 4 patch"):
-        LayerClipSurgery(clip).attribute_all(images)
+        LayerCLIPSurgery(clip).attribute_all(images)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet", "siglip", "eva02"])
@@ -613,14 +609,14 @@ def test_another_image_tower_is_the_one_in_use() -> None:
     model = tiny_model("vit")
     clip = make(model)
     sibling = clip.with_texts(TEXTS)
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     images = random_images(clip)
     model.visual = tiny_model("vit", seed=1).visual
     fresh = make(model)
     for each in (clip, sibling):
         assert relative_error(each(images), own_logits(model, images)) < 1e-5
         assert each.tower.visual is model.visual
-    assert torch.equal(surgery.attribute_all(images), LayerClipSurgery(fresh).attribute_all(images))
+    assert torch.equal(surgery.attribute_all(images), LayerCLIPSurgery(fresh).attribute_all(images))
     # Of another family, size, number of blocks and preprocessing.
     visual = tiny_model("mobileclip").visual
     visual.preprocess_cfg = dict(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from served import CHROMIUM, chromium
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
 from captum_clip_surgery.app import code, figures, files, markup, pictures, serving, tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
 from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.registry import METHODS
 from captum_clip_surgery.tasks.points import Prompt
 
 TEXTS = ("star", "zebra", "pizza")
@@ -70,8 +70,8 @@ def settings(**given: Any) -> Settings:
 
 def test_settings_come_back_from_json() -> None:
     given = settings(
-        methods=("Gem", "LeGrad"),
-        rivals=('a "quoted" cat', "naïve"),
+        methods=("GEM", "LeGrad"),
+        distractors=('a "quoted" cat', "naïve"),
         form="release",
         side=336,
         opacity=0.25,
@@ -102,10 +102,10 @@ def test_settings_come_back_from_json() -> None:
             r"text 'text \\x07bell' holds the control character '\\x07'",
         ),
         ({"texts": ["a\nb"]}, "control character"),  # which a text box would take for two texts
-        ({"rivals": ["a \ud800"]}, "control character"),
+        ({"distractors": ["a \ud800"]}, "control character"),
         ({"caption": "a \uffff"}, "control character"),
         ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters, at most 200"),
-        ({"rivals": [str(i) for i in range(201)]}, "201 rivals, at most 200"),
+        ({"distractors": [str(i) for i in range(201)]}, "201 distractors, at most 200"),
         ({"methods": []}, "no method"),
         ({"methods": ["Magic"]}, "'Magic' is none of CLIP"),
         ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "at most 96"),
@@ -236,9 +236,11 @@ def test_a_visitors_picture_goes_with_the_visitor() -> None:
 
 def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
     shown = example_picture(0)
-    given = settings(methods=("CLIP", "ClipSurgery", "Gem", "GradCam"), rivals=("dog",), side=336)
+    given = settings(
+        methods=("CLIP", "CLIPSurgery", "GEM", "GradCam"), distractors=("dog",), side=336
+    )
     result = tabs.complete(explainer, shown, given)
-    clip = ZeroShotClassifier.demo(TEXTS, rivals=["dog"])
+    clip = ZeroShotClassifier.demo(TEXTS, distractors=["dog"])
     images = clip.preprocess(shown.image, 336)
     for name in given.methods:
         expected = METHODS[name](clip)(images)[0].detach().numpy()
@@ -253,22 +255,22 @@ def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
 def test_forms_of_feature_surgery_are_chosen(explainer: Explainer) -> None:
     shown, clip = example_picture(0), ZeroShotClassifier.demo(TEXTS)
     for form, own in (("release", "release"), ("none", None)):
-        given = settings(methods=("ClipSurgery",), form=form)
-        expected = LayerClipSurgery(clip, feature_surgery=own).attribute_all(
+        given = settings(methods=("CLIPSurgery",), form=form)
+        expected = LayerCLIPSurgery(clip, feature_surgery=own).attribute_all(
             clip.preprocess(shown.image)
         )
-        found = tabs.complete(explainer, shown, given).arrays["ClipSurgery"]
+        found = tabs.complete(explainer, shown, given).arrays["CLIPSurgery"]
         assert np.allclose(found, expected[0].detach().numpy(), atol=1e-5), form
 
 
 def test_an_image_passes_the_tower_once(explainer: Explainer, passes: list[int]) -> None:
-    shown, given = example_picture(0), settings(methods=("CLIP", "ClipSurgery"))
+    shown, given = example_picture(0), settings(methods=("CLIP", "CLIPSurgery"))
     tabs.complete(explainer, shown, given)
     assert passes == [1]
     for other in (
         replace(given, texts=("kiwi", "duck")),
         replace(given, opacity=0.1, sign="positive", point=(0.5, 0.5)),
-        replace(given, rivals=("dog",), form="release"),
+        replace(given, distractors=("dog",), form="release"),
         replace(given, methods=("ArchitectureSurgery", "FeatureSurgery")),
     ):
         tabs.complete(explainer, shown, other)
@@ -296,28 +298,28 @@ def test_a_method_of_gradients_is_asked_for_new_texts_alone(
 
 
 def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int]) -> None:
-    given = settings(methods=("ClipSurgery", "GradCam", "LeGrad"))
+    given = settings(methods=("CLIPSurgery", "GradCam", "LeGrad"))
     steps = tabs.show(explainer, example_picture(2), given)
     first = next(steps)
     assert first is not None
     assert not first.complete
-    assert "ClipSurgery" in first.arrays
+    assert "CLIPSurgery" in first.arrays
     assert "Still at work: GradCam, LeGrad." in first.hints
     next(steps)
     done = len(passes)
     steps.close()  # as Gradio does when a request is stopped
-    tabs.complete(explainer, example_picture(2), replace(given, methods=("ClipSurgery",)))
+    tabs.complete(explainer, example_picture(2), replace(given, methods=("CLIPSurgery",)))
     assert len(passes) == done == 2
 
 
 def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer) -> None:
     given = settings(
-        texts=("star",), methods=("CLIP", "ClipSurgery", "GuidedGradCam"), form="paper"
+        texts=("star",), methods=("CLIP", "CLIPSurgery", "GuidedGradCam"), form="paper"
     )
     result = tabs.complete(explainer, example_picture(0), given)
     assert set(result.arrays) == {"texts", "logits", "CLIP"}
     left_out = " ".join(result.hints)
-    assert "ClipSurgery is left out: feature_surgery 'paper' contrasts texts" in left_out
+    assert "CLIPSurgery is left out: feature_surgery 'paper' contrasts texts" in left_out
     assert "GuidedGradCam is left out" in left_out
     assert result.complete
 
@@ -361,8 +363,8 @@ def test_what_visitors_write_stays_text(explainer: Explainer) -> None:
 
 CASES = {
     "maps": settings(
-        methods=("ClipSurgery", "FeatureSurgery", "Gem", "GradCam"),
-        rivals=("dog", "cat"),
+        methods=("CLIPSurgery", "FeatureSurgery", "GEM", "GradCam"),
+        distractors=("dog", "cat"),
         form="paper",
         side=336,
         colours="viridis",
@@ -442,12 +444,12 @@ def test_the_code_repeats_a_visitors_picture_and_model(
     name = 'my "photo".png'
     Image.fromarray(scene(0).image).resize((1500, 900)).save(tmp_path / name)
     shown = read_picture((tmp_path / name).read_bytes(), name)
-    given = settings(methods=("ClipSurgery",), example=None)
+    given = settings(methods=("CLIPSurgery",), example=None)
     result = tabs.complete(explainer, shown, given)
     names = run_code(code.python(model, shown, given), tmp_path, monkeypatch)
     assert np.array_equal(np.asarray(names["picture"]), np.asarray(shown.image))
-    found = names["maps"]["ClipSurgery"].numpy()
-    assert np.allclose(found, result.arrays["ClipSurgery"], atol=1e-5)
+    found = names["maps"]["CLIPSurgery"].numpy()
+    assert np.allclose(found, result.arrays["CLIPSurgery"], atol=1e-5)
 
 
 def test_figures_and_arrays_are_handed_on(explainer: Explainer) -> None:
@@ -507,15 +509,15 @@ def test_links_that_are_none() -> None:
     with pytest.raises(ValueError, match="holds no picture"):
         files.link(settings(example=None))
     with pytest.raises(ValueError, match="too long for a link"):
-        files.link(settings(rivals=tuple(f"{i} " + "x" * 150 for i in range(60))))
+        files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
     with pytest.raises(ValueError, match="names no example"):
         files.read_link(json.dumps({"texts": ["a"]}))
 
 
 def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
     for number in range(len(pictures.EXAMPLES)):
-        given = settings(texts=scene(number).nouns, methods=("ClipSurgery",), example=number)
-        maps = tabs.complete(explainer, example_picture(number), given).arrays["ClipSurgery"]
+        given = settings(texts=scene(number).nouns, methods=("CLIPSurgery",), example=number)
+        maps = tabs.complete(explainer, example_picture(number), given).arrays["CLIPSurgery"]
         for attribution, mask in zip(maps, scene(number).masks, strict=True):
             row, column = np.unravel_index(attribution.argmax(), attribution.shape)
             scale = mask.shape[0] / attribution.shape[0]
@@ -594,11 +596,11 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Pat
     "given",
     [
         settings(methods=("CLIP", "GuidedGradCam"), point=(0.5, 0.5)),
-        settings(texts=("star",), methods=("FeatureSurgery", "CLIP", "ClipSurgery"), form="paper"),
-        settings(texts=("star",), methods=("ClipSurgery", "CLIP"), form="release"),
-        settings(texts=("star",), methods=("ClipSurgery",), form="release", rivals=("dog",)),
-        settings(texts=("star",), methods=("ClipSurgery",), form="empty"),
-        settings(texts=("star",), methods=("ClipSurgery", "GuidedGradCam"), form="paper"),
+        settings(texts=("star",), methods=("FeatureSurgery", "CLIP", "CLIPSurgery"), form="paper"),
+        settings(texts=("star",), methods=("CLIPSurgery", "CLIP"), form="release"),
+        settings(texts=("star",), methods=("CLIPSurgery",), form="release", distractors=("dog",)),
+        settings(texts=("star",), methods=("CLIPSurgery",), form="empty"),
+        settings(texts=("star",), methods=("CLIPSurgery", "GuidedGradCam"), form="paper"),
     ],
     ids=lambda given: f"{given.form}-{'-'.join(given.methods)}-{len(given.texts)}",
 )
@@ -618,9 +620,9 @@ def test_the_code_leaves_out_what_the_page_does(
 
 
 def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
-    given = settings(texts=("star",), methods=("ClipSurgery",), form="paper")
+    given = settings(texts=("star",), methods=("CLIPSurgery",), form="paper")
     result = tabs.complete(explainer, example_picture(0), given)
-    words = "no method has a map to draw; choose another. ClipSurgery is left out: .* contrasts"
+    words = "no method has a map to draw; choose another. CLIPSurgery is left out: .* contrasts"
     for drawn in (files.png, files.svg):
         with pytest.raises(ValueError, match=words):
             drawn(result, given)

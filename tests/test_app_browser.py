@@ -21,7 +21,7 @@ from PIL import Image
 from served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
 from waiting import wait_until
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.app import figures
 from captum_clip_surgery.app.pictures import example_picture, scene
 from captum_clip_surgery.app.settings import Settings
@@ -111,9 +111,9 @@ def picture_of(page: Any, alt: str) -> np.ndarray:
 def check_maps(page: Any, number: int, texts: tuple[str, ...]) -> None:
     """The maps of surgery on the page are those that the API finds in an example's picture."""
     clip, shown = ZeroShotClassifier.demo(texts), example_picture(number).image
-    maps = LayerClipSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
+    maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
     for text, attribution in zip(texts, maps, strict=True):
-        found = picture_of(page, f"Where ClipSurgery sees {text!r} in the picture")
+        found = picture_of(page, f"Where CLIPSurgery sees {text!r} in the picture")
         drawn = figures.overlay(shown, attribution, Settings(texts))
         expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
         assert np.abs(found.astype(int) - expected).mean() < 1, text
@@ -153,7 +153,7 @@ def test_the_first_view_is_that_of_the_api(come: Come) -> None:
     nouns = scene(0).nouns
     assert sorted(headings(page)) == sorted(nouns)
     check_maps(page, 0, nouns)
-    seen = [picture_of(page, f"Where ClipSurgery sees {n!r} in the picture") for n in nouns]
+    seen = [picture_of(page, f"Where CLIPSurgery sees {n!r} in the picture") for n in nouns]
     assert all(found.std() > 20 for found in seen)
     assert np.abs(seen[0].astype(int) - seen[1]).mean() > 5
 
@@ -281,8 +281,8 @@ def test_downloads(kind: str, come: Come, tmp_path: Path) -> None:
     elif kind == "NPZ":
         clip = ZeroShotClassifier.demo(scene(0).nouns)
         images = clip.preprocess(scene(0).image)
-        expected = LayerClipSurgery(clip).attribute_all(images)[0].detach().numpy()
-        assert np.allclose(np.load(path)["ClipSurgery"], expected, atol=1e-5)
+        expected = LayerCLIPSurgery(clip).attribute_all(images)[0].detach().numpy()
+        assert np.allclose(np.load(path)["CLIPSurgery"], expected, atol=1e-5)
     elif kind == "Python":
         done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def test_users_at_once_get_their_own_pictures_and_nothing_adds_up(endurance: Any
 def test_what_goes_wrong_shows(endurance: Any) -> None:
     """Another's picture, a text that was not asked for, an answer without maps."""
     clip = ZeroShotClassifier.demo(["star", "zebra"])
-    asked = Settings(clip.texts, methods=("ClipSurgery",))
+    asked = Settings(clip.texts, methods=("CLIPSurgery",))
     html = tabs.complete(Explainer(clip), example_picture(0), asked).html
     answer, refused = (
         "data: " + json.dumps({"output": {"data": [{"__type__": "update"}, shown]}})

@@ -25,14 +25,14 @@ from methods import (
 from torch import Tensor
 
 from captum_clip_surgery import (
-    ClipSurgery,
-    FeatureClipSurgery,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    CLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     functional,
 )
-from captum_clip_surgery.methods.base import MapAttribution
-from captum_clip_surgery.towers import Heads, Recipe
+from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
 GRIDS = ((4, 4), (2, 2), (3, 5), (5, 2))  # (rows, columns); the first two are native for some
 
@@ -56,15 +56,15 @@ def test_attention_matters(tower: str) -> None:
     clip = tiny_classifier(tower)
     images = random_images(clip, 3)
 
-    def patches(depth: int, attention: Callable[[Heads], Tensor]) -> Tensor:
-        recipe = Recipe(depth, attention, mlp=True)
+    def patches(num_blocks: int, attention: Callable[[AttentionInputs], Tensor]) -> Tensor:
+        recipe = PathConfig(num_blocks, attention, mlp=True)
         return functional.normalized(clip.tower.dual_path(images, recipe).patches.detach())
 
-    for depth in range(1, len(clip.tower.blocks) + 1):
-        own = patches(depth, Heads.attend)
-        mean = patches(depth, lambda heads: heads.v.mean(2, keepdim=True).expand_as(heads.v))
+    for num_blocks in range(1, len(clip.tower.blocks) + 1):
+        own = patches(num_blocks, AttentionInputs.attend)
+        mean = patches(num_blocks, lambda heads: heads.v.mean(2, keepdim=True).expand_as(heads.v))
         assert relative_error(mean, own) > 0.03
-        assert relative_error(patches(depth, lambda heads: heads.v), own) > 0.03
+        assert relative_error(patches(num_blocks, lambda heads: heads.v), own) > 0.03
 
 
 # --- target -------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_target(bench: Bench) -> None:
 
 
 def test_target_none_with_one_text(bench: Bench) -> None:
-    one = bench.clip.with_texts(["a cat"], rivals=["a car", "a dog"])
+    one = bench.clip.with_texts(["a cat"], distractors=["a car", "a dog"])
     attribution = bench.case.build(one)
     expected = bench.shaped(attribution.attribute_all(bench.images))
     assert_close(attribution.attribute(bench.images), expected)
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "list with a bool": ([0, True, 2], TypeError, "target True is a bool"),
     "list with a text": (["a dog"] * 3, TypeError, "target 'a dog' is a str"),
     "list of lists": ([[0], [1], [2]], TypeError, "is a list, expected an int"),
-    # There is a rival at 3, which competes but is no target.
+    # There is a distractor at 3, which competes but is no target.
     "past the end": (3, IndexError, "target 3 is past the 3 texts"),
     "past the beginning": (-4, IndexError, "target -4 is past the 3 texts"),
     "tensor past the end": (torch.tensor(3), IndexError, "target 3 is past the 3 texts"),
@@ -150,7 +150,7 @@ ARRAYS: dict[str, Any] = {
 def test_target_array_refused(kind: str) -> None:
     clip = tiny_classifier("vit")
     with pytest.raises(TypeError, match="ndarray"):
-        LayerClipSurgery(clip).attribute(random_images(clip, 3), ARRAYS[kind])
+        LayerCLIPSurgery(clip).attribute(random_images(clip, 3), ARRAYS[kind])
 
 
 def test_attribute_all_of_some_texts(bench: Bench) -> None:
@@ -175,7 +175,7 @@ def test_attribute_all_refuses(bench: Bench) -> None:
 def test_attribute_all_refuses_an_int() -> None:
     clip = tiny_classifier("vit")
     with pytest.raises(TypeError, match="target"):
-        LayerClipSurgery(clip).attribute_all(random_images(clip), 1)
+        LayerCLIPSurgery(clip).attribute_all(random_images(clip), 1)
 
 
 # --- inputs and shapes --------------------------------------------------------------------------
@@ -259,18 +259,18 @@ def test_class(method: Method) -> None:
 
 
 def test_names() -> None:
-    assert ClipSurgery.get_name() == "Clip Surgery"
-    assert LayerClipSurgery.get_name() == "Layer Clip Surgery"
+    assert CLIPSurgery.get_name() == "Clip Surgery"
+    assert LayerCLIPSurgery.get_name() == "Layer Clip Surgery"
 
 
 # --- feature surgery with few texts -------------------------------------------------------------
 
-SURGERIES = (ClipSurgery, LayerClipSurgery, FeatureClipSurgery, LayerFeatureClipSurgery)
+SURGERIES = (CLIPSurgery, LayerCLIPSurgery, FeatureCLIPSurgery, LayerFeatureCLIPSurgery)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("surgery", SURGERIES)
-def test_two_texts(surgery: type[MapAttribution], tower: str) -> None:
+def test_two_texts(surgery: type[PatchAttribution], tower: str) -> None:
     clip = tiny_classifier(tower).with_texts(["a dog", "a cat"])
     images = random_images(clip, 3)
 
@@ -290,10 +290,10 @@ def test_two_texts(surgery: type[MapAttribution], tower: str) -> None:
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("surgery", SURGERIES)
 def test_auto_counts_texts_and_rivals(
-    surgery: type[MapAttribution], tower: str, count: int, form: str
+    surgery: type[PatchAttribution], tower: str, count: int, form: str
 ) -> None:
-    rivals = ["a car", "a bus", "a bird", "a boat", "a chair", "a cow"][: count - 2]
-    clip = tiny_classifier(tower).with_texts(["a dog", "a cat"], rivals)
+    distractors = ["a car", "a bus", "a bird", "a boat", "a chair", "a cow"][: count - 2]
+    clip = tiny_classifier(tower).with_texts(["a dog", "a cat"], distractors)
     images = random_images(clip, 2)
     maps = {
         name: surgery(clip, feature_surgery=name).attribute_all(images).detach()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TOWERS, random_images, tiny_model
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, tower_report
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.visualization import report_figure
 
@@ -45,10 +45,10 @@ def test_the_embedded_model_is_in_order(demo, scenes):
     assert not report.outliers.any()
     assert report.agreement == pytest.approx(1, abs=1e-5)
     assert 0.1 < report.common_energy < 0.5  # all are nouns in the same templates
-    # The depth at which the overlap with the true masks levels off (docs/models.md).
-    assert report.suggested_depth == 6
+    # The num_blocks at which the overlap with the true masks levels off (docs/models.md).
+    assert report.suggested_num_blocks == 6
     said = str(report)
-    for part in ("14 x 14 patches", "none (4 times", "cosine 1.0", "suggested depth        6"):
+    for part in ("14 x 14 patches", "none (4 times", "cosine 1.0", "suggested num_blocks        6"):
         assert part in said
     assert demo.tower.describe() in said
 
@@ -75,10 +75,12 @@ def test_outlier_tokens_are_found(demo, scenes):
 def test_spread_is_that_of_the_maps(demo, scenes):
     report = tower_report(demo, scenes)
     likely = demo(scenes).argmax(-1)
-    for depth in (0, 1, 6, 8):
-        surgery = LayerClipSurgery(demo, depth=depth, feature_surgery="empty")
+    for num_blocks in (0, 1, 6, 8):
+        surgery = LayerCLIPSurgery(demo, num_blocks=num_blocks, feature_surgery="empty")
         maps = surgery.attribute(scenes, target=likely).detach()
-        assert report.spread[depth] == pytest.approx(float(maps.flatten(1).std(1).mean()), rel=1e-4)
+        assert report.spread[num_blocks] == pytest.approx(
+            float(maps.flatten(1).std(1).mean()), rel=1e-4
+        )
     assert len(report.spread) == 9
 
 
@@ -117,7 +119,7 @@ def test_every_tower_at_any_size(kind, native):
     else:
         assert report.agreement is None
         assert "not of native size" in str(report)
-    assert 0 <= report.suggested_depth <= len(clip.tower.blocks)
+    assert 0 <= report.suggested_num_blocks <= len(clip.tower.blocks)
     assert json.loads(json.dumps(report.to_dict()))["images"] == 2
     report_figure(report)
 
@@ -140,4 +142,4 @@ def test_the_figure_shows_what_the_report_holds(demo, scenes):
     assert middle.get_ydata() == pytest.approx(report.norms.flatten(1).quantile(0.5, dim=1).numpy())
     assert on_grid.images[0].get_array().shape == (14, 14)
     assert spread.lines[0].get_ydata() == pytest.approx(report.spread)
-    assert spread.lines[1].get_xdata() == [report.suggested_depth]
+    assert spread.lines[1].get_xdata() == [report.suggested_num_blocks]

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from towers import TINY
 
-from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
 
 TEXTS = ["a dog", "a cat", "a tree"]
 RIVALS = ["a car", "the sky"]
@@ -73,13 +73,13 @@ def test_with_texts_is_a_new_classifier_on_the_same_model(family):
     other = clip.with_texts(["a red car", "a dog"], ["a cat"])
     fresh = ZeroShotClassifier(clip.model, ["a red car", "a dog"], ["a cat"], templates=["my {}."])
     assert other.model is clip.model
-    assert (other.texts, other.rivals) == (("a red car", "a dog"), ("a cat",))
-    assert (clip.texts, clip.rivals) == (tuple(TEXTS), tuple(RIVALS))
+    assert (other.texts, other.distractors) == (("a red car", "a dog"), ("a cat",))
+    assert (clip.texts, clip.distractors) == (tuple(TEXTS), tuple(RIVALS))
     images = random_images(clip)
     torch.testing.assert_close(other(images), fresh(images))
     for form in "empty", "release":
         actual, expected = (
-            LayerClipSurgery(each, feature_surgery=form).attribute_all(images)
+            LayerCLIPSurgery(each, feature_surgery=form).attribute_all(images)
             for each in (other, fresh)
         )
         torch.testing.assert_close(actual, expected)
@@ -92,7 +92,7 @@ def test_rivals_compete_but_are_no_targets(vit):
     images = random_images(vit)
     together, alone = vit.with_texts(TEXTS + RIVALS), vit.with_texts(TEXTS)
     maps, expected, without = (
-        LayerClipSurgery(clip, feature_surgery="release").attribute_all(images)
+        LayerCLIPSurgery(clip, feature_surgery="release").attribute_all(images)
         for clip in (vit, together, alone)
     )
     torch.testing.assert_close(maps, expected[:, :3])
@@ -100,7 +100,7 @@ def test_rivals_compete_but_are_no_targets(vit):
     torch.testing.assert_close(vit(images), alone(images))
     for target in 3, -4:
         with pytest.raises(IndexError, match=f"target {target} is past the 3 texts"):
-            LayerClipSurgery(vit).attribute(images, target)
+            LayerCLIPSurgery(vit).attribute(images, target)
 
 
 def test_what_it_says_and_saves(vit):
@@ -133,8 +133,8 @@ def test_from_features_equals_the_constructor_given_its_features(family):
     torch.testing.assert_close(ready.text_features(), clip.text_features())
     torch.testing.assert_close(ready(images), clip(images))
     for form in "auto", "release", None:
-        expected = LayerClipSurgery(clip, feature_surgery=form).attribute_all(images)
-        actual = LayerClipSurgery(ready, feature_surgery=form).attribute_all(images)
+        expected = LayerCLIPSurgery(clip, feature_surgery=form).attribute_all(images)
+        actual = LayerCLIPSurgery(ready, feature_surgery=form).attribute_all(images)
         torch.testing.assert_close(actual, expected)
     assert set(ready.state_dict()) == set(clip.state_dict())
     assert ready.index("a cat") == 1
@@ -172,21 +172,21 @@ def test_few_features_need_the_empty_text():
     for form in "auto", "empty":
         remedies = 'pass empty_features= to from_features, or choose feature_surgery="release"'
         with pytest.raises(ValueError, match=f"'{form}' with 7 features .* {remedies}"):
-            LayerClipSurgery(few, feature_surgery=form).attribute(images, 0)
-    LayerClipSurgery(few, feature_surgery="release").attribute(images, 0)
+            LayerCLIPSurgery(few, feature_surgery=form).attribute(images, 0)
+    LayerCLIPSurgery(few, feature_surgery="release").attribute(images, 0)
     many = ZeroShotClassifier.from_features(model, features)
     auto, release = (
-        LayerClipSurgery(many, feature_surgery=form).attribute_all(images)
+        LayerCLIPSurgery(many, feature_surgery=form).attribute_all(images)
         for form in ("auto", "release")
     )
     assert torch.equal(auto, release)
     for given in empty, empty[0]:
         helped = ZeroShotClassifier.from_features(model, features[:7], given)
-        plain = LayerClipSurgery(few, feature_surgery=None).attribute_all(images)
-        common = LayerClipSurgery(
+        plain = LayerCLIPSurgery(few, feature_surgery=None).attribute_all(images)
+        common = LayerCLIPSurgery(
             ZeroShotClassifier.from_features(model, empty), feature_surgery=None
         ).attribute_all(images)
-        maps = LayerClipSurgery(helped).attribute_all(images)
+        maps = LayerCLIPSurgery(helped).attribute_all(images)
         torch.testing.assert_close(maps, plain - common, atol=1e-6, rtol=1e-5)
 
 

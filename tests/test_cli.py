@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 import captum_clip_surgery
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, cli, registry
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery.attr import registry
+from captum_clip_surgery.attr._base import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
-from captum_clip_surgery.methods.base import Explain
 
 SCENE = Scenes("test", 1, size=160, objects=[2])[0]
-METHOD_NAMES = ["CLIP", "ClipSurgery", "IntegratedGradients", "GradCam"]
+METHOD_NAMES = ["CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam"]
 
 
 @pytest.fixture
@@ -78,26 +79,26 @@ def test_explain_writes_figure_and_raw_maps(
     assert tuple(arrays["texts"]) == SCENE.nouns
     clip = ZeroShotClassifier.demo(SCENE.nouns)
     with torch.no_grad():
-        expected = LayerClipSurgery(clip).attribute_all(clip.preprocess(photo))[0]
-    np.testing.assert_allclose(arrays["ClipSurgery"], expected.numpy(), atol=1e-6)
+        expected = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(photo))[0]
+    np.testing.assert_allclose(arrays["CLIPSurgery"], expected.numpy(), atol=1e-6)
 
 
 def test_options_reach_the_method(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
 ) -> None:
-    rivals = tmp_path / "rivals.txt"
-    rivals.write_text("dog\n\n  pizza  \n")
-    options = ["--size", 160, "--feature-surgery", "release", "--rivals", rivals]
+    distractors = tmp_path / "distractors.txt"
+    distractors.write_text("dog\n\n  pizza  \n")
+    options = ["--size", 160, "--feature-surgery", "release", "--distractors", distractors]
     model = ["--model", f"local-dir:{MODEL_FOLDER}"]
     code = explain(monkeypatch, photo, "--npz", "--output", tmp_path, *options, *model)
     assert code == 0
     clip = ZeroShotClassifier.from_pretrained(
         f"local-dir:{MODEL_FOLDER}", None, SCENE.nouns, ["dog", "pizza"]
     )
-    method = LayerClipSurgery(clip, feature_surgery="release")
+    method = LayerCLIPSurgery(clip, feature_surgery="release")
     with torch.no_grad():
         expected = method.attribute_all(clip.preprocess(photo, 160))[0]
-    found = np.load(tmp_path / "photo-maps.npz")["ClipSurgery"]
+    found = np.load(tmp_path / "photo-maps.npz")["CLIPSurgery"]
     assert found.shape == (2, 10, 10)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
@@ -221,7 +222,12 @@ def test_check_reports_and_draws(
 ) -> None:
     assert run(monkeypatch, "check", "--output", tmp_path) == 0
     printed = capsys.readouterr().out
-    for part in ("embedded model", "images                 12", "suggested depth", "check.png"):
+    for part in (
+        "embedded model",
+        "images                 12",
+        "suggested num_blocks",
+        "check.png",
+    ):
         assert part in printed
     assert np.asarray(Image.open(tmp_path / "check.png").convert("RGB")).std() > 30
 
@@ -263,14 +269,23 @@ def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
     seen = []
 
     def spy(clip: ZeroShotClassifier) -> Explain:
-        seen.append(clip.rivals)
-        return registry.METHODS["ClipSurgery"](clip)
+        seen.append(clip.distractors)
+        return registry.METHODS["CLIPSurgery"](clip)
 
     monkeypatch.setitem(registry.METHODS, "Spy", spy)
-    rivals = tmp_path / "rivals.txt"
-    rivals.write_text("pizza\n")
+    distractors = tmp_path / "distractors.txt"
+    distractors.write_text("pizza\n")
     missing = tmp_path / "missing.png"
-    options = ("--text", "dog", "--methods", "Spy", "--output", tmp_path, "--rivals", rivals)
+    options = (
+        "--text",
+        "dog",
+        "--methods",
+        "Spy",
+        "--output",
+        tmp_path,
+        "--distractors",
+        distractors,
+    )
     ended = run(monkeypatch, "compare", missing, photo, *options, "--size", 96)
     assert ended == f"error: 1 of 2 images could not be read: {missing}"
     assert (tmp_path / "compare.png").exists()
@@ -284,7 +299,7 @@ def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
 def test_evaluate_writes_figures_for_people_and_programs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--limit", 4, "--methods", "CLIP,ClipSurgery", "--size", 96, "--output", tmp_path)
+    options = ("--limit", 4, "--methods", "CLIP,CLIPSurgery", "--size", 96, "--output", tmp_path)
     assert run(monkeypatch, "evaluate", *options, "--measures", "all") == 0
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
@@ -293,7 +308,7 @@ def test_evaluate_writes_figures_for_people_and_programs(
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert {"insertion", "grid_pointing", "auroc"} <= set(results["methods"]["CLIP"]["measures"])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    for name in ("CLIP", "ClipSurgery"):
+    for name in ("CLIP", "CLIPSurgery"):
         found = results["methods"][name]
         assert f"{found['measures']['explanation_iou']:.1f}" in printed
         (low, high), value = found["intervals"]["msc"], found["measures"]["msc"]

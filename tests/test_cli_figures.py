@@ -36,12 +36,12 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_sign_and_format(monkeypatch, tmp_path, photo, colours) -> None:
-    options = ["--text", "pig", "--methods", "CLIP,ClipSurgery", "--output", tmp_path]
+    options = ["--text", "pig", "--methods", "CLIP,CLIPSurgery", "--output", tmp_path]
     drawn = ["--sign", "positive", "--format", "svg"]
     assert run(monkeypatch, "compare", photo, *options, *drawn) == 0
     assert set(colours) == {"inferno"}
     svg = (tmp_path / "compare.svg").read_text()
-    assert ">ClipSurgery</text>" in svg
+    assert ">CLIPSurgery</text>" in svg
     assert ">pig</text>" in svg
     colours.clear()
     drawn = ["--sign", "all", "--format", "pdf"]
@@ -51,13 +51,13 @@ def test_sign_and_format(monkeypatch, tmp_path, photo, colours) -> None:
 
 
 def test_explain_takes_them_too(monkeypatch, tmp_path, photo, colours) -> None:
-    from captum_clip_surgery import registry
+    from captum_clip_surgery.attr import registry
 
     monkeypatch.setitem(registry.METHODS, "IntegratedGradients", registry.METHODS["CLIP"])
     options = ["--text", "pig", "--output", tmp_path, "--sign", "all", "--format", "svg"]
     assert run(monkeypatch, "explain", photo, *options) == 0
     assert set(colours) == {"RdBu_r"}
-    assert ">ClipSurgery</text>" in (tmp_path / "photo-maps.svg").read_text()
+    assert ">CLIPSurgery</text>" in (tmp_path / "photo-maps.svg").read_text()
 
 
 @pytest.mark.parametrize("command", ["explain", "compare"])

@@ -12,10 +12,12 @@ import torch
 from captum.attr import IntegratedGradients, Occlusion, Saliency
 from conftest import TOWERS, peak_where_told, random_images, relative_error, tiny_model
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, comparison, costs, registry
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, comparison
+from captum_clip_surgery._utils import profiling
+from captum_clip_surgery.attr import registry
+from captum_clip_surgery.attr.registry import METHODS, USUAL, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.registry import METHODS, USUAL, choose
 
 SCENES = Scenes("test", 2, size=96, objects=[2])
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -41,7 +43,7 @@ def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
     images = random_images(clip)
     chosen, left_out = choose(clip, ["all"])
     assert set(chosen) | set(left_out) == set(METHODS)
-    assert {"CLIP", "ClipSurgery", "Gem", "GradCam", "Saliency", "Occlusion"} <= set(chosen)
+    assert {"CLIP", "CLIPSurgery", "GEM", "GradCam", "Saliency", "Occlusion"} <= set(chosen)
     assert ("GuidedGradCam" in chosen) == (kind == "resnet")
     for name, method in chosen.items():
         maps = method(clip)(images)
@@ -106,17 +108,19 @@ def test_captums_methods_in_any_mode_and_again(clip, images, name):
 
 
 def test_unknown_names_are_refused(clip):
-    assert list(choose(clip, ["surgery", "CLIPSURGERY", "clip"])[0]) == ["ClipSurgery", "CLIP"]
-    with pytest.raises(ValueError, match="no method 'Surgeon'; there are CLIP, ClipSurgery, "):
+    assert list(choose(clip, ["surgery", "CLIPSURGERY", "clip"])[0]) == ["CLIPSurgery", "CLIP"]
+    with pytest.raises(ValueError, match="no method 'Surgeon'; there are CLIP, CLIPSurgery, "):
         choose(clip, ["Surgeon"])
     with pytest.raises(TypeError, match=r"pass a list: \['all'\]"):
         choose(clip, "all")
 
 
 def test_a_method_of_ones_own_is_one_line(clip, images, monkeypatch):
-    monkeypatch.setitem(METHODS, "Mine", lambda clip: LayerClipSurgery(clip, depth=3).attribute_all)
+    monkeypatch.setitem(
+        METHODS, "Mine", lambda clip: LayerCLIPSurgery(clip, num_blocks=3).attribute_all
+    )
     found = compare(clip, images, methods=["Mine"])
-    expected = LayerClipSurgery(clip, depth=3).attribute_all(images).detach()
+    expected = LayerCLIPSurgery(clip, num_blocks=3).attribute_all(images).detach()
     assert torch.allclose(found.maps["Mine"], expected, atol=1e-6)
 
 
@@ -132,7 +136,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
         method = IntegratedGradients(clip)
         return method.attribute(images, target=0, n_steps=at_once, internal_batch_size=at_once)
 
-    _, cost = costs.measure(explain, images.device)
+    _, cost = profiling.measure(explain, images.device)
     assert (peak_where_told(cost) or 0) < 8 << 30
 
 
@@ -140,7 +144,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
 
 
 def test_pictures_and_batches_compare_alike(clip):
-    names = ["CLIP", "ClipSurgery", "LeGrad"]
+    names = ["CLIP", "CLIPSurgery", "LeGrad"]
     pictures = [scene.image for scene in SCENES]
     found = compare(clip, pictures, methods=names)
     batch = clip.preprocess(pictures)
@@ -171,7 +175,7 @@ def test_only_what_is_asked_for_is_explained(clip, images):
     def spy(clip):
         def explain(images, targets=None):
             asked.append(targets)
-            return LayerClipSurgery(clip).attribute_all(images, targets)
+            return LayerCLIPSurgery(clip).attribute_all(images, targets)
 
         return explain
 
@@ -183,11 +187,11 @@ def test_only_what_is_asked_for_is_explained(clip, images):
 def test_what_fails_is_left_out_and_the_others_compared(images):
     features = ZeroShotClassifier.demo(SCENES[0].nouns)
     bare = ZeroShotClassifier.from_features(features.model, features.text_features())
-    found = compare(bare, images, methods=["CLIP", "ClipSurgery"])
+    found = compare(bare, images, methods=["CLIP", "CLIPSurgery"])
     assert list(found.maps) == list(found.costs) == ["CLIP"]
-    assert "empty" in found.left_out["ClipSurgery"]
-    with pytest.raises(ValueError, match=r"no method gave a map: \{'ClipSurgery': .*empty"):
-        compare(bare, images, methods=["ClipSurgery"])
+    assert "empty" in found.left_out["CLIPSurgery"]
+    with pytest.raises(ValueError, match=r"no method gave a map: \{'CLIPSurgery': .*empty"):
+        compare(bare, images, methods=["CLIPSurgery"])
 
 
 def test_size_is_of_pictures(clip, images):
@@ -200,9 +204,9 @@ def test_size_is_of_pictures(clip, images):
 def test_masks_give_measures(clip):
     scene = SCENES[0]
     found = compare(clip, [scene.image], masks=[torch.from_numpy(scene.masks)], methods=USUAL[:2])
-    assert found.measures["ClipSurgery"]["msc"] > found.measures["CLIP"]["msc"]
+    assert found.measures["CLIPSurgery"]["msc"] > found.measures["CLIP"]["msc"]
     table = found.to_markdown()
-    assert f"{found.measures['ClipSurgery']['explanation_iou']:.1f}" in table
+    assert f"{found.measures['CLIPSurgery']['explanation_iou']:.1f}" in table
     with pytest.raises(ValueError, match=r"expected for each of 1 images \(2 texts, H, W\)"):
         compare(clip, [scene.image], masks=torch.zeros(2, 2, 8, 8, dtype=torch.bool))
     with pytest.raises(TypeError, match=r"masks are \[torch.uint8\], expected bool"):
@@ -212,20 +216,20 @@ def test_masks_give_measures(clip):
 
 
 def test_tables_with_and_without_pandas(clip, images, monkeypatch):
-    found = compare(clip, images, methods=["CLIP", "Gem"])
+    found = compare(clip, images, methods=["CLIP", "GEM"])
     monkeypatch.setattr(comparison, "find_spec", lambda _: None)
     rows = found.table()
-    assert [row["method"] for row in rows] == ["CLIP", "Gem"]
+    assert [row["method"] for row in rows] == ["CLIP", "GEM"]
     assert all(row["seconds"] > 0 for row in rows)
     monkeypatch.undo()
     pandas = pytest.importorskip("pandas")
     frame = found.table()
     assert isinstance(frame, pandas.DataFrame)
-    assert list(frame.index) == ["CLIP", "Gem"]
+    assert list(frame.index) == ["CLIP", "GEM"]
 
 
 def test_the_figure_has_a_row_for_each_image_and_text(clip, images):
-    found = compare(clip, images, methods=["CLIP", "ClipSurgery"])
+    found = compare(clip, images, methods=["CLIP", "CLIPSurgery"])
     figure = found.figure()
     assert len(figure.axes) == 2 * 2 * 3
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == list(clip.texts) * 2
@@ -240,9 +244,9 @@ def test_more_rows_than_a_figure_holds_are_refused(clip, images, monkeypatch):
 
 
 def test_many_images_pass_in_parts(clip, images, monkeypatch):
-    whole = compare(clip, images, methods=["ClipSurgery", "LeGrad"])
+    whole = compare(clip, images, methods=["CLIPSurgery", "LeGrad"])
     monkeypatch.setattr(comparison, "AT_ONCE", 1)
-    parts = compare(clip, images, methods=["ClipSurgery", "LeGrad"])
+    parts = compare(clip, images, methods=["CLIPSurgery", "LeGrad"])
     for name, maps in whole.maps.items():
         assert relative_error(parts.maps[name], maps) < 1e-5
     assert torch.allclose(parts.scores, whole.scores, atol=1e-4)
@@ -257,7 +261,7 @@ def test_memory_at_its_peak_is_measured():
         return len(held)
 
     device = torch.device("cpu")
-    result, cost = costs.measure(lambda: takes(200), device)
+    result, cost = profiling.measure(lambda: takes(200), device)
     assert result == 200 << 18
     assert cost.seconds > 0
     if peak_where_told(cost) is None:
@@ -281,11 +285,11 @@ def test_what_was_freed_before_does_not_count_as_free_to_use():
     ended = subprocess.run([sys.executable, "-c", FREED_BEFORE], capture_output=True, check=True)
     megabytes = int(ended.stdout)
     if megabytes == -1:
-        peak_where_told(costs.Cost(1.0, None))
+        peak_where_told(profiling.Cost(1.0, None))
         return
     assert 190 < megabytes < 400
 
 
 def test_where_memory_is_not_told_it_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(costs, "PROCESS", tmp_path / "none")
-    assert costs.measure(lambda: 1, torch.device("cpu"))[1].peak_bytes is None
+    monkeypatch.setattr(profiling, "PROCESS", tmp_path / "none")
+    assert profiling.measure(lambda: 1, torch.device("cpu"))[1].peak_bytes is None

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from towers import TINY
 
-from captum_clip_surgery import LayerClipSimilarity, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
 
 TEXTS = ["dog", "cat"]
 TEMPLATES = ["a photo of a {}."]
@@ -45,7 +45,7 @@ def test_compiled_models_are_unwrapped(family, what, called):
     larger = torch.randn(1, 3, *[2 * side for side in plain.native_size], generator=generator)
     for batch in (images, larger):
         assert torch.equal(clip(batch), plain(batch))
-        for method in (LayerClipSurgery, LayerClipSimilarity):
+        for method in (LayerCLIPSurgery, LayerCLIPSimilarity):
             actual, expected = (method(c).attribute_all(batch) for c in (clip, plain))
             assert torch.equal(actual, expected)
     fired: list[nn.Module] = []
@@ -70,7 +70,7 @@ def test_explaining_compiles_to_one_graph(family):
     ready = ZeroShotClassifier.from_features(model, features, clip.empty_features())
     images = torch.randn(2, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
     for given, whole in ((ready, True), (clip, False)):
-        surgery = LayerClipSurgery(given)
+        surgery = LayerCLIPSurgery(given)
         expected = surgery.attribute_all(images)
         explain = partial(surgery.attribute_all, check_finite=False)
         compiled = torch.compile(explain, backend="eager", fullgraph=whole)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from written_ade import write_ade
 
-from captum_clip_surgery.data.ade20k import Ade20k
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels
+from captum_clip_surgery.datasets.ade20k import Ade20k
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels
 
 FIRST, SECOND = "ADE_val_00000001", "ADE_val_00000002"
 ALL = np.arange(151).reshape(1, 151)

@@ -12,8 +12,8 @@ import torchvision
 from PIL import Image
 from written_city import write_city
 
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels
-from captum_clip_surgery.data.cityscapes import Cityscapes
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels
+from captum_clip_surgery.datasets.cityscapes import Cityscapes
 
 NAMES = ["frankfurt_000000_000294", "munster_000001_000019", "aachen_000000_000001"]
 ALL_IDS = np.arange(34).reshape(2, 17)  # each id that files hold
@@ -147,7 +147,7 @@ def test_goes_to_workers(root: Path) -> None:
 
 
 def test_torchvision_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from captum_clip_surgery.data import cityscapes
+    from captum_clip_surgery.datasets import cityscapes
 
     cityscapes._label_table.cache_clear()
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)

@@ -30,9 +30,9 @@ from written_coco import (
     write_maps,
 )
 
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels, Masks, Sample, Tags
-from captum_clip_surgery.data.coco import Coco, CocoTags
-from captum_clip_surgery.data.coco_stuff import CocoObject, CocoStuff
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Masks, Sample, Tags
+from captum_clip_surgery.datasets.coco import Coco, CocoTags
+from captum_clip_surgery.datasets.coco_stuff import CocoObject, CocoStuff
 
 NAMES = list(CATEGORIES.values())
 

@@ -20,8 +20,8 @@ from written_context import (
 )
 from written_voc import write_jpeg, write_list, write_palette
 
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels, Sample
-from captum_clip_surgery.data.context import PascalContext
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample
+from captum_clip_surgery.datasets.context import PascalContext
 
 #: Every id of the release, and one image of other sides: aeroplane, a nameless one, none, wood.
 IDS = {

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from written_folder import write_few_bits, write_folder, write_numbers
 from written_voc import write_jpeg, write_palette
 
-from captum_clip_surgery.data.base import IGNORED, Labels, Masks, Sample
-from captum_clip_surgery.data.folder import Folder
+from captum_clip_surgery.datasets.base import IGNORED, Labels, Masks, Sample
+from captum_clip_surgery.datasets.folder import Folder
 
 CLASSES = "# source: me\nbackground\nperson, man, woman\npotted plant\n"
 

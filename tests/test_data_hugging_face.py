@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip_surgery.data import IGNORED, Labels, Tags, open_dataset
+from captum_clip_surgery.datasets import IGNORED, Labels, Tags, open_dataset
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")

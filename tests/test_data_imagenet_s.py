@@ -14,8 +14,8 @@ from torchvision.datasets import ImageFolder
 from written_imagenet_s import FIRST, colours, write_imagenet_s
 from written_voc import write_jpeg
 
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels, Sample
-from captum_clip_surgery.data.imagenet_s import ImageNetS
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample
+from captum_clip_surgery.datasets.imagenet_s import ImageNetS
 
 LABELS = {
     f"{FIRST[0]}/ILSVRC2012_val_00004677": np.array([[0, 1, 50, 1000]] * 2),

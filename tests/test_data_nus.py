@@ -11,8 +11,8 @@ import pandas
 import pytest
 from written_nus import write_nus
 
-from captum_clip_surgery.data.base import Classes, Tags
-from captum_clip_surgery.data.nus_wide import NusWide
+from captum_clip_surgery.datasets.base import Classes, Tags
+from captum_clip_surgery.datasets.nus_wide import NusWide
 
 SHOWS = {
     "actor\\0001_2124494179.jpg": ["person"],

@@ -9,8 +9,8 @@ import pandas
 import pytest
 from written_open_images import write_open_images
 
-from captum_clip_surgery.data.base import Point, Points
-from captum_clip_surgery.data.open_images import OpenImagesPoints
+from captum_clip_surgery.datasets.base import Point, Points
+from captum_clip_surgery.datasets.open_images import OpenImagesPoints
 
 DESCRIBED = {
     "/m/0zzz": "Never asked",

@@ -20,8 +20,8 @@ from written_voc import (
     write_voc_tags,
 )
 
-from captum_clip_surgery.data.base import IGNORED, Classes, Labels, Sample, Tags
-from captum_clip_surgery.data.voc import PascalVoc, PascalVocTags
+from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample, Tags
+from captum_clip_surgery.datasets.voc import PascalVoc, PascalVocTags
 
 #: Every number that VOC's files hold, and one image of other sides.
 LABELS = {

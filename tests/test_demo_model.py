@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
-from captum_clip_surgery.demo.report import top1
 from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.registry import METHODS
+from tools.embedded_model.report import top1
 
 
 def test_it_fits_the_repository() -> None:
@@ -39,7 +39,7 @@ def test_it_names_what_it_sees(split: str, least: float) -> None:
 def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     scenes = Scenes("test", 25, clip.native_size[0], objects=[2, 3])
-    methods = {name: METHODS[name] for name in ("CLIP", "ClipSurgery")}
+    methods = {name: METHODS[name] for name in ("CLIP", "CLIPSurgery")}
     results = evaluate_scenes(clip, scenes, methods, progress=False)
     own, surgery = (results[name].measures for name in methods)
     assert surgery["pairs"] == sum(len(scene.nouns) for scene in scenes)
@@ -52,7 +52,7 @@ def test_unknown_words_are_named() -> None:
     with pytest.warns(UserWarning, match="never learnt: bench, person"):
         clip = ZeroShotClassifier.demo(["a bench", "a person", "a dog"])
     with pytest.warns(UserWarning, match="never learnt: spaceship"):
-        clip.with_texts(["dog"], rivals=["spaceship"])
+        clip.with_texts(["dog"], distractors=["spaceship"])
 
 
 def test_words_of_other_templates_are_named_too() -> None:

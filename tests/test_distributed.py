@@ -19,13 +19,13 @@ from waiting import wait_until
 from written_scenes import scene_folder
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.data.folder import Folder
+from captum_clip_surgery._utils.distributed import Processes, processes, share
+from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.distributed import Processes, processes, share
 from captum_clip_surgery.evaluation.judges import JUDGES
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.tasks import ASKING
-from captum_clip_surgery.registry import choose
 
 IMAGES, BATCH = 7, 2
 PIECES = {f"localization {index}": 1 for index in range(0, IMAGES, BATCH)}
@@ -33,7 +33,7 @@ PIECES = {f"localization {index}": 1 for index in range(0, IMAGES, BATCH)}
 
 def evaluate(root: Path, output: Path, *more: object) -> list[object]:
     """Arguments of the command line."""
-    given = "evaluate --dataset folder --protocol present --methods CLIP,ClipSurgery --workers 0"
+    given = "evaluate --dataset folder --protocol present --methods CLIP,CLIPSurgery --workers 0"
     return [*given.split(), "--batch", BATCH, "--root", root, "--output", output, *more]
 
 
@@ -71,7 +71,7 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     """One by one, as images bring them, they would differ in their last bits by process."""
     clip, data = ZeroShotClassifier.demo(["dog"]), Folder(root)
     view = Protocol.load("present").view("localization", "folder")
-    methods, _ = choose(clip, ["ClipSurgery"])
+    methods, _ = choose(clip, ["CLIPSurgery"])
     ASKING["localization"](clip, data, methods, view, JUDGES["localization"](data))
     assert clip._encoder is not None
     assert set(data.classes.first[1:]) <= set(clip._encoder._known.features)
@@ -94,7 +94,7 @@ def test_more_processes_than_batches(root: Path, tmp_path: Path) -> None:
     run = runs.start(tmp_path, *evaluate(root, tmp_path, "--limit", 1))
     assert run.wait() == [0, 0], run.printed()
     assert runs.pieces(tmp_path) == {"localization 0": 1}
-    assert b"ClipSurgery,explanation_iou" in found(tmp_path)
+    assert b"CLIPSurgery,explanation_iou" in found(tmp_path)
 
 
 KILLS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed != 1)) for seed in range(30)]

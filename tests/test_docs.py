@@ -23,8 +23,8 @@ import typer
 from typer.exceptions import TyperException
 
 import captum_clip_surgery
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
-from captum_clip_surgery.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,10 +99,10 @@ def test_worked_examples_are_short(title: str) -> None:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What examples register is gone afterwards."""
-    monkeypatch.setattr("captum_clip_surgery.registry.METHODS", dict(METHODS))
-    monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.registry.METHODS)
-    families = captum_clip_surgery.towers.FAMILIES
-    monkeypatch.setattr("captum_clip_surgery.towers.FAMILIES", families)
+    monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
+    monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
+    families = captum_clip_surgery.models.image.FAMILIES
+    monkeypatch.setattr("captum_clip_surgery.models.image.FAMILIES", families)
 
 
 @pytest.mark.usefixtures("tables")

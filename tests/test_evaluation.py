@@ -11,18 +11,18 @@ import pytest
 import torch
 from conftest import peak_where_told
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.costs import Cost
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.profiling import Cost
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.evaluation.results import LONG, Result, read, to_markdown, write
 from captum_clip_surgery.evaluation.scenes import _odd_one_out
 from captum_clip_surgery.metrics import insertion_deletion, localization
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.results import LONG, Result, read, to_markdown, write
 
 SCENES = Scenes("test", 8, size=96, objects=[2])
-SURGERY = {"ClipSurgery": METHODS["ClipSurgery"]}
+SURGERY = {"CLIPSurgery": METHODS["CLIPSurgery"]}
 SIZE = 96
 
 
@@ -34,12 +34,12 @@ def clip() -> ZeroShotClassifier:
 def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
     kinds = ("localization", "faithfulness", "grid")
     found = evaluate_scenes(clip, SCENES, SURGERY, (), SIZE, False, measures=kinds)
-    measures = found["ClipSurgery"].measures
+    measures = found["CLIPSurgery"].measures
     pairs, areas = [], []
     judge = clip.with_texts(nouns())
     for scene in SCENES:
         image = clip.preprocess(scene.image, SIZE)
-        maps = LayerClipSurgery(clip.with_texts(scene.nouns)).attribute_all(image).detach()
+        maps = LayerCLIPSurgery(clip.with_texts(scene.nouns)).attribute_all(image).detach()
         pairs += zip(maps[0], torch.from_numpy(scene.masks), strict=True)
         target = nouns().index(scene.nouns[0])
         areas.append(torch.cat(insertion_deletion(judge, image, maps[:, 0], target, steps=10)))
@@ -51,7 +51,7 @@ def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
         texts = [noun for tile in tiles for noun in tile.nouns]
         target = tiles[number].nouns[0]
         assert texts.count(target) == 1
-        explain = LayerClipSurgery(clip.with_texts(sorted(set(texts), key=texts.index)))
+        explain = LayerCLIPSurgery(clip.with_texts(sorted(set(texts), key=texts.index)))
         positive = (
             explain.attribute(image, explain.forward_func.index(target))[0, 0].detach().relu()
         )
@@ -62,12 +62,12 @@ def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
     expected |= {"insertion": float(insertion), "deletion": float(deletion)}
     expected |= {"grid_pointing": 100 * sum(shares) / 2}
     assert measures == pytest.approx(expected, rel=1e-5)
-    assert set(found["ClipSurgery"].intervals) == set(expected) - {"pairs", "skipped"}
+    assert set(found["CLIPSurgery"].intervals) == set(expected) - {"pairs", "skipped"}
 
 
 def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None:
     found = evaluate_scenes(clip, SCENES[:5], SURGERY, (), SIZE, False, False, ["grid"])
-    result = found["ClipSurgery"]
+    result = found["CLIPSurgery"]
     assert list(result.measures) == ["grid_pointing"]  # of one grid; the fifth scene has none
     assert result.intervals == {}
     assert result.seconds > 0

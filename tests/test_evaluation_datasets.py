@@ -14,14 +14,14 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 from written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.data import IGNORED, DataSet, Labels, Masks, Point, Points, Tags
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import IGNORED, DataSet, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.methods.base import Explain
+from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.metrics import localization
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.results import Result
 from captum_clip_surgery.tasks.recognition import recognize
 
 SCENES = Scenes("test", 8, 224, objects=[2, 3])
@@ -42,7 +42,7 @@ def way(**views: View) -> Protocol:
 def measured(
     clip: ZeroShotClassifier, data: DataSet, protocol: Protocol, *methods: str
 ) -> dict[str, Result]:
-    chosen = {name: METHODS[name] for name in methods or ("ClipSurgery",)}
+    chosen = {name: METHODS[name] for name in methods or ("CLIPSurgery",)}
     return dict(evaluate(clip, data, chosen, protocol, progress=False, confidence=False).results)
 
 
@@ -65,13 +65,13 @@ def check_same_as_scenes(
 
 
 def test_a_folder_of_scenes_as_the_scenes(clip: ZeroShotClassifier, tmp_path: Path) -> None:
-    check_same_as_scenes(clip, SCENES, tmp_path, ["CLIP", "ClipSurgery", "LeGrad"])
+    check_same_as_scenes(clip, SCENES, tmp_path, ["CLIP", "CLIPSurgery", "LeGrad"])
 
 
 @pytest.mark.slow
 def test_all_test_scenes_as_a_folder(clip: ZeroShotClassifier, tmp_path: Path) -> None:
     scenes = Scenes("test", 500, 224, objects=[2, 3])
-    check_same_as_scenes(clip, scenes, tmp_path, ["CLIP", "ClipSurgery"])
+    check_same_as_scenes(clip, scenes, tmp_path, ["CLIP", "CLIPSurgery"])
 
 
 def test_scenes_in_the_layout_of_voc(clip: ZeroShotClassifier, tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_scenes_in_the_layout_of_voc(clip: ZeroShotClassifier, tmp_path: Path) -
     scenes = of_few_nouns(SCENES)
     assert len(scenes) >= 5
     protocol = Protocol.load("present")
-    png = measured(clip, scene_folder(scenes, tmp_path / "png"), protocol)["ClipSurgery"].measures
-    jpeg = measured(clip, scene_voc(scenes, tmp_path / "voc"), protocol)["ClipSurgery"].measures
+    png = measured(clip, scene_folder(scenes, tmp_path / "png"), protocol)["CLIPSurgery"].measures
+    jpeg = measured(clip, scene_voc(scenes, tmp_path / "voc"), protocol)["CLIPSurgery"].measures
     print({name: f"{jpeg[name] - value:+.3f}" for name, value in png.items()})
     assert jpeg["pairs"] == png["pairs"]
     assert jpeg != png
@@ -92,9 +92,9 @@ def test_classes_compete_and_the_background_is_none(
     clip: ZeroShotClassifier, tmp_path: Path
 ) -> None:
     data = scene_folder(SCENES[:3], tmp_path)
-    found = measured(clip, data, way(localization=View(size=128)))["ClipSurgery"].measures
+    found = measured(clip, data, way(localization=View(size=128)))["CLIPSurgery"].measures
     local, pairs = clip.with_texts(nouns()), []
-    surgery = LayerClipSurgery(local)
+    surgery = LayerCLIPSurgery(local)
     for scene in SCENES[:3]:
         targets = [local.index(noun) for noun in scene.nouns]
         with torch.no_grad():
@@ -160,7 +160,7 @@ def test_images_that_show_nothing_add_nothing(clip: ZeroShotClassifier) -> None:
 def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) -> None:
     rng, truths, said = np.random.default_rng(0), [], []
     local = clip.with_texts(["background", *nouns()])
-    surgery = LayerClipSurgery(local)
+    surgery = LayerCLIPSurgery(local)
     data = scene_folder(SCENES[:5], tmp_path)
     for index, scene in enumerate(SCENES[:5]):
         labels = data[index].truth.labels  # type: ignore[union-attr]
@@ -172,7 +172,7 @@ def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) 
         said.append(large[0].argmax(0))
     pictures = [scene.image for scene in SCENES[:5]]
     given = Given("\n".join(local.texts), pictures, truths, background=0)
-    found = measured(clip, given, way(segmentation=View(size=160)))["ClipSurgery"].measures
+    found = measured(clip, given, way(segmentation=View(size=160)))["CLIPSurgery"].measures
 
     there = np.concatenate([truth.labels.ravel() for truth in truths])
     chosen = torch.stack(said).numpy().ravel()
@@ -224,10 +224,10 @@ def test_average_precision_by_scikit_learn(clip: ZeroShotClassifier) -> None:
     classes = [*names, *[noun for noun in nouns() if noun not in names][:2]]  # which nobody shows
     view = way(recognition=View(size=128))
     given = Given("\n".join(classes), pictures, truths)
-    found = measured(clip, given, view, "CLIP", "ClipSurgery", "LeGrad")
-    assert list(found) == ["CLIP", "ClipSurgery"]
+    found = measured(clip, given, view, "CLIP", "CLIPSurgery", "LeGrad")
+    assert list(found) == ["CLIP", "CLIPSurgery"]
 
-    for method, form in (("CLIP", None), ("ClipSurgery", "release")):
+    for method, form in (("CLIP", None), ("CLIPSurgery", "release")):
         local = clip.with_texts(classes)
         scores = np.stack([r.scores.numpy() for r in recognize(local, pictures, form, size=128)])
         values = []

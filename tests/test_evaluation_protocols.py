@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 from written_scenes import Given
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
-from captum_clip_surgery.data import IGNORED, Labels
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import IGNORED, Labels
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, View, evaluate
 from captum_clip_surgery.evaluation.judges import JUDGES
 from captum_clip_surgery.evaluation.shown import Frame, Reader
 from captum_clip_surgery.evaluation.tasks import AskForLabels
-from captum_clip_surgery.registry import METHODS
 
 #: Of what the two scenes show, and synonyms that they do not.
 CLASSES = "ghost, peacock\nbackground\ncarrot\nmicrophone, pig, whale\ncrown"
 BACKGROUND = 1
-SURGERY = {"ClipSurgery": METHODS["ClipSurgery"]}
+SURGERY = {"CLIPSurgery": METHODS["CLIPSurgery"]}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def shown(clip: ZeroShotClassifier, picture: np.ndarray, height: int, width: int
     return normal.transpose(2, 0, 1).astype(np.float32)
 
 
-def scores(method: LayerClipSurgery, pixels: np.ndarray) -> np.ndarray:
+def scores(method: LayerCLIPSurgery, pixels: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         found = method.attribute_all(torch.from_numpy(np.ascontiguousarray(pixels))[None])
     return found[0].double().numpy()
@@ -78,7 +78,7 @@ def places(length: int, window: int, stride: int) -> list[int]:
 
 
 def dense_scores(
-    method: LayerClipSurgery, image: np.ndarray, window: int | None, stride: int | None
+    method: LayerCLIPSurgery, image: np.ndarray, window: int | None, stride: int | None
 ) -> np.ndarray:
     """Of an image as it is shown, at its size."""
     _, height, width = image.shape
@@ -125,7 +125,7 @@ def found_labels(clip: ZeroShotClassifier, data: Given, view: View) -> list[np.n
     ask = AskForLabels(clip, data, SURGERY, view, JUDGES["segmentation"](data))
     batches = Reader(clip, data, range(len(data)), view, 1, 0)
     with torch.no_grad():
-        return [said["ClipSurgery"].numpy() for batch in batches for said in ask.found(batch)]
+        return [said["CLIPSurgery"].numpy() for batch in batches for said in ask.found(batch)]
 
 
 def check(
@@ -141,7 +141,7 @@ def check(
     # The table by counting, of the labels found.
     result = evaluate(
         clip, data, SURGERY, Protocol("t", "tests", {"segmentation": view}, {}), progress=False
-    ).results["ClipSurgery"]
+    ).results["CLIPSurgery"]
     ious, recalls, right, judged = [], [], 0, 0
     truths = [truth.labels for truth in data.truths]  # type: ignore[union-attr]
     for label in range(5):
@@ -167,7 +167,7 @@ def check(
 def test_squashed_as_the_paper_has_it(
     clip: ZeroShotClassifier, data: Given, size: int | None, side: int
 ) -> None:
-    method = LayerClipSurgery(clip.with_texts([row[0] for row in data.classes.synonyms]))
+    method = LayerCLIPSurgery(clip.with_texts([row[0] for row in data.classes.synonyms]))
     expected = []
     for picture in data.pictures:
         grid = scores(method, shown(clip, picture, side, side))
@@ -195,7 +195,7 @@ def test_dense(
 ) -> None:
     rows = [names if synonyms else names[:1] for names in data.classes.synonyms]
     owners = [owner for owner, names in enumerate(rows) for _ in names]
-    method = LayerClipSurgery(clip.with_texts([name for names in rows for name in names]))
+    method = LayerCLIPSurgery(clip.with_texts([name for names in rows for name in names]))
     expected = []
     for picture in data.pictures:
         height, width = picture.shape[:2]

@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from written_scenes import Given, scene_folder
 
 from captum_clip_surgery import ZeroShotClassifier, cli
-from captum_clip_surgery.data import Labels, Masks, Point, Points, Tags
-from captum_clip_surgery.data.folder import Folder
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.provenance import weights_digest
+from captum_clip_surgery.attr._engine import Passes
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
+from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate
-from captum_clip_surgery.evaluation.passes import Passes
+from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
-from captum_clip_surgery.journal import Journal
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.results import read, weights_digest
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 
 SCENES = Scenes("test", 7, 96, objects=[2, 3])
@@ -47,7 +48,7 @@ def clip() -> ZeroShotClassifier:
 def run(
     clip: ZeroShotClassifier, data: Folder | Given, *names: str, **options: object
 ) -> Evaluation:
-    methods = {name: METHODS[name] for name in names or ("CLIP", "ClipSurgery", "LeGrad")}
+    methods = {name: METHODS[name] for name in names or ("CLIP", "CLIPSurgery", "LeGrad")}
     protocol = options.pop("protocol", BOTH)
     options = {"confidence": False} | options
     return evaluate(clip, data, methods, protocol, progress=False, **options)  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ class Calls:
 
 def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
     """A method more costs no pass, an image more no text."""
-    dense = ("CLIP", "ClipSurgery", "MaskClip", "Gem")
+    dense = ("CLIP", "CLIPSurgery", "MaskCLIP", "GEM")
     texts = []
     for names, limit in ((dense[:1], 2), (dense, 5)):
         clip = ZeroShotClassifier.demo(["dog"])
@@ -105,7 +106,7 @@ def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
         texts.append(encoded)
         run(clip, folder, *names, limit=limit, batch_size=2)
         assert calls.counts == [2 * images, encoded]  # remembered
-    # "ClipSurgery" asks for the empty text as well: one more at most.
+    # "CLIPSurgery" asks for the empty text as well: one more at most.
     assert texts[1] - texts[0] <= 1
 
 
@@ -211,7 +212,7 @@ def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
     for task, truth in truths.items():
         data = Given("dog\ncat\ncow", pictures, [truth] * 2)
         way = Protocol("one", "tests", {task: View(size=96)}, {})
-        found = run(clip, data, "CLIP", "ClipSurgery", protocol=way, figures=True)
+        found = run(clip, data, "CLIP", "CLIPSurgery", protocol=way, figures=True)
         (figure,) = found.figures.values()
         shown = [axes for axes in figure.axes if axes.images]
         assert len(shown) == 2 * 4  # two images; each, its truth and two methods
@@ -240,11 +241,11 @@ def test_command(
     options += ["--methods", "surgery,clip,maskclip", "--output", tmp_path / "out", "--limit", 2]
     assert command(monkeypatch, *options) == 0
     printed = capsys.readouterr().out
-    assert "| ClipSurgery |" in printed
+    assert "| CLIPSurgery |" in printed
     assert "2 images, " in printed
     out = tmp_path / "out"
     content = json.loads((out / "results.json").read_text())
-    assert list(content["methods"]) == ["ClipSurgery", "CLIP", "MaskClip"]
+    assert list(content["methods"]) == ["CLIPSurgery", "CLIP", "MaskCLIP"]
     assert content["images"] == 2
     assert content["protocol"]["name"] == "paper"
     assert content["protocol"]["views"]["segmentation"]["size"] == 512
@@ -261,7 +262,7 @@ def test_command(
     assert dict(read(out)["CLIP"].measures) == pytest.approx(dict(expected.measures), rel=1e-6)
     with (out / "results.csv").open() as file:
         rows = {(row["method"], row["measure"]) for row in csv.DictReader(file)}
-    assert {("MaskClip", "class_iou"), ("MaskClip", "msc")} <= rows
+    assert {("MaskCLIP", "class_iou"), ("MaskCLIP", "msc")} <= rows
     assert "class mIoU" in (out / "results.md").read_text()
     for name in ("results", "localization", "segmentation"):
         assert np.asarray(Image.open(out / f"{name}.png").convert("L")).std() > 5
@@ -288,7 +289,10 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
         ("--dataset folder --root DATA --methods nothing", "there is no method 'nothing'"),
         ("--dataset folder --root DATA --tasks points", "'points' is not measured by protocol"),
         ("--dataset folder --root DATA --split val", "data set folder has no splits"),
-        ("--dataset folder --root DATA --size 96", "--rivals, --size and --measures are of scenes"),
+        (
+            "--dataset folder --root DATA --size 96",
+            "--distractors, --size and --measures are of scenes",
+        ),
         ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
         ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
         ("--root DATA", "are of data sets on disk; scenes"),

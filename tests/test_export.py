@@ -24,7 +24,7 @@ from written_export import (
     write_folder,
 )
 
-from captum_clip_surgery import ClipSurgery
+from captum_clip_surgery import CLIPSurgery
 from captum_clip_surgery.export import Maps, explain_batch, load_maps, write_manifest
 
 FORMATS = ("webdataset", "zarr")
@@ -144,7 +144,7 @@ def test_a_loop_of_ones_own() -> None:
     assert found.top_indices.shape == found.top_scores.shape == (2, 2)
     assert explain_batch(surgery(), images, top=9).top_indices.shape == (2, 3)
     assert explain_batch(surgery(), images, top=0).top_scores.shape == (2, 0)
-    whole = ClipSurgery(clip)
+    whole = CLIPSurgery(clip)
     with torch.no_grad():
         wanted = whole.attribute_all(images).half().numpy()
     assert close(explain_batch(whole, images).maps, wanted)
@@ -161,7 +161,7 @@ def test_a_manifest_is_made_again(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out/index.sqlite").unlink()
     with pytest.raises(FileNotFoundError, match="has not ended"):
         load_maps(tmp_path / "out")
-    again = write_manifest(tmp_path / "out", {"circumstances": before["circumstances"]})
+    again = write_manifest(tmp_path / "out", {"environment_info": before["environment_info"]})
     assert again == before == json.loads((tmp_path / "out/manifest.json").read_text())
     load_maps(tmp_path / "out").verify()
     assert before["settings"]["texts"] == TEXTS

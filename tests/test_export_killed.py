@@ -23,11 +23,11 @@ from written_export import (
     write_broken_folder,
 )
 
+from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery.export import load_maps
 from captum_clip_surgery.export import shards as shards_module
 from captum_clip_surgery.export.manifest import JOURNAL
 from captum_clip_surgery.export.shards import FORMATS
-from captum_clip_surgery.journal import Journal
 
 
 @pytest.fixture(scope="module")

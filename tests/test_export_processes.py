@@ -31,9 +31,9 @@ from written_export import (
 )
 
 from captum_clip_surgery import cli
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.export import explain_batch, load_maps
-from captum_clip_surgery.surgery import LayerClipSurgery
 
 OPTIONS = ["--size", "64", "--shard-size", "4", "--batch", "2", "--top", "2", "--workers", "0"]
 FOR_TEXTS = [option for text in TEXTS for option in ("--text", text)]
@@ -88,7 +88,7 @@ def test_the_command(
     assert "warning: 1 unreadable" in printed.err
     assert_same(tmp_path / "out", whole)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["circumstances"]["command"].startswith("clip-surgery export")
+    assert manifest["environment_info"]["command"].startswith("clip-surgery export")
     assert len(manifest["settings"]["code"]) == 64
 
     assert "--resume" in str(run(monkeypatch, *arguments))
@@ -101,13 +101,13 @@ def test_the_command(
 def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 2)
     (tmp_path / "texts.txt").write_text("dog\n\nduck\n")
-    (tmp_path / "rivals.txt").write_text("pizza\n")
-    texts = ["--texts", tmp_path / "texts.txt", "--rivals", tmp_path / "rivals.txt"]
-    options = ["--format", "zarr", "--depth", 1, "--size", 96, *texts]
+    (tmp_path / "distractors.txt").write_text("pizza\n")
+    texts = ["--texts", tmp_path / "texts.txt", "--distractors", tmp_path / "distractors.txt"]
+    options = ["--format", "zarr", "--num_blocks", 1, "--size", 96, *texts]
     assert run(monkeypatch, tmp_path / "in", "--output", tmp_path / "out", *options) == 0
     maps = load_maps(tmp_path / "out")
     clip = surgery().forward_func.with_texts(["dog", "duck"], ["pizza"])
-    method = LayerClipSurgery(clip, depth=1)
+    method = LayerCLIPSurgery(clip, num_blocks=1)
     pixels = clip.preprocess([tmp_path / "in" / name for name in maps], 96)
     with torch.no_grad():
         wanted = method.attribute_all(pixels).half().numpy()

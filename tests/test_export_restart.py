@@ -29,11 +29,12 @@ from written_export import (
     write_tar,
 )
 
-from captum_clip_surgery import LayerClipSurgery, preprocessing, progress
+from captum_clip_surgery import LayerCLIPSurgery, preprocessing
+from captum_clip_surgery._utils import progress
+from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery.export import export_maps, load_maps, run
 from captum_clip_surgery.export.shards import FORMATS, TarShard
 from captum_clip_surgery.export.writing import Behind
-from captum_clip_surgery.journal import Journal
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,8 @@ def test_another_export_is_not_gone_on_with(folder: Path, tmp_path: Path) -> Non
             export(folder, output, resume=True, **options)
     clip = surgery().forward_func
     for other, changed in [
-        (LayerClipSurgery(clip.with_texts(["dog", "pizza"])), "texts was"),
-        (LayerClipSurgery(clip, depth=1), "method was"),
+        (LayerCLIPSurgery(clip.with_texts(["dog", "pizza"])), "texts was"),
+        (LayerCLIPSurgery(clip, num_blocks=1), "method was"),
     ]:
         with pytest.raises(ValueError, match=changed):
             export_maps(other, folder, output, shard_size=4, batch_size=2, size=64, resume=True)
@@ -182,7 +183,7 @@ def test_another_export_is_not_gone_on_with(folder: Path, tmp_path: Path) -> Non
             module.approximate = "tanh"
     with pytest.raises(ValueError, match=r'activation was "GELU", is "GELU\(tanh\)"'):
         export_maps(
-            LayerClipSurgery(clip), folder, output, shard_size=4, batch_size=2, size=64, resume=True
+            LayerCLIPSurgery(clip), folder, output, shard_size=4, batch_size=2, size=64, resume=True
         )
     write_folder(tmp_path / "more", 3)
     with pytest.raises(ValueError, match="source"):

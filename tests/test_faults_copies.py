@@ -18,15 +18,15 @@ from model_snapshot import differences, snapshot
 from torch import Tensor
 
 import captum_clip_surgery as package
-from captum_clip_surgery import METHODS, LayerClipSurgery, ZeroShotClassifier, compare
-from captum_clip_surgery.costs import Cost
+from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
+from captum_clip_surgery._utils.profiling import Cost
+from captum_clip_surgery.attr.clip_surgery import vv
 from captum_clip_surgery.evaluation import Protocol
+from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.export import explain_batch
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.results import Result
-from captum_clip_surgery.surgery import vv
+from captum_clip_surgery.models.image import PathConfig
 from captum_clip_surgery.tasks import prompts, recognize, segment, word_maps
-from captum_clip_surgery.towers import Recipe
 
 TEXTS = ["a dog", "a cat", "a tree"]
 
@@ -47,7 +47,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 def make(family: str = "vit") -> ZeroShotClassifier:
-    return ZeroShotClassifier(tiny_model(family), TEXTS, rivals=["a car"], templates=["{}."])
+    return ZeroShotClassifier(tiny_model(family), TEXTS, distractors=["a car"], templates=["{}."])
 
 
 def assert_same(actual: Any, expected: Any, place: str = "it") -> None:
@@ -90,18 +90,18 @@ def _measured() -> PairMeasures:
 
 #: What functions give, of a classifier and images.
 VALUES: dict[str, Callable[[ZeroShotClassifier, Tensor], Any]] = {
-    "Recipe": lambda clip, images: Recipe(2, vv, values_only=True),
-    "recipe of a method": lambda clip, images: LayerClipSurgery(clip).recipe,
-    "Encoded": lambda clip, images: clip.tower.dual_path(images, Recipe(1, vv)),
+    "PathConfig": lambda clip, images: PathConfig(2, vv, values_only=True),
+    "recipe of a method": lambda clip, images: LayerCLIPSurgery(clip).recipe,
+    "TowerOutput": lambda clip, images: clip.tower.dual_path(images, PathConfig(1, vv)),
     "Segmentation": lambda clip, images: segment(
         clip, [np.zeros((20, 30, 3), np.uint8)], size=32, scores=True
     ),
-    "Comparison": lambda clip, images: compare(clip, images, methods=["CLIP", "ClipSurgery"]),
+    "Comparison": lambda clip, images: compare(clip, images, methods=["CLIP", "CLIPSurgery"]),
     "Prompt": lambda clip, images: prompts(clip, images, boxes=True, masks=True),
     "Recognition": lambda clip, images: recognize(clip, [np.zeros((20, 30, 3), np.uint8)]),
     "WordMaps": lambda clip, images: word_maps(clip, images[:1], ["a dog"]),
     "WordScores": lambda clip, images: package.word_scores(clip, images, "a dog"),
-    "Explained": lambda clip, images: explain_batch(LayerClipSurgery(clip), images),
+    "Explained": lambda clip, images: explain_batch(LayerCLIPSurgery(clip), images),
     "TowerReport": lambda clip, images: package.tower_report(clip, images),
     "ModelEntry": lambda clip, images: package.list_models(["ViT-B-32"]),
     "Preprocess": lambda clip, images: clip.preprocessing,
@@ -135,7 +135,7 @@ CLASSES = [
     value
     for name in package.__all__
     if isinstance(value := getattr(package, name), type)
-    and issubclass(value, package.methods.base.MapAttribution)
+    and issubclass(value, package.methods.base.PatchAttribution)
 ]
 
 
@@ -170,7 +170,7 @@ def test_a_classifier_saved_whole(family: str, tmp_path: Path) -> None:
     assert not differences(before, snapshot(clip.model))
     twin = torch.load(tmp_path / "clip.pt", weights_only=False)
     assert torch.equal(twin(images), clip(images))
-    surgery, other = LayerClipSurgery(clip), LayerClipSurgery(twin)
+    surgery, other = LayerCLIPSurgery(clip), LayerCLIPSurgery(twin)
     assert torch.equal(other.attribute_all(images), surgery.attribute_all(images))
     fresh = twin.with_texts(["a bird"])
     assert torch.equal(fresh(images), clip.with_texts(["a bird"])(images))
@@ -193,7 +193,7 @@ def test_the_state_of_a_classifier_is_its_models(tmp_path: Path) -> None:
 
 
 def test_a_recipe_of_a_lambda_says_that_it_cannot() -> None:
-    recipe = Recipe(1, lambda heads: heads.v)
+    recipe = PathConfig(1, lambda heads: heads.v)
     assert copy.deepcopy(recipe) == recipe
     for duplicate in ("pickle", "torch.save"):
         with pytest.raises((pickle.PicklingError, AttributeError), match=r"[Cc]an't.*<lambda>"):

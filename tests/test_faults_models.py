@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, prune
 
 from captum_clip_surgery import (
     METHODS,
-    LayerClipSurgery,
+    LayerCLIPSurgery,
     LayerLeGrad,
     ZeroShotClassifier,
     tower_report,
@@ -55,7 +55,7 @@ def assert_as_the_model(model: Any, clip: ZeroShotClassifier, made: str | None =
     assert relative_error(clip(images), own_logits(model, clip, images)) < 1e-5
     # Every block rebuilt of its queries, keys and values, against the model's own embedding.
     assert tower_report(clip, images).agreement > 1 - 1e-5
-    for method in ("CLIP", "ClipSurgery", "Sclip"):
+    for method in ("CLIP", "CLIPSurgery", "SCLIP"):
         assert METHODS[method](clip)(images, [0]).isfinite().all()
     allowed = {("attribute", made, "weight"), ("contents", made, "weight")}
     assert {*differences(before, snapshot(model))} <= allowed
@@ -99,7 +99,7 @@ def test_a_tower_that_is_half_moved_is_refused(family: str, part: str) -> None:
     images = random_images(clip)
     expected = clip(images)
     good = copy.deepcopy(clip.model.state_dict())
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     clip.model.get_submodule(part).to("meta")
     for call in (clip, clip.image_features, surgery.attribute_all):
         with pytest.raises(ValueError, match=HALF_MOVED):
@@ -118,7 +118,7 @@ def test_a_text_tower_that_is_half_moved_is_refused(family: str) -> None:
     images = random_images(clip)
     tower = getattr(clip.model, "text", clip.model)
     tower.ln_final.to("meta")
-    for call in (clip, LayerClipSurgery(clip).attribute_all, lambda i: clip.with_texts(["a"])):
+    for call in (clip, LayerCLIPSurgery(clip).attribute_all, lambda i: clip.with_texts(["a"])):
         with pytest.raises(ValueError, match="parameters of the text tower are on cpu and meta"):
             call(images)
     if family == "vit":
@@ -153,7 +153,7 @@ def test_hooks_that_change_parts_count(family: str, place: str) -> None:
     model = tiny_model(family)
     clip = make(model)
     images = random_images(clip)
-    plain = LayerClipSurgery(clip, feature_surgery=None).attribute_all(images)
+    plain = LayerCLIPSurgery(clip, feature_surgery=None).attribute_all(images)
     logits = clip(images)
     handle = model.visual.get_submodule(place).register_forward_hook(double)
     with warnings.catch_warnings():
@@ -163,7 +163,7 @@ def test_hooks_that_change_parts_count(family: str, place: str) -> None:
         else:
             assert relative_error(clip(images), own_logits(model, clip, images)) < 1e-5
             assert relative_error(clip(images), logits) > 1e-4
-        changed = LayerClipSurgery(clip, feature_surgery=None).attribute_all(images)
+        changed = LayerCLIPSurgery(clip, feature_surgery=None).attribute_all(images)
     # The last block's feed-forward is no part of surgery's path.
     assert (relative_error(changed, plain) > 1e-4) == (place != "transformer.resblocks.2.mlp.c_fc")
     handle.remove()
@@ -188,7 +188,7 @@ def test_hooks_that_do_not_fire_are_named(
     module = model.visual.get_submodule(place)
     found = {
         "logits": clip,
-        "surgery": LayerClipSurgery(clip).attribute_all,
+        "surgery": LayerCLIPSurgery(clip).attribute_all,
         "legrad": LayerLeGrad(clip).attribute_all,
     }
     expected = {name: call(images) for name, call in found.items()}
@@ -244,7 +244,7 @@ def test_data_parallel_models_are_unwrapped(family: str, wrapper: str) -> None:
     images = random_images(clip)
     assert torch.equal(clip(images), plain(images))
     assert torch.equal(
-        LayerClipSurgery(clip).attribute_all(images), LayerClipSurgery(plain).attribute_all(images)
+        LayerCLIPSurgery(clip).attribute_all(images), LayerCLIPSurgery(plain).attribute_all(images)
     )
     assert_as_the_model(model, clip)
     # What training needs of the wrapper works on: gradients of a step come out as ever.
@@ -325,7 +325,7 @@ def test_weights_that_hooks_make(hooked: Any) -> None:
     trained(model)
     images = random_images(clip)
     with pytest.warns(UserWarning, match="the attention of block 1 do not fire"):
-        LayerClipSurgery(clip).attribute_all(images)
+        LayerCLIPSurgery(clip).attribute_all(images)
     assert relative_error(clip(images), own_logits(model, clip, images)) < 1e-5
 
 
@@ -353,7 +353,7 @@ def test_dynamically_quantised_models(family: str, what: str) -> None:
         own = model.encode_image(images, normalize=True)
         assert relative_error(clip.image_features(images), own) < 1e-5
         assert relative_error(own, before.image_features(images)) > 1e-4
-        for method in ("CLIP", "ArchitectureSurgery", "Sclip"):
+        for method in ("CLIP", "ArchitectureSurgery", "SCLIP"):
             found, exact = (METHODS[method](c)(images) for c in (clip, before))
             assert relative_error(found, exact) < 0.15, method
         # open_clip itself cannot read texts by such a tower; their features hardly change.

@@ -14,8 +14,8 @@ from model_snapshot import differences, snapshot
 from torch import Tensor, nn
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier, compare, word_scores
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.export import explain_batch
-from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks import segment
 from captum_clip_surgery.tasks.multimodal import word_maps
 
@@ -31,8 +31,8 @@ TASKS: dict[str, Job] = {
     "words": lambda clip, images: word_scores(clip, images, "a dog and a tree").scores,
     "word maps": lambda clip, images: word_maps(clip, images, ["a dog"])[0].maps,
     "segment": lambda clip, images: segment(clip, images),
-    "export": lambda clip, images: torch.tensor(explain_batch(LayerClipSurgery(clip), images).maps),
-    "compare": lambda clip, images: compare(clip, images, methods=["ClipSurgery"]).scores,
+    "export": lambda clip, images: torch.tensor(explain_batch(LayerCLIPSurgery(clip), images).maps),
+    "compare": lambda clip, images: compare(clip, images, methods=["CLIPSurgery"]).scores,
 }
 NUMBERS = itertools.count()
 
@@ -44,7 +44,7 @@ def method(name: str) -> Job:
 def jobs_of(family: str) -> dict[str, Job]:
     # GuidedGradCam is defined on ResNets alone; words need a text tower pooled at the end of texts.
     left_out = {"resnet": (), "vit": ("GuidedGradCam",)}[family]
-    not_on_resnet = ("Attention", "LeGrad", "GradEclip", "Gem")
+    not_on_resnet = ("Attention", "LeGrad", "GradECLIP", "GEM")
     names = [
         name
         for name in METHODS
@@ -72,7 +72,7 @@ def world() -> tuple[Any, ...]:
 @pytest.mark.filterwarnings("ignore:Setting backward hooks")
 def test_what_is_raised_in_any_module_comes_out_and_leaves_nothing(family: str) -> None:
     clip = ZeroShotClassifier(
-        tiny_model(family), ["a dog", "a cat", "a tree"], rivals=["a car"], templates=["{}."]
+        tiny_model(family), ["a dog", "a cat", "a tree"], distractors=["a car"], templates=["{}."]
     )
     images = random_images(clip, 1)
     jobs = jobs_of(family)

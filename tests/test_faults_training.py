@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import (
     METHODS,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
     word_scores,
 )
+from captum_clip_surgery.attr.dual_path import maps_together
 from captum_clip_surgery.export import explain_batch
-from captum_clip_surgery.surgery import maps_together
 from captum_clip_surgery.tasks.multimodal import maps_of_own_texts, word_maps
 
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -49,7 +49,7 @@ def test_a_step_between_calls_shows(family: str, optimiser: str) -> None:
     """As a classifier does that is made of the trained model anew."""
     clip = make(family)
     images = random_images(clip)
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     first = surgery.attribute_all(images)
     steps = OPTIMISERS[optimiser](clip.model.parameters())
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_a_step_between_calls_shows(family: str, optimiser: str) -> None:
         fresh = ZeroShotClassifier(copy.deepcopy(clip.model), TEXTS, templates=["{}."])
         assert torch.equal(clip(images), fresh(images))
         assert torch.equal(
-            surgery.attribute_all(images), LayerClipSurgery(fresh).attribute_all(images)
+            surgery.attribute_all(images), LayerCLIPSurgery(fresh).attribute_all(images)
         )
     assert relative_error(surgery.attribute_all(images), first) > 1e-3
 
@@ -83,14 +83,14 @@ def stepping(module: nn.Module, change: Callable[[], None]) -> Iterator[list[int
 CALLS: dict[str, Callable[[ZeroShotClassifier, Tensor], object]] = {
     "logits": lambda clip, images: clip(images),
     "image features": lambda clip, images: clip.image_features(images),
-    "attribute": lambda clip, images: LayerClipSurgery(clip).attribute(images, 0),
-    "unchecked": lambda clip, images: LayerClipSurgery(clip).attribute_all(
+    "attribute": lambda clip, images: LayerCLIPSurgery(clip).attribute(images, 0),
+    "unchecked": lambda clip, images: LayerCLIPSurgery(clip).attribute_all(
         images, check_finite=False
     ),
     "together": lambda clip, images: maps_together(
-        {"a": LayerClipSurgery(clip), "b": LayerFeatureClipSurgery(clip)}, images
+        {"a": LayerCLIPSurgery(clip), "b": LayerFeatureCLIPSurgery(clip)}, images
     ),
-    "export": lambda clip, images: explain_batch(LayerClipSurgery(clip), images),
+    "export": lambda clip, images: explain_batch(LayerCLIPSurgery(clip), images),
     "words": lambda clip, images: word_scores(clip, images, "a dog"),
     "word maps": lambda clip, images: word_maps(clip, images[:1], ["a dog"]),
     "own texts": lambda clip, images: maps_of_own_texts(clip, images[:1], [["dog", "cat"]]),
@@ -152,7 +152,7 @@ def test_a_thread_that_trains_is_noticed() -> None:
     clip = make()
     images = random_images(clip, 1)
     weight = clip.model.visual.transformer.resblocks[1].ln_1.weight
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     ended = threading.Event()
 
     def turn() -> None:  # forth and, the next time, back to the bit
@@ -255,7 +255,7 @@ def with_own_adapter() -> tuple[ZeroShotClassifier, Scaled]:
 def test_changes_that_no_parameter_counts_are_refused(name: str) -> None:
     clip, own = with_own_adapter()
     images = random_images(clip)
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     surgery.attribute_all(images)
     entered = clip.model.visual.transformer.resblocks[0].ln_1
     with stepping(entered, lambda: UNCOUNTED[name](clip.model.visual, own)):

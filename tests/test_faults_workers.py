@@ -14,14 +14,14 @@ from model_snapshot import differences, snapshot
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captum_clip_surgery import METHODS, LayerClipSurgery, LayerLeGrad, ZeroShotClassifier
+from captum_clip_surgery import METHODS, LayerCLIPSurgery, LayerLeGrad, ZeroShotClassifier
 
 TEXTS = ["a dog", "a cat", "a tree"]
-METHODS_USED = ("CLIP", "ClipSurgery", "Sclip", "LeGrad", "AttentionRelevance", "Saliency")
+METHODS_USED = ("CLIP", "CLIPSurgery", "SCLIP", "LeGrad", "AttentionRelevance", "Saliency")
 
 
 def make() -> ZeroShotClassifier:
-    return ZeroShotClassifier(tiny_model("vit"), TEXTS, rivals=["a car"], templates=["{}."])
+    return ZeroShotClassifier(tiny_model("vit"), TEXTS, distractors=["a car"], templates=["{}."])
 
 
 class Maps(Dataset[dict[str, Tensor]]):
@@ -29,7 +29,7 @@ class Maps(Dataset[dict[str, Tensor]]):
 
     def __init__(self, clip: ZeroShotClassifier, images: Tensor) -> None:
         self.clip, self.images = clip, images
-        self.methods = [LayerClipSurgery(clip), LayerLeGrad(clip)]
+        self.methods = [LayerCLIPSurgery(clip), LayerLeGrad(clip)]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +67,7 @@ def test_workers_find_what_the_process_itself_finds(start: str) -> None:
 
 class Failing(Maps):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"maps": LayerClipSurgery(self.clip).attribute_all(self.images[index])}
+        return {"maps": LayerCLIPSurgery(self.clip).attribute_all(self.images[index])}
 
 
 def test_an_error_in_a_worker_comes_with_its_words() -> None:
@@ -95,20 +95,20 @@ def _day(clip: ZeroShotClassifier, worker: int) -> dict[str, Tensor]:
     height, width = clip.tower.patch_size
     generator = torch.Generator().manual_seed(worker)
     images = torch.randn(1 + worker % 2, 3, rows * height, columns * width, generator=generator)
-    own = clip.with_texts([f"a thing of {worker}", *TEXTS[: worker % 4]], rivals=["another"])
+    own = clip.with_texts([f"a thing of {worker}", *TEXTS[: worker % 4]], distractors=["another"])
     names = [METHODS_USED[(worker + i) % len(METHODS_USED)] for i in range(2)]
     with torch.set_grad_enabled(worker % 3 > 0):
         found: dict[str, Any] = {f"own {name}": METHODS[name](own)(images) for name in names}
         found["own logits"] = own(images)
         found["shared logits"] = clip(images)
-        found["shared"] = LayerClipSurgery(clip).attribute(images, target=worker % 3)
+        found["shared"] = LayerCLIPSurgery(clip).attribute(images, target=worker % 3)
     return {name: value.detach() for name, value in found.items()}
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", ["vit", pytest.param("eva02", marks=pytest.mark.slow)])
 def test_sixteen_threads_on_one_model(family: str, seconds: float) -> None:
-    clip = ZeroShotClassifier(tiny_model(family), TEXTS, rivals=["a car"], templates=["{}."])
+    clip = ZeroShotClassifier(tiny_model(family), TEXTS, distractors=["a car"], templates=["{}."])
     expected = [_day(clip, worker) for worker in range(THREADS)]
     before = snapshot(clip.model)
     start = threading.Barrier(THREADS)

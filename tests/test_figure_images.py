@@ -49,7 +49,7 @@ def scene() -> tuple[np.ndarray, list[str], dict[str, Tensor]]:
     with np.load(FIGURES / "maps.npz") as kept:
         maps = {
             name: torch.from_numpy(kept[name]).float()
-            for name in ("CLIP", "ClipSurgery", "GradCam")
+            for name in ("CLIP", "CLIPSurgery", "GradCam")
         }
         return kept["image"], kept["texts"].tolist(), maps
 
@@ -59,7 +59,7 @@ def test_views(scene) -> Figure:
     picture, _, maps = scene
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     axes = figure.subplots(2, len(VIEWS))
-    for line, name, text in zip(axes, ("ClipSurgery", "CLIP"), (1, 2), strict=True):
+    for line, name, text in zip(axes, ("CLIPSurgery", "CLIP"), (1, 2), strict=True):
         for axis, method in zip(line, VIEWS, strict=True):
             sign = "positive" if method in ("masked_image", "alpha_scaling", "mask") else "all"
             visualize_attribution(maps[name][0, text], picture, method, sign, axis=axis)
@@ -70,7 +70,7 @@ def test_views(scene) -> Figure:
 def test_one(scene) -> Figure:
     picture, texts, maps = scene
     return visualize_attribution(
-        maps["ClipSurgery"][:, 1], picture, show_colorbar=True, title=texts[1]
+        maps["CLIPSurgery"][:, 1], picture, show_colorbar=True, title=texts[1]
     )
 
 
@@ -90,7 +90,7 @@ def test_compare_transposed(scene) -> Figure:
 @same
 def test_winner(scene) -> Figure:
     picture, texts, maps = scene
-    return winner_figure(picture, maps["ClipSurgery"][0], texts, threshold=0.02, width=5)
+    return winner_figure(picture, maps["CLIPSurgery"][0], texts, threshold=0.02, width=5)
 
 
 @same
@@ -116,7 +116,7 @@ def test_points(scene) -> Figure:
 def test_words(scene) -> Figure:
     picture, texts, maps = scene
     found = WordMaps(
-        tuple(texts), maps["ClipSurgery"][0], (128, 128), torch.tensor([1.2, 0.8, -0.1])
+        tuple(texts), maps["CLIPSurgery"][0], (128, 128), torch.tensor([1.2, 0.8, -0.1])
     )
     return figures.words_figure(picture, found, columns=2)
 
@@ -125,7 +125,7 @@ def test_words(scene) -> Figure:
 def test_bars(scene) -> Figure:
     return bar_figure(
         {
-            "mIoU": {"CLIP": (6.8, (5.0, 9.0)), "ClipSurgery": (52.3, (50.1, 55.0))},
-            "mSC": {"CLIP": (-6.3, (-8.0, -4.0)), "ClipSurgery": (53.2, None)},
+            "mIoU": {"CLIP": (6.8, (5.0, 9.0)), "CLIPSurgery": (52.3, (50.1, 55.0))},
+            "mSC": {"CLIP": (-6.3, (-8.0, -4.0)), "CLIPSurgery": (53.2, None)},
         }
     )

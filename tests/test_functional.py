@@ -31,18 +31,22 @@ def test_normalized_vv_attention() -> None:
     torch.testing.assert_close(functional.normalized_vv_attention(values), weights @ values)
 
 
-@pytest.mark.parametrize("tau", [0.5, 2.0, 50.0])
-def test_release_and_paper_form_by_loops(tau: float) -> None:
+@pytest.mark.parametrize("inverse_temperature", [0.5, 2.0, 50.0])
+def test_release_and_paper_form_by_loops(inverse_temperature: float) -> None:
     release, paper = torch.empty(2, 4, 5).double(), torch.empty(2, 4, 5).double()
     for n in range(2):
-        p = torch.tensor([float(tau * CLASS[n] @ text) for text in TEXTS]).double().softmax(0)
+        p = (
+            torch.tensor([float(inverse_temperature * CLASS[n] @ text) for text in TEXTS])
+            .double()
+            .softmax(0)
+        )
         w = p / p.mean()
         for i in range(5):
             s = torch.stack([TOKENS[n, i] @ text for text in TEXTS])
             release[n, :, i] = w * s - (w * s).mean()
             paper[n, :, i] = s - (w * s).mean()
     for form, expected in (("release", release), ("paper", paper)):
-        scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, form, tau)
+        scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, form, inverse_temperature)
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
 
 

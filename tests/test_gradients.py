@@ -13,30 +13,30 @@ from conftest import TOWERS, relative_error, tiny_model
 from torch import Tensor
 
 from captum_clip_surgery import (
-    ClipSimilarity,
-    ClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    CLIPSimilarity,
+    CLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
-from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.attr._base import PatchAttribution
 
 TEXTS = ["dog", "cat", "tree", "car"]
 TEMPLATES = ["a photo of a {}."]
 FORMS = ("release", "paper", "empty", None)
-MAPS: dict[str, Callable[[ZeroShotClassifier], MapAttribution]] = {
+MAPS: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
     **{
-        f"surgery {form}": functools.partial(LayerClipSurgery, feature_surgery=form)
+        f"surgery {form}": functools.partial(LayerCLIPSurgery, feature_surgery=form)
         for form in FORMS
     },
-    "similarity": LayerClipSimilarity,
+    "similarity": LayerCLIPSimilarity,
     "normalised values": functools.partial(
-        LayerClipSurgery, depth=1, feature_surgery=None, normalize_values=True
+        LayerCLIPSurgery, num_blocks=1, feature_surgery=None, normalize_values=True
     ),
-    "feature surgery": functools.partial(LayerFeatureClipSurgery, feature_surgery="paper"),
-    "image-shaped": functools.partial(ClipSurgery, feature_surgery="release"),
-    "image-shaped similarity": ClipSimilarity,
+    "feature surgery": functools.partial(LayerFeatureCLIPSurgery, feature_surgery="paper"),
+    "image-shaped": functools.partial(CLIPSurgery, feature_surgery="release"),
+    "image-shaped similarity": CLIPSimilarity,
 }
 each_family = pytest.mark.parametrize("family", TOWERS)
 at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other size"])
@@ -45,7 +45,7 @@ at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other
 @functools.cache
 def double_clip(family: str) -> ZeroShotClassifier:
     model = tiny_model(family).double()
-    return ZeroShotClassifier(model, TEXTS[:3], rivals=TEXTS[3:], templates=TEMPLATES)
+    return ZeroShotClassifier(model, TEXTS[:3], distractors=TEXTS[3:], templates=TEMPLATES)
 
 
 def image_of(clip: ZeroShotClassifier, grid: tuple[int, int] | None) -> Tensor:
@@ -160,7 +160,7 @@ POOLED_ALONE = re.compile(
 def test_gradients_with_respect_to_parameters(family, grid, form):
     # A copy, since differences are taken by moving its parameters.
     clip = copy.deepcopy(double_clip(family))
-    surgery = LayerClipSurgery(clip, feature_surgery=form)
+    surgery = LayerCLIPSurgery(clip, feature_surgery=form)
     images = image_of(clip, grid)
     parameters = dict(clip.model.visual.named_parameters())
     gradients = check_gradients(lambda: surgery.attribute_all(images), [*parameters.values()])
@@ -212,7 +212,7 @@ def test_text_features_of_another_grad_mode_allow_gradients_later(family, mode, 
             features, empty = plain.text_features().clone(), plain.empty_features().clone()
             fresh = ZeroShotClassifier.from_features(model, features, empty)
         for form in FORMS:
-            LayerClipSurgery(fresh, feature_surgery=form).attribute_all(images)
+            LayerCLIPSurgery(fresh, feature_surgery=form).attribute_all(images)
         fresh(images)
     images.requires_grad_()
     for function in (
@@ -230,7 +230,7 @@ def test_a_model_made_in_inference_mode(clip):
     with torch.inference_mode():
         frozen = copy.deepcopy(clip.model)
     made = ZeroShotClassifier(
-        frozen, clip.texts, rivals=clip.rivals, templates=clip._encoder.templates
+        frozen, clip.texts, distractors=clip.distractors, templates=clip._encoder.templates
     )
     for make in MAPS.values():
         with torch.no_grad():

@@ -24,14 +24,14 @@ from written_open_images import write_open_images
 from written_voc import write_jpeg, write_list, write_voc_tags
 
 from captum_clip_surgery.cli.common import read_lines
-from captum_clip_surgery.data import open_dataset
-from captum_clip_surgery.data.base import Classes, Labels, Masks, open_labels
-from captum_clip_surgery.data.coco import Coco, CocoTags
-from captum_clip_surgery.data.coco_stuff import CocoObject
-from captum_clip_surgery.data.context import PascalContext
-from captum_clip_surgery.data.files import read_csv, read_json
-from captum_clip_surgery.data.outlines import decode_outlines, encode_outline
-from captum_clip_surgery.data.voc import PascalVocTags
+from captum_clip_surgery.datasets import open_dataset
+from captum_clip_surgery.datasets.base import Classes, Labels, Masks, open_labels
+from captum_clip_surgery.datasets.coco import Coco, CocoTags
+from captum_clip_surgery.datasets.coco_stuff import CocoObject
+from captum_clip_surgery.datasets.context import PascalContext
+from captum_clip_surgery.datasets.files import read_csv, read_json
+from captum_clip_surgery.datasets.outlines import decode_outlines, encode_outline
+from captum_clip_surgery.datasets.voc import PascalVocTags
 
 DEEP = "[" * 100_000
 NAN, INF = float("nan"), float("inf")
@@ -280,9 +280,9 @@ def test_matrices_are_held_to_the_picture_before_they_are_decompressed(
     assert why in told
 
 
-def nested(depth: int) -> np.ndarray:
+def nested(num_blocks: int) -> np.ndarray:
     cell = np.zeros((1, 1), np.uint16)
-    for _ in range(depth):
+    for _ in range(num_blocks):
         outer = np.empty((1, 1), object)
         outer[0, 0] = cell
         cell = outer

@@ -17,14 +17,14 @@ import pytest
 import torch
 from written_export import encoded, export, scene, write_tar
 
-from captum_clip_surgery import results
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.records import from_bytes, unpack
 from captum_clip_surgery.export import load_maps, open_source, sources
 from captum_clip_surgery.export.shards import key_of
 from captum_clip_surgery.export.writing import Entry, rows_of
-from captum_clip_surgery.journal import Journal
-from captum_clip_surgery.text_cache import FILE, TextCache
+from captum_clip_surgery.models.text.cache import FILE, TextCache
 
 DEEP = "[" * 100_000
 

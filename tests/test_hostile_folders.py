@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from test_text_towers import HUGGING_FACE, VISION, save_text_tower, save_tokenizer
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.configuration import MODEL, PREPROCESS, TEXT
-from captum_clip_surgery.configuration import VISION as VISION_TABLE
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.schema import check_table
+from captum_clip_surgery.models._config_check import MODEL, PREPROCESS, TEXT
+from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
+from captum_clip_surgery.models._schema import check_table
 from captum_clip_surgery.tasks.sam import Sam
 
 transformers = pytest.importorskip("transformers")

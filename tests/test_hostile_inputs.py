@@ -10,7 +10,7 @@ from conftest import random_images, tiny_model
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_features_of_any_usual_length_are_the_same(clip: ZeroShotClassifier, pow
 
 def test_texts_that_are_all_the_same_have_nothing_of_their_own(clip: ZeroShotClassifier) -> None:
     same = ZeroShotClassifier.from_features(clip.model, GIVEN[:1].expand(9, -1))
-    assert LayerClipSurgery(same).attribute_all(random_images(clip)).abs().max() < 1e-6
+    assert LayerCLIPSurgery(same).attribute_all(random_images(clip)).abs().max() < 1e-6
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("method", [LayerClipSurgery, ClipSurgery, None])
+@pytest.mark.parametrize("method", [LayerCLIPSurgery, CLIPSurgery, None])
 @pytest.mark.parametrize("kind", IMAGES)
 def test_refused_images(clip: ZeroShotClassifier, kind: str, method: Any) -> None:
     images, error, message = IMAGES[kind]
@@ -277,7 +277,7 @@ def test_refused_images(clip: ZeroShotClassifier, kind: str, method: Any) -> Non
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-40, 1e-30, -1e-38])
 def test_images_that_are_all_but_zero_are_as_zero(clip: ZeroShotClassifier, value: float) -> None:
-    for call in (clip, LayerClipSurgery(clip).attribute_all):
+    for call in (clip, LayerCLIPSurgery(clip).attribute_all):
         found = call(torch.full((1, 3, 32, 32), value))
         torch.testing.assert_close(found, call(torch.zeros(1, 3, 32, 32)))
 
@@ -288,7 +288,7 @@ def test_weights_of_nan_are_told(part: str) -> None:
     clip = ZeroShotClassifier(model, ["a dog", "a cat"], templates=())
     with torch.no_grad():
         model.get_parameter(part).view(-1)[:3] = torch.nan
-    for call in (clip, LayerClipSurgery(clip).attribute_all, ClipSurgery(clip).attribute_all):
+    for call in (clip, LayerCLIPSurgery(clip).attribute_all, CLIPSurgery(clip).attribute_all):
         with pytest.raises(ValueError, match=OVERFLOW):
             call(random_images(clip))
 
@@ -311,14 +311,26 @@ def test_a_text_tower_of_nothing_is_told(value: float) -> None:
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "depth -1": ({"depth": -1}, "depth -1 must be an int from 0 to the tower's 3"),
-    "depth 10^30": ({"depth": 10**30}, "depth 1000.* must be an int from 0"),
-    "depth 1.0": ({"depth": 1.0}, "depth 1.0 must be an int"),
-    "depth True": ({"depth": True}, "depth True must be an int"),
-    "tau NaN": ({"tau": float("nan")}, "tau nan must be a finite number"),
-    "tau infinity": ({"tau": float("inf")}, "tau inf must be a finite number"),
-    "tau text": ({"tau": "2"}, "tau '2' must be a finite number"),
-    "tau complex": ({"tau": 1j}, "tau 1j must be a finite number"),
+    "num_blocks -1": ({"num_blocks": -1}, "num_blocks -1 must be an int from 0 to the tower's 3"),
+    "num_blocks 10^30": ({"num_blocks": 10**30}, "num_blocks 1000.* must be an int from 0"),
+    "num_blocks 1.0": ({"num_blocks": 1.0}, "num_blocks 1.0 must be an int"),
+    "num_blocks True": ({"num_blocks": True}, "num_blocks True must be an int"),
+    "inverse_temperature NaN": (
+        {"inverse_temperature": float("nan")},
+        "inverse_temperature nan must be a finite number",
+    ),
+    "inverse_temperature infinity": (
+        {"inverse_temperature": float("inf")},
+        "inverse_temperature inf must be a finite number",
+    ),
+    "inverse_temperature text": (
+        {"inverse_temperature": "2"},
+        "inverse_temperature '2' must be a finite number",
+    ),
+    "inverse_temperature complex": (
+        {"inverse_temperature": 1j},
+        "inverse_temperature 1j must be a finite number",
+    ),
     "form of capitals": ({"feature_surgery": "RELEASE"}, "feature_surgery 'RELEASE' is none of"),
     "form of nothing": ({"feature_surgery": ""}, "feature_surgery '' is none of"),
     "form 0": ({"feature_surgery": 0}, "feature_surgery 0 is none of"),
@@ -331,13 +343,17 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_refused_options(clip: ZeroShotClassifier, kind: str) -> None:
     options, message = OPTIONS[kind]
     with pytest.raises(ValueError, match=message):
-        LayerClipSurgery(clip, **options)
+        LayerCLIPSurgery(clip, **options)
 
 
-@pytest.mark.parametrize("tau", [1e300, -1e300])
-def test_a_tau_that_is_too_large_is_told(clip: ZeroShotClassifier, tau: float) -> None:
+@pytest.mark.parametrize("inverse_temperature", [1e300, -1e300])
+def test_a_tau_that_is_too_large_is_told(
+    clip: ZeroShotClassifier, inverse_temperature: float
+) -> None:
     with pytest.raises(ValueError, match=OVERFLOW):
-        LayerClipSurgery(clip, feature_surgery="release", tau=tau).attribute_all(ONES)
+        LayerCLIPSurgery(
+            clip, feature_surgery="release", inverse_temperature=inverse_temperature
+        ).attribute_all(ONES)
 
 
 PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {

@@ -17,7 +17,7 @@ from conftest import peak_where_told
 from safetensors.torch import load_file, save
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.costs import measure
+from captum_clip_surgery._utils.profiling import measure
 from captum_clip_surgery.demo import MODEL_FOLDER
 
 CONFIG = json.loads((Path(MODEL_FOLDER) / "open_clip_config.json").read_text())

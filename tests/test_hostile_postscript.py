@@ -18,8 +18,8 @@ from written_imagenet_s import write_imagenet_s
 
 from captum_clip_surgery.app.pictures import read_picture
 from captum_clip_surgery.cli.common import Pictures
-from captum_clip_surgery.data import open_dataset
-from captum_clip_surgery.data.base import open_labels, open_rgb, picture_size
+from captum_clip_surgery.datasets import open_dataset
+from captum_clip_surgery.datasets.base import open_labels, open_rgb, picture_size
 from captum_clip_surgery.export import open_source
 from captum_clip_surgery.preprocessing import load_picture, open_picture
 

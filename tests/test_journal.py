@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captum_clip_surgery import locks
-from captum_clip_surgery.journal import Journal
+from captum_clip_surgery._utils import locks
+from captum_clip_surgery._utils.checkpoint import Journal
 
 ABOUT = {"images": 3, "model": {"name": "ViT", "weights": "ab" * 32}, "methods": ["CLIP"]}
 SPAWN = multiprocessing.get_context("fork")
@@ -49,7 +49,7 @@ def test_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
         Journal(tmp_path, ABOUT)
     for changed, said in (
         (ABOUT | {"images": 4}, "images was 3, is 4"),
-        (ABOUT | {"methods": ["CLIP", "Gem"]}, r'methods was \["CLIP"\], is \["CLIP", "Gem"\]'),
+        (ABOUT | {"methods": ["CLIP", "GEM"]}, r'methods was \["CLIP"\], is \["CLIP", "GEM"\]'),
         (
             ABOUT | {"model": {"name": "ViT", "weights": "cd" * 32}},
             r'model.weights was "abab.*cdcd',

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from towers import TINY
 
-from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier, functional
+from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier, functional
 
 FORMS = ("release", "paper", "empty", None)
 TOWER_ENDS = "the image tower ends"
@@ -149,7 +149,7 @@ def scores_fit(
     rows, columns = clip.tower.grid(*images.shape[-2:])
     texts, width = clip.text_features().shape
     score = len(images) * rows * columns * texts * images.element_size()
-    surgery = LayerClipSurgery(clip, feature_surgery=form)
+    surgery = LayerCLIPSurgery(clip, feature_surgery=form)
     maps: list[Tensor] = []
     handle = mark_end_of_tower(last)
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_a_thousand_texts_on_vit_b_16_at_512_pixels(tmp_path):
         scores_fit(clip, model.visual.ln_post, torch.randn(1, 3, 512, 512), form, tmp_path)
 
 
-@pytest.mark.parametrize("method", [ClipSurgery, LayerClipSurgery])
+@pytest.mark.parametrize("method", [CLIPSurgery, LayerCLIPSurgery])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("family", TOWERS)
 def test_the_tower_runs_once_whatever_the_number_of_texts(family, grad, method):

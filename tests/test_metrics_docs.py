@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip_surgery import LayerClipSurgery
-from captum_clip_surgery.results import LONG
+from captum_clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery.evaluation.results import LONG
 
 PAGE = (Path(__file__).parent.parent / "docs" / "measures.md").read_text()
 
@@ -51,6 +51,6 @@ def test_quantus_gets_arrays_of_the_maps(ran: dict[str, Any]) -> None:
     height, width = clip.native_size
     assert isinstance(ran["a_batch"], np.ndarray)
     assert ran["a_batch"].shape == (1, 1, height, width)
-    maps = LayerClipSurgery(clip).attribute(images, 0)
+    maps = LayerCLIPSurgery(clip).attribute(images, 0)
     expected = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear")
     np.testing.assert_allclose(ran["a_batch"], expected.detach().numpy(), atol=1e-5)

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.metrics import insertion_deletion
 from captum_clip_surgery.metrics.faithfulness import BASELINES
@@ -118,7 +118,7 @@ def test_a_map_of_the_object_beats_its_opposite() -> None:
     clip = ZeroShotClassifier.demo(nouns())
     images = clip.preprocess([scene.image for scene in scenes])
     targets = [clip.index(scene.nouns[0]) for scene in scenes]
-    maps = LayerClipSurgery(clip).attribute(images, targets)[:, 0]
+    maps = LayerCLIPSurgery(clip).attribute(images, targets)[:, 0]
     good = insertion_deletion(clip, images, maps, targets, 8)
     bad = insertion_deletion(clip, images, -maps, targets, 8)
     assert good[0].mean() > bad[0].mean() + 0.3

@@ -13,12 +13,12 @@ from torch import Tensor
 from towers import TINY
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier
+from captum_clip_surgery.attr._base import Explain
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.methods.base import Explain
 from captum_clip_surgery.metrics import Randomization, randomization, suspicious
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages, spearman
 
-surgery = METHODS["ClipSurgery"]
+surgery = METHODS["CLIPSurgery"]
 
 
 def brightness(clip: ZeroShotClassifier) -> Explain:
@@ -27,7 +27,7 @@ def brightness(clip: ZeroShotClassifier) -> Explain:
 
 
 def test_surgery_falls_and_a_map_without_model_stays() -> None:
-    clip = ZeroShotClassifier.demo(["dog", "pizza", "camera"], rivals=["mushroom"])
+    clip = ZeroShotClassifier.demo(["dog", "pizza", "camera"], distractors=["mushroom"])
     images = clip.preprocess([scene.image for scene in Scenes("test", 3, objects=[2])])
     before = {name: value.clone() for name, value in clip.model.state_dict().items()}
     found = randomization(clip, {"surgery": surgery, "brightness": brightness}, images, [0, 1, 2])

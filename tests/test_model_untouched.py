@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from towers import TINY
 
 from captum_clip_surgery import (
-    ClipSimilarity,
-    ClipSurgery,
-    FeatureClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    CLIPSimilarity,
+    CLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
 
 METHODS = (
-    ClipSurgery,
-    LayerClipSurgery,
-    FeatureClipSurgery,
-    LayerFeatureClipSurgery,
-    ClipSimilarity,
-    LayerClipSimilarity,
+    CLIPSurgery,
+    LayerCLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerFeatureCLIPSurgery,
+    CLIPSimilarity,
+    LayerCLIPSimilarity,
 )
 TEXTS = ["a dog", "a cat", "a tree"]
 TEMPLATES = ["a photo of {}."]
@@ -44,7 +44,7 @@ Job = Callable[[ZeroShotClassifier, Tensor], Tensor]
 
 
 def make_clip(family: str) -> ZeroShotClassifier:
-    return ZeroShotClassifier(tiny_model(family), TEXTS, rivals=["a car"], templates=TEMPLATES)
+    return ZeroShotClassifier(tiny_model(family), TEXTS, distractors=["a car"], templates=TEMPLATES)
 
 
 def resized(clip: ZeroShotClassifier, grid: tuple[int, int] | None, seed: int = 0) -> Tensor:
@@ -72,10 +72,10 @@ JOBS: dict[str, Job] = {
     },
     **{
         f"{method.__name__} all": lambda clip, images, m=method: m(clip).attribute_all(images)
-        for method in (ClipSurgery, LayerClipSurgery)
+        for method in (CLIPSurgery, LayerCLIPSurgery)
     },
     **{
-        f"form {form}": lambda clip, images, form=form: LayerClipSurgery(
+        f"form {form}": lambda clip, images, form=form: LayerCLIPSurgery(
             clip, feature_surgery=form, normalize_values=True
         ).attribute_all(images)
         for form in ("release", "paper", "empty", None)
@@ -147,7 +147,7 @@ def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
     model = copy.deepcopy(clip.model)
     prepare(model)
     before = snapshot(model)
-    prepared = ZeroShotClassifier(model, TEXTS, rivals=["a car"], templates=TEMPLATES)
+    prepared = ZeroShotClassifier(model, TEXTS, distractors=["a car"], templates=TEMPLATES)
     # Where nothing needs gradients, nn.MultiheadAttention takes another way to the same numbers.
     assert_equal(run_all(prepared), expected, tolerance=1e-5)
     assert not differences(before, snapshot(model))
@@ -186,7 +186,7 @@ def test_untouched_after_an_exception_in_any_submodule(family, grid):
     jobs: dict[str, Job] = {
         "forward": JOBS["forward"],
         # Depth 1, so that blocks before it are called whole and the last one part by part.
-        "surgery": lambda clip, images: LayerClipSurgery(clip, depth=1).attribute_all(images),
+        "surgery": lambda clip, images: LayerCLIPSurgery(clip, num_blocks=1).attribute_all(images),
         "gradcam": gradcam,
     }
     expected = {name: job(clip, images).detach() for name, job in jobs.items()}
@@ -246,16 +246,16 @@ def _work(clip: ZeroShotClassifier, worker: int) -> dict[str, Tensor]:
     grids = [None, (2, 2), (3, 2), (2, 4), (1, 3), (4, 3), (2, 3), (3, 3)]
     images = resized(clip, grids[worker], seed=worker)
     texts = [f"a {noun} of worker {worker}" for noun in ("bird", "fish", "horse")[: 1 + worker % 3]]
-    own = clip.with_texts(texts, rivals=[f"a thing number {worker}"])
+    own = clip.with_texts(texts, distractors=[f"a thing number {worker}"])
     form = ("release", "paper", "empty", None)[worker % 4]
     results = {
         "own logits": own(images),
-        "own surgery": ClipSurgery(own).attribute(images, target=-1),
-        "own surgery all": LayerClipSurgery(own, feature_surgery=form).attribute_all(images),
+        "own surgery": CLIPSurgery(own).attribute(images, target=-1),
+        "own surgery all": LayerCLIPSurgery(own, feature_surgery=form).attribute_all(images),
         "own gradcam": LayerGradCam(own, own.token_grid(0)).attribute(images, target=0),
         "shared logits": clip(images),
-        "shared surgery": LayerClipSurgery(clip).attribute(images, target=[0, 2]),
-        "shared similarity": LayerClipSimilarity(clip).attribute_all(images),
+        "shared surgery": LayerCLIPSurgery(clip).attribute(images, target=[0, 2]),
+        "shared similarity": LayerCLIPSimilarity(clip).attribute_all(images),
     }
     return {name: result.detach() for name, result in results.items()}
 
@@ -315,7 +315,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
     before = snapshot(clip.model)
     twin = COPIES[duplicate](clip)
     assert_equal(run_all(twin), expected)
-    assert (twin.texts, twin.rivals, repr(twin)) == (clip.texts, clip.rivals, repr(clip))
+    assert (twin.texts, twin.distractors, repr(twin)) == (clip.texts, clip.distractors, repr(clip))
     assert twin.tower.visual is twin.model.visual is not clip.model.visual
     assert twin._encoder.model is twin.model
     twin.model.requires_grad_(False)
@@ -343,12 +343,12 @@ def test_a_copy_of_a_classifier_made_from_features(clip):
     made = ZeroShotClassifier.from_features(clip.model, features[:8], features[8])
     images = random_images(clip)
     for form in ("empty", "release"):
-        expected = LayerClipSurgery(made, feature_surgery=form).attribute_all(images)
+        expected = LayerCLIPSurgery(made, feature_surgery=form).attribute_all(images)
         for duplicate in COPIES.values():
-            surgery = LayerClipSurgery(duplicate(made), feature_surgery=form)
+            surgery = LayerCLIPSurgery(duplicate(made), feature_surgery=form)
             assert torch.equal(surgery.attribute_all(images), expected)
 
 
 def test_a_pickle_holds_the_model_once(clip):
-    LayerClipSurgery(clip, feature_surgery="empty").attribute(random_images(clip), target=0)
+    LayerCLIPSurgery(clip, feature_surgery="empty").attribute(random_images(clip), target=0)
     assert len(pickle.dumps(clip)) < 1.1 * len(pickle.dumps(clip.model))

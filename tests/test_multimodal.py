@@ -20,13 +20,13 @@ from test_text_towers import KINDS, Words, manner, shrunk
 from torch import Tensor, nn
 from towers import TEXT, TINY
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr.words import word_places
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.methods.words import word_places
-from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text.towers import pooled_at_end_of_text
 from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
-from captum_clip_surgery.text_towers import pooled_at_end_of_text
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
 
@@ -56,7 +56,7 @@ def naive_cosines(clip: ZeroShotClassifier, image: Tensor, caption: str) -> tupl
     ids = open_clip.tokenize([caption], clip._encoder.context_length)
     features = naive_token_features(clip.model, ids)[0]
     every = ZeroShotClassifier.from_features(clip.model, features)
-    maps = LayerClipSurgery(every, feature_surgery=None).attribute_all(image[None])
+    maps = LayerCLIPSurgery(every, feature_surgery=None).attribute_all(image[None])
     return maps[0].detach(), int(ids.argmax())
 
 
@@ -138,7 +138,7 @@ def test_start_and_end_are_shown_on_request(vit):
 def test_the_end_of_the_text_is_the_whole_caption(vit):
     images = random_images(vit, 1)
     (found,) = word_maps(vit, images, CAPTIONS[2], special=True, common=True)
-    surgery = LayerClipSurgery(vit.with_texts(CAPTIONS[2:]), feature_surgery=None)
+    surgery = LayerCLIPSurgery(vit.with_texts(CAPTIONS[2:]), feature_surgery=None)
     assert torch.allclose(found.maps[-1], surgery.attribute_all(images)[0, 0], atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_the_words_shared_most():
 
 
 def test_results_are_written_as_json(vit):
-    (found,) = word_maps(vit, random_images(vit, 1), "a dog", depth=1)
+    (found,) = word_maps(vit, random_images(vit, 1), "a dog", num_blocks=1)
     read = json.loads(json.dumps(found.to_dict()))
     assert read["words"] == ["a", "dog"]
     assert read["size"] == [32, 32]
@@ -252,7 +252,7 @@ OWN = [["a dog"], ["cat", "tree", "dog"], [f"thing {i}" for i in range(9)]]
 
 def one_by_one(clip, images, texts, **options):
     return [
-        LayerClipSurgery(clip.with_texts(own), **options).attribute_all(image[None])[0]
+        LayerCLIPSurgery(clip.with_texts(own), **options).attribute_all(image[None])[0]
         for image, own in zip(images, texts, strict=True)
     ]
 
@@ -266,14 +266,14 @@ def test_own_texts_equal_one_by_one(clip):
     assert len({maps.shape[0] for maps in found}) == 3
 
 
-@pytest.mark.parametrize("depth", [None, 1])
+@pytest.mark.parametrize("num_blocks", [None, 1])
 @pytest.mark.parametrize("form", ["empty", None, "release", "paper", "auto"])
-def test_own_texts_in_every_form(form, depth):
+def test_own_texts_in_every_form(form, num_blocks):
     clip = ZeroShotClassifier(tiny_model("vit"), ["house"], templates=["a {}.", "one {}"])
     texts = OWN[1:] if form in ("release", "paper") else OWN
     images = random_images(clip, len(texts))
-    found = maps_of_own_texts(clip, images, texts, feature_surgery=form, depth=depth)
-    expected = one_by_one(clip, images, texts, feature_surgery=form, depth=depth)
+    found = maps_of_own_texts(clip, images, texts, feature_surgery=form, num_blocks=num_blocks)
+    expected = one_by_one(clip, images, texts, feature_surgery=form, num_blocks=num_blocks)
     for maps, own in zip(found, expected, strict=True):
         assert torch.allclose(maps, own, atol=1e-5)
 
@@ -418,7 +418,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
     assert [one.words for one in found] == [(*c.split(), "<end>") for c in captions]
     features = naive_token_features(model, tokenizer(captions[:1]))[0]
     every = ZeroShotClassifier.from_features(model, features)
-    maps = LayerClipSurgery(every, feature_surgery=None).attribute_all(images[:1])[0].detach()
+    maps = LayerCLIPSurgery(every, feature_surgery=None).attribute_all(images[:1])[0].detach()
     expected = torch.stack([maps[0], maps[1:4].mean(0), maps[4]])
     assert torch.allclose(found[0].maps, expected, atol=1e-5)
     with torch.no_grad():
@@ -469,8 +469,8 @@ def test_own_texts_that_are_refused(vit, texts, error, message):
 
 def test_other_arguments_that_are_refused(vit):
     images = random_images(vit, 1)
-    with pytest.raises(ValueError, match="depth 4 must be an int from 0 to the tower's 3"):
-        word_maps(vit, images, "a dog", depth=4)
+    with pytest.raises(ValueError, match="num_blocks 4 must be an int from 0 to the tower's 3"):
+        word_maps(vit, images, "a dog", num_blocks=4)
     with pytest.raises(ValueError, match="contrasts texts, and there is one"):
         maps_of_own_texts(vit, images, [["a"]], feature_surgery="release")
     with pytest.raises(ValueError, match="feature_surgery 'other' is none of"):

@@ -11,40 +11,40 @@ from torch import nn
 from towers import TINY
 
 from captum_clip_surgery import ZeroShotClassifier, functional
-from captum_clip_surgery.evaluation.passes import Passes
-from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.methods.base import Explain
-from captum_clip_surgery.methods.dense import LayerGem, correlative, query_query
-from captum_clip_surgery.registry import METHODS
-from captum_clip_surgery.surgery import (
-    ClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
-    maps_together,
+from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Passes
+from captum_clip_surgery.attr.clip_surgery import (
+    CLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     vv,
 )
-from captum_clip_surgery.towers import Heads, Recipe
+from captum_clip_surgery.attr.dense import LayerGEM, correlative, query_query
+from captum_clip_surgery.attr.dual_path import maps_together
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
 TOLERANCE = 1e-5
-_NAMES = "CLIP ClipSurgery ArchitectureSurgery FeatureSurgery MaskClip Sclip ClearClip NaClip Gem"
+_NAMES = "CLIP CLIPSurgery ArchitectureSurgery FeatureSurgery MaskCLIP SCLIP ClearCLIP NACLIP GEM"
 DENSE = _NAMES.split()
 
 
-def keys_only(heads: Heads) -> torch.Tensor:
+def keys_only(heads: AttentionInputs) -> torch.Tensor:
     return functional.vv_attention(heads.k)
 
 
-def recipes_of(blocks: int) -> dict[str, Recipe]:
+def recipes_of(blocks: int) -> dict[str, PathConfig]:
     """Of all kinds; deep ones span every block there is."""
     return {
-        "own": Recipe(0, vv),
-        "last": Recipe(1, vv, values_only=True),
-        "last, all queries": Recipe(1, correlative),
-        "deep": Recipe(blocks, vv, values_only=True),
-        "deep with mlp": Recipe(blocks, keys_only, mlp=True),
-        "alone": Recipe(1, query_query, residual=False),
-        "deep alone with mlp": Recipe(min(2, blocks), vv, residual=False, mlp=True),
+        "own": PathConfig(0, vv),
+        "last": PathConfig(1, vv, values_only=True),
+        "last, all queries": PathConfig(1, correlative),
+        "deep": PathConfig(blocks, vv, values_only=True),
+        "deep with mlp": PathConfig(blocks, keys_only, mlp=True),
+        "alone": PathConfig(1, query_query, residual=False),
+        "deep alone with mlp": PathConfig(min(2, blocks), vv, residual=False, mlp=True),
     }
 
 
@@ -111,11 +111,14 @@ class Calls:
         self._handle.remove()
 
 
-def dense(clip: ZeroShotClassifier) -> Iterator[tuple[str, LayerClipSurgery]]:
+def dense(clip: ZeroShotClassifier) -> Iterator[tuple[str, LayerCLIPSurgery]]:
     for name in DENSE:
         yield name, METHODS[name](clip).__self__  # type: ignore[attr-defined]
-    yield "shallow", LayerClipSurgery(clip, depth=1, feature_surgery="release", tau=3.0)
-    yield "image", ClipSurgery(clip, depth=2)
+    yield (
+        "shallow",
+        LayerCLIPSurgery(clip, num_blocks=1, feature_surgery="release", inverse_temperature=3.0),
+    )
+    yield "image", CLIPSurgery(clip, num_blocks=2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, tiny in TINY.items() if tiny.everywhere])
@@ -124,7 +127,7 @@ def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
     model = tiny_model(kind)
     clip = ZeroShotClassifier(model, ["a dog", "a cat", "a tree"], ["a car"], templates=[])
     if kind == "resnet":
-        methods = {"CLIP": LayerClipSimilarity(clip), "surgery": LayerClipSurgery(clip)}
+        methods = {"CLIP": LayerCLIPSimilarity(clip), "surgery": LayerCLIPSurgery(clip)}
     else:
         methods = dict(dense(clip))
     images = random_images(clip)
@@ -142,40 +145,40 @@ def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
 def test_types_of_images_are_kept(clip: ZeroShotClassifier) -> None:
     images = random_images(clip).half()
     with torch.no_grad():
-        (found,) = maps_together({"a": LayerClipSurgery(clip)}, images).values()
+        (found,) = maps_together({"a": LayerCLIPSurgery(clip)}, images).values()
         assert found.dtype == torch.half
-        assert torch.equal(found, LayerClipSurgery(clip).attribute_all(images))
+        assert torch.equal(found, LayerCLIPSurgery(clip).attribute_all(images))
 
 
 def test_refused(clip: ZeroShotClassifier) -> None:
     images = random_images(clip)
     other = clip.with_texts(["a car"])
-    methods = {"a": LayerClipSurgery(clip), "b": LayerGem(other)}
+    methods = {"a": LayerCLIPSurgery(clip), "b": LayerGEM(other)}
     with pytest.raises(ValueError, match="methods of two classifiers share no pass"):
         maps_together(methods, images)
     with pytest.raises(IndexError, match="3"):
-        maps_together({"a": LayerClipSurgery(clip)}, images, [3])
+        maps_together({"a": LayerCLIPSurgery(clip)}, images, [3])
     with pytest.raises(ValueError, match="NaN"):
-        maps_together({"a": LayerClipSurgery(clip)}, images * torch.nan)
+        maps_together({"a": LayerCLIPSurgery(clip)}, images * torch.nan)
 
 
 # --- which methods share a pass ------------------------------------------------------------------
 
 
-class Doubled(LayerFeatureClipSurgery):
+class Doubled(LayerFeatureCLIPSurgery):
     """One's own method made of one of the package's, the way that its docs show."""
 
     def scores(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return 2 * super().scores(images, targets)
 
 
-class Halved(LayerFeatureClipSurgery):
+class Halved(LayerFeatureCLIPSurgery):
     def attribute_all(self, *arguments: object, **options: object) -> torch.Tensor:
         return super().attribute_all(*arguments, **options) / 2  # type: ignore[arg-type]
 
 
 def among_rivals(clip: ZeroShotClassifier) -> Explain:
-    return LayerClipSurgery(clip.with_texts(clip.texts, ["a house"])).attribute_all
+    return LayerCLIPSurgery(clip.with_texts(clip.texts, ["a house"])).attribute_all
 
 
 def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
@@ -183,11 +186,11 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
     methods |= {
         "doubled": lambda clip: Doubled(clip).attribute_all,
         "halved": lambda clip: Halved(clip).attribute_all,
-        "among rivals": among_rivals,
+        "among distractors": among_rivals,
     }
     passes, images = Passes(clip, methods), random_images(clip)
     assert list(passes.dense) == DENSE
-    assert list(passes.others) == ["LeGrad", "doubled", "halved", "among rivals"]
+    assert list(passes.others) == ["LeGrad", "doubled", "halved", "among distractors"]
     with Calls(clip.model.visual.conv1) as calls:
         found = passes(images)
     assert calls.count == 1 + 4
@@ -198,7 +201,7 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
 
 
 def test_each_image_is_asked_for_its_own_texts(clip: ZeroShotClassifier) -> None:
-    methods = {name: METHODS[name] for name in ("LeGrad", "ClipSurgery", "CLIP")}
+    methods = {name: METHODS[name] for name in ("LeGrad", "CLIPSurgery", "CLIP")}
     images, targets = random_images(clip, 3), [[2], [], [2, 0]]
     with Calls(clip.model.visual.conv1) as calls:
         found = Passes(clip, methods).of_each(images, targets)

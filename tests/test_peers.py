@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.methods import attention, dense, opened
-from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.attr import _gradients, attention, dense
+from captum_clip_surgery.attr._base import PatchAttribution
 
 TOLERANCE = 1e-5
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -54,11 +54,11 @@ def min_max(maps: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["maskclip", "sclip", "clearclip", "naclip", "gem"])
 def test_dense_methods(clip, published, images, name):
     method = {
-        "maskclip": dense.LayerMaskClip,
-        "sclip": dense.LayerSclip,
-        "clearclip": dense.LayerClearClip,
-        "naclip": dense.LayerNaClip,
-        "gem": dense.LayerGem,
+        "maskclip": dense.LayerMaskCLIP,
+        "sclip": dense.LayerSCLIP,
+        "clearclip": dense.LayerClearCLIP,
+        "naclip": dense.LayerNACLIP,
+        "gem": dense.LayerGEM,
     }[name]
     tokens = F.normalize(published[f"{name}.tokens"][:, -36:], dim=-1)
     expected = tokens @ clip.text_features().T
@@ -79,10 +79,10 @@ def test_attention_relevance(clip, published, images, blocks):
 
 
 def test_grad_eclip(clip, published, images):
-    maps = attention.LayerGradEclip(clip).attribute_all(images)
+    maps = attention.LayerGradECLIP(clip).attribute_all(images)
     assert relative_error(maps, published["grad_eclip.maps"]) < TOLERANCE
     # The tower's own heads are another method.
-    own = attention.LayerGradEclip(clip, per_head=True).attribute_all(images)
+    own = attention.LayerGradECLIP(clip, per_head=True).attribute_all(images)
     assert relative_error(own, published["grad_eclip.maps"]) > 0.01
 
 
@@ -159,7 +159,7 @@ def test_grad_eclip_with_the_towers_own_heads(clip, images):
         likeness = (likeness - likeness.amin(1, keepdim=True)) / (
             likeness.amax(1, keepdim=True) - likeness.amin(1, keepdim=True)
         )
-    maps = attention.LayerGradEclip(clip, per_head=True).attribute_all(images)
+    maps = attention.LayerGradECLIP(clip, per_head=True).attribute_all(images)
     for target, feature in enumerate(features):
         leaf = output.clone().requires_grad_()
         y = x[:, 0] + block.attn.out_proj(leaf)
@@ -197,11 +197,11 @@ def test_legrad_is_its_definition(kind):
 
 # --- what holds for all that take gradients ------------------------------------------------------
 
-GRADIENT: dict[str, Callable[[ZeroShotClassifier], MapAttribution]] = {
+GRADIENT: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
     "legrad": attention.LayerLeGrad,
     "relevance": attention.LayerAttentionRelevance,
     "relevance all": lambda clip: attention.LayerAttentionRelevance(clip, "all"),
-    "grad-eclip": attention.LayerGradEclip,
+    "grad-eclip": attention.LayerGradECLIP,
     "grad-cam": attention.LayerTokenGradCam,
 }
 
@@ -233,7 +233,7 @@ def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, mo
     finally:
         handle.remove()
     assert len(passes) == 1
-    monkeypatch.setattr(opened, "GRADIENT_BYTES", 1)  # one text a time
+    monkeypatch.setattr(_gradients, "GRADIENT_BYTES", 1)  # one text a time
     for targets in (None, [3, 0]):
         maps = GRADIENT[name](clip).attribute_all(images, targets)
         expected = together if targets is None else together[:, targets]
@@ -245,8 +245,8 @@ def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, mo
 def test_a_layer_is_the_block_where_the_method_begins(clip):
     blocks = clip.tower.blocks
     for method, index in (
-        (dense.LayerGem(clip), -6),
-        (dense.LayerMaskClip(clip), -1),
+        (dense.LayerGEM(clip), -6),
+        (dense.LayerMaskCLIP(clip), -1),
         (attention.LayerLeGrad(clip), -2),
         (attention.LayerAttentionRelevance(clip), -1),
         (attention.LayerAttentionRelevance(clip, "all"), 0),
@@ -263,7 +263,7 @@ NEEDS_CLASS_TOKEN = (
     attention.LayerAttentionRelevance,
     attention.LayerAttentionRollout,
     attention.LayerRawAttention,
-    attention.LayerGradEclip,
+    attention.LayerGradECLIP,
 )
 
 
@@ -278,13 +278,17 @@ def test_towers_without_a_class_token_are_refused(method):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda c: attention.LayerLeGrad(c, depth=0), ValueError, "depth 0 leaves no block"),
-        (lambda c: attention.LayerLeGrad(c, depth=9), ValueError, "from 0 to the tower's 8"),
+        (
+            lambda c: attention.LayerLeGrad(c, num_blocks=0),
+            ValueError,
+            "num_blocks 0 leaves no block",
+        ),
+        (lambda c: attention.LayerLeGrad(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
         (lambda c: attention.LayerAttentionRelevance(c, "some"), ValueError, 'neither "last"'),
         (lambda c: attention.LayerRawAttention(c, block=8), IndexError, "block 8 of 8"),
         (lambda c: attention.LayerTokenGradCam(c, block=-9), IndexError, "block -9 of 8"),
         (lambda c: attention.LayerTokenGradCam(c, block=True), TypeError, "block True is no int"),
-        (lambda c: dense.LayerGem(c, depth=9), ValueError, "from 0 to the tower's 8"),
+        (lambda c: dense.LayerGEM(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
     ],
 )
 def test_options_that_do_not_exist(clip, make, error, message):

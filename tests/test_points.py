@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from towers import Tiny, _shrunk, _timm
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.tasks import points, regions
 from captum_clip_surgery.tasks.points import Prompt, points_from_map, prompts, sam_inputs
@@ -43,7 +43,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, demo: ZeroShotClassifier) -> Any:
 
     def show(maps: Tensor, **options: Any) -> list[Prompt]:
         monkeypatch.setattr(
-            LayerClipSurgery, "attribute_all", lambda self, images, chosen: maps[None, chosen]
+            LayerCLIPSurgery, "attribute_all", lambda self, images, chosen: maps[None, chosen]
         )
         return prompts(demo, [Image.new("RGB", (W, H))], **options)[0]
 
@@ -338,7 +338,7 @@ def test_masks_lie_where_sam_looks(
 ) -> None:
     """Brought to the picture as SAM brings its own masks there, they are the map enlarged."""
     monkeypatch.setattr(
-        LayerClipSurgery, "attribute_all", lambda self, images, chosen: TWO[None, None]
+        LayerCLIPSurgery, "attribute_all", lambda self, images, chosen: TWO[None, None]
     )
     picture = Image.new("RGB", (width, height))
     mask = prompts(demo, [picture], [0], masks=True)[0][0].mask
@@ -378,9 +378,9 @@ def test_prompts_are_plain_data(shown: Any) -> None:
 
 def test_maps_are_those_of_surgery(clip: ZeroShotClassifier) -> None:
     images = torch.cat([random_images(clip), random_images(clip, seed=1)])
-    maps = LayerClipSurgery(clip, depth=1, feature_surgery=None).attribute_all(images, [2, 0])
+    maps = LayerCLIPSurgery(clip, num_blocks=1, feature_surgery=None).attribute_all(images, [2, 0])
     found = prompts(
-        clip, images, [2, -3], down_sample=1, depth=1, feature_surgery=None, batch_size=3
+        clip, images, [2, -3], down_sample=1, num_blocks=1, feature_surgery=None, batch_size=3
     )
     assert [[prompt.text for prompt in row] for row in found] == [["a tree", "a dog"]] * 4
     for row, of_image in zip(found, maps, strict=True):
@@ -394,7 +394,7 @@ def test_pictures_have_points_in_their_own_pixels(demo: ZeroShotClassifier) -> N
     scene = Scenes("test", 1)[0]
     pictures = [Image.fromarray(scene.image).resize(size) for size in ((300, 100), (64, 128))]
     found = prompts(demo, pictures, size=(128, 160), boxes=True)
-    maps = LayerClipSurgery(demo).attribute_all(demo.preprocess(pictures, (128, 160)))
+    maps = LayerCLIPSurgery(demo).attribute_all(demo.preprocess(pictures, (128, 160)))
     for row, of_image, picture in zip(found, maps, pictures, strict=True):
         for prompt, attribution in zip(row, of_image, strict=True):
             expected, _ = points_from_map(attribution, (picture.height, picture.width))
@@ -405,13 +405,13 @@ def test_pictures_have_points_in_their_own_pixels(demo: ZeroShotClassifier) -> N
 
 def test_no_graph_is_built(demo: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = LayerClipSurgery.attribute_all
+    original = LayerCLIPSurgery.attribute_all
 
     def spy(*given: Any) -> Tensor:
         seen.append(original(*given))
         return seen[-1]
 
-    monkeypatch.setattr(LayerClipSurgery, "attribute_all", spy)
+    monkeypatch.setattr(LayerCLIPSurgery, "attribute_all", spy)
     prompts(demo, torch.zeros(3, 3, 64, 64, requires_grad=True), batch_size=2)
     assert [len(maps) for maps in seen] == [2, 1]
     assert not any(maps.requires_grad for maps in seen)
@@ -440,7 +440,7 @@ def test_pixels_that_patches_leave_out_have_no_points() -> None:
         ({"targets": [2]}, IndexError, "target 2 is past the 2 texts"),
         ({"targets": []}, ValueError, "targets are empty"),
         ({"size": 64}, ValueError, "size 64 is of pictures"),
-        ({"depth": 99}, ValueError, "depth 99"),
+        ({"num_blocks": 99}, ValueError, "num_blocks 99"),
     ],
 )
 def test_prompts_refuse(
@@ -676,7 +676,7 @@ def test_two_of_ten_thousand_texts_and_one_of_two_alike() -> None:
     many = ZeroShotClassifier.from_features(clip.model, features)
     images = torch.rand(1, 3, 64, 64)
     (found,) = prompts(many, images, targets=[3, 9_999])
-    maps = LayerClipSurgery(many).attribute_all(images, [3, 9_999])[0]
+    maps = LayerCLIPSurgery(many).attribute_all(images, [3, 9_999])[0]
     for prompt, attribution in zip(found, maps, strict=True):
         points, labels = points_from_map(attribution, (64, 64))
         assert prompt.points.tolist() == points.tolist()

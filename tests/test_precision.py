@@ -25,22 +25,22 @@ from torch import Tensor, nn
 from towers import TINY, built_for
 
 from captum_clip_surgery import (
-    ClipSimilarity,
-    ClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
+    CLIPSimilarity,
+    CLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
     ZeroShotClassifier,
 )
-from captum_clip_surgery.methods.base import MapAttribution
+from captum_clip_surgery.attr._base import PatchAttribution
 
 TEXTS = ["dog", "cat", "remote control", "potted plant", "tv monitor"]
 TEMPLATES = ["a photo of a {}."]
-MAPS: dict[str, Callable[[ZeroShotClassifier], MapAttribution]] = {
+MAPS: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
     **{
-        f"surgery {form}": functools.partial(ClipSurgery, feature_surgery=form)
+        f"surgery {form}": functools.partial(CLIPSurgery, feature_surgery=form)
         for form in ("release", "paper", "empty", None)
     },
-    "similarity": ClipSimilarity,
+    "similarity": CLIPSimilarity,
 }
 HALVES = {
     "fp16": torch.float16,
@@ -154,7 +154,7 @@ def test_half_precision_models_give_the_maps_of_full_precision(
 def test_results_have_the_dtype_of_the_images(load, family, precision):
     half = load(family, precision)
     images = images_of(half, (6, 6)).to(HALVES[precision])
-    for make in (ClipSurgery, LayerClipSurgery, LayerClipSimilarity):
+    for make in (CLIPSurgery, LayerCLIPSurgery, LayerCLIPSimilarity):
         method = make(half)
         for dtype in (images.dtype, torch.float32, torch.float64):
             # The same pixels: what differs is the type of the result alone.
@@ -215,7 +215,7 @@ def test_text_features_remembered_under_autocast_are_exact(load, family, where):
     """A cache outlives the mode it was filled in."""
     clip = load(family)
     images = images_of(clip, (6, 6))
-    expected = ClipSurgery(clip).attribute_all(images).detach()
+    expected = CLIPSurgery(clip).attribute_all(images).detach()
     make = functools.partial(ZeroShotClassifier, clip.model, templates=TEMPLATES)
     others, same = make(["bird"]), make(TEXTS)
     with torch.autocast("cpu", torch.bfloat16):
@@ -226,9 +226,9 @@ def test_text_features_remembered_under_autocast_are_exact(load, family, where):
         else:
             # The texts are known already, but the empty one is not.
             fresh = same
-            ClipSurgery(fresh).attribute_all(images)
+            CLIPSurgery(fresh).attribute_all(images)
     assert relative_error(fresh.text_features(), clip.text_features()) < 1e-6
-    assert relative_error(ClipSurgery(fresh).attribute_all(images).detach(), expected) < 1e-5
+    assert relative_error(CLIPSurgery(fresh).attribute_all(images).detach(), expected) < 1e-5
 
 
 # --- float64 -------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_text_features_remembered_under_autocast_are_exact(load, family, where):
 @functools.cache
 def double_clip(family: str) -> ZeroShotClassifier:
     model = tiny_model(family).double()
-    return ZeroShotClassifier(model, TEXTS[:3], rivals=TEXTS[3:], templates=TEMPLATES)
+    return ZeroShotClassifier(model, TEXTS[:3], distractors=TEXTS[3:], templates=TEMPLATES)
 
 
 at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other size"])
@@ -249,7 +249,7 @@ at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other
 def test_float64_in_float64_out(family, grid, method):
     clip = double_clip(family)
     single = ZeroShotClassifier(
-        tiny_model(family), clip.texts, rivals=clip.rivals, templates=TEMPLATES
+        tiny_model(family), clip.texts, distractors=clip.distractors, templates=TEMPLATES
     )
     images = images_of(clip, grid or clip.tower.grid(*clip.native_size)).double()
     maps = MAPS[method](clip).attribute_all(images)

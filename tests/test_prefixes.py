@@ -10,10 +10,10 @@ from test_prompts import CONTEXT, text_model
 from test_text_towers import KINDS, Words, manner, shrunk
 from torch import nn
 
-from captum_clip_surgery import prefixes, prompts
-from captum_clip_surgery.prefixes import encode_shared, grow, shares_prefixes
-from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.texts import TEMPLATES, fill
+from captum_clip_surgery.models.text import encoder, prefix_tree
+from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text.prefix_tree import encode_shared, grow, shares_prefixes
+from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 
 CPU = torch.device("cpu")
 CUSTOM = dict(qk_norm=True, scale_heads=True, scale_attn_inner=True, scale_attn=True, scale_fc=True)
@@ -31,7 +31,7 @@ WORDS = ["dog", "remote control", "cat", "dog", "potted plant"]
 
 def some_prompts() -> list[str]:
     """Alike, a beginning of another, the same twice, empty, too long, and nothing alike."""
-    filled = [fill(template, word) for word in WORDS for template in TEMPLATES[::9]]
+    filled = [format_prompt(template, word) for word in WORDS for template in TEMPLATES[::9]]
     return [*filled, "a", "a photo", "a photo", "", "x " * 40, "zebra"]
 
 
@@ -81,7 +81,7 @@ def test_every_kind_of_open_clips_own_towers(name):
 
 @pytest.mark.parametrize("places", [1, 40, 100])
 def test_chunks_keep_the_order(monkeypatch, places):
-    monkeypatch.setattr(prompts, "PLACES", places)
+    monkeypatch.setattr(encoder, "PLACES", places)
     model = text_model()
     tokens = ids(model, some_prompts())
     with torch.no_grad():
@@ -111,15 +111,17 @@ def test_the_tree_holds_each_beginning_once():
 def test_nothing_shared_is_computed_twice(monkeypatch):
     """85 prompts of 7 words: nodes, not places of the context, pass through a block."""
     seen = []
-    plain = prefixes.block_feed_forward
+    plain = prefix_tree.block_feed_forward
     monkeypatch.setattr(
-        prefixes, "block_feed_forward", lambda b, x: (seen.append(x.shape[1]), plain(b, x))[1]
+        prefix_tree, "block_feed_forward", lambda b, x: (seen.append(x.shape[1]), plain(b, x))[1]
     )
     model = text_model(context_length=77)
     words = ["dog", "cat", "car", "bus", "cow", "tv", "sofa"]
     encoder = PromptEncoder(model)
     encoder(words)
-    tokens = encoder.tokenize([fill(template, word) for word in words for template in TEMPLATES])
+    tokens = encoder.tokenize(
+        [format_prompt(template, word) for word in words for template in TEMPLATES]
+    )
     rows = zip(tokens.tolist(), tokens.argmax(1).tolist(), strict=True)
     distinct = {tuple(row[: i + 1]) for row, end in rows for i in range(end + 1)}
     assert seen == [len(distinct), len(tokens)]  # of the last block the ends alone

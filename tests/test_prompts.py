@@ -14,8 +14,9 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 from towers import TINY
 
-from captum_clip_surgery import TEMPLATES, LayerClipSurgery, ZeroShotClassifier, prompts
-from captum_clip_surgery.texts import fill
+from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.models.text import encoder
+from captum_clip_surgery.models.text.templates import format_prompt
 
 CONTEXT = 16  # of the tiny models
 EOT = 49407
@@ -93,7 +94,7 @@ def test_the_85_templates():
     ],
 )
 def test_fill(template, text, prompt):
-    assert fill(template, text) == prompt
+    assert format_prompt(template, text) == prompt
 
 
 REFUSED_TEMPLATES = [
@@ -117,7 +118,7 @@ REFUSED_TEMPLATES = [
 @pytest.mark.parametrize(("template", "error", "message"), REFUSED_TEMPLATES)
 def test_refused_templates(template, error, message):
     with pytest.raises(error, match=message):
-        fill(template, "text")
+        format_prompt(template, "text")
     # At the door as well, before the good ones are encoded.
     with pytest.raises(error, match=message):
         ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=["a {}", template])
@@ -197,9 +198,9 @@ def test_too_long_texts(tower):
     fits, too_long = "dog " * (CONTEXT - 2), "cat " * (CONTEXT - 1)  # besides start and end
     ZeroShotClassifier(model, [fits], templates=())
     message = f"the prompt '{too_long}' is longer than the model's context of 16 tokens; .*truncate"
-    for texts, rivals in (["car", too_long], None), (["car"], [fits, too_long]):
+    for texts, distractors in (["car", too_long], None), (["car"], [fits, too_long]):
         with pytest.raises(ValueError, match=message):
-            ZeroShotClassifier(model, texts, rivals, templates=())
+            ZeroShotClassifier(model, texts, distractors, templates=())
     with pytest.raises(ValueError, match="longer than the model's context"):
         ZeroShotClassifier(model, [fits], templates=["the {}"])
     cut = ZeroShotClassifier(model, [too_long, fits], templates=(), truncate=True)
@@ -223,7 +224,7 @@ def test_features_are_computed_once():
     clip.with_texts(["car"])  # what one classifier learnt, all of the family know
     assert [prompts for prompts, _ in watched.shapes[1:]] == [2]
     for _ in range(2):
-        LayerClipSurgery(other).attribute_all(images)  # "empty" for so few texts
+        LayerCLIPSurgery(other).attribute_all(images)  # "empty" for so few texts
     assert [prompts for prompts, _ in watched.shapes[2:]] == [2]
     torch.testing.assert_close(other.text_features()[:1], clip.text_features()[1:2])
 
@@ -308,12 +309,12 @@ def test_features_of_a_mode_without_gradients_serve_gradients_later(mode, refres
         swapped_data(model)
     with mode():
         clip = clip or ZeroShotClassifier(model, ["dog", "cat"], templates=())
-        LayerClipSurgery(clip).attribute_all(images)  # remembers the empty text's too
+        LayerCLIPSurgery(clip).attribute_all(images)  # remembers the empty text's too
     plain = ZeroShotClassifier(model, ["dog", "cat"], templates=())
     gradients = []
     for each in clip, plain:
         inputs = images.clone().requires_grad_()
-        total = LayerClipSurgery(each).attribute_all(inputs).square().sum() + each(inputs).sum()
+        total = LayerCLIPSurgery(each).attribute_all(inputs).square().sum() + each(inputs).sum()
         gradients.extend(torch.autograd.grad(total, inputs))
     assert gradients[1].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -342,13 +343,13 @@ def test_index():
         clip.index("cat")
     with pytest.raises(ValueError, match=r"'zebra' is not among the classifier's 3$"):
         clip.index("zebra")
-    with pytest.raises(ValueError, match="'a car' is not among"):  # a rival is no target
+    with pytest.raises(ValueError, match="'a car' is not among"):  # a distractor is no target
         clip.index("a car")
 
 
 def test_remembered_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who serves others is asked for new texts for ever."""
-    monkeypatch.setattr(prompts, "REMEMBERED", 10)
+    monkeypatch.setattr(encoder, "REMEMBERED", 10)
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=["{}"])
     for start in range(0, 40, 4):
         texts = [f"text {number}" for number in range(start, start + 4)]

@@ -21,10 +21,10 @@ from plain_towers import alone, enliven, new_path, trace
 from torch import Tensor
 
 from captum_clip_surgery import (
-    ClipSurgery,
-    LayerClipSimilarity,
-    LayerClipSurgery,
-    LayerFeatureClipSurgery,
+    CLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
     functional,
 )
@@ -147,12 +147,12 @@ class Case:
     form: str | None
 
     @property
-    def surgery(self) -> LayerClipSurgery:
-        return LayerClipSurgery(self.clip, depth=self.depth, feature_surgery=self.form)
+    def surgery(self) -> LayerCLIPSurgery:
+        return LayerCLIPSurgery(self.clip, num_blocks=self.depth, feature_surgery=self.form)
 
-    def with_features(self, features: Tensor) -> LayerClipSurgery:
+    def with_features(self, features: Tensor) -> LayerCLIPSurgery:
         clip = classifier(self.clip.model, features, self.clip.empty_features())
-        return LayerClipSurgery(clip, depth=self.depth, feature_surgery=self.form)
+        return LayerCLIPSurgery(clip, num_blocks=self.depth, feature_surgery=self.form)
 
 
 def classifier(model: Any, features: Tensor, empty: Tensor | None) -> ZeroShotClassifier:
@@ -243,7 +243,7 @@ def test_another_text_changes_no_scores_of_others(case: Case, seed: int) -> None
 @cases
 @given(drawn(forms=("paper",)))
 def test_paper_form_keeps_the_ranking_at_each_patch(case: Case) -> None:
-    plain = LayerClipSurgery(case.clip, depth=case.depth, feature_surgery=None)
+    plain = LayerCLIPSurgery(case.clip, num_blocks=case.depth, feature_surgery=None)
     before, after = plain.attribute_all(case.images), case.surgery.attribute_all(case.images)
     gaps = before[:, :, None] - before[:, None]
     same(after[:, :, None] - after[:, None], gaps)
@@ -257,7 +257,7 @@ def test_release_form_is_its_definition(case: Case) -> None:
     tower, texts = case.clip.tower, case.clip.text_features()
     encoded = tower.dual_path(case.images, case.surgery.recipe)
     tokens, pooled = F.normalize(encoded.patches, dim=-1), F.normalize(encoded.pooled, dim=-1)
-    weights = (functional.TAU * pooled @ texts.T).softmax(-1)
+    weights = (functional.INVERSE_TEMPERATURE * pooled @ texts.T).softmax(-1)
     weights = weights / weights.mean(-1, keepdim=True)
     products = tokens[:, :, None] * texts * weights[:, None, :, None]  # (N, L, T, C)
     expected = (products - products.mean(2, keepdim=True)).sum(-1).mT.unflatten(-1, encoded.grid)
@@ -293,7 +293,7 @@ def test_type_device_and_shapes_are_those_of_the_images(case: Case, dtype: torch
 @given(drawn(), st.floats(-30, 10), st.sampled_from([0.0, 1.0, -1.0]))
 def test_finite_in_finite_out(case: Case, power: float, shift: float) -> None:
     images = (case.images + shift) * 10**power
-    methods = LayerClipSimilarity(case.clip), LayerFeatureClipSurgery(case.clip, "release")
+    methods = LayerCLIPSimilarity(case.clip), LayerFeatureCLIPSurgery(case.clip, "release")
     for method in (case.surgery, *methods):
         assert method.attribute_all(images).isfinite().all()
     assert case.clip(images).isfinite().all()
@@ -307,7 +307,7 @@ def test_at_depth_0_tokens_are_clips_own(case: Case) -> None:
     tokens = alone(visual, new_path(visual, trace(visual, case.images), 0))
     tokens = F.normalize(tokens[:, tower.num_prefix_tokens :], dim=-1)
     expected = (tokens @ case.clip.text_features().T).mT
-    plain = LayerClipSurgery(case.clip, depth=0, feature_surgery=None)
+    plain = LayerCLIPSurgery(case.clip, num_blocks=0, feature_surgery=None)
     same(plain.attribute_all(case.images).flatten(2), expected)
 
 
@@ -324,7 +324,7 @@ def test_logits_are_the_models_own(case: Case) -> None:
 @given(drawn(), st.data())
 def test_image_maps_are_enlarged_grids_in_thirds(case: Case, data: Any) -> None:
     target = data.draw(st.integers(0, len(case.clip.texts) - 1))
-    surgery = ClipSurgery(case.clip, depth=case.depth, feature_surgery=case.form)
+    surgery = CLIPSurgery(case.clip, num_blocks=case.depth, feature_surgery=case.form)
     found = surgery.attribute(case.images, target=target)
     grid = case.surgery.attribute(case.images, target=target)
     enlarged = F.interpolate(grid, case.images.shape[-2:], mode="bilinear", align_corners=False)

@@ -8,8 +8,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from captum_clip_surgery.data.base import Classes
-from captum_clip_surgery.data.catalog import DATASETS
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets.base import Classes
+from captum_clip_surgery.datasets.catalog import DATASETS
 from captum_clip_surgery.evaluation.protocol import (
     CLASSES,
     FOLDER,
@@ -20,7 +21,6 @@ from captum_clip_surgery.evaluation.protocol import (
     View,
     class_files,
 )
-from captum_clip_surgery.registry import METHODS
 
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.toml"))
 PAGE = Path(__file__).parents[1] / "docs" / "reproduce.md"

@@ -17,7 +17,7 @@ TEXTS = ["a dog", "a cat", "a tree"]
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_scores_by_their_definition_on_every_tower(kind: str) -> None:
-    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, rivals=["a car"], templates=())
+    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, distractors=["a car"], templates=())
     images = random_images(clip, 3)
     with torch.no_grad():
         cosines = clip.image_features(images) @ clip.text_features().T
@@ -89,8 +89,8 @@ def test_refused() -> None:
         recognize(clip, images, size=64)
     with pytest.raises(ValueError, match="no images"):
         recognize(clip, [])
-    with pytest.raises(ValueError, match="tau nan must be a finite number"):
-        recognize(clip, images, tau=float("nan"))
+    with pytest.raises(ValueError, match="inverse_temperature nan must be a finite number"):
+        recognize(clip, images, inverse_temperature=float("nan"))
 
 
 def test_ten_thousand_texts() -> None:

@@ -17,7 +17,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from towers import TINY
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 
 TEXTS = ["a dog", "a cat", "a tree"]
 
@@ -117,8 +117,8 @@ def test_refused_models(kind):
 
 ENTRIES: dict[str, Callable[[ZeroShotClassifier, Any], Any]] = {
     "forward": lambda clip, images: clip(images),
-    "attribute": lambda clip, images: LayerClipSurgery(clip).attribute(images, 0),
-    "attribute_all": lambda clip, images: LayerClipSurgery(clip).attribute_all(images),
+    "attribute": lambda clip, images: LayerCLIPSurgery(clip).attribute(images, 0),
+    "attribute_all": lambda clip, images: LayerCLIPSurgery(clip).attribute_all(images),
 }
 
 
@@ -223,7 +223,7 @@ def test_refused_images(vit, kind, entry):
 
 
 @pytest.mark.parametrize(
-    ("texts", "rivals", "error", "message"),
+    ("texts", "distractors", "error", "message"),
     [
         ([], None, ValueError, "no texts: a classifier needs at least one"),
         ([], ["a car"], ValueError, "no texts"),
@@ -233,16 +233,16 @@ def test_refused_images(vit, kind, entry):
         ([None], None, TypeError, "text 0 is None of type NoneType, no string"),
         ([["a dog"]], None, TypeError, r"text 0 is \['a dog'\] of type list, no string"),
         ("a dog", None, TypeError, r"texts is the string 'a dog'; pass a list: \['a dog'\]"),
-        (TEXTS, "a car", TypeError, r"rivals is the string 'a car'; pass a list: \['a car'\]"),
-        (TEXTS, ["a car", ""], ValueError, "rival 1 is empty"),
-        (TEXTS, [b"a car"], TypeError, "rival 0 is b'a car' of type bytes, no string"),
+        (TEXTS, "a car", TypeError, r"distractors is the string 'a car'; pass a list: \['a car'\]"),
+        (TEXTS, ["a car", ""], ValueError, "distractor 1 is empty"),
+        (TEXTS, [b"a car"], TypeError, "distractor 0 is b'a car' of type bytes, no string"),
     ],
 )
-def test_refused_texts(vit, texts, rivals, error, message):
+def test_refused_texts(vit, texts, distractors, error, message):
     with pytest.raises(error, match=message):
-        ZeroShotClassifier(vit.model, texts, rivals)
+        ZeroShotClassifier(vit.model, texts, distractors)
     with pytest.raises(error, match=message):
-        vit.with_texts(texts, rivals)
+        vit.with_texts(texts, distractors)
 
 
 @pytest.mark.parametrize("family", TOWERS)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.demo import Scenes, nouns, report
+from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.methods.base import Explain
-from captum_clip_surgery.registry import METHODS
+from tools.embedded_model import report
 
 
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,13 +35,13 @@ def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_rivals() -> None:
     seen = []
 
     def spy(local: ZeroShotClassifier) -> Explain:
-        seen.append((local.texts, local.rivals))
+        seen.append((local.texts, local.distractors))
         return METHODS["CLIP"](local)
 
     scenes = Scenes("test", 2, objects=[2])
     evaluate_scenes(clip, scenes, {"spy": spy}, nouns(), progress=False)
     assert [texts for texts, _ in seen] == [scene.nouns for scene in scenes]
-    assert all(sorted(texts + rivals) == sorted(nouns()) for texts, rivals in seen)
+    assert all(sorted(texts + distractors) == sorted(nouns()) for texts, distractors in seen)
 
 
 def test_integrated_gradients_add_up_to_the_logit() -> None:

@@ -25,8 +25,8 @@ from captum_clip_surgery.visualization import compare_figure
 ROOT = Path(__file__).parent.parent
 THREADS = 2
 #: Without gradients, with them, by Captum, and by samples that Captum draws.
-USED = ("CLIP", "ClipSurgery", "Gem", "LeGrad", "GradEclip", "KernelShap")
-MEASURED = {name: METHODS[name] for name in ("ClipSurgery", "GradEclip")}
+USED = ("CLIP", "CLIPSurgery", "GEM", "LeGrad", "GradECLIP", "KernelShap")
+MEASURED = {name: METHODS[name] for name in ("CLIPSurgery", "GradECLIP")}
 
 
 def digest(content: Tensor | Any) -> str:

@@ -14,7 +14,8 @@ from conftest import TOWERS, peak_where_told, random_images, tiny_model
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier, costs, functional
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, functional
+from captum_clip_surgery._utils import profiling
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.tasks import enlarging, segmentation
 from captum_clip_surgery.tasks.segmentation import (
@@ -41,7 +42,7 @@ def images(demo: ZeroShotClassifier) -> Tensor:
 
 
 def plain(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
-    return LayerClipSurgery(clip, feature_surgery=None).attribute_all(images).detach()
+    return LayerCLIPSurgery(clip, feature_surgery=None).attribute_all(images).detach()
 
 
 def enlarged(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -240,7 +241,7 @@ def test_the_background_below_a_probability(demo: ZeroShotClassifier, images: Te
 
 
 def test_feature_surgery_weighs_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
-    scores = LayerClipSurgery(demo, feature_surgery="release").attribute_all(images).detach()
+    scores = LayerCLIPSurgery(demo, feature_surgery="release").attribute_all(images).detach()
     found = segment(demo, images, feature_surgery="release")
     assert torch.equal(found, enlarged(scores, (96, 128)).argmax(1))
     # Of the other forms every pixel's best class is that of the plain scores.
@@ -397,7 +398,7 @@ def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
     clip = ZeroShotClassifier.from_features(demo.model, features)
     found = segment(clip, images[:1])
     tokens = functional.normalized(
-        clip.tower.dual_path(images[:1], LayerClipSurgery(clip).recipe).patches
+        clip.tower.dual_path(images[:1], LayerCLIPSurgery(clip).recipe).patches
     )
     scores = (clip.text_features() @ tokens.mT).unflatten(-1, (6, 8)).detach()
     assert torch.equal(found[0, 40], enlarged(scores, (96, 128)).argmax(1)[0, 40])
@@ -410,7 +411,9 @@ def test_171_classes_of_a_large_picture_stay_within_bounds(options: dict) -> Non
     model = open_clip.create_model("ViT-B-16").eval()
     clip = ZeroShotClassifier.from_features(model, torch.randn(171, 512))
     picture = Image.new("RGB", (1024, 768))
-    (found,), cost = costs.measure(lambda: segment(clip, picture, **options), torch.device("cpu"))
+    (found,), cost = profiling.measure(
+        lambda: segment(clip, picture, **options), torch.device("cpu")
+    )
     assert found.labels.shape == (768, 1024)
     assert (peak_where_told(cost) or 0) < 1.5 * 2**30
 

@@ -20,10 +20,11 @@ from open_clip.model import CustomTextCLIP
 from test_prompts import text_model
 from torch import Tensor, nn
 
-from captum_clip_surgery import ZeroShotClassifier, fingerprints, prompts
-from captum_clip_surgery.fingerprints import fingerprint, is_open_clips_bpe
-from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.text_cache import FILE, TextCache
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.models.text import _fingerprint, encoder
+from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clips_bpe
+from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 TEXTS = ["dog", "a remote control", "cat"]
 TWO = ["a photo of the {} here.", "{}"]
@@ -202,7 +203,7 @@ def test_templates_and_tokenizers_have_features_of_their_own(tmp_path, passes):
 def test_other_versions_have_other_features(tmp_path, passes, monkeypatch):
     encode(tmp_path)
     monkeypatch.setattr(open_clip, "__version__", "99")
-    assert fingerprints.versions()["open_clip"] == "99"
+    assert _fingerprint.versions()["open_clip"] == "99"
     passes.count = 0
     encode(tmp_path)
     assert passes.count == len(TEXTS)
@@ -354,7 +355,7 @@ def test_a_tokenizer_that_changes_its_mind_does_not_poison(tmp_path):
         written = [added + text if "here" in text else text for text in texts]
         return open_clip.tokenize(written, context_length=context_length)
 
-    def steady(texts: list[str], context_length: int) -> Tensor:
+    def assert_parameters_unchanged(texts: list[str], context_length: int) -> Tensor:
         return open_clip.tokenize(texts, context_length=context_length)
 
     for _ in range(5):
@@ -445,4 +446,4 @@ def test_many_features_of_both_widths(tmp_path):
     for key in keys:
         assert found[key].dtype == features[key].dtype
         assert torch.equal(found[key], features[key])
-    assert len(keys) > prompts.TEXTS_AT_ONCE
+    assert len(keys) > encoder.TEXTS_AT_ONCE

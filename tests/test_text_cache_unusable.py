@@ -24,9 +24,9 @@ from test_prompts import text_model
 from torch import Tensor
 from torch.testing import assert_close
 
-from captum_clip_surgery import text_cache
-from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.text_cache import FILE, TextCache
+from captum_clip_surgery.models.text import cache
+from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 TEXTS = ["dog", "a remote control"]
 
@@ -169,7 +169,7 @@ sys.stdin.read()
 
 
 def test_a_lock_of_another_process_is_waited_for_once(tmp_path, monkeypatch, expected):
-    monkeypatch.setattr(text_cache, "TIMEOUT_S", 0.05)
+    monkeypatch.setattr(cache, "TIMEOUT_S", 0.05)
     in_use = encoder(tmp_path)
     in_use(TEXTS)
     holder = subprocess.Popen(

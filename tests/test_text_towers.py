@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from towers import TINY
 
-from captum_clip_surgery import ZeroShotClassifier, loading
-from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.models import loading
+from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 TEXTS = ["a", "a remote control on a table", "dog", "potted plant", "one two three four five six"]
 VOCABULARY = 300

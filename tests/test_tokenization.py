@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 TEXTS = ["dog", "a remote control on a table", "cat!"]
 FILLS = "dog " * (CONTEXT - 2)  # besides start and end

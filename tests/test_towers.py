@@ -26,8 +26,8 @@ from torch import nn
 from towers import TINY, build_tiny
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.towers import Recipe, adapt
-from captum_clip_surgery.towers.base import some_rows
+from captum_clip_surgery.models._blocks import some_rows
+from captum_clip_surgery.models.image import PathConfig, adapt
 
 TOLERANCE = 1e-5
 
@@ -252,15 +252,15 @@ def test_embedding_is_the_model_s_own(case):
     assert relative_error(case.tower.encode(case.images), case.run.pooled) < TOLERANCE
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, "all"])
-def test_dual_path(case, depth):
+@pytest.mark.parametrize("num_blocks", [0, 1, 2, "all"])
+def test_dual_path(case, num_blocks):
     """Patches of the path restated plainly, each pooled alone; the embedding is the model's own."""
     blocks = len(case.run.inputs)
-    depth = blocks if depth == "all" else min(depth, blocks)
-    recipe = Recipe(depth, lambda heads: functional.vv_attention(heads.v))
+    num_blocks = blocks if num_blocks == "all" else min(num_blocks, blocks)
+    recipe = PathConfig(num_blocks, lambda heads: functional.vv_attention(heads.v))
     encoded = case.tower.dual_path(case.images, recipe)
     rows, columns = case.grid
-    path = new_path(case.visual, case.run, depth)[:, -rows * columns :]
+    path = new_path(case.visual, case.run, num_blocks)[:, -rows * columns :]
     assert encoded.grid == (rows, columns)
     assert relative_error(encoded.patches, alone(case.visual, path)) < TOLERANCE
     assert relative_error(encoded.pooled, case.run.pooled) < TOLERANCE
@@ -307,7 +307,7 @@ def test_the_model_is_left_alone(small_case):
     case = small_case
     before = snapshot(case.visual)
     case.tower.encode(case.images)
-    case.tower.dual_path(case.images, Recipe(1, lambda heads: heads.attend()))
+    case.tower.dual_path(case.images, PathConfig(1, lambda heads: heads.attend()))
     assert differences(before, snapshot(case.visual)) == []
 
 
@@ -318,7 +318,7 @@ def test_embedding_is_encode_image(kind):
     images = torch.randn(2, 3, *tower.native_size)
     expected = model.encode_image(images, normalize=False)  # CoCa normalises by default
     assert relative_error(tower.encode(images), expected) < TOLERANCE
-    encoded = tower.dual_path(images, Recipe(1, lambda heads: heads.v))
+    encoded = tower.dual_path(images, PathConfig(1, lambda heads: heads.v))
     assert relative_error(encoded.pooled, expected) < TOLERANCE
 
 

@@ -26,7 +26,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 from towers import TINY
 
-from captum_clip_surgery.towers import FAMILIES, Tower, adapt
+from captum_clip_surgery.models.image import FAMILIES, Tower, adapt
 
 
 @functools.cache

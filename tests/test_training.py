@@ -14,7 +14,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from captum_clip_surgery.demo import report, train
+from tools.embedded_model import report, train
 
 
 def shorter(plan: train.Plan) -> train.Plan:

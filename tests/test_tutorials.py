@@ -46,7 +46,7 @@ collection = [(picture, ["bench", "person"]), ("home.png", ["dog"])]
 """,
     "6_judging_explanations": """
 scenes = Scenes("test", 500, size=256, objects=[2, 3])[:10]
-names = ["CLIP", "ClipSurgery", "GradEclip"]
+names = ["CLIP", "CLIPSurgery", "GradECLIP"]
 texts, model_options = ["dog"], []
 """,
 }

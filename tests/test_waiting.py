@@ -15,7 +15,7 @@ from conftest import random_images, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from towers import TINY
 
-from captum_clip_surgery import ClipSurgery, LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier
 
 WAITING = {
     "aten::_local_scalar_dense",  # item(), bool(), int()
@@ -51,7 +51,7 @@ def test_the_recorder_sees_what_waits():
 
 
 @pytest.mark.parametrize("form", ["release", "paper", "empty", None])
-@pytest.mark.parametrize("method", [LayerClipSurgery, ClipSurgery])
+@pytest.mark.parametrize("method", [LayerCLIPSurgery, CLIPSurgery])
 @pytest.mark.parametrize("kind", TINY)
 def test_all_texts_wait_once(kind, method, form):
     clip = ZeroShotClassifier(tiny_model(kind), ["dog", "cat"], ["tree"], templates=["a {}."])
@@ -64,7 +64,7 @@ def test_all_texts_wait_once(kind, method, form):
 
 def test_pixels_that_are_not_searched(vit_images: tuple[ZeroShotClassifier, torch.Tensor]):
     clip, images = vit_images
-    surgery = LayerClipSurgery(clip)
+    surgery = LayerCLIPSurgery(clip)
     expected = surgery.attribute_all(images)
     assert torch.equal(surgery.attribute_all(images, check_finite=False), expected)
     images[1, 0, 0, 0] = torch.nan

@@ -11,8 +11,8 @@ from open_clip.model import CustomTextCLIP
 from towers import TEXT, TINY
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr.words import METHODS, word_places, word_scores
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.methods.words import METHODS, word_places, word_scores
 
 TEXT_GIVEN = "a potted plant on a TV monitor"
 
@@ -39,21 +39,21 @@ def naive_blocks(model, tokens):
     return found, F.normalize(pooled, dim=-1)[0]
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("num_blocks", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_are_their_definition(clip, method, depth):
+def test_scores_are_their_definition(clip, method, num_blocks):
     model, images = clip.model, random_images(clip, 3)
     tokens = clip._encoder.tokenize([TEXT_GIVEN])
     tokens = tokens[:, : int(tokens.argmax()) + 1]
     blocks, feature = naive_blocks(model, tokens)
     image_features = clip.image_features(images).detach()
-    found = word_scores(clip, images, TEXT_GIVEN, method, depth)
+    found = word_scores(clip, images, TEXT_GIVEN, method, num_blocks)
     assert found.words == ("a", "potted", "plant", "on", "a", "tv", "monitor")
     for image, scores in zip(image_features, found.scores, strict=True):
         cosine = image @ feature
         if method == "relevance":
             relevance = torch.eye(tokens.shape[1])
-            for *_, attention, _ in blocks[-depth:]:
+            for *_, attention, _ in blocks[-num_blocks:]:
                 (gradient,) = torch.autograd.grad(cosine, attention, retain_graph=True)
                 relevance = relevance + (gradient * attention).relu()[0] @ relevance
             row = relevance[-1, 1:-1]
@@ -61,7 +61,7 @@ def test_scores_are_their_definition(clip, method, depth):
         else:
             expected = 0
             for (q, k, v, _, output), block in zip(
-                blocks[-depth:], model.transformer.resblocks[-depth:], strict=True
+                blocks[-num_blocks:], model.transformer.resblocks[-num_blocks:], strict=True
             ):
                 (gradient,) = torch.autograd.grad(cosine, output, retain_graph=True)
                 query, keys = block.attn.out_proj(q[:, -1:]), block.attn.out_proj(k)
@@ -86,12 +86,12 @@ def test_any_mode_and_nothing_left_behind(clip, method):
     assert all(parameter.grad is None for parameter in clip.model.parameters())
 
 
-@pytest.mark.parametrize(("method", "depth"), [("relevance", 1), ("grad-eclip", 2)])
-def test_depth_where_none_is_given(clip, method, depth):
+@pytest.mark.parametrize(("method", "num_blocks"), [("relevance", 1), ("grad-eclip", 2)])
+def test_depth_where_none_is_given(clip, method, num_blocks):
     images = random_images(clip, 1)
-    expected = word_scores(clip, images, TEXT_GIVEN, method, depth).scores
+    expected = word_scores(clip, images, TEXT_GIVEN, method, num_blocks).scores
     assert torch.equal(word_scores(clip, images, TEXT_GIVEN, method).scores, expected)
-    other = word_scores(clip, images, TEXT_GIVEN, method, 3 - depth).scores
+    other = word_scores(clip, images, TEXT_GIVEN, method, 3 - num_blocks).scores
     assert relative_error(other, expected) > 0.01
 
 
@@ -146,7 +146,7 @@ def test_the_words_of_things_in_the_picture_matter_most():
     ("arguments", "error", "message"),
     [
         (("dog", "gradient"), ValueError, "method 'gradient' is none of relevance, grad-eclip"),
-        (("dog", "relevance", 3), ValueError, "depth 3 must be from 1 to the text tower's 2"),
+        (("dog", "relevance", 3), ValueError, "num_blocks 3 must be from 1 to the text tower's 2"),
         ((" ",), ValueError, "empty or no string"),
         ((3,), ValueError, "3 is empty or no string"),
         (("dog " * 90,), ValueError, "longer than the model's context of 77"),

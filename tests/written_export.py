@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.export import Exported, export_maps, load_maps
 from captum_clip_surgery.export.manifest import JOURNAL
 from captum_clip_surgery.export.shards import FOLDER, FORMATS, files_of
 from captum_clip_surgery.export.writing import entries
-from captum_clip_surgery.journal import Journal
 
 TEXTS = ["dog", "pizza", "camera"]
 SHARD, BATCH = 4, 2
@@ -32,8 +32,8 @@ IMAGES = 36  # nine shards of four
 
 
 @cache
-def surgery() -> LayerClipSurgery:
-    return LayerClipSurgery(ZeroShotClassifier.demo(TEXTS))
+def surgery() -> LayerCLIPSurgery:
+    return LayerCLIPSurgery(ZeroShotClassifier.demo(TEXTS))
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.data.base import IGNORED, Labels, Masks, Sample
+from captum_clip_surgery.datasets.base import IGNORED, Labels, Masks, Sample
 
 
 def write_folder(samples: Iterable[Sample], root: Path, classes: str) -> Path:

@@ -10,10 +10,10 @@ from PIL import Image
 from written_folder import write_folder
 from written_voc import VOC_NAMES, write_list, write_palette
 
-from captum_clip_surgery.data import Classes, DataSet, Labels, Sample
-from captum_clip_surgery.data.base import Truth
-from captum_clip_surgery.data.folder import Folder
-from captum_clip_surgery.data.voc import PascalVoc
+from captum_clip_surgery.datasets import Classes, DataSet, Labels, Sample
+from captum_clip_surgery.datasets.base import Truth
+from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets.voc import PascalVoc
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.demo.scenes import Scene
 

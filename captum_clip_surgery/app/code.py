@@ -10,8 +10,8 @@ from typing import Any, Self
 from captum_clip_surgery.app.explaining import WITH_FORM
 from captum_clip_surgery.app.pictures import EXAMPLE_SIDE, EXAMPLES, SIDE, Shown
 from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.registry import choose
 
 SAMPLING = {"KernelShap"}  # whose samples of a text depend on the texts before it in one call
 PACKAGE = "captum_clip_surgery"
@@ -41,12 +41,14 @@ class Model:
         _, lacks = choose(clip, ["all"])
         return cls(name, pretrained, lacks)
 
-    def made(self, texts: tuple[str, ...], rivals: tuple[str, ...] = (), extra: str = "") -> str:
+    def made(
+        self, texts: tuple[str, ...], distractors: tuple[str, ...] = (), extra: str = ""
+    ) -> str:
         """The line that makes a classifier."""
         parts = [] if self.name is None else [repr(self.name), repr(self.pretrained)]
         parts.append(listed(texts))
-        if rivals:
-            parts.append(f"rivals={listed(rivals)}")
+        if distractors:
+            parts.append(f"distractors={listed(distractors)}")
         if extra:
             parts.append(extra)
         maker = "demo" if self.name is None else "from_pretrained"
@@ -130,7 +132,7 @@ def _maps(model: Model, settings: Settings) -> tuple[Imports, str]:
     names = [name for name in settings.methods if name not in left_out]
     imports: Imports = {("", "import torch")}
     lines = [
-        model.made(settings.texts, settings.rivals),
+        model.made(settings.texts, settings.distractors),
         f"images = clip.preprocess(picture{_size(settings)})",
         "",
     ]
@@ -157,7 +159,7 @@ def _maps(model: Model, settings: Settings) -> tuple[Imports, str]:
 def _left_out(model: Model, settings: Settings) -> dict[str, str]:
     """Why the page shows no maps of some methods."""
     left_out = {name: model.lacks[name] for name in settings.methods if name in model.lacks}
-    if settings.form in CONTRASTING and len(settings.texts) + len(settings.rivals) == 1:
+    if settings.form in CONTRASTING and len(settings.texts) + len(settings.distractors) == 1:
         why = f'form "{settings.form}" contrasts texts, and there is one'
         left_out |= {name: why for name in settings.methods if name in WITH_FORM}
     return left_out
@@ -241,7 +243,7 @@ def _segmentation(model: Model, settings: Settings) -> tuple[Imports, str]:
 
 def _points(model: Model, settings: Settings) -> tuple[Imports, str]:
     return _task(
-        model.made(settings.texts, settings.rivals),
+        model.made(settings.texts, settings.distractors),
         "prompts",
         "points_figure",
         f'options = {{"instances": "{settings.instances}", "boxes": {settings.boxes}}}\n'

@@ -70,11 +70,11 @@ class Controls:
             info="What all texts share is taken away from the maps of surgery.",
             elem_id="ccs-form",
         )
-        self.by_name["rivals"] = gr.Textbox(
-            label="Rivals, one a line",
+        self.by_name["distractors"] = gr.Textbox(
+            label="Distractors, one a line",
             info="Texts that compete in feature surgery and get no map.",
             lines=2,
-            elem_id="ccs-rivals",
+            elem_id="ccs-distractors",
         )
 
     def look(self) -> None:
@@ -142,7 +142,7 @@ class Controls:
             ValueError: a value that is refused; the browser may have sent anything.
         """
         raw = {name: given[component] for name, component in self.by_name.items()}
-        for name in ("texts", "rivals", "background"):
+        for name in ("texts", "distractors", "background"):
             raw[name] = lines_of(_string(raw[name], name))
         raw["side"] = None if raw["side"] == OWN_SIDE else _number(raw["side"], "resolution")
         raw["example"] = example
@@ -158,7 +158,7 @@ class Controls:
         shown = {
             **{name: getattr(settings, name) for name in self.by_name if hasattr(settings, name)},
             "texts": "\n".join(settings.texts),
-            "rivals": "\n".join(settings.rivals),
+            "distractors": "\n".join(settings.distractors),
             "background": "\n".join(settings.background),
             "methods": list(settings.methods),
             "side": OWN_SIDE if settings.side is None else str(settings.side),

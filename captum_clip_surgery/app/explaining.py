@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from captum_clip_surgery import checks
 from captum_clip_surgery.app.pictures import Shown
 from captum_clip_surgery.app.remembering import Remembered
 from captum_clip_surgery.app.settings import MAX_SIDE, Settings
+from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery
+from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.attr.registry import METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.methods.base import Explain
-from captum_clip_surgery.registry import METHODS, choose
-from captum_clip_surgery.surgery import DualPathMaps, LayerClipSurgery, LayerFeatureClipSurgery
-from captum_clip_surgery.towers import Encoded, Recipe
-from captum_clip_surgery.towers.base import nearest_multiple
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models.image import PathConfig, TowerOutput
+from captum_clip_surgery.models.image._base import nearest_multiple
 
 MAX_TOKENS = 4096  # of an image
 PASSES = 64  # of images through the tower that are remembered
 MAPS = 512  # of texts by methods that pass the tower for each
 #: Methods whose form of feature surgery the visitor chooses.
-WITH_FORM = {"ClipSurgery": LayerClipSurgery, "FeatureSurgery": LayerFeatureClipSurgery}
+WITH_FORM = {"CLIPSurgery": LayerCLIPSurgery, "FeatureSurgery": LayerFeatureCLIPSurgery}
 
 
 @dataclass
@@ -66,7 +67,9 @@ class Explainer:
     def __init__(self, clip: ZeroShotClassifier) -> None:
         self.clip = clip
         self.methods, _ = choose(clip, ["all"])
-        self._passes: Remembered[tuple[str, int | None, Recipe], Encoded] = Remembered(PASSES)
+        self._passes: Remembered[tuple[str, int | None, PathConfig], TowerOutput] = Remembered(
+            PASSES
+        )
         self._maps: Remembered[tuple[str, int | None, str, str], Tensor] = Remembered(MAPS)
 
     def sides(self) -> list[int]:
@@ -82,7 +85,7 @@ class Explainer:
 
     def classifier(self, settings: Settings) -> ZeroShotClassifier:
         """The model under the visitor's texts, whose features are remembered."""
-        return self.clip.with_texts(settings.texts, settings.rivals)
+        return self.clip.with_texts(settings.texts, settings.distractors)
 
     def forget(self, digest: str) -> None:
         """Forget all that is remembered of a picture."""
@@ -102,7 +105,7 @@ class Explainer:
         clip = self.classifier(settings)
         images = self._images(picture, settings.side)
         dense, others, left_out = self._methods(clip, settings)
-        base = LayerClipSurgery(clip, feature_surgery=None).recipe
+        base = LayerCLIPSurgery(clip, feature_surgery=None).recipe
         encoded = self._encoded(picture, settings.side, images, [base, *_recipes(dense)])
         logits = _logits(clip, encoded[base].pooled)
         found = Explanation(clip.texts, logits, logits.softmax(-1), left_out=left_out)
@@ -149,14 +152,14 @@ class Explainer:
                 f"{MAX_SIDE} pixels and {MAX_TOKENS} patches"
             )
         images = self.clip.preprocess(picture.image, side)
-        checks.check_images(images, self.clip.tower, self.clip.device)
+        _validation.check_images(images, self.clip.tower, self.clip.device)
         return images
 
     def _methods(
         self, clip: ZeroShotClassifier, settings: Settings
-    ) -> tuple[dict[str, DualPathMaps], dict[str, Explain], dict[str, str]]:
+    ) -> tuple[dict[str, DualPathAttribution], dict[str, Explain], dict[str, str]]:
         """Methods that share a pass, those that make their own, and those not defined here."""
-        dense: dict[str, DualPathMaps] = {}
+        dense: dict[str, DualPathAttribution] = {}
         others: dict[str, Explain] = {}
         left_out: dict[str, str] = {}
         for name in settings.methods:
@@ -166,15 +169,15 @@ class Explainer:
                 left_out[name] = str(error)
                 continue
             owner = getattr(explain, "__self__", None)
-            if isinstance(owner, DualPathMaps):
+            if isinstance(owner, DualPathAttribution):
                 dense[name] = owner
             else:
                 others[name] = explain
         return dense, others, left_out
 
     def _encoded(
-        self, picture: Shown, side: int | None, images: Tensor, recipes: Sequence[Recipe]
-    ) -> dict[Recipe, Encoded]:
+        self, picture: Shown, side: int | None, images: Tensor, recipes: Sequence[PathConfig]
+    ) -> dict[PathConfig, TowerOutput]:
         """Passes by recipe: remembered ones, and one pass for all that are not."""
         found = {r: self._passes.get((picture.digest, side, r)) for r in recipes}
         missing = [recipe for recipe, encoded in found.items() if encoded is None]
@@ -193,7 +196,7 @@ def _method(name: str, clip: ZeroShotClassifier, settings: Settings) -> Explain:
     return METHODS[name](clip)
 
 
-def _recipes(methods: dict[str, DualPathMaps]) -> list[Recipe]:
+def _recipes(methods: dict[str, DualPathAttribution]) -> list[PathConfig]:
     return [method.recipe for method in methods.values()]
 
 

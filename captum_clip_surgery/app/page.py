@@ -13,13 +13,7 @@ from gradio.utils import get_upload_folder
 from captum_clip_surgery.app import code, files, markup, tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.layout import TITLE, Layout, asset
-from captum_clip_surgery.app.pictures import (
-    Shown,
-    Visitors,
-    example_picture,
-    read_picture,
-    scene,
-)
+from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
 from captum_clip_surgery.app.settings import Settings
 
 WAITING = 32  # visitors whose requests wait; more are told to come back
@@ -81,7 +75,7 @@ class Page:
             done = gr.on(triggers, fn, inputs=given if inputs is None else inputs, **options)
             self._running.append(done)
 
-        written = ("texts", "rivals", "background", "caption")  # when they are submitted
+        written = ("texts", "distractors", "background", "caption")  # when they are submitted
         chosen = [named[name].input for name in named if name not in (*written, "tab")]
         on(self.at.run.click, *(named[name].submit for name in written), fn=self._run)
         on(*chosen, fn=self._run)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.registry import METHODS
 from captum_clip_surgery.tasks.points import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
 MAX_TEXTS = 24
 MAX_RIVALS = 200
-MAX_CHARACTERS = 200  # of a text, a rival or a caption
+MAX_CHARACTERS = 200  # of a text, a distractor or a caption
 MAX_PANELS = 96  # texts times methods
 MAX_SIDE = 1024
 MAX_JSON = 200_000  # characters of settings: of all texts at their longest and some
@@ -36,7 +36,7 @@ class Settings:
     Args:
         texts: each gets a map; from 1 to `MAX_TEXTS`.
         methods: names of `registry.METHODS`.
-        rivals: texts that compete in feature surgery and get no map.
+        distractors: texts that compete in feature surgery and get no map.
         form: of feature surgery, one of `FORM_NAMES`.
         side: of the image in pixels that the model sees; None is native.
         opacity: of maps over the picture, in 0..1.
@@ -61,8 +61,8 @@ class Settings:
     """
 
     texts: tuple[str, ...]
-    methods: tuple[str, ...] = ("CLIP", "ClipSurgery")
-    rivals: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ("CLIP", "CLIPSurgery")
+    distractors: tuple[str, ...] = ()
     form: str = AUTO_FORM
     side: int | None = None
     opacity: float = 0.7
@@ -243,7 +243,7 @@ def _point(value: Any) -> tuple[float, float] | None:
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "texts": lambda value: _texts(value, "text", MAX_TEXTS, 1),
     "methods": _methods,
-    "rivals": lambda value: _texts(value, "rival", MAX_RIVALS),
+    "distractors": lambda value: _texts(value, "distractor", MAX_RIVALS),
     "form": _one_of(FORM_NAMES, "form of feature surgery"),
     "side": lambda value: _whole(value, "resolution", 1, MAX_SIDE),
     "opacity": lambda value: float(number(value, "opacity", 0, 1)),

@@ -78,7 +78,7 @@ def _maps_result(
     if not done:
         missing = [n for n in settings.methods if n not in found.maps and n not in found.left_out]
         hints.insert(0, f"Still at work: {', '.join(missing)}.")
-    words = (*settings.texts, *settings.rivals)
+    words = (*settings.texts, *settings.distractors)
     return Result(
         _maps_html(found, picture, settings),
         {

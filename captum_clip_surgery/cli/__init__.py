@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 import captum_clip_surgery
+from captum_clip_surgery._utils.distributed import refuse_several
 from captum_clip_surgery.cli.app import app as app_page
 from captum_clip_surgery.cli.explain import compare, demo, explain
 from captum_clip_surgery.cli.export import export
 from captum_clip_surgery.cli.measure import check, evaluate, models
 from captum_clip_surgery.cli.tasks import points, recognize, segment, words
-from captum_clip_surgery.distributed import refuse_several
 
 #: What several processes may start: they share it, or it writes no file. `evaluate` looks itself.
 FOR_SEVERAL = ("evaluate", "export", "models")

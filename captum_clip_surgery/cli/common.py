@@ -14,10 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.data.files import read_text
+from captum_clip_surgery.attr.registry import USUAL
+from captum_clip_surgery.datasets.files import read_text
+from captum_clip_surgery.models.text.templates import Template
 from captum_clip_surgery.preprocessing import load_picture
-from captum_clip_surgery.registry import USUAL
-from captum_clip_surgery.texts import Template
 from captum_clip_surgery.visualization import FORMATS, SIGNS, View
 
 ABOUT_THE_DEMO_MODEL = (
@@ -31,7 +31,7 @@ Images = Annotated[
 Model = Annotated[str | None, typer.Option(help="open_clip name, local-dir:FOLDER or hf-hub:REPO.")]
 Pretrained = Annotated[str | None, typer.Option(help="open_clip tag or checkpoint file.")]
 Size = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
-Rivals = Annotated[
+Distractors = Annotated[
     Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
 ]
 Methods = Annotated[str, typer.Option(help="Names, comma between, or all.")]
@@ -52,7 +52,7 @@ def load_model(
     model: str | None,
     pretrained: str | None,
     texts: Sequence[str],
-    rivals: Sequence[str] = (),
+    distractors: Sequence[str] = (),
     quiet: bool = False,
     templates: Sequence[Template] | None = None,
     device: str | None = None,
@@ -65,9 +65,9 @@ def load_model(
             raise ValueError("--pretrained needs --model")
         if not quiet:
             print(f"No --model given. {ABOUT_THE_DEMO_MODEL}")
-        return ZeroShotClassifier.demo(texts, rivals, templates).to(device)
+        return ZeroShotClassifier.demo(texts, distractors, templates).to(device)
     return ZeroShotClassifier.from_pretrained(
-        model, pretrained, texts, rivals, templates, device=device
+        model, pretrained, texts, distractors, templates, device=device
     )
 
 

@@ -10,24 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import captum_clip_surgery
-from captum_clip_surgery.activations import describe_activation
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.distributed import Processes
+from captum_clip_surgery._utils.provenance import environment_info, weights_digest
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli.common import load_model, report_left_out
-from captum_clip_surgery.data import DataSet, open_dataset
-from captum_clip_surgery.data.files import state_of, walk
-from captum_clip_surgery.distributed import Processes
+from captum_clip_surgery.datasets import DataSet, open_dataset
+from captum_clip_surgery.datasets.files import state_of, walk
 from captum_clip_surgery.evaluation import Evaluation, Protocol, evaluate
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
-from captum_clip_surgery.journal import Journal
-from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import (
-    LONG,
-    circumstances,
-    settings_digest,
-    to_markdown,
-    weights_digest,
-    write,
-)
+from captum_clip_surgery.evaluation.results import LONG, settings_digest, to_markdown, write
+from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.visualization import save_figure
 
 #: Of the package, what its results come from.
@@ -130,7 +124,7 @@ def _about(
             "templates": [] if encoder is None else [str(t) for t in encoder.templates],
         },
         "code": code_digest(),
-        "versions": circumstances(clip.device)["versions"],
+        "versions": environment_info(clip.device)["versions"],
         "device": clip.device.type,
     }
 
@@ -147,7 +141,7 @@ def _report(
     }
     content = {
         **about,
-        **circumstances(clip.device),
+        **environment_info(clip.device),
         "images": found.images,
         "images_per_second": found.images_per_second,
         "waiting_for_data": found.waiting,

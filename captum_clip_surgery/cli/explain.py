@@ -14,16 +14,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery.attr.registry import METHODS, USUAL
 from captum_clip_surgery.cli.common import (
     ABOUT_THE_DEMO_MODEL,
     USUAL_METHODS,
+    Distractors,
     Format,
     Images,
     Methods,
     Model,
     Pictures,
     Pretrained,
-    Rivals,
     Sign,
     Size,
     check_drawing,
@@ -37,11 +40,8 @@ from captum_clip_surgery.comparison import check_rows
 from captum_clip_surgery.comparison import compare as compare_methods
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.evaluation.results import to_markdown
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.methods.base import Method
-from captum_clip_surgery.registry import METHODS, USUAL
-from captum_clip_surgery.results import to_markdown
-from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 DEMO_SCENE = 60  # of the test scenes of two and three objects: three, each found by its own map
@@ -85,7 +85,7 @@ def demo(
 def explain(
     images: Images,
     text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
-    rivals: Rivals = None,
+    distractors: Distractors = None,
     model: Model = None,
     pretrained: Pretrained = None,
     size: Size = None,
@@ -101,8 +101,8 @@ def explain(
 ) -> None:
     """Explain images for texts: a figure each, with the ranking of the texts."""
     check_drawing(sign, kind)
-    clip = load_model(model, pretrained, text, read_lines(rivals))
-    surgery = LayerClipSurgery(
+    clip = load_model(model, pretrained, text, read_lines(distractors))
+    surgery = LayerCLIPSurgery(
         clip, feature_surgery=None if feature_surgery == "none" else feature_surgery
     )
     pictures = Pictures(images)
@@ -126,7 +126,7 @@ def compare(
     images: Images,
     text: Annotated[list[str], typer.Option(help="A text to look for; repeat for more.")],
     methods: Methods = USUAL_METHODS,
-    rivals: Rivals = None,
+    distractors: Distractors = None,
     model: Model = None,
     pretrained: Pretrained = None,
     size: Size = None,
@@ -139,7 +139,7 @@ def compare(
 ) -> None:
     """Explain images by several methods, side by side in one figure."""
     check_drawing(sign, kind)
-    clip = load_model(model, pretrained, text, read_lines(rivals))
+    clip = load_model(model, pretrained, text, read_lines(distractors))
     pictures = Pictures(images)
     readable = [picture for _, picture in pictures]
     if not readable:
@@ -156,12 +156,12 @@ def compare(
 
 
 def _explain(
-    clip: ZeroShotClassifier, batch: Tensor, surgery: LayerClipSurgery | None = None
+    clip: ZeroShotClassifier, batch: Tensor, surgery: LayerCLIPSurgery | None = None
 ) -> dict[str, Tensor]:
     """The maps of every method for one image."""
     methods: dict[str, Method] = {name: METHODS[name] for name in USUAL}
     if surgery is not None:
-        methods["ClipSurgery"] = lambda _: surgery.attribute_all
+        methods["CLIPSurgery"] = lambda _: surgery.attribute_all
     bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
     maps = {}
     for name, method in bar:

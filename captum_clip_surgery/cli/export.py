@@ -8,21 +8,21 @@ from typing import Annotated
 
 import typer
 
+from captum_clip_surgery._utils.distributed import TIMEOUT, Processes, processes
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.cli.common import (
     Depth,
+    Distractors,
     Model,
     Pretrained,
-    Rivals,
     Size,
     load_model,
     read_lines,
 )
 from captum_clip_surgery.cli.datasets import code_digest
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.distributed import TIMEOUT, Processes, processes
 from captum_clip_surgery.export.run import Exported, export_maps
 from captum_clip_surgery.export.shards import FORMATS
-from captum_clip_surgery.surgery import LayerClipSurgery
 
 
 def export(
@@ -36,11 +36,11 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder for the shards.")],
     text: Annotated[list[str] | None, typer.Option(help="A text; repeat for more.")] = None,
     texts: Annotated[Path | None, typer.Option(help="File of texts, one a line.")] = None,
-    rivals: Rivals = None,
+    distractors: Distractors = None,
     format: Annotated[str, typer.Option(help=f"{' or '.join(FORMATS)}.")] = "webdataset",
     top: Annotated[int, typer.Option(min=0, help="How many texts to name of each image.")] = 5,
     size: Size = None,
-    depth: Depth = None,
+    num_blocks: Depth = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 1,
     shard_size: Annotated[
@@ -66,12 +66,12 @@ def export(
             model,
             pretrained,
             wanted,
-            read_lines(rivals),
+            read_lines(distractors),
             quiet=not among.first,
             device=among.device,
         )
         exported = export_maps(
-            LayerClipSurgery(clip, depth=depth),
+            LayerCLIPSurgery(clip, num_blocks=num_blocks),
             source,
             output,
             format,

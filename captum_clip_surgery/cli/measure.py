@@ -10,17 +10,18 @@ from typing import Annotated
 
 import typer
 
-from captum_clip_surgery.catalog import list_models
-from captum_clip_surgery.catalog import to_markdown as models_to_markdown
-from captum_clip_surgery.checkup import tower_report
+from captum_clip_surgery._utils.distributed import TIMEOUT, processes, refuse_several
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli.common import (
     USUAL_METHODS,
+    Distractors,
     Json,
     Methods,
     Model,
     Pretrained,
-    Rivals,
     Size,
     find_images,
     load_model,
@@ -29,14 +30,14 @@ from captum_clip_surgery.cli.common import (
     report_left_out,
 )
 from captum_clip_surgery.cli.datasets import Asked, run
-from captum_clip_surgery.data import DATASETS
+from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.distributed import TIMEOUT, processes, refuse_several
+from captum_clip_surgery.diagnostics import tower_report
 from captum_clip_surgery.evaluation import MEASURES, TASKS, evaluate_scenes
-from captum_clip_surgery.methods.base import Method
-from captum_clip_surgery.registry import choose
-from captum_clip_surgery.results import LONG, SHORT, circumstances, to_markdown
-from captum_clip_surgery.results import write as write_results
+from captum_clip_surgery.evaluation.results import LONG, SHORT, to_markdown
+from captum_clip_surgery.evaluation.results import write as write_results
+from captum_clip_surgery.models.catalog import list_models
+from captum_clip_surgery.models.catalog import to_markdown as models_to_markdown
 from captum_clip_surgery.visualization import report_figure, save_figure
 
 CHECKED_SCENES, SCENES = 12, 500
@@ -66,7 +67,7 @@ def evaluate(
     measures: Annotated[
         str, typer.Option(help=f"Of scenes: {', '.join(MEASURES)}, comma between, or all.")
     ] = "localization",
-    rivals: Rivals = None,
+    distractors: Distractors = None,
     size: Size = None,
     batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 1,
@@ -94,7 +95,7 @@ def evaluate(
         chosen, left_out = choose(clip, names_of(methods))
         report_left_out(left_out)
         _evaluate_scenes(
-            clip, chosen, left_out, limit, split or "test", measures, rivals, size, output
+            clip, chosen, left_out, limit, split or "test", measures, distractors, size, output
         )
         return
     if dataset not in DATASETS:
@@ -102,8 +103,10 @@ def evaluate(
         raise ValueError(f"there is no data set {dataset!r}; there are {known}")
     if root is None:
         raise ValueError(f"--dataset {dataset} needs --root, the folder it was unpacked in")
-    if rivals is not None or size is not None or measures != "localization":
-        raise ValueError("--rivals, --size and --measures are of scenes; a protocol says the rest")
+    if distractors is not None or size is not None or measures != "localization":
+        raise ValueError(
+            "--distractors, --size and --measures are of scenes; a protocol says the rest"
+        )
     asked = Asked(
         dataset,
         root,
@@ -130,7 +133,7 @@ def _evaluate_scenes(
     limit: int | None,
     split: str,
     measures: str,
-    rivals: Path | None,
+    distractors: Path | None,
     size: int | None,
     output: Path,
 ) -> None:
@@ -140,7 +143,7 @@ def _evaluate_scenes(
         clip,
         scenes,
         methods,
-        read_lines(rivals),
+        read_lines(distractors),
         size,
         progress=sys.stderr.isatty(),
         measures=MEASURES if measures == "all" else names_of(measures),
@@ -150,7 +153,7 @@ def _evaluate_scenes(
         "images": limit,
         "model": clip.tower.describe(),
         "left_out": left_out,
-        **circumstances(clip.device),
+        **environment_info(clip.device),
     }
     write_results(results, output, about)
     print(to_markdown(results, SHORT if measures == "localization" else LONG, memory=True))
@@ -184,7 +187,7 @@ def check(
     ),
     as_json: Json = False,
 ) -> None:
-    """Check up a checkpoint: outlier tokens, what texts share, and a depth of surgery to try."""
+    """Check up a checkpoint: outlier tokens, what texts share, and a num_blocks of surgery to try."""
     texts = text or (nouns() if model is None else EVERYDAY.split(", "))
     clip = load_model(model, pretrained, texts, (), quiet=as_json)
     scenes = Scenes("test", CHECKED_SCENES, clip.native_size[0])

@@ -59,7 +59,7 @@ def segment(
     feature_surgery: Annotated[
         str, typer.Option(help=f"{', '.join(FORMS)} or none, as in the paper.")
     ] = "none",
-    depth: Depth = None,
+    num_blocks: Depth = None,
     output: Output = Path("clip-surgery-segments"),
     as_json: Json = False,
 ) -> None:
@@ -79,7 +79,7 @@ def segment(
             keep_aspect=keep_aspect,
             refine=refine,
             feature_surgery=None if feature_surgery == "none" else feature_surgery,
-            depth=depth,
+            num_blocks=num_blocks,
         )
         stem, shares, classes = pictures.stems[path], result.shares(), result.classes
         labels = output / f"{stem}-labels.png"
@@ -149,7 +149,7 @@ def points(
     model: Model = None,
     pretrained: Pretrained = None,
     size: Size = None,
-    depth: Depth = None,
+    num_blocks: Depth = None,
     output: Output = Path("clip-surgery-points"),
     as_json: Json = False,
 ) -> None:
@@ -167,7 +167,7 @@ def points(
             threshold=threshold,
             down_sample=down_sample,
             size=size,
-            depth=depth,
+            num_blocks=num_blocks,
         )
         stem = pictures.stems[path]
         masks = None if segmenter is None else segmenter.masks(picture, of_image)
@@ -200,7 +200,7 @@ def words(
     model: Model = None,
     pretrained: Pretrained = None,
     size: Size = None,
-    depth: Depth = None,
+    num_blocks: Depth = None,
     output: Output = Path("clip-surgery-words"),
     as_json: Json = False,
 ) -> None:
@@ -209,7 +209,9 @@ def words(
     clip = load_model(model, pretrained, [caption], quiet=as_json, templates=())
     pictures, found = Pictures(images), []
     for path, picture in pictures:
-        (maps,) = word_maps(clip, [picture], [caption], special=special, depth=depth, size=size)
+        (maps,) = word_maps(
+            clip, [picture], [caption], special=special, num_blocks=num_blocks, size=size
+        )
         figure = figures.words_figure(np.asarray(picture), maps)
         drawn = save_figure(figure, output / f"{pictures.stems[path]}-words.png")
         say(f"{path} -> {drawn}", as_json)

@@ -10,20 +10,20 @@ from functools import partial
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.distributed import ALONE, Processes
+from captum_clip_surgery._utils.progress import follow
+from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.data.base import DataSet
-from captum_clip_surgery.distributed import ALONE, Processes
+from captum_clip_surgery.datasets.base import DataSet
 from captum_clip_surgery.evaluation.figures import cases_figure
 from captum_clip_surgery.evaluation.judges import JUDGES, Judge
 from captum_clip_surgery.evaluation.protocol import Protocol, View
 from captum_clip_surgery.evaluation.records import Records, from_bytes, pack, to_bytes, unpack
+from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import ASKING, Asking
-from captum_clip_surgery.journal import Journal
-from captum_clip_surgery.methods.base import Method
-from captum_clip_surgery.models import Watch
-from captum_clip_surgery.progress import follow
-from captum_clip_surgery.results import Result
+from captum_clip_surgery.models._guards import Watch
 
 
 @dataclass(frozen=True)

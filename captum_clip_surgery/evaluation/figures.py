@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.data.base import IGNORED, DataSet, Labels, Points, Sample, Tags
+from captum_clip_surgery.datasets.base import IGNORED, DataSet, Labels, Points, Sample, Tags
 from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import Asking
 from captum_clip_surgery.tasks.segmentation import voc_palette

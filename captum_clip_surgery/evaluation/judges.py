@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.data.base import IGNORED, DataSet, Labels, Masks, Points, Tags, Truth
+from captum_clip_surgery.datasets.base import IGNORED, DataSet, Labels, Masks, Points, Tags, Truth
 from captum_clip_surgery.metrics.bootstrap import percentiles, resample
 from captum_clip_surgery.metrics.maps import prepare
 from captum_clip_surgery.metrics.pairs import PairMeasures

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from captum_clip_surgery._utils.profiling import Cost, measure
+from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.costs import Cost, measure
 from captum_clip_surgery.demo.scenes import Scene, nouns
-from captum_clip_surgery.methods.base import Method
+from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
 from captum_clip_surgery.metrics.bootstrap import ImageMeans
-from captum_clip_surgery.models import Watch
-from captum_clip_surgery.results import Result
+from captum_clip_surgery.models._guards import Watch
 
 #: What can be measured: maps against masks, pixels taken and given, the image among others.
 MEASURES = ("localization", "faithfulness", "grid")
@@ -29,7 +29,7 @@ def evaluate_scenes(
     clip: ZeroShotClassifier,
     scenes: Sequence[Scene],
     methods: Mapping[str, Method],
-    rivals: Iterable[str] = (),
+    distractors: Iterable[str] = (),
     size: int | None = None,
     progress: bool = True,
     confidence: bool = True,
@@ -46,7 +46,7 @@ def evaluate_scenes(
         clip: a classifier, whose texts are replaced by each scene's nouns.
         scenes: pictures with masks.
         methods: by name; see `registry`.
-        rivals: further texts that compete in feature surgery; a scene's own nouns among them are
+        distractors: further texts that compete in feature surgery; a scene's own nouns among them are
             left out.
         size: side of the images shown to the model; None is the native size.
         progress: whether to draw a progress bar.
@@ -64,7 +64,7 @@ def evaluate_scenes(
         raise ValueError("no scenes to measure on")
     if "grid" in measures and len(scenes) < SIDE**2:
         raise ValueError(f"{len(scenes)} scenes make no grid of {SIDE} x {SIDE}; take more")
-    rivals = tuple(rivals)
+    distractors = tuple(distractors)
     pairs = {name: PairMeasures() for name in methods}
     means = {name: ImageMeans() for name in methods}
     costs: dict[str, list[Cost]] = {name: [] for name in methods}
@@ -74,7 +74,7 @@ def evaluate_scenes(
     bar = partial(tqdm, disable=not progress)
     for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)
-        local = _with_rivals(clip, scene.nouns, rivals)
+        local = _with_distractors(clip, scene.nouns, distractors)
         for name, method in methods.items():
             maps, cost = explain(method, local, image)
             costs[name].append(cost)
@@ -90,7 +90,7 @@ def evaluate_scenes(
     if "grid" in measures:
         for start in bar(range(0, len(scenes), SIDE**2), desc="grids", unit="grid"):
             tiles = [scenes[i] for i in range(start, min(start + SIDE**2, len(scenes)))]
-            for name, share in _grid_shares(clip, tiles, start, methods, rivals, size).items():
+            for name, share in _grid_shares(clip, tiles, start, methods, distractors, size).items():
                 means[name].update(grid_pointing=share)
             watch.check()
     return {
@@ -106,10 +106,12 @@ def explain(method: Method, clip: ZeroShotClassifier, image: Tensor) -> tuple[Te
     return maps[0].detach().cpu(), cost
 
 
-def _with_rivals(
-    clip: ZeroShotClassifier, texts: Sequence[str], rivals: Sequence[str]
+def _with_distractors(
+    clip: ZeroShotClassifier, texts: Sequence[str], distractors: Sequence[str]
 ) -> ZeroShotClassifier:
-    return clip.with_texts(texts, [rival for rival in rivals if rival not in texts])
+    return clip.with_texts(
+        texts, [distractor for distractor in distractors if distractor not in texts]
+    )
 
 
 def _grid_shares(
@@ -117,7 +119,7 @@ def _grid_shares(
     tiles: Sequence[Scene],
     start: int,
     methods: Mapping[str, Method],
-    rivals: Sequence[str],
+    distractors: Sequence[str],
     size: int | None,
 ) -> dict[str, float]:
     """Each method's share of the map in the tile of its object; none for too few or like tiles."""
@@ -131,7 +133,7 @@ def _grid_shares(
     ]
     image = clip.preprocess(np.concatenate(rows), size)
     texts = list(dict.fromkeys(noun for tile in tiles for noun in tile.nouns))
-    local = _with_rivals(clip, texts, rivals)
+    local = _with_distractors(clip, texts, distractors)
     shares = {}
     for name, method in methods.items():
         with torch.no_grad():

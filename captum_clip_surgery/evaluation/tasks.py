@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._engine import Passes
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.data.base import Classes, DataSet
+from captum_clip_surgery.datasets.base import Classes, DataSet
 from captum_clip_surgery.evaluation.judges import Judge
-from captum_clip_surgery.evaluation.passes import Passes
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.evaluation.records import Records
 from captum_clip_surgery.evaluation.shown import Shown, stacked
 from captum_clip_surgery.evaluation.windows import picture_scores
-from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.tasks.enlarging import best_of, enlarged, probability_of
 from captum_clip_surgery.tasks.pictures import seen_part
 from captum_clip_surgery.tasks.recognition import pooled_scores
@@ -159,7 +159,7 @@ class AskForScores(Asking):
         self.judge = judge
         self.clip = clip.with_texts(_names(data, view).first)
         self.forms = {
-            name: (method.form(), method.tau)
+            name: (method.form(), method.inverse_temperature)
             for name, method in Passes(self.clip, methods).dense.items()
         }
         self.names = tuple(self.forms)
@@ -173,8 +173,8 @@ class AskForScores(Asking):
     def found(self, batch: Sequence[Shown]) -> list[Records]:
         pooled = self.clip.image_features(stacked(batch, self.clip.device))
         scores = {
-            name: pooled_scores(self.clip, pooled, form, tau).cpu()
-            for name, (form, tau) in self.forms.items()
+            name: pooled_scores(self.clip, pooled, form, inverse_temperature).cpu()
+            for name, (form, inverse_temperature) in self.forms.items()
         }
         return [{name: scores[name][i] for name in self.names} for i in range(len(batch))]
 

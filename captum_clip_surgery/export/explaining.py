@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clip_surgery import checks
+from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.models import steady
-from captum_clip_surgery.surgery import DualPathMaps
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.tasks.recognition import pooled_scores
 
 
@@ -32,14 +32,14 @@ class Explained:
 
 
 @torch.inference_mode()
-def explain_batch(surgery: DualPathMaps, images: Tensor, top: int = 5) -> Explained:
+def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) -> Explained:
     """Maps of all texts and the best texts of each image, from one pass of the image tower.
 
     It touches no file and keeps no state, so that it fits any loop.
 
     Args:
-        surgery: such as `LayerClipSurgery(clip)`, whose maps on the patch grid are small;
-            `ClipSurgery(clip)` gives maps of the images' size.
+        surgery: such as `LayerCLIPSurgery(clip)`, whose maps on the patch grid are small;
+            `CLIPSurgery(clip)` gives maps of the images' size.
         images: (N, 3, H, W), preprocessed, on the model's device.
         top: how many texts of each image; all of them where there are fewer.
 
@@ -49,19 +49,19 @@ def explain_batch(surgery: DualPathMaps, images: Tensor, top: int = 5) -> Explai
 
     Example::
 
-        >>> from captum_clip_surgery import LayerClipSurgery, ZeroShotClassifier
+        >>> from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza", "camera"])
-        >>> found = explain_batch(LayerClipSurgery(clip), torch.zeros(2, 3, 128, 128), top=2)
+        >>> found = explain_batch(LayerCLIPSurgery(clip), torch.zeros(2, 3, 128, 128), top=2)
         >>> found.maps.shape, found.maps.dtype.name, found.top_indices.shape
         ((2, 3, 8, 8), 'float16', (2, 2))
     """
     if top < 0:
         raise ValueError(f"top {top!r} must be at least 0")
     clip = surgery.forward_func
-    checks.check_images(images, clip.tower, clip.device)
-    checks.check_modes(clip.model)
+    _validation.check_images(images, clip.tower, clip.device)
+    _validation.check_modes(clip.model)
     targets = torch.arange(len(clip.texts), device=images.device)
-    with steady(clip.model):
+    with assert_parameters_unchanged(clip.model):
         encoded = clip.tower.dual_path(images.to(clip.tower.dtype), surgery.recipe)
         found_scores = surgery.scores_of(encoded, targets)
         scores = pooled_scores(clip, normalized(encoded.pooled), None).float()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from captum_clip_surgery._utils.checkpoint import ABOUT, Journal
 from captum_clip_surgery.export.shards import PART, Row, checksum, sync
 from captum_clip_surgery.export.writing import Entry, entries, rows_of
-from captum_clip_surgery.journal import ABOUT, Journal
 
 JOURNAL, MANIFEST, INDEX = "journal", "manifest.json", "index.sqlite"
 TABLE = (

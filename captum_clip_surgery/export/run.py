@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
-from captum_clip_surgery.activations import describe_activation
-from captum_clip_surgery.distributed import ALONE, Processes
+from captum_clip_surgery._utils.checkpoint import ABOUT, Journal
+from captum_clip_surgery._utils.distributed import ALONE, Processes
+from captum_clip_surgery._utils.progress import follow
+from captum_clip_surgery._utils.provenance import environment_info, weights_digest
+from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.evaluation.results import settings_digest
 from captum_clip_surgery.export import extras
 from captum_clip_surgery.export.explaining import explain_batch
 from captum_clip_surgery.export.manifest import INDEX, JOURNAL, MANIFEST, fits, write_manifest
@@ -24,11 +28,8 @@ from captum_clip_surgery.export.reading import Ahead, Batch
 from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export.sources import Piece, Source, open_source
 from captum_clip_surgery.export.writing import Behind, Entry, entries
-from captum_clip_surgery.journal import ABOUT, Journal
-from captum_clip_surgery.models import Watch
-from captum_clip_surgery.progress import follow
-from captum_clip_surgery.results import circumstances, settings_digest, weights_digest
-from captum_clip_surgery.surgery import DualPathMaps
+from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.models._guards import Watch
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Exported:
 
 
 def export_maps(
-    surgery: DualPathMaps,
+    surgery: DualPathAttribution,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     format: str = "webdataset",
@@ -65,7 +66,7 @@ def export_maps(
     """Maps of all texts for all images of a collection, into a folder that `load_maps` reads.
 
     Args:
-        surgery: such as `LayerClipSurgery(clip)`.
+        surgery: such as `LayerCLIPSurgery(clip)`.
         source: where the images are; see `open_source`.
         output: folder of the export.
         format: "webdataset" or "zarr".
@@ -129,7 +130,7 @@ def export_maps(
         among.meet("their shards")
         manifest: Mapping[str, Any] = {}
         if among.first:  # others need not wait for it
-            manifest = write_manifest(folder, {"circumstances": circumstances(clip.device)})
+            manifest = write_manifest(folder, {"environment_info": environment_info(clip.device)})
     waiting = (ahead.waited + behind.waited) / seconds if made else 0.0
     return Exported(folder, manifest, made, seconds, waiting)
 
@@ -146,7 +147,7 @@ def _followed(
 
 
 def _explain(
-    surgery: DualPathMaps,
+    surgery: DualPathAttribution,
     top: int,
     batches: Iterable[Batch],
     behind: Behind,
@@ -205,7 +206,7 @@ def _left(folder: Path, journal: Journal, pieces: Sequence[Piece], among: Proces
     return [p for p in pieces if p.number not in known or p.number in everywhere]
 
 
-def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
+def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
     """All that changes an export's content, beside what a user asked of it."""
     clip = surgery.forward_func
     encoder = clip._encoder
@@ -218,7 +219,7 @@ def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
             "digest": source.digest,
         },
         "texts": list(clip.texts),
-        "rivals": list(clip.rivals),
+        "distractors": list(clip.distractors),
         "templates": [] if encoder is None else [str(one) for one in encoder.templates],
         # Given features are known by nothing else.
         "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
@@ -228,7 +229,7 @@ def _settings(surgery: DualPathMaps, source: Source) -> dict[str, Any]:
         "weights": weights_digest(clip.model),
         "model": settings_digest(clip.model),
         "preprocessing": repr(clip.preprocessing),
-        "versions": circumstances(clip.device)["versions"],
+        "versions": environment_info(clip.device)["versions"],
         "device": torch.device(clip.device).type,
     }
 

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery.export.explaining import Explained
 from captum_clip_surgery.export.reading import Batch
 from captum_clip_surgery.export.shards import Row, Shard
-from captum_clip_surgery.journal import Journal
 
 #: Batches that wait to be written at most.
 WAITING = 4

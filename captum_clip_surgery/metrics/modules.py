@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.energy import energy_pointing_game, grid_pointing_game
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
@@ -32,6 +31,7 @@ from captum_clip_surgery.metrics.localization import (
 from captum_clip_surgery.metrics.maps import check_maps, check_pair, is_measurable, prepare
 from captum_clip_surgery.metrics.ranking import pixel_auroc, pixel_average_precision
 from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
+from captum_clip_surgery.models import _validation
 
 try:
     from torchmetrics import Metric
@@ -304,7 +304,7 @@ class InsertionDeletion(MeanOfFigures):
             seed=seed,
         )
 
-    def update(self, images: Tensor, maps: Tensor, targets: checks.Target) -> None:
+    def update(self, images: Tensor, maps: Tensor, targets: _validation.Target) -> None:
         """Add images (N, 3, H, W) with their maps (N, h, w) and the text each map is of.
 
         Raises:

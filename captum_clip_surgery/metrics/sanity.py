@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_clip_surgery import checks
+from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.methods.base import Method
 from captum_clip_surgery.metrics.maps import check_maps
+from captum_clip_surgery.models import _validation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def randomization(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    targets: checks.Target,
+    targets: _validation.Target,
     seed: int = 0,
 ) -> Randomization:
     """How like the original maps remain as the image tower forgets, from the output backwards.
@@ -61,7 +61,7 @@ def randomization(
         >>> from captum_clip_surgery import METHODS
         >>> centre = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
         >>> methods = {
-        ...     "surgery": METHODS["ClipSurgery"],
+        ...     "surgery": METHODS["CLIPSurgery"],
         ...     "centre": lambda clip: lambda images, targets: centre.expand(1, 1, 3, 3),
         ... }
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
@@ -69,8 +69,8 @@ def randomization(
         >>> found.stages[:3], suspicious(found)
         (('original', 'head', 'block 7'), ['centre'])
     """
-    checks.check_images(images, clip.tower, clip.device)
-    chosen = checks.resolve_target(targets, len(images), len(clip.texts), images.device)
+    _validation.check_images(images, clip.tower, clip.device)
+    chosen = _validation.resolve_target(targets, len(images), len(clip.texts), images.device)
     chosen = chosen.flatten().expand(len(images))
     with torch.inference_mode(False):  # in which nothing tells what the head is
         return _randomization(clip, methods, images.clone(), chosen, seed)
@@ -165,7 +165,7 @@ def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:
         copy.deepcopy(clip.model),
         clip.text_features().detach(),
         None if empty is None else empty.detach(),
-        texts=(*clip.texts, *clip.rivals),
+        texts=(*clip.texts, *clip.distractors),
         positions=clip.tower.positions,
     )
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip_surgery import checks
+from captum_clip_surgery.attr._base import check_classifier
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery.attr.words import END, START, encoder_of, word_places
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.methods.base import check_classifier
-from captum_clip_surgery.methods.words import END, START, encoder_of, word_places
-from captum_clip_surgery.models import steady
-from captum_clip_surgery.prompts import PromptEncoder
-from captum_clip_surgery.surgery import LayerClipSurgery
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models.image import TowerOutput
+from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text.templates import check_texts
 from captum_clip_surgery.tasks.pictures import Images, as_list, batches
-from captum_clip_surgery.texts import check_texts
-from captum_clip_surgery.towers import Encoded
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def word_maps(
     *,
     special: bool = False,
     common: bool = False,
-    depth: int | None = None,
+    num_blocks: int | None = None,
     size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
 ) -> list[WordMaps]:
@@ -109,7 +109,7 @@ def word_maps(
         common: leave in the scores what the caption's tokens have in common: plain cosines, in
             -1..1. On scenes of two or three objects the embedded model's maps then point to 62 %
             of the objects instead of 78 %.
-        depth: of surgery, see `LayerClipSurgery`.
+        num_blocks: of surgery, see `LayerCLIPSurgery`.
         size: of pictures, the side or (height, width) in pixels that the model sees; None is
             native.
         batch_size: images, and captions, that pass the towers together.
@@ -133,14 +133,14 @@ def word_maps(
     encoder = encoder_of(check_classifier(clip))
     captions = check_texts([captions] if isinstance(captions, str) else captions, "caption")
     _check_count(clip, images, len(captions), "captions")
-    recipe = LayerClipSurgery(clip, depth=depth).recipe
-    checks.check_modes(clip.model)
+    recipe = LayerCLIPSurgery(clip, num_blocks=num_blocks).recipe
+    _validation.check_modes(clip.model)
     read = _read(encoder, captions)
     found: list[WordMaps] = []
     with torch.no_grad():
         for pixels, sizes in batches(clip, images, size, batch_size):
             part = read[len(found) : len(found) + len(pixels)]
-            with steady(clip.model, whole=True):
+            with assert_parameters_unchanged(clip.model, whole=True):
                 with full_precision(pixels):
                     features, without = _encode(encoder, part)
                 encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
@@ -161,23 +161,23 @@ def maps_of_own_texts(
     texts: Sequence[Sequence[str]],
     *,
     feature_surgery: str | None = "auto",
-    depth: int | None = None,
+    num_blocks: int | None = None,
     size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
 ) -> list[Tensor]:
     """Maps of CLIP Surgery where each image has texts of its own, such as captioned data.
 
-    Equal, image by image, to `LayerClipSurgery` on `clip.with_texts` of its texts, but images pass
+    Equal, image by image, to `LayerCLIPSurgery` on `clip.with_texts` of its texts, but images pass
     the tower in batches.
 
     Args:
         clip: a classifier with a text tower; its templates fill the texts, its own texts and
-            rivals do not matter.
+            distractors do not matter.
         images: N pictures (PIL images, arrays, paths), or a batch (N, 3, H, W), preprocessed.
         texts: for each image its texts, at least one and as many as it likes.
-        feature_surgery: see `LayerClipSurgery`. The texts of an image compete with each other
+        feature_surgery: see `LayerCLIPSurgery`. The texts of an image compete with each other
             alone, and "auto" counts them for each image.
-        depth: of surgery, see `LayerClipSurgery`.
+        num_blocks: of surgery, see `LayerCLIPSurgery`.
         size: of pictures, the side or (height, width) in pixels that the model sees; None is
             native.
         batch_size: images that pass the tower together.
@@ -201,19 +201,21 @@ def maps_of_own_texts(
     encoder = encoder_of(check_classifier(clip))
     lists = _check_own(texts)
     _check_count(clip, images, len(lists), "lists of texts")
-    recipe = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery).recipe
-    checks.check_modes(clip.model)
+    recipe = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery).recipe
+    _validation.check_modes(clip.model)
     # All pass the text tower at once and are remembered for the classifiers below.
     encoder(list(dict.fromkeys(text for own in lists for text in own)))
     found: list[Tensor] = []
     with torch.no_grad():
         for pixels, _ in batches(clip, images, size, batch_size):
-            with steady(clip.model):
+            with assert_parameters_unchanged(clip.model):
                 encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
                 for i, own in enumerate(lists[len(found) : len(found) + len(pixels)]):
-                    method = LayerClipSurgery(clip.with_texts(own), None, depth, feature_surgery)
+                    method = LayerCLIPSurgery(
+                        clip.with_texts(own), None, num_blocks, feature_surgery
+                    )
                     patches, pooled = encoded.patches[i : i + 1], encoded.pooled[i : i + 1]
-                    scores = method.scores_of(Encoded(patches, pooled, encoded.grid))[0]
+                    scores = method.scores_of(TowerOutput(patches, pooled, encoded.grid))[0]
                     found.append(scores.to(pixels.dtype))
     return found
 
@@ -232,7 +234,7 @@ def _check_own(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 def _check_count(clip: ZeroShotClassifier, images: Images, count: int, what: str) -> None:
     if isinstance(images, Tensor):
-        checks.check_images(images, clip.tower, clip.device)
+        _validation.check_images(images, clip.tower, clip.device)
         number = len(images)
     else:
         number = len(as_list(images))

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery import checks
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import Watch
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._guards import Watch
 from captum_clip_surgery.preprocessing import Picture, load_picture
 
 #: A picture or several (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
@@ -35,7 +35,7 @@ def batches(
         (N, 3, H, W) on the model's device, and N sizes.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: see `checks.check_images`, `load_picture` and
+        TypeError, ValueError, FileNotFoundError: see `_validation.check_images`, `load_picture` and
             `clip.preprocess`; a size for a ready batch, a batch size below 1.
         RuntimeError: the model was changed since the last batch.
     """
@@ -45,7 +45,7 @@ def batches(
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
-        checks.check_images(images, clip.tower, clip.device)
+        _validation.check_images(images, clip.tower, clip.device)
         height, width = images.shape[-2:]
         for part in images.split(batch_size):
             # Scores differ by little: in half precision they would be equal.

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_clip_surgery import checks
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.surgery import LayerClipSurgery
+from captum_clip_surgery.models import _validation
 from captum_clip_surgery.tasks.pictures import Images, batches, seen_part
 from captum_clip_surgery.tasks.regions import components, nearest, peaks, unit_range
 
@@ -127,7 +127,7 @@ def prompts(
     masks: bool = False,
     threshold: float = 0.8,
     down_sample: int = 2,
-    depth: int | None = None,
+    num_blocks: int | None = None,
     feature_surgery: str | None = "auto",
     size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
@@ -149,7 +149,7 @@ def prompts(
         masks: also the map as a mask; of an instance, where it is the nearest one.
         threshold: in 0..1, of the normalised map.
         down_sample: for points by the published rule; all else comes from the map itself.
-        depth, feature_surgery: see `LayerClipSurgery`.
+        num_blocks, feature_surgery: see `LayerCLIPSurgery`.
         size: of pictures, side or (height, width) that the model sees; None is native.
         batch_size: pictures or rows in one pass.
 
@@ -158,7 +158,7 @@ def prompts(
         "one" prompt has no points, and there are no instances.
 
     Raises:
-        TypeError, ValueError, IndexError, FileNotFoundError: see `LayerClipSurgery`,
+        TypeError, ValueError, IndexError, FileNotFoundError: see `LayerCLIPSurgery`,
             `points_from_map` and `clip.preprocess`; unknown instances, or instances of a union.
 
     Source: points, Li et al. (arXiv 2304.05653); kinds of prompt, Kirillov et al. (ICCV 2023). How
@@ -176,9 +176,9 @@ def prompts(
         raise ValueError(f"instances {instances!r} is none of {', '.join(map(repr, INSTANCES))}")
     if union and instances != "one":
         raise ValueError(f'union joins texts and instances {instances!r} parts them; choose "one"')
-    method = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery)
+    method = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery)
     wanted = range(len(clip.texts)) if targets is None else targets
-    chosen = checks.resolve_indices(wanted, len(clip.texts), clip.device).tolist()
+    chosen = _validation.resolve_indices(wanted, len(clip.texts), clip.device).tolist()
     texts = [clip.texts[index] for index in chosen]
     found = []
     for batch, sizes in batches(clip, images, size, batch_size):
@@ -356,7 +356,7 @@ def _checked(attribution: Tensor) -> Tensor:
     if attribution.ndim != 2 or not attribution.numel():
         raise ValueError(
             f"attribution has shape {tuple(attribution.shape)}, expected (h, w): one map, such as "
-            "LayerClipSurgery(clip).attribute(images, target)[0, 0]"
+            "LayerCLIPSurgery(clip).attribute(images, target)[0, 0]"
         )
     if not torch.isfinite(attribution).all():
         raise ValueError("attribution holds NaN or infinity")

@@ -13,10 +13,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.attr.dual_path import check_form, check_inverse_temperature
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.functional import TAU, feature_surgery, full_precision
+from captum_clip_surgery.functional import INVERSE_TEMPERATURE, feature_surgery, full_precision
 from captum_clip_surgery.preprocessing import Picture
-from captum_clip_surgery.surgery import check_form, check_tau
 from captum_clip_surgery.tasks.pictures import Images, batches
 
 
@@ -55,7 +55,7 @@ def recognize(
     clip: ZeroShotClassifier,
     images: Tensor,
     form: str | None = ...,
-    tau: float = ...,
+    inverse_temperature: float = ...,
     size: int | None = ...,
     batch_size: int = ...,
 ) -> Tensor: ...
@@ -64,7 +64,7 @@ def recognize(
     clip: ZeroShotClassifier,
     images: Picture | Sequence[Picture],
     form: str | None = ...,
-    tau: float = ...,
+    inverse_temperature: float = ...,
     size: int | None = ...,
     batch_size: int = ...,
 ) -> list[Recognition]: ...
@@ -72,19 +72,19 @@ def recognize(
     clip: ZeroShotClassifier,
     images: Images,
     form: str | None = "release",
-    tau: float = TAU,
+    inverse_temperature: float = INVERSE_TEMPERATURE,
     size: int | None = None,
     batch_size: int = 8,
 ) -> Tensor | list[Recognition]:
     """Every class's score for whole images.
 
     Args:
-        clip: the classifier, whose texts are the classes; its rivals compete as well.
+        clip: the classifier, whose texts are the classes; its distractors compete as well.
         images: pictures (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
         form: of feature surgery: "release" as published, "paper", "empty", or None for CLIP's own
             cosines. "paper" takes the same from all scores of an image, so that it changes which
             images rank first for a class, not which classes rank first for an image.
-        tau: inverse temperature of the weights of the texts.
+        inverse_temperature: inverse temperature of the weights of the texts.
         size: of pictures, the side that the model sees; None is native.
         batch_size: pictures in one pass.
 
@@ -93,7 +93,7 @@ def recognize(
 
     Raises:
         TypeError, ValueError, FileNotFoundError: see `clip.preprocess`; an unknown form, or one
-            that contrasts texts where there is one; "empty" without `empty_features`; a tau that is
+            that contrasts texts where there is one; "empty" without `empty_features`; a inverse_temperature that is
             not finite.
 
     Example::
@@ -107,9 +107,10 @@ def recognize(
         torch.Size([2, 2])
     """
     check_form(clip, form)
-    check_tau(tau)
+    check_inverse_temperature(inverse_temperature)
     parts = [
-        _scores(clip, batch, form, tau) for batch, _ in batches(clip, images, size, batch_size)
+        _scores(clip, batch, form, inverse_temperature)
+        for batch, _ in batches(clip, images, size, batch_size)
     ]
     scores = torch.cat(parts)
     if isinstance(images, Tensor):
@@ -118,17 +119,22 @@ def recognize(
 
 
 @torch.no_grad()
-def _scores(clip: ZeroShotClassifier, images: Tensor, form: str | None, tau: float) -> Tensor:
-    return pooled_scores(clip, clip.image_features(images), form, tau)
+def _scores(
+    clip: ZeroShotClassifier, images: Tensor, form: str | None, inverse_temperature: float
+) -> Tensor:
+    return pooled_scores(clip, clip.image_features(images), form, inverse_temperature)
 
 
 def pooled_scores(
-    clip: ZeroShotClassifier, pooled: Tensor, form: str | None, tau: float = TAU
+    clip: ZeroShotClassifier,
+    pooled: Tensor,
+    form: str | None,
+    inverse_temperature: float = INVERSE_TEMPERATURE,
 ) -> Tensor:
     """Scores (N, K) of images by their L2-normalised embedding `pooled` (N, C)."""
     with full_precision(pooled):
         texts = clip.text_features().to(pooled.dtype)
         empty = clip.empty_features() if form == "empty" else None
         empty = None if empty is None else empty.to(pooled.dtype)
-        scores = feature_surgery(pooled[:, None], texts, pooled, form, tau, empty)
+        scores = feature_surgery(pooled[:, None], texts, pooled, form, inverse_temperature, empty)
     return scores[:, : len(clip.texts), 0]

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_clip_surgery import checks
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import steady
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.preprocessing import Picture, load_picture
-from captum_clip_surgery.surgery import LayerClipSurgery
 from captum_clip_surgery.tasks.enlarging import (
     GUIDED_BYTES,
     best_of,
@@ -30,13 +30,7 @@ from captum_clip_surgery.tasks.enlarging import (
     guided,
     probability_of,
 )
-from captum_clip_surgery.tasks.pictures import (
-    Images,
-    as_list,
-    batches,
-    height_width,
-    seen_part,
-)
+from captum_clip_surgery.tasks.pictures import Images, as_list, batches, height_width, seen_part
 from captum_clip_surgery.tasks.vocabulary import Vocabulary
 from captum_clip_surgery.tasks.windows import Windows, windows_of
 
@@ -99,7 +93,7 @@ class Options(TypedDict, total=False):
     refine: bool
     scores: bool
     dtype: torch.dtype
-    depth: int | None
+    num_blocks: int | None
     feature_surgery: str | None
 
 
@@ -122,13 +116,13 @@ def segment(
     refine: bool = False,
     scores: bool = False,
     dtype: torch.dtype = torch.float32,
-    depth: int | None = None,
+    num_blocks: int | None = None,
     feature_surgery: str | None = None,
 ) -> Tensor | list[Segmentation]:
     """The class of every pixel.
 
     Args:
-        clip: the classifier, whose texts are the classes. Rivals are no classes; they count in
+        clip: the classifier, whose texts are the classes. Distractors are no classes; they count in
             "release" feature surgery alone.
         images: pictures (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
         size: of pictures, the side in pixels that the model sees, the shorter one with
@@ -150,7 +144,7 @@ def segment(
         scores: keep each class's scores, not refined, in the `Segmentation`; of a batch,
             `class_scores` has them.
         dtype: of the enlarged scores; float16 halves their memory.
-        depth: of surgery, see `LayerClipSurgery`.
+        num_blocks: of surgery, see `LayerCLIPSurgery`.
         feature_surgery: None as in the paper; "release" weighs texts by how well they fit the whole
             image, which helps where many classes are asked for and few are there (docs/tasks.md).
             The other forms change no pixel's best class.
@@ -175,7 +169,9 @@ def segment(
         torch.Size([2, 64, 96])
     """
     vocabulary = Vocabulary.of(clip, classes, background, merge)
-    surgery = LayerClipSurgery(vocabulary.clip, depth=depth, feature_surgery=feature_surgery)
+    surgery = LayerCLIPSurgery(
+        vocabulary.clip, num_blocks=num_blocks, feature_surgery=feature_surgery
+    )
     sliding = windows_of(clip, window, stride)
     finish = partial(_finish, vocabulary, refine=refine, keep=scores, dtype=dtype)
     if isinstance(images, Tensor) and (scores or keep_aspect):
@@ -202,7 +198,7 @@ def class_scores(
     merge: str = "max",
     window: int | None = None,
     stride: int | None = None,
-    depth: int | None = None,
+    num_blocks: int | None = None,
     feature_surgery: str | None = None,
 ) -> Tensor:
     """Every class's score at every patch: what `segment` takes the best of.
@@ -210,7 +206,7 @@ def class_scores(
     Args:
         clip: the classifier.
         images: (N, 3, H, W), preprocessed.
-        classes, merge, window, stride, depth, feature_surgery: as of `segment`.
+        classes, merge, window, stride, num_blocks, feature_surgery: as of `segment`.
 
     Returns:
         (N, K, h, w) on the patch grid: cosines, unless feature surgery is asked for.
@@ -218,12 +214,12 @@ def class_scores(
     Raises:
         TypeError, ValueError: as `segment` does.
     """
-    checks.check_images(images, clip.tower, clip.device)
+    _validation.check_images(images, clip.tower, clip.device)
     vocabulary = Vocabulary.of(clip, classes, None, merge, alone=True)
-    surgery = LayerClipSurgery(clip, depth=depth, feature_surgery=feature_surgery)
+    surgery = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery)
     parts = images.split(_at_once(clip, images.shape[-2:]))
     sliding = windows_of(clip, window, stride)
-    with steady(clip.model, whole=True):
+    with assert_parameters_unchanged(clip.model, whole=True):
         return torch.cat([_class_scores(surgery, vocabulary, part, sliding) for part in parts])
 
 
@@ -253,7 +249,7 @@ def _shown(
 ) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
     """Batches as the model sees them, each with the sizes of its results."""
     if isinstance(images, Tensor):
-        checks.check_images(images, clip.tower, clip.device)
+        _validation.check_images(images, clip.tower, clip.device)
         yield from batches(clip, images, size, _at_once(clip, images.shape[-2:]))
     elif not keep_aspect:
         sides = dense_size(clip) if size is None else (size, size)
@@ -290,7 +286,7 @@ def _at_once(clip: ZeroShotClassifier, size: Sequence[int]) -> int:
 
 
 def _class_scores(
-    surgery: LayerClipSurgery, vocabulary: Vocabulary, images: Tensor, windows: Windows | None
+    surgery: LayerCLIPSurgery, vocabulary: Vocabulary, images: Tensor, windows: Windows | None
 ) -> Tensor:
     """(N, K, h, w) on the patch grid of the images, averaged where windows overlap."""
     clip = surgery.forward_func

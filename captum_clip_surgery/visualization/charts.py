@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from captum_clip_surgery.checkup import OUTLIER, TowerReport
+from captum_clip_surgery.diagnostics import OUTLIER, TowerReport
 from captum_clip_surgery.visualization.scales import COLOURS
 
 
@@ -50,7 +50,7 @@ def _draw_norms(axis: Axes, report: TowerReport) -> None:
 
 
 def _draw_spread(axis: Axes, report: TowerReport) -> None:
-    depth = report.suggested_depth
+    depth = report.suggested_num_blocks
     axis.plot(range(len(report.spread)), report.spread, marker="o", ms=3, color="tab:blue")
     axis.plot(
         depth, report.spread[depth], "o", ms=9, mfc="none", color="tab:orange", label="suggested"

@@ -12,13 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_clip_surgery.preprocessing import Picture, load_picture
-from captum_clip_surgery.visualization.layout import (
-    add_bar,
-    fit,
-    side_of,
-    tight_grid,
-    type_size,
-)
+from captum_clip_surgery.visualization.layout import add_bar, fit, side_of, tight_grid, type_size
 from captum_clip_surgery.visualization.overlays import show_map
 from captum_clip_surgery.visualization.pictures import drawn_aspect, show_picture
 from captum_clip_surgery.visualization.scales import (

@@ -23,11 +23,7 @@ from captum_clip_surgery.visualization.pictures import (
     show_picture,
     shrunk,
 )
-from captum_clip_surgery.visualization.scales import (
-    Limits,
-    as_map,
-    scaled,
-)
+from captum_clip_surgery.visualization.scales import Limits, as_map, scaled
 from captum_clip_surgery.visualization.views import COLOURED, VIEWS, View
 
 PANEL = 4.0  # inches

@@ -1,0 +1,37 @@
+"""Where results come from: command, versions, device and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch", "numpy", "pillow")
+
+
+def environment_info(device: torch.device) -> dict[str, Any]:
+    """What it takes to repeat a measurement: command, versions, device, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": f"{device.type} {name or platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, their names and types, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""What methods share that read attention and gradients of towers whose blocks are laid open."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import full_precision, normalized
+from captum_clip_surgery.models._guards import check_differentiable
+from captum_clip_surgery.models.image import Tower
+
+GRADIENT_BYTES = 256 << 20  # of one batch of gradients
+
+
+class TowerAttribution(PatchAttribution):
+    """What these methods share: the check of the tower, and maps from patch tokens' scores."""
+
+    #: Whether the method reads the attention of the one token the image's embedding is made of.
+    reads_class_token = True
+    #: Whether it needs blocks that add to a stream; a ResNet's attention pooling does not.
+    needs_stream = True
+    needs_gradients = True
+
+    def __init__(self, forward_func: ZeroShotClassifier) -> None:
+        super().__init__(forward_func)
+        self._check_tower(self.forward_func.tower)
+        if self.needs_gradients:
+            check_differentiable(self.forward_func.tower.visual)
+
+    def _check_tower(self, tower: Tower) -> None:
+        why = None
+        if self.reads_class_token and tower.num_pooled_tokens is None:
+            why = f"reads a class token's attention, and this tower pools by {tower.pooling}"
+        elif self.needs_stream and not tower.has_residual:
+            why = "follows a stream through residual blocks, and this tower has attention pooling"
+        if why:
+            raise TypeError(
+                f"{type(self).__name__} is not defined on {tower.family}: it {why}. Surgery, the "
+                "dense methods and TokenGradCam are defined on every tower"
+            )
+
+    def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        clip = self.forward_func
+        features = clip.text_features()[targets]
+        with torch.inference_mode(False), torch.set_grad_enabled(self.needs_gradients):
+            # Tensors of inference mode cannot be differentiated; their copies can.
+            images = images.detach().clone().to(clip.tower.dtype)
+            features = features.detach().clone()
+            grid = clip.tower.grid(*images.shape[-2:])
+            with full_precision(images):
+                maps = self.patch_scores(images, features if features.ndim == 3 else features[None])
+        return maps.detach().contiguous().unflatten(-1, grid)
+
+    @abstractmethod
+    def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
+        """(N, K, h*w) for images and the text features (N or 1, K, C) asked for."""
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        return tokens[..., self.forward_func.tower.num_prefix_tokens :]
+
+
+def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Gradients of every text's scores (N, K) by tensors (N, ...), some texts at a time.
+
+    Yields:
+        For each tensor (texts, N, ...), texts in order.
+    """
+    count = scores.shape[1]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in by)
+    unit = torch.eye(count, dtype=scores.dtype, device=scores.device)
+    for rows in unit.split(max(1, GRADIENT_BYTES // size)):
+        directions = rows[:, None].expand(-1, len(scores), -1)
+        yield torch.autograd.grad(
+            scores, by, grad_outputs=directions, is_grads_batched=True, retain_graph=True
+        )
+
+
+def cosines(embeddings: Tensor, features: Tensor) -> Tensor:
+    """(N, K) of embeddings (N, C) with text features (N or 1, K, C)."""
+    embeddings = normalized(embeddings)
+    return (embeddings[:, None] * features.to(embeddings.dtype)).sum(-1)
+
+
+def likeness_to(query: Tensor, keys: Tensor) -> Tensor:
+    """Cosines (N, L) of keys (N, L, D) with a query (N, 1, D), min-max normalised over keys."""
+    likeness = F.cosine_similarity(query, keys, dim=-1)
+    low, high = likeness.amin(-1, keepdim=True), likeness.amax(-1, keepdim=True)
+    return (likeness - low) / torch.where(high > low, high - low, 1)
+
+
+def relevance_row(gradients: Sequence[Tensor], attention: Sequence[Tensor], place: int) -> Tensor:
+    """Of the product of all blocks' (I + relevance) the row of one token, (texts, N, L).
+
+    Only that row is asked for: it passes from the last block to the first.
+
+    Args:
+        gradients: of each block (texts, N, heads, L, L).
+        attention: of each block (N, heads, L, L).
+        place: of the token. The last block may hold the rows of the first tokens alone, if the
+            token is among them.
+    """
+    row = torch.zeros_like(gradients[0][:, :, 0, :1])
+    row[..., place] = 1
+    for gradient, probabilities in zip(reversed(gradients), reversed(attention), strict=True):
+        relevance = (gradient * probabilities).relu().mean(2)
+        row = row + row[..., : relevance.shape[-2]] @ relevance
+    return row[:, :, 0]
+
+
+def resolve_block(clip: ZeroShotClassifier, block: int) -> int:
+    """A block's index, counted from the start."""
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise TypeError(f"block {block!r} is no int")
+    count = len(clip.tower.blocks)
+    if not -count <= block < count:
+        raise IndexError(f"block {block} of {count}; {-count} to {count - 1} exist")
+    return block % count

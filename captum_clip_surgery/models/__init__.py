@@ -1,0 +1,1 @@
+"""What is known about CLIP models: image towers, text towers, loading."""

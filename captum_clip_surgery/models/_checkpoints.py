@@ -1,0 +1,77 @@
+"""Checkpoint files from anyone, checked before open_clip reads them: no code in them runs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_clip_surgery._utils.errors import error_message
+
+ARRAYS = (".npz", ".npy")  # numpy's, which open_clip reads without pickle
+MAX_RATIO = 10  # of an archive's contents to its size; torch does not compress, numpy may
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check that a checkpoint is read without running code, and is as large as its file.
+
+    open_clip tries again without `weights_only` where torch's restricted reader fails with a
+    `TypeError`, so a file on which that reader fails must not get there. The values are not read:
+    tensors are made on the meta device.
+
+    Args:
+        path: safetensors, a file by `torch.save`, or numpy's of big_vision.
+
+    Raises:
+        ValueError: pickled code, a TorchScript archive, a file that is no checkpoint, or one whose
+            tensors take far more memory than the file.
+    """
+    if path.suffix == ".safetensors" or not path.stat().st_size:
+        return  # neither code nor compression; a header is checked against the file as it is read
+    _check_archive(path)
+    if path.suffix in ARRAYS:
+        return
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # torch and pickle fail in many ways
+        raise ValueError(
+            f"{path} is no checkpoint of weights alone: {error_message(error):.800}"
+        ) from error
+    for name, tensor in _tensors(content):
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{path}: {name} is sparse; save it dense")
+        held = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() > held:
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(tensor.shape)} and {held:,} bytes of values; "
+                "save it contiguous"
+            )
+
+
+def _check_archive(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise ValueError(f"{path} is a damaged archive: {error}") from error
+    size = path.stat().st_size
+    if content > MAX_RATIO * size:
+        raise ValueError(f"{path} has {size:,} bytes and unpacks to {content:,}")
+
+
+def _tensors(content: Any, name: str = "state_dict") -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in nested dicts, lists and tuples."""
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _tensors(value, f"{key!s:.100}")
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _tensors(value, name)

@@ -1,0 +1,124 @@
+"""Folders that transformers reads, checked first: none leads to code, a hub or other files.
+
+transformers runs Python that a folder names (`auto_map`), fetches attention kernels, backbones and
+adapters by name, opens vocabulary files by path, and asks on standard input whether it may.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from captum_clip_surgery.models._schema import check_links, check_table, read_json
+from captum_clip_surgery.models._transformers_tables import (
+    OTHER_TOKENIZERS,
+    SAM,
+    SAM_FILES,
+    TEXT_TOWERS,
+    TOKENIZER_FILES,
+    TOKENIZERS,
+)
+
+CONFIG = "config.json"
+
+
+def check_text_tower(folder: Path, name: str) -> Path:
+    """Find the configuration of a text tower within a model's folder, and check it.
+
+    Args:
+        folder: folder of the model.
+        name: `hf_model_name` of its configuration: a folder in it, by relative or absolute path.
+
+    Returns:
+        The folder of the text tower.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: no configuration there, or an option that is not allowed.
+    """
+    tower = (folder / name).resolve()
+    if not tower.is_relative_to(folder.resolve()) or not (tower / CONFIG).is_file():
+        raise ValueError(
+            f"{folder}: the text tower is hf_model_name {name!r:.100}, which is no folder with a "
+            f"{CONFIG} inside {folder}; a folder's model is built from the folder alone. "
+            "Save the tower's configuration there: transformers.AutoConfig.from_pretrained(...)"
+            ".save_pretrained(...)"
+        )
+    check_links(tower)
+    config = read_json(tower / CONFIG)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in TEXT_TOWERS:
+        raise ValueError(
+            f"{tower / CONFIG}: model_type is {kind!r:.100}, expected one of "
+            f"{', '.join(TEXT_TOWERS)}"
+        )
+    check_table(str(tower / CONFIG), config, TEXT_TOWERS[kind])
+    return tower
+
+
+def build_text_tower(tower: Path) -> nn.Module:
+    """Build a checked text tower as transformers does, decoder and all, with random weights."""
+    import transformers
+
+    kinds: Any = transformers.AutoModel
+    model: nn.Module = kinds.from_config(transformers.AutoConfig.from_pretrained(tower))
+    return model
+
+
+def tokenizer_options(folder: Path) -> dict[str, Any]:
+    """Check a folder's tokenizer, and return the options with which transformers may read it.
+
+    Of `config.json`, which may be of any model, only the kind of tokenizer is taken.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: an option that is not allowed.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    for name, allowed in TOKENIZER_FILES.items():
+        if (folder / name).is_file():
+            check_table(str(folder / name), read_json(folder / name), allowed)
+    config: Any = PretrainedConfig()
+    if (folder / CONFIG).is_file():
+        content = read_json(folder / CONFIG)
+        if not isinstance(content, dict):
+            raise ValueError(f"{folder / CONFIG} is {content!r:.100}, expected a table")
+        about = {key: content[key] for key in ("tokenizer_class", "auto_map") if key in content}
+        check_table(str(folder / CONFIG), about, {"tokenizer_class?": TOKENIZERS})
+        if content.get("model_type") in (*TEXT_TOWERS, *OTHER_TOKENIZERS):
+            config = CONFIG_MAPPING[content["model_type"]]()
+        config.tokenizer_class = content.get("tokenizer_class")
+    return {"config": config, "trust_remote_code": False, "local_files_only": True}
+
+
+def check_sam(folder: Path) -> None:
+    """Check a folder of a SAM that `save_pretrained` wrote.
+
+    Raises:
+        FileNotFoundError: no configuration, or no weights in safetensors.
+        ValueError: an option that is not allowed, or more parameters than weights.
+    """
+    from transformers import SamConfig, SamModel
+
+    for name in (CONFIG, "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}; expected a SAM by save_pretrained")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} has an adapter (adapter_config.json); merge it into the model")
+    check_links(folder)
+    check_table(str(folder / CONFIG), read_json(folder / CONFIG), SAM)
+    for name, allowed in SAM_FILES.items():
+        if (folder / name).is_file():
+            check_table(str(folder / name), read_json(folder / name), allowed)
+    weights = (folder / "model.safetensors").stat().st_size
+    with torch.device("meta"):
+        count = sum(p.numel() for p in SamModel(SamConfig.from_pretrained(folder)).parameters())
+    if count > weights:  # each takes a byte at least
+        raise ValueError(
+            f"{folder / CONFIG} describes {count:,} parameters, and the weights beside it have "
+            f"{weights:,} bytes: they are not of one model"
+        )

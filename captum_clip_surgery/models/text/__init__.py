@@ -1,0 +1,1 @@
+"""Text towers: templates, encoding and caching."""
