@@ -2,8 +2,8 @@
 
     python benchmarks/defaults.py [--scenes 300] [--split validation] [--output FILE.md]
 
-Depth, averages over depths, form of feature surgery, inverse_temperature, and with how many texts which form is
-best. What is found here is reported on test scenes in docs/results.md.
+Number of blocks, averages over numbers of blocks, variant of feature surgery, inverse temperature,
+and which variant is best with how many texts. docs/results.md reports the choice on test scenes.
 """
 
 from __future__ import annotations

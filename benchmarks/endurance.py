@@ -30,11 +30,12 @@ from captum_clip_surgery import METHODS, ZeroShotClassifier
 from captum_clip_surgery._utils.profiling import PROCESS, TRIM
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr._base import Explain, Method
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import nouns
 
 #: One that shares a pass, one of CLIP's own, two by gradients, of which one opens attention.
-USUAL = ("CLIPSurgery", "CLIP", "GEM", "LeGrad", "GradECLIP")
+DEFAULT_METHODS = ("CLIPSurgery", "CLIP", "GEM", "LeGrad", "GradECLIP")
 SIDES = (96, 112, 128, 160, 192, 224)
 MOST_TEXTS = 12
 WARM_UP = 0.2  # of all attributions: what libraries keep of their first calls, and of each size
@@ -156,7 +157,9 @@ def report(found: Found, counted: str = "attributions") -> str:
 def main(
     attributions: Annotated[int, typer.Option(min=20, help="Calls in all.")] = 20_000,
     changes: Annotated[int, typer.Option(min=1, help="Of texts and size.")] = 2_000,
-    methods: Annotated[str, typer.Option(help="In turns, comma between.")] = ",".join(USUAL),
+    methods: Annotated[str, typer.Option(help="In turns, comma between.")] = ",".join(
+        DEFAULT_METHODS
+    ),
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for endurance.json.")] = Path(
         "clip-surgery-endurance"

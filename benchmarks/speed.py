@@ -82,10 +82,10 @@ def cases(
     surgery, shaped = LayerCLIPSurgery(clip), CLIPSurgery(clip)
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     size = (images.shape[-2], images.shape[-1])
-    encode = partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.recipe)
+    encode = partial(clip.tower.dual_path, images.to(clip.tower.dtype), surgery.path_config)
     with torch.inference_mode():
         encoded = encode()
-        maps = surgery.scores_of(encoded)
+        maps = surgery.scores_from_output(encoded)
     found: dict[str, Case] = {
         YARDSTICK: partial(plain, images),
         "logits": partial(clip, images),
@@ -99,7 +99,7 @@ def cases(
     found |= {
         "stage: a picture to pixels": partial(clip.preprocess, picture, size),
         "stage: dual path": encode,
-        "stage: scores and feature surgery": partial(surgery.scores_of, encoded),
+        "stage: scores and feature surgery": partial(surgery.scores_from_output, encoded),
         "stage: maps to the images' size": partial(shaped.finish, maps, size),
     }
     if compiled:

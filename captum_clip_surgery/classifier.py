@@ -377,13 +377,16 @@ class ZeroShotClassifier(nn.Module):
             RuntimeError: a training step of the model meanwhile, see `assert_parameters_unchanged`.
         """
         with assert_parameters_unchanged(self.model):
-            image = self._image_features(images)
-            text = self.text_features()[: len(self.texts)].to(image.dtype)
-        with full_precision(images):
-            logits = self.model.logit_scale.exp() * image @ text.T
-            bias = getattr(self.model, "logit_bias", None)
-            logits = (logits if bias is None else logits + bias).to(images.dtype)
-            return _validation.check_finite(images, logits, "logits")
+            logits = self.logits(self._image_features(images)).to(images.dtype)
+        return _validation.check_finite(images, logits, "logits")
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """Return the logits (N, K) of L2-normalized image features (N, C) for the K texts."""
+        text_features = self.text_features()[: len(self.texts)].to(image_features.dtype)
+        bias = getattr(self.model, "logit_bias", None)
+        with full_precision(image_features):
+            logits = self.model.logit_scale.exp() * image_features @ text_features.T
+            return logits if bias is None else logits + bias
 
     def token_grid(self, index: int) -> nn.Module:
         """A module through which the patch tokens entering block `index` pass as (N, D, h, w).
@@ -408,7 +411,6 @@ class ZeroShotClassifier(nn.Module):
         return self.model.logit_scale.device
 
     def extra_repr(self) -> str:
-        return (
-            f"texts={list(self.texts)}, distractors={list(self.distractors)},\ntower={self.tower.describe()},"
-            f"\nactivation={explain_activation(self.model)}"
-        )
+        texts = f"texts={list(self.texts)}, distractors={list(self.distractors)}"
+        tower = f"tower={self.tower.describe()}"
+        return f"{texts},\n{tower},\nactivation={explain_activation(self.model)}"

@@ -17,7 +17,8 @@ from torch import Tensor
 from captum_clip_surgery._utils.profiling import Cost, measure
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr.registry import USUAL, choose
+from captum_clip_surgery.attr._engine import explain_of
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models import _validation
@@ -134,7 +135,7 @@ def compare(
     clip: ZeroShotClassifier,
     images: Picture | Sequence[Picture] | Tensor,
     targets: Sequence[int] | None = None,
-    methods: Iterable[str] | Mapping[str, Method] = USUAL,
+    methods: Iterable[str] | Mapping[str, Method] = DEFAULT_METHODS,
     masks: Sequence[Any] | Tensor | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Comparison:
@@ -190,7 +191,7 @@ def _explain(
     """Maps on the CPU, some images at a time: all seconds, and the most memory of a part."""
     found, costs = [], []
     with torch.no_grad():  # methods of gradients enable them themselves
-        explain = method(clip)
+        explain = explain_of(method(clip))
         for part in images.split(AT_ONCE):
             maps, cost = measure(partial(explain, part, targets), images.device)
             found.append(maps.detach().cpu())

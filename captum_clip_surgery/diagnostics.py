@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr.clip_surgery import vv
+from captum_clip_surgery.attr._engine import forward_pass, tower_output
+from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import _validation
@@ -61,11 +62,11 @@ class TowerReport:
 
     @property
     def suggested_num_blocks(self) -> int:
-        """The smallest num_blocks whose maps stand out nearly as much as any num_blocks's.
+        """The smallest number of blocks whose maps vary nearly as much as with any number.
 
-        On the three models this project trained, that is the num_blocks whose maps overlap most with the
-        true masks, or nearly so (docs/models.md). It is a hint, no more: nobody has shown it for
-        pretrained models. 0 stands for the tower's own tokens, to be used with feature surgery.
+        On the three models that this project trained, maps over that many blocks overlap most with
+        the true masks, or nearly so (docs/models.md). Treat it as a hint: it has not been validated
+        on pretrained models. 0 stands for the tower's own tokens, to be used with feature surgery.
         """
         return next(d for d, s in enumerate(self.spread) if s >= ENOUGH * max(self.spread))
 
@@ -108,7 +109,7 @@ class TowerReport:
                 f"outlier tokens         {where} ({OUTLIER:g} times the median norm or more)",
                 f"pooled embedding       {agreement}, against encode_image",
                 f"common to all texts    {common}",
-                f"suggested num_blocks        {self.suggested_num_blocks} (a hint: see docs/models.md)",
+                f"suggested num_blocks   {self.suggested_num_blocks} (a hint: see docs/models.md)",
             ]
         )
 
@@ -136,8 +137,7 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
     grid = tower.grid(*images.shape[-2:])
     if grid == (1, 1):
         raise ValueError("images of one patch have no map to stand out; give larger ones")
-    images = images.to(tower.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), forward_pass(clip, images, _path_configs(clip)):
         return TowerReport(
             tower=tower.describe(),
             grid=grid,
@@ -148,11 +148,17 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
         )
 
 
+def _path_configs(clip: ZeroShotClassifier) -> list[PathConfig]:
+    """List surgery over 0 to `MAX_NUM_BLOCKS` blocks."""
+    most = min(MAX_NUM_BLOCKS, len(clip.tower.blocks))
+    return [PathConfig(num_blocks, vv_attention) for num_blocks in range(most + 1)]
+
+
 def _norms(tower: Tower, images: Tensor) -> Tensor:
     def norms(x: Tensor) -> Tensor:
         return x[:, tower.num_prefix_tokens :].double().norm(dim=-1).cpu()
 
-    x, layout = tower.embed(images)
+    x, layout = tower.embed(images.to(tower.dtype))
     found = [norms(x)]
     for index in range(len(tower.blocks)):
         x = tower.run_block(index, x, layout)
@@ -164,8 +170,8 @@ def _norms(tower: Tower, images: Tensor) -> Tensor:
 def _agreement(clip: ZeroShotClassifier, images: Tensor) -> float | None:
     if tuple(images.shape[-2:]) != clip.native_size:
         return None
-    theirs = normalized(clip.model.encode_image(images))
-    rebuilt = clip.tower.dual_path(images, PathConfig(len(clip.tower.blocks), vv)).pooled
+    theirs = normalized(clip.model.encode_image(images.to(clip.tower.dtype)))
+    rebuilt = tower_output(clip, images, PathConfig(len(clip.tower.blocks), vv_attention)).pooled
     return float((normalized(rebuilt) * theirs).sum(-1).min())
 
 
@@ -178,11 +184,11 @@ def _common_energy(features: Tensor) -> float | None:
 
 
 def _spread(clip: ZeroShotClassifier, images: Tensor) -> tuple[float, ...]:
-    tower, features, empty = clip.tower, clip.text_features(), clip.empty_features()
+    features, empty = clip.text_features(), clip.empty_features()
     contrast = features if empty is None else features - empty
     found = []
-    for num_blocks in range(min(MAX_NUM_BLOCKS, len(tower.blocks)) + 1):
-        encoded = tower.dual_path(images, PathConfig(num_blocks, vv))
+    for path_config in _path_configs(clip):
+        encoded = tower_output(clip, images, path_config)
         with full_precision(images):
             patches, pooled = normalized(encoded.patches), normalized(encoded.pooled)
             likely = (pooled @ features.T.to(pooled.dtype)).argmax(-1)

@@ -243,7 +243,7 @@ def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
     clip = ZeroShotClassifier.demo(TEXTS, distractors=["dog"])
     images = clip.preprocess(shown.image, 336)
     for name in given.methods:
-        expected = METHODS[name](clip)(images)[0].detach().numpy()
+        expected = METHODS[name](clip).attribute_all(images)[0].detach().numpy()
         assert np.allclose(result.arrays[name], expected, atol=1e-5), name
     with torch.no_grad():
         assert np.allclose(result.arrays["logits"], clip(images)[0].numpy(), atol=1e-4)

@@ -248,19 +248,18 @@ def test_batch_equals_one_by_one(bench: Bench) -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.image.__name__)
 def test_class(method: Method) -> None:
     for attribution in (method.image, method.grid):
-        words = attribution.get_name().split(" ")
-        assert "".join(words) == attribution.__name__
-        assert all(re.fullmatch("[A-Z][a-z]+", word) for word in words)
         # NoiseTunnel would switch on gradients of the images it is given.
         assert not issubclass(attribution, GradientAttribution)
     assert method.grid.get_name() == "Layer " + method.image.get_name()
+    # Captum's own rule would spell the acronyms: "C L I P Surgery".
+    assert not re.search("[A-Z] [A-Z]", method.image.get_name())
     assert issubclass(method.grid, LayerAttribution)
     assert not issubclass(method.image, LayerAttribution)
 
 
 def test_names() -> None:
-    assert CLIPSurgery.get_name() == "Clip Surgery"
-    assert LayerCLIPSurgery.get_name() == "Layer Clip Surgery"
+    assert CLIPSurgery.get_name() == "CLIP Surgery"
+    assert LayerCLIPSurgery.get_name() == "Layer CLIP Surgery"
 
 
 # --- feature surgery with few texts -------------------------------------------------------------

@@ -17,7 +17,7 @@ from PIL import Image
 import captum_clip_surgery
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
 from captum_clip_surgery.attr import registry
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 
 SCENE = Scenes("test", 1, size=160, objects=[2])[0]
@@ -143,7 +143,7 @@ def test_images_of_one_name_do_not_overwrite_each_other(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--feature-surgery", "best"], "error: feature_surgery 'best' is none of"),
+        (["--feature-surgery", "best"], "error: feature_surgery must be one of"),
         (["--pretrained", "openai"], "error: --pretrained needs --model"),
         (["--model", "ViT-B-61", "--pretrained", "x"], "error: open_clip has no model 'ViT-B-61'"),
         (["--model", "ViT-B-16", "--pretrained", "a/b.pt"], "error: no checkpoint file at a/b.pt"),
@@ -260,7 +260,7 @@ def test_compare_draws_and_says_what_it_left_out(
     assert [line.split()[1] for line in table.splitlines()[2:]] == ["CLIP", "LeGrad"]
     assert Image.open(tmp_path / "compare.png").size[0] > 500
     message = run(monkeypatch, "compare", photo, *texts, "--methods", "LeGrat")
-    assert str(message).startswith("error: there is no method 'LeGrat'; there are CLIP, ClipS")
+    assert str(message).startswith("error: unknown method 'LeGrat'; known: CLIP, CLIPS")
 
 
 def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(

@@ -15,7 +15,7 @@ from conftest import TOWERS, peak_where_told, random_images, relative_error, tin
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, comparison
 from captum_clip_surgery._utils import profiling
 from captum_clip_surgery.attr import registry
-from captum_clip_surgery.attr.registry import METHODS, USUAL, choose
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
 
@@ -46,7 +46,7 @@ def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
     assert {"CLIP", "CLIPSurgery", "GEM", "GradCam", "Saliency", "Occlusion"} <= set(chosen)
     assert ("GuidedGradCam" in chosen) == (kind == "resnet")
     for name, method in chosen.items():
-        maps = method(clip)(images)
+        maps = method(clip).attribute_all(images)
         assert maps.shape[:2] == (2, 3), name
         assert torch.isfinite(maps).all(), name
         assert maps.detach().flatten(2).std(-1).any(), name
@@ -67,16 +67,16 @@ def test_captums_methods_are_captums(clip, images):
         ),
     }
     for name, (method, options) in cases.items():
-        maps = METHODS[name](clip)(images)
+        maps = METHODS[name](clip).attribute_all(images)
         for target in range(2):
             expected = method(clip).attribute(images, target=target, **options).sum(1)
             assert relative_error(maps[:, target], expected.detach()) < 1e-3, name
-        assert torch.equal(METHODS[name](clip)(images[:1], [-1])[:, 0], maps[:1, 1])
+        assert torch.equal(METHODS[name](clip).attribute_all(images[:1], [-1])[:, 0], maps[:1, 1])
 
 
 def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(clip):
     images = clip.preprocess(SCENES[0].image, size=224)
-    maps = METHODS["Occlusion"](clip)(images)[0, 0]
+    maps = METHODS["Occlusion"](clip).attribute_all(images)[0, 0]
     cells = maps.reshape(7, 32, 7, 32)
     assert (cells == cells[:, :1, :, :1]).all()
 
@@ -85,7 +85,7 @@ def test_passes_at_once_follow_from_the_size(clip):
     sizes = {224: 20, 512: 4, 2048: 1}
     for side, count in sizes.items():
         images = torch.empty(1, 3, side, side, device="meta")
-        assert registry.images_at_once(clip, images) == count
+        assert registry.images_per_pass(clip, images) == count
 
 
 def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch):
@@ -99,7 +99,7 @@ def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch)
 
 @pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients", "Occlusion", "KernelShap"])
 def test_captums_methods_in_any_mode_and_again(clip, images, name):
-    explain = METHODS[name](clip)
+    explain = METHODS[name](clip).attribute_all
     before = torch.random.get_rng_state()
     expected = explain(images[:1])
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -109,7 +109,7 @@ def test_captums_methods_in_any_mode_and_again(clip, images, name):
 
 def test_unknown_names_are_refused(clip):
     assert list(choose(clip, ["surgery", "CLIPSURGERY", "clip"])[0]) == ["CLIPSurgery", "CLIP"]
-    with pytest.raises(ValueError, match="no method 'Surgeon'; there are CLIP, CLIPSurgery, "):
+    with pytest.raises(ValueError, match="unknown method 'Surgeon'; known: CLIP, CLIPSurgery, "):
         choose(clip, ["Surgeon"])
     with pytest.raises(TypeError, match=r"pass a list: \['all'\]"):
         choose(clip, "all")
@@ -129,7 +129,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
     model = open_clip.create_model("ViT-B-16").eval()
     clip = ZeroShotClassifier.from_features(model, torch.randn(1, 512))
     images = torch.randn(1, 3, 512, 512)
-    at_once = registry.images_at_once(clip, images)
+    at_once = registry.images_per_pass(clip, images)
 
     def explain():
         # Of its 50 steps no more than these are in memory at once.
@@ -203,7 +203,9 @@ def test_size_is_of_pictures(clip, images):
 
 def test_masks_give_measures(clip):
     scene = SCENES[0]
-    found = compare(clip, [scene.image], masks=[torch.from_numpy(scene.masks)], methods=USUAL[:2])
+    found = compare(
+        clip, [scene.image], masks=[torch.from_numpy(scene.masks)], methods=DEFAULT_METHODS[:2]
+    )
     assert found.measures["CLIPSurgery"]["msc"] > found.measures["CLIP"]["msc"]
     table = found.to_markdown()
     assert f"{found.measures['CLIPSurgery']['explanation_iou']:.1f}" in table

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Explain
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import IGNORED, DataSet, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes, nouns

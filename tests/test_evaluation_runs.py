@@ -286,7 +286,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
         ("--dataset folder", "--dataset folder needs --root"),
         ("--dataset nothing", "there is no data set 'nothing'; there are scenes, voc21"),
         ("--dataset folder --root DATA --protocol nothing", "there is no protocol 'nothing'"),
-        ("--dataset folder --root DATA --methods nothing", "there is no method 'nothing'"),
+        ("--dataset folder --root DATA --methods nothing", "unknown method 'nothing'"),
         ("--dataset folder --root DATA --tasks points", "'points' is not measured by protocol"),
         ("--dataset folder --root DATA --split val", "data set folder has no splits"),
         (

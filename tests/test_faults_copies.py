@@ -20,7 +20,7 @@ from torch import Tensor
 import captum_clip_surgery as package
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
 from captum_clip_surgery._utils.profiling import Cost
-from captum_clip_surgery.attr.clip_surgery import vv
+from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.evaluation import Protocol
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.export import explain_batch
@@ -90,9 +90,9 @@ def _measured() -> PairMeasures:
 
 #: What functions give, of a classifier and images.
 VALUES: dict[str, Callable[[ZeroShotClassifier, Tensor], Any]] = {
-    "PathConfig": lambda clip, images: PathConfig(2, vv, values_only=True),
+    "PathConfig": lambda clip, images: PathConfig(2, vv_attention, values_only=True),
     "recipe of a method": lambda clip, images: LayerCLIPSurgery(clip).recipe,
-    "TowerOutput": lambda clip, images: clip.tower.dual_path(images, PathConfig(1, vv)),
+    "TowerOutput": lambda clip, images: clip.tower.dual_path(images, PathConfig(1, vv_attention)),
     "Segmentation": lambda clip, images: segment(
         clip, [np.zeros((20, 30, 3), np.uint8)], size=32, scores=True
     ),
@@ -135,7 +135,7 @@ CLASSES = [
     value
     for name in package.__all__
     if isinstance(value := getattr(package, name), type)
-    and issubclass(value, package.methods.base.PatchAttribution)
+    and issubclass(value, package.attr._base.PatchAttribution)
 ]
 
 
@@ -204,7 +204,7 @@ def test_a_recipe_of_a_lambda_says_that_it_cannot() -> None:
 def test_a_function_of_the_registry(name: str) -> None:
     """Those of the package's classes are pickled; those around Captum's say that they cannot."""
     clip = make("resnet" if name == "GuidedGradCam" else "vit")
-    explain = METHODS[name](clip)
+    explain = METHODS[name](clip).attribute_all
     images = random_images(clip)
     if not hasattr(explain, "__self__"):
         with pytest.raises((pickle.PicklingError, AttributeError), match="explain"):

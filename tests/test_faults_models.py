@@ -56,7 +56,7 @@ def assert_as_the_model(model: Any, clip: ZeroShotClassifier, made: str | None =
     # Every block rebuilt of its queries, keys and values, against the model's own embedding.
     assert tower_report(clip, images).agreement > 1 - 1e-5
     for method in ("CLIP", "CLIPSurgery", "SCLIP"):
-        assert METHODS[method](clip)(images, [0]).isfinite().all()
+        assert METHODS[method](clip).attribute_all(images, [0]).isfinite().all()
     allowed = {("attribute", made, "weight"), ("contents", made, "weight")}
     assert {*differences(before, snapshot(model))} <= allowed
 
@@ -354,7 +354,7 @@ def test_dynamically_quantised_models(family: str, what: str) -> None:
         assert relative_error(clip.image_features(images), own) < 1e-5
         assert relative_error(own, before.image_features(images)) > 1e-4
         for method in ("CLIP", "ArchitectureSurgery", "SCLIP"):
-            found, exact = (METHODS[method](c)(images) for c in (clip, before))
+            found, exact = (METHODS[method](c).attribute_all(images) for c in (clip, before))
             assert relative_error(found, exact) < 0.15, method
         # open_clip itself cannot read texts by such a tower; their features hardly change.
         assert relative_error(clip.text_features(), before.text_features()) < 0.05
@@ -363,7 +363,7 @@ def test_dynamically_quantised_models(family: str, what: str) -> None:
         if family == "siglip" and method == "AttentionRelevance":
             continue
         with pytest.raises(TypeError, match=r"is quantised, and gradients do not pass torch\.ao"):
-            METHODS[method](clip)(images)
+            METHODS[method](clip).attribute_all(images)
     with pytest.raises(TypeError, match="is quantised"):
         LayerGradCam(clip, clip.token_grid(1)).attribute(images, target=0)
     assert not differences(untouched, snapshot(model))

@@ -38,7 +38,7 @@ NUMBERS = itertools.count()
 
 
 def method(name: str) -> Job:
-    return lambda clip, images: METHODS[name](clip)(images, [1])
+    return lambda clip, images: METHODS[name](clip).attribute_all(images, [1])
 
 
 def jobs_of(family: str) -> dict[str, Job]:
@@ -144,11 +144,11 @@ def test_raised_in_the_middle_of_a_backward_pass(error: type[BaseException]) -> 
     for name in ("Saliency", "LeGrad", "GradCam", "AttentionRelevanceAll"):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            expected = METHODS[name](clip)(images)
+            expected = METHODS[name](clip).attribute_all(images)
             raising[0] = True
             with pytest.raises(error, match="backward"):
-                METHODS[name](clip)(images)
+                METHODS[name](clip).attribute_all(images)
             raising[0] = False
-            assert torch.equal(METHODS[name](clip)(images), expected), name
+            assert torch.equal(METHODS[name](clip).attribute_all(images), expected), name
     assert not differences(before, snapshot(clip.model))
     handle.remove()

@@ -23,7 +23,7 @@ from captum_clip_surgery import (
     ZeroShotClassifier,
     word_scores,
 )
-from captum_clip_surgery.attr.dual_path import maps_together
+from captum_clip_surgery.attr import attribute_many
 from captum_clip_surgery.export import explain_batch
 from captum_clip_surgery.tasks.multimodal import maps_of_own_texts, word_maps
 
@@ -87,7 +87,7 @@ CALLS: dict[str, Callable[[ZeroShotClassifier, Tensor], object]] = {
     "unchecked": lambda clip, images: LayerCLIPSurgery(clip).attribute_all(
         images, check_finite=False
     ),
-    "together": lambda clip, images: maps_together(
+    "together": lambda clip, images: attribute_many(
         {"a": LayerCLIPSurgery(clip), "b": LayerFeatureCLIPSurgery(clip)}, images
     ),
     "export": lambda clip, images: explain_batch(LayerCLIPSurgery(clip), images),
@@ -95,7 +95,7 @@ CALLS: dict[str, Callable[[ZeroShotClassifier, Tensor], object]] = {
     "word maps": lambda clip, images: word_maps(clip, images[:1], ["a dog"]),
     "own texts": lambda clip, images: maps_of_own_texts(clip, images[:1], [["dog", "cat"]]),
     **{
-        name: lambda clip, images, name=name: METHODS[name](clip)(images, [0])
+        name: lambda clip, images, name=name: METHODS[name](clip).attribute_all(images, [0])
         for name in METHODS
         if name not in ("GuidedGradCam", "KernelShap", "Occlusion")
     },

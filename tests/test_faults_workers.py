@@ -98,7 +98,9 @@ def _day(clip: ZeroShotClassifier, worker: int) -> dict[str, Tensor]:
     own = clip.with_texts([f"a thing of {worker}", *TEXTS[: worker % 4]], distractors=["another"])
     names = [METHODS_USED[(worker + i) % len(METHODS_USED)] for i in range(2)]
     with torch.set_grad_enabled(worker % 3 > 0):
-        found: dict[str, Any] = {f"own {name}": METHODS[name](own)(images) for name in names}
+        found: dict[str, Any] = {
+            f"own {name}": METHODS[name](own).attribute_all(images) for name in names
+        }
         found["own logits"] = own(images)
         found["shared logits"] = clip(images)
         found["shared"] = LayerCLIPSurgery(clip).attribute(images, target=worker % 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from towers import TINY
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import Randomization, randomization, suspicious
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages, spearman

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.models.text import encoder
+from captum_clip_surgery.models.text import encoder as encoder_module
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 TEXTS = ["dog", "a remote control", "cat"]
@@ -439,7 +439,7 @@ STEPS: dict[str, Callable[[Any], object]] = {
 def test_a_change_between_parts_is_refused_and_not_kept(
     name: str, place: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(encoder, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(encoder_module, "TEXTS_AT_ONCE", 2)
     model = own_lora()
     texts = [f"text {number}" for number in range(6)]
     encoder = PromptEncoder(model, templates=["a {}"], cache=tmp_path)
@@ -467,7 +467,7 @@ def test_a_change_between_parts_is_refused_and_not_kept(
 
 
 def test_a_thread_that_turns_an_adapter_leaves_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(encoder_module, "TEXTS_AT_ONCE", 2)
     model = own_lora()
     layer = first_mlp(model).c_fc
     texts = [f"text {number}" for number in range(8)]

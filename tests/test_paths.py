@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -11,18 +12,17 @@ from torch import nn
 from towers import TINY
 
 from captum_clip_surgery import ZeroShotClassifier, functional
-from captum_clip_surgery.attr._base import Explain
-from captum_clip_surgery.attr._engine import Passes
+from captum_clip_surgery.attr import attribute_many
+from captum_clip_surgery.attr._engine import Explain, attribute_each, explain_of
 from captum_clip_surgery.attr.clip_surgery import (
     CLIPSurgery,
     LayerCLIPSimilarity,
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
-    vv,
+    vv_attention,
 )
-from captum_clip_surgery.attr.dense import LayerGEM, correlative, query_query
-from captum_clip_surgery.attr.dual_path import maps_together
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_attention
+from captum_clip_surgery.attr.registry import METHODS, make_all
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
@@ -38,13 +38,13 @@ def keys_only(heads: AttentionInputs) -> torch.Tensor:
 def recipes_of(blocks: int) -> dict[str, PathConfig]:
     """Of all kinds; deep ones span every block there is."""
     return {
-        "own": PathConfig(0, vv),
-        "last": PathConfig(1, vv, values_only=True),
-        "last, all queries": PathConfig(1, correlative),
-        "deep": PathConfig(blocks, vv, values_only=True),
+        "own": PathConfig(0, vv_attention),
+        "last": PathConfig(1, vv_attention, values_only=True),
+        "last, all queries": PathConfig(1, correlative_attention),
+        "deep": PathConfig(blocks, vv_attention, values_only=True),
         "deep with mlp": PathConfig(blocks, keys_only, mlp=True),
-        "alone": PathConfig(1, query_query, residual=False),
-        "deep alone with mlp": PathConfig(min(2, blocks), vv, residual=False, mlp=True),
+        "alone": PathConfig(1, qq_attention, residual=False),
+        "deep alone with mlp": PathConfig(min(2, blocks), vv_attention, residual=False, mlp=True),
     }
 
 
@@ -113,7 +113,7 @@ class Calls:
 
 def dense(clip: ZeroShotClassifier) -> Iterator[tuple[str, LayerCLIPSurgery]]:
     for name in DENSE:
-        yield name, METHODS[name](clip).__self__  # type: ignore[attr-defined]
+        yield name, METHODS[name](clip)
     yield (
         "shallow",
         LayerCLIPSurgery(clip, num_blocks=1, feature_surgery="release", inverse_temperature=3.0),
@@ -133,7 +133,7 @@ def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
     images = random_images(clip)
     with torch.no_grad():
         with Calls(clip.model.visual.get_submodule(TINY[kind].parts.entry)) as calls:
-            together = maps_together(methods, images, targets)
+            together = attribute_many(methods, images, targets)
         assert calls.count == 1
         assert list(together) == list(methods)
         for name, method in methods.items():
@@ -145,21 +145,21 @@ def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
 def test_types_of_images_are_kept(clip: ZeroShotClassifier) -> None:
     images = random_images(clip).half()
     with torch.no_grad():
-        (found,) = maps_together({"a": LayerCLIPSurgery(clip)}, images).values()
+        (found,) = attribute_many({"a": LayerCLIPSurgery(clip)}, images).values()
         assert found.dtype == torch.half
         assert torch.equal(found, LayerCLIPSurgery(clip).attribute_all(images))
 
 
 def test_refused(clip: ZeroShotClassifier) -> None:
     images = random_images(clip)
-    other = clip.with_texts(["a car"])
+    other = ZeroShotClassifier(copy.deepcopy(clip.model), ["a car"])
     methods = {"a": LayerCLIPSurgery(clip), "b": LayerGEM(other)}
-    with pytest.raises(ValueError, match="methods of two classifiers share no pass"):
-        maps_together(methods, images)
+    with pytest.raises(ValueError, match="belong to different models"):
+        attribute_many(methods, images)
     with pytest.raises(IndexError, match="3"):
-        maps_together({"a": LayerCLIPSurgery(clip)}, images, [3])
+        attribute_many({"a": LayerCLIPSurgery(clip)}, images, [3])
     with pytest.raises(ValueError, match="NaN"):
-        maps_together({"a": LayerCLIPSurgery(clip)}, images * torch.nan)
+        attribute_many({"a": LayerCLIPSurgery(clip)}, images * torch.nan)
 
 
 # --- which methods share a pass ------------------------------------------------------------------
@@ -188,15 +188,13 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
         "halved": lambda clip: Halved(clip).attribute_all,
         "among distractors": among_rivals,
     }
-    passes, images = Passes(clip, methods), random_images(clip)
-    assert list(passes.dense) == DENSE
-    assert list(passes.others) == ["LeGrad", "doubled", "halved", "among distractors"]
-    with Calls(clip.model.visual.conv1) as calls:
-        found = passes(images)
-    assert calls.count == 1 + 4
+    images = random_images(clip)
+    with Calls(clip.model.visual.conv1) as calls, torch.no_grad():
+        found = attribute_many(make_all(clip, methods), images)
+    assert calls.count == 2  # one for all paths, other texts included, and LeGrad's
     assert list(found) == list(methods)
     for name, method in methods.items():
-        expected = method(clip)(images).detach()
+        expected = explain_of(method(clip))(images).detach()
         assert relative_error(found[name], expected) < TOLERANCE, name
 
 
@@ -204,12 +202,13 @@ def test_each_image_is_asked_for_its_own_texts(clip: ZeroShotClassifier) -> None
     methods = {name: METHODS[name] for name in ("LeGrad", "CLIPSurgery", "CLIP")}
     images, targets = random_images(clip, 3), [[2], [], [2, 0]]
     with Calls(clip.model.visual.conv1) as calls:
-        found = Passes(clip, methods).of_each(images, targets)
+        found = attribute_each(make_all(clip, methods), images, targets)
     assert calls.count == 1 + 2  # one for the dense, one for each image that LeGrad is asked about
     assert found[1] == {}
     for index in (0, 2):
         assert list(found[index]) == list(methods)
         for name, method in methods.items():
-            alone = method(clip)(images[index : index + 1], targets[index])[0].detach()
+            explain = explain_of(method(clip))
+            alone = explain(images[index : index + 1], targets[index])[0]
             assert relative_error(found[index][name], alone) < TOLERANCE
-    assert Passes(clip, methods).of_each(images, [[], [], []]) == [{}, {}, {}]
+    assert attribute_each(make_all(clip, methods), images, [[], [], []]) == [{}, {}, {}]

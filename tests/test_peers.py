@@ -23,6 +23,7 @@ from torch import Tensor
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr import _gradients, attention, dense
 from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
 
 TOLERANCE = 1e-5
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -67,7 +68,7 @@ def test_dense_methods(clip, published, images, name):
 
 
 def test_legrad(clip, published, images):
-    maps = attention.LayerLeGrad(clip).attribute_all(images)
+    maps = LayerLeGrad(clip).attribute_all(images)
     enlarged = F.interpolate(maps, scale_factor=16, mode="bilinear")
     assert relative_error(min_max(enlarged), published["legrad.maps"]) < TOLERANCE
 
@@ -79,10 +80,10 @@ def test_attention_relevance(clip, published, images, blocks):
 
 
 def test_grad_eclip(clip, published, images):
-    maps = attention.LayerGradECLIP(clip).attribute_all(images)
+    maps = LayerGradECLIP(clip).attribute_all(images)
     assert relative_error(maps, published["grad_eclip.maps"]) < TOLERANCE
     # The tower's own heads are another method.
-    own = attention.LayerGradECLIP(clip, per_head=True).attribute_all(images)
+    own = LayerGradECLIP(clip, per_head=True).attribute_all(images)
     assert relative_error(own, published["grad_eclip.maps"]) > 0.01
 
 
@@ -130,7 +131,7 @@ def test_grad_cam_is_captums_on_the_token_grid(kind, block, grid):
     rows, columns = clip.tower.patch_size
     size = clip.native_size if grid is None else (grid[0] * rows, grid[1] * columns)
     images = torch.randn(2, 3, *size)
-    maps = attention.LayerTokenGradCam(clip, block=block).attribute_all(images)
+    maps = LayerTokenGradCam(clip, block=block).attribute_all(images)
     captums = LayerGradCam(clip, clip.token_grid(block))
     expected = [
         captums.attribute(images, target=target, relu_attributions=True).detach()
@@ -159,7 +160,7 @@ def test_grad_eclip_with_the_towers_own_heads(clip, images):
         likeness = (likeness - likeness.amin(1, keepdim=True)) / (
             likeness.amax(1, keepdim=True) - likeness.amin(1, keepdim=True)
         )
-    maps = attention.LayerGradECLIP(clip, per_head=True).attribute_all(images)
+    maps = LayerGradECLIP(clip, per_head=True).attribute_all(images)
     for target, feature in enumerate(features):
         leaf = output.clone().requires_grad_()
         y = x[:, 0] + block.attn.out_proj(leaf)
@@ -177,7 +178,7 @@ def test_legrad_is_its_definition(kind):
     tower = clip.tower
     if not tower.has_residual:
         with pytest.raises(TypeError, match="not defined on open_clip ModifiedResNet"):
-            attention.LayerLeGrad(clip)
+            LayerLeGrad(clip)
         return
     images, feature = random_images(clip), clip.text_features()[1]
     expected = 0
@@ -191,18 +192,18 @@ def test_legrad_is_its_definition(kind):
         pooled = F.normalize(tower.project(y.mean(1, keepdim=True))[:, 0], dim=-1)
         (gradient,) = torch.autograd.grad((pooled @ feature).sum(), weights)
         expected = expected + gradient.relu().mean((1, 2))[:, tower.num_prefix_tokens :]
-    maps = attention.LayerLeGrad(clip).attribute(images, target=1)
+    maps = LayerLeGrad(clip).attribute(images, target=1)
     assert relative_error(maps.flatten(1), expected) < 1e-4
 
 
 # --- what holds for all that take gradients ------------------------------------------------------
 
 GRADIENT: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
-    "legrad": attention.LayerLeGrad,
+    "legrad": LayerLeGrad,
     "relevance": attention.LayerAttentionRelevance,
     "relevance all": lambda clip: attention.LayerAttentionRelevance(clip, "all"),
-    "grad-eclip": attention.LayerGradECLIP,
-    "grad-cam": attention.LayerTokenGradCam,
+    "grad-eclip": LayerGradECLIP,
+    "grad-cam": LayerTokenGradCam,
 }
 
 
@@ -247,12 +248,12 @@ def test_a_layer_is_the_block_where_the_method_begins(clip):
     for method, index in (
         (dense.LayerGEM(clip), -6),
         (dense.LayerMaskCLIP(clip), -1),
-        (attention.LayerLeGrad(clip), -2),
+        (LayerLeGrad(clip), -2),
         (attention.LayerAttentionRelevance(clip), -1),
         (attention.LayerAttentionRelevance(clip, "all"), 0),
         (attention.LayerAttentionRollout(clip), 0),
         (attention.LayerRawAttention(clip, block=2), 2),
-        (attention.LayerTokenGradCam(clip, block=3), 3),
+        (LayerTokenGradCam(clip, block=3), 3),
     ):
         assert method.layer is blocks[index], method
 
@@ -263,7 +264,7 @@ NEEDS_CLASS_TOKEN = (
     attention.LayerAttentionRelevance,
     attention.LayerAttentionRollout,
     attention.LayerRawAttention,
-    attention.LayerGradECLIP,
+    LayerGradECLIP,
 )
 
 
@@ -279,15 +280,27 @@ def test_towers_without_a_class_token_are_refused(method):
     ("make", "error", "message"),
     [
         (
-            lambda c: attention.LayerLeGrad(c, num_blocks=0),
+            lambda c: LayerLeGrad(c, num_blocks=0),
             ValueError,
-            "num_blocks 0 leaves no block",
+            "num_blocks must be at least 1",
         ),
-        (lambda c: attention.LayerLeGrad(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
-        (lambda c: attention.LayerAttentionRelevance(c, "some"), ValueError, 'neither "last"'),
-        (lambda c: attention.LayerRawAttention(c, block=8), IndexError, "block 8 of 8"),
-        (lambda c: attention.LayerTokenGradCam(c, block=-9), IndexError, "block -9 of 8"),
-        (lambda c: attention.LayerTokenGradCam(c, block=True), TypeError, "block True is no int"),
+        (lambda c: LayerLeGrad(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
+        (
+            lambda c: attention.LayerAttentionRelevance(c, "some"),
+            ValueError,
+            'must be "last" or "all", got .some.',
+        ),
+        (
+            lambda c: attention.LayerRawAttention(c, block=8),
+            IndexError,
+            "block must be from -8 to 7, got 8",
+        ),
+        (
+            lambda c: LayerTokenGradCam(c, block=-9),
+            IndexError,
+            "block must be from -8 to 7, got -9",
+        ),
+        (lambda c: LayerTokenGradCam(c, block=True), TypeError, "block must be an int, got True"),
         (lambda c: dense.LayerGEM(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
     ],
 )
@@ -297,5 +310,5 @@ def test_options_that_do_not_exist(clip, make, error, message):
 
 
 def test_a_head_that_does_not_exist(clip, images):
-    with pytest.raises(IndexError, match="head 2 of 2"):
+    with pytest.raises(IndexError, match="head must be from -2 to 1, got 2"):
         attention.LayerRawAttention(clip, head=2).attribute(images, target=0)

@@ -255,7 +255,7 @@ def test_paper_form_keeps_the_ranking_at_each_patch(case: Case) -> None:
 @given(drawn(forms=("release",)))
 def test_release_form_is_its_definition(case: Case) -> None:
     tower, texts = case.clip.tower, case.clip.text_features()
-    encoded = tower.dual_path(case.images, case.surgery.recipe)
+    encoded = tower.dual_path(case.images, case.surgery.path_config)
     tokens, pooled = F.normalize(encoded.patches, dim=-1), F.normalize(encoded.pooled, dim=-1)
     weights = (functional.INVERSE_TEMPERATURE * pooled @ texts.T).softmax(-1)
     weights = weights / weights.mean(-1, keepdim=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr.clip_surgery import OWN_TOKENS, vv
+from captum_clip_surgery.attr.clip_surgery import OWN_TOKENS, vv_attention
 from captum_clip_surgery.functional import feature_surgery
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
@@ -31,7 +31,9 @@ def test_text_features(reference: Reference) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_surgery_tokens(reference: Reference, size: str) -> None:
     clip, expected = reference
-    encoded = clip.tower.dual_path(expected[f"{size}.images"], PathConfig(_depth(clip), vv))
+    encoded = clip.tower.dual_path(
+        expected[f"{size}.images"], PathConfig(_depth(clip), vv_attention)
+    )
     tokens = expected[f"{size}.surgery_tokens"]
     assert relative_error(encoded.patches, tokens[:, 1:]) < TOLERANCE
     if clip.tower.has_residual:  # the release's class token of a ResNet is not CLIP's own
@@ -53,7 +55,7 @@ def test_class_token_is_the_untouched_model_s_embedding(
     clip, expected = reference
     images = expected["native.images"]
     num_blocks = _depth(clip) if num_blocks is None else num_blocks
-    pooled = clip.tower.dual_path(images, PathConfig(num_blocks, vv)).pooled
+    pooled = clip.tower.dual_path(images, PathConfig(num_blocks, vv_attention)).pooled
     assert relative_error(pooled, clip.model.encode_image(images)) < TOLERANCE
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
@@ -47,7 +47,7 @@ def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_rivals() -> None:
 def test_integrated_gradients_add_up_to_the_logit() -> None:
     clip = ZeroShotClassifier.demo(["dog", "pizza"])
     image = clip.preprocess(Scenes("test", 1)[0].image, 64)
-    maps = METHODS["IntegratedGradients"](clip)(image)[0]
+    maps = METHODS["IntegratedGradients"](clip).attribute_all(image)[0]
     with torch.no_grad():
         change = (clip(image) - clip(torch.zeros_like(image)))[0]
     torch.testing.assert_close(maps.sum((1, 2)), change, rtol=0.1, atol=0.3)

@@ -43,7 +43,7 @@ def maps(seed: int) -> dict[str, str]:
     return {
         "features": digest(clip.text_features()),
         "logits": digest(clip(images)),
-        **{name: digest(METHODS[name](clip)(images, [1])) for name in USED},
+        **{name: digest(METHODS[name](clip).attribute_all(images, [1])) for name in USED},
     }
 
 

@@ -398,7 +398,7 @@ def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
     clip = ZeroShotClassifier.from_features(demo.model, features)
     found = segment(clip, images[:1])
     tokens = functional.normalized(
-        clip.tower.dual_path(images[:1], LayerCLIPSurgery(clip).recipe).patches
+        clip.tower.dual_path(images[:1], LayerCLIPSurgery(clip).path_config).patches
     )
     scores = (clip.text_features() @ tokens.mT).unflatten(-1, (6, 8)).detach()
     assert torch.equal(found[0, 40], enlarged(scores, (96, 128)).argmax(1)[0, 40])

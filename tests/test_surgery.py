@@ -13,15 +13,17 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 def test_forms_that_contrast_texts_need_several(clip, form):
     images = random_images(clip)
     alone = clip.with_texts(["a dog"])
-    with pytest.raises(ValueError, match=f"'{form}' contrasts texts, and there is one"):
+    with pytest.raises(ValueError, match=f"'{form}' contrasts texts, and there is only one"):
         LayerCLIPSurgery(alone, feature_surgery=form).attribute(images)
     with_rival = clip.with_texts(["a dog"], distractors=["a cat"])
     assert LayerCLIPSurgery(with_rival, feature_surgery=form).attribute(images).any()
 
 
 def test_an_unknown_form_names_those_there_are(clip):
-    known = "'auto', 'release', 'paper', 'empty' and None"
-    with pytest.raises(ValueError, match=f"feature_surgery 'published' is none of {known}"):
+    known = "'auto', 'release', 'paper', 'empty' or None"
+    with pytest.raises(
+        ValueError, match=f"feature_surgery must be one of {known}, got 'published'"
+    ):
         LayerCLIPSurgery(clip, feature_surgery="published")
 
 
@@ -44,11 +46,11 @@ def test_a_layer_names_the_depth(clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_blocks": 4}, "num_blocks 4 must be an int from 0 to the tower's 3"),
-        ({"num_blocks": -1}, "num_blocks -1 must be"),
-        ({"num_blocks": True}, "num_blocks True must be"),
-        ({"num_blocks": 1.0}, "num_blocks 1.0 must be"),
-        ({"layer": torch.nn.Identity()}, "Identity is none of the tower's 3 blocks"),
+        ({"num_blocks": 4}, "num_blocks must be an int from 0 to the tower's 3, got 4"),
+        ({"num_blocks": -1}, "tower's 3, got -1"),
+        ({"num_blocks": True}, "tower's 3, got True"),
+        ({"num_blocks": 1.0}, "tower's 3, got 1.0"),
+        ({"layer": torch.nn.Identity()}, "layer must be one of the tower's 3 blocks, got Identity"),
         ({"layer": torch.nn.Identity(), "num_blocks": 1}, "pass one"),
     ],
 )

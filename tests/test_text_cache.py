@@ -355,7 +355,7 @@ def test_a_tokenizer_that_changes_its_mind_does_not_poison(tmp_path):
         written = [added + text if "here" in text else text for text in texts]
         return open_clip.tokenize(written, context_length=context_length)
 
-    def assert_parameters_unchanged(texts: list[str], context_length: int) -> Tensor:
+    def steady(texts: list[str], context_length: int) -> Tensor:
         return open_clip.tokenize(texts, context_length=context_length)
 
     for _ in range(5):
@@ -371,7 +371,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_prompts import text_model
-from captum_clip_surgery.prompts import PromptEncoder
+from captum_clip_surgery.models.text.encoder import PromptEncoder
 import torch
 if {known}:
     PromptEncoder._encode = None  # whoever calls it fails

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,18 +11,23 @@ from torch import Tensor
 from captum_clip_surgery.app.pictures import Shown
 from captum_clip_surgery.app.remembering import Remembered
 from captum_clip_surgery.app.settings import MAX_SIDE, Settings
-from captum_clip_surgery.attr._base import Explain
+from captum_clip_surgery.attr._engine import (
+    Explain,
+    Outputs,
+    attribute_many,
+    explain_of,
+    forward_pass,
+    path_of,
+)
+from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery
-from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.attr.registry import METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models.image import PathConfig, TowerOutput
 from captum_clip_surgery.models.image._base import nearest_multiple
 
 MAX_TOKENS = 4096  # of an image
-PASSES = 64  # of images through the tower that are remembered
+PASSES = 16  # images whose tower outputs are cached
 MAPS = 512  # of texts by methods that pass the tower for each
 #: Methods whose form of feature surgery the visitor chooses.
 WITH_FORM = {"CLIPSurgery": LayerCLIPSurgery, "FeatureSurgery": LayerFeatureCLIPSurgery}
@@ -67,9 +72,7 @@ class Explainer:
     def __init__(self, clip: ZeroShotClassifier) -> None:
         self.clip = clip
         self.methods, _ = choose(clip, ["all"])
-        self._passes: Remembered[tuple[str, int | None, PathConfig], TowerOutput] = Remembered(
-            PASSES
-        )
+        self._passes: Remembered[tuple[str, int | None], Outputs] = Remembered(PASSES)
         self._maps: Remembered[tuple[str, int | None, str, str], Tensor] = Remembered(MAPS)
 
     def sides(self) -> list[int]:
@@ -92,33 +95,59 @@ class Explainer:
         self._passes.forget(lambda key: key[0] == digest)
         self._maps.forget(lambda key: key[0] == digest)
 
-    @torch.no_grad()  # methods of gradients enable them themselves
+    @torch.no_grad()  # methods that need gradients enable them themselves
     def explain(self, picture: Shown, settings: Settings) -> Iterator[Explanation]:
-        """Maps of every text by every method, as they are found.
+        """Yield the maps of every text by every method, as they are computed.
 
-        Methods that share the tower's pass come at once, others method by method. Between texts of
-        a method the same explanation is given again, so that a visitor who leaves can be left.
+        Methods that share the tower's pass come first and together, the others one by one. Between
+        the texts of a method the same explanation is yielded again, so that the computation can be
+        abandoned when the visitor leaves.
 
         Raises:
-            ValueError: a resolution that the model cannot take, a text that is too long.
+            ValueError: If the model does not accept the resolution, or a text is too long.
         """
         clip = self.classifier(settings)
         images = self._images(picture, settings.side)
-        dense, others, left_out = self._methods(clip, settings)
-        base = LayerCLIPSurgery(clip, feature_surgery=None).recipe
-        encoded = self._encoded(picture, settings.side, images, [base, *_recipes(dense)])
-        logits = _logits(clip, encoded[base].pooled)
-        found = Explanation(clip.texts, logits, logits.softmax(-1), left_out=left_out)
-        for name, method in dense.items():
-            try:
-                maps = method.scores_of(encoded[method.recipe], _all(clip))
-            except ValueError as error:
-                found.left_out[name] = str(error)
-            else:
-                found.maps[name] = maps[0].to(images.dtype).cpu()
+        methods, left_out = self._methods(clip, settings)
+        sharing = {name: m for name, m in methods.items() if path_of(m) is not None}
+        found = self._explain_together(clip, images, sharing, self._outputs(picture, settings.side))
+        found.left_out |= left_out
         yield found
-        for name, explain in others.items():
+        for name in (name for name in methods if name not in sharing):
+            explain = explain_of(methods[name])
             yield from self._one_by_one(found, name, explain, picture, settings, images)
+
+    def _explain_together(
+        self,
+        clip: ZeroShotClassifier,
+        images: Tensor,
+        methods: Mapping[str, Method],
+        outputs: Outputs,
+    ) -> Explanation:
+        """Compute logits, and the maps of methods that share one pass."""
+        base = LayerCLIPSurgery(clip, feature_surgery=None).path_config
+        configs = [config for config in map(path_of, methods.values()) if config is not None]
+        with forward_pass(clip, images, [base, *configs], outputs) as forward:
+            forward.output(base)
+            logits = clip.logits(forward.image_features())[0].float().cpu()
+            found = Explanation(clip.texts, logits, logits.softmax(-1))
+            for name, method in methods.items():
+                try:
+                    maps = attribute_many({name: method}, images)[name]
+                except ValueError as error:
+                    found.left_out[name] = str(error)
+                else:
+                    found.maps[name] = maps[0].cpu()
+        return found
+
+    def _outputs(self, picture: Shown, side: int | None) -> Outputs:
+        """Return the cached tower outputs of a picture; `explain` adds to them."""
+        key = (picture.digest, side)
+        outputs = self._passes.get(key)
+        if outputs is None:
+            outputs = {}
+            self._passes.put(key, outputs)
+        return outputs
 
     def _one_by_one(
         self,
@@ -157,58 +186,19 @@ class Explainer:
 
     def _methods(
         self, clip: ZeroShotClassifier, settings: Settings
-    ) -> tuple[dict[str, DualPathAttribution], dict[str, Explain], dict[str, str]]:
-        """Methods that share a pass, those that make their own, and those not defined here."""
-        dense: dict[str, DualPathAttribution] = {}
-        others: dict[str, Explain] = {}
+    ) -> tuple[dict[str, Method], dict[str, str]]:
+        """Create the requested methods, and say why others are not defined here."""
+        methods: dict[str, Method] = {}
         left_out: dict[str, str] = {}
         for name in settings.methods:
             try:
-                explain = _method(name, clip, settings)
+                methods[name] = _method(name, clip, settings)
             except (TypeError, ImportError) as error:
                 left_out[name] = str(error)
-                continue
-            owner = getattr(explain, "__self__", None)
-            if isinstance(owner, DualPathAttribution):
-                dense[name] = owner
-            else:
-                others[name] = explain
-        return dense, others, left_out
-
-    def _encoded(
-        self, picture: Shown, side: int | None, images: Tensor, recipes: Sequence[PathConfig]
-    ) -> dict[PathConfig, TowerOutput]:
-        """Passes by recipe: remembered ones, and one pass for all that are not."""
-        found = {r: self._passes.get((picture.digest, side, r)) for r in recipes}
-        missing = [recipe for recipe, encoded in found.items() if encoded is None]
-        if missing:
-            tower = self.clip.tower
-            new = tower.paths(images.to(tower.dtype), missing)
-            for recipe, encoded in zip(missing, new, strict=True):
-                self._passes.put((picture.digest, side, recipe), encoded)
-                found[recipe] = encoded
-        return {recipe: encoded for recipe, encoded in found.items() if encoded is not None}
+        return methods, left_out
 
 
-def _method(name: str, clip: ZeroShotClassifier, settings: Settings) -> Explain:
+def _method(name: str, clip: ZeroShotClassifier, settings: Settings) -> Method:
     if name in WITH_FORM:
-        return WITH_FORM[name](clip, feature_surgery=settings.feature_surgery).attribute_all
+        return WITH_FORM[name](clip, feature_surgery=settings.feature_surgery)
     return METHODS[name](clip)
-
-
-def _recipes(methods: dict[str, DualPathAttribution]) -> list[PathConfig]:
-    return [method.recipe for method in methods.values()]
-
-
-def _all(clip: ZeroShotClassifier) -> Tensor:
-    return torch.arange(len(clip.texts), device=clip.device)
-
-
-def _logits(clip: ZeroShotClassifier, pooled: Tensor) -> Tensor:
-    """What the classifier's forward gives, from the image's embedding (1, C): (K,)."""
-    with full_precision(pooled):
-        image = normalized(pooled)
-        text = clip.text_features()[: len(clip.texts)].to(image.dtype)
-        logits = clip.model.logit_scale.exp() * image @ text.T
-        bias = getattr(clip.model, "logit_bias", None)
-        return (logits if bias is None else logits + bias)[0].float().cpu()

@@ -1,1 +1,96 @@
-"""Methods that score patches for texts, and the shapes they share."""
+"""Attribution methods: CLIP Surgery, and those to compare it with.
+
+Every method is a Captum `Attribution`. Derive from `DualPathAttribution` to write a dense method of
+your own, or from `PatchAttribution` to write any other.
+"""
+
+from captum_clip_surgery.attr._base import (
+    InputShapeMixin,
+    LayerShapeMixin,
+    Method,
+    PatchAttribution,
+)
+from captum_clip_surgery.attr._engine import attribute_many
+from captum_clip_surgery.attr._gradients import TowerAttribution
+from captum_clip_surgery.attr.attention import (
+    AttentionRelevance,
+    AttentionRollout,
+    LayerAttentionRelevance,
+    LayerAttentionRollout,
+    LayerRawAttention,
+    RawAttention,
+)
+from captum_clip_surgery.attr.clip_surgery import (
+    CLIPSimilarity,
+    CLIPSurgery,
+    FeatureCLIPSurgery,
+    LayerCLIPSimilarity,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
+)
+from captum_clip_surgery.attr.dense import (
+    GEM,
+    NACLIP,
+    SCLIP,
+    ClearCLIP,
+    LayerClearCLIP,
+    LayerGEM,
+    LayerMaskCLIP,
+    LayerNACLIP,
+    LayerSCLIP,
+    MaskCLIP,
+)
+from captum_clip_surgery.attr.dual_path import DualPathAttribution, PathConfig
+from captum_clip_surgery.attr.gradient import (
+    GradECLIP,
+    LayerGradECLIP,
+    LayerLeGrad,
+    LayerTokenGradCam,
+    LeGrad,
+    TokenGradCam,
+)
+from captum_clip_surgery.attr.registry import METHODS, choose
+from captum_clip_surgery.attr.words import WordScores, word_scores
+
+__all__ = [
+    "GEM",
+    "METHODS",
+    "NACLIP",
+    "SCLIP",
+    "AttentionRelevance",
+    "AttentionRollout",
+    "CLIPSimilarity",
+    "CLIPSurgery",
+    "ClearCLIP",
+    "DualPathAttribution",
+    "FeatureCLIPSurgery",
+    "GradECLIP",
+    "InputShapeMixin",
+    "LayerAttentionRelevance",
+    "LayerAttentionRollout",
+    "LayerCLIPSimilarity",
+    "LayerCLIPSurgery",
+    "LayerClearCLIP",
+    "LayerFeatureCLIPSurgery",
+    "LayerGEM",
+    "LayerGradECLIP",
+    "LayerLeGrad",
+    "LayerMaskCLIP",
+    "LayerNACLIP",
+    "LayerRawAttention",
+    "LayerSCLIP",
+    "LayerShapeMixin",
+    "LayerTokenGradCam",
+    "LeGrad",
+    "MaskCLIP",
+    "Method",
+    "PatchAttribution",
+    "PathConfig",
+    "RawAttention",
+    "TokenGradCam",
+    "TowerAttribution",
+    "WordScores",
+    "attribute_many",
+    "choose",
+    "word_scores",
+]

@@ -1,71 +1,241 @@
-"""Several methods on the same images, with one pass of the tower for all that can share it."""
+"""One forward pass of the image tower for any number of methods.
+
+`forward_pass` checks images and model once and keeps what the tower computed of them; a method asks
+for it by `tower_output`. `attribute_many` runs several methods within one such pass: each through
+its own `attribute_all`, so that whatever a subclass overrides takes effect.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr._base import Explain, Method, PatchAttribution
-from captum_clip_surgery.attr.dual_path import DualPathAttribution, maps_together
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._state import version_of
+from captum_clip_surgery.models.image import PathConfig, TowerOutput
 
 
-class Passes:
-    """Methods on one classifier. Dense methods share a pass; of others each makes its own."""
+class Explain(Protocol):
+    """Images (N, 3, H, W) to raw, signed maps (N, K, h, w), as `attribute_all` returns them.
 
-    def __init__(self, clip: ZeroShotClassifier, methods: Mapping[str, Method]) -> None:
+    K are the classifier's texts, or those whose indices are given.
+    """
+
+    def __call__(self, inputs: Tensor, targets: Sequence[int] | None = None, /) -> Tensor: ...
+
+
+class MultiTextAttribution(Protocol):
+    """An object whose `attribute_all` maps images to the maps of many texts."""
+
+    @property
+    def attribute_all(self) -> Explain:
+        """The method's own entry point."""
+
+
+#: What computes maps on one classifier: an attribution, or a function like its `attribute_all`.
+Explainer = MultiTextAttribution | Explain
+
+#: The outputs of one pass, by the path that gave them.
+Outputs = MutableMapping[PathConfig, TowerOutput]
+
+
+class ForwardPass:
+    """A batch of images on its way through a classifier's image tower.
+
+    Args:
+        clip: The classifier.
+        images: Images (N, 3, H, W), checked.
+        configs: Paths to compute in the same pass as the first one asked for.
+        outputs: Outputs already computed for these images; new ones are added.
+    """
+
+    def __init__(
+        self,
+        clip: ZeroShotClassifier,
+        images: Tensor,
+        configs: Sequence[PathConfig] = (),
+        outputs: Outputs | None = None,
+    ) -> None:
         self.clip = clip
-        self.dense: dict[str, DualPathAttribution] = {}
-        self.others: dict[str, Explain] = {}
-        self.names = tuple(methods)
-        for name, method in methods.items():
-            explain = method(clip)
-            owner = _shares(explain, clip)
-            if owner is None:
-                self.others[name] = explain
-            else:
-                self.dense[name] = owner
+        self.images = images
+        self._configs = tuple(configs)
+        self._outputs: Outputs = {} if outputs is None else outputs
 
-    @torch.no_grad()  # methods of gradients enable them themselves
-    def __call__(self, images: Tensor, targets: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Maps (N, K, h, w) of images (N, 3, H, W) for texts, in the order of the methods."""
-        found = maps_together(self.dense, images, targets) if self.dense else {}
-        found |= {name: explain(images, targets) for name, explain in self.others.items()}
-        return {name: found[name].detach() for name in self.names}
+    def output(self, config: PathConfig) -> TowerOutput:
+        """Return the tower's output by one path, computing all configured paths on first use."""
+        if config not in self._outputs:
+            wanted = dict.fromkeys([config, *self._configs])
+            missing = [path for path in wanted if path not in self._outputs]
+            tower = self.clip.tower
+            computed = tower.paths(self.images.to(tower.dtype), missing)
+            self._outputs.update(zip(missing, computed, strict=True))
+        return self._outputs[config]
 
-    def of_each(self, images: Tensor, targets: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
-        """Maps (K, h, w) of each image, for the texts it is asked about."""
-        wanted = sorted({target for row in targets for target in row})
-        places = {target: place for place, target in enumerate(wanted)}
-        shared: dict[str, Tensor] = {}
-        if self.dense and wanted:
-            with torch.no_grad():
-                shared = maps_together(self.dense, images, wanted)
-        found = []
-        for index, row in enumerate(targets):
-            maps: dict[str, Tensor] = {}
-            if row:
-                chosen = [places[target] for target in row]
-                maps = {name: all_maps[index, chosen] for name, all_maps in shared.items()}
-                for name, explain in self.others.items():
-                    with torch.no_grad():
-                        maps[name] = explain(images[index : index + 1], row)[0].detach()
-            found.append({name: maps[name] for name in self.names if name in maps})
-        return found
+    def image_features(self) -> Tensor:
+        """Return the L2-normalized embeddings (N, C) of the images, from any output there is."""
+        for output in self._outputs.values():
+            return normalized(output.pooled)
+        return self.clip.image_features(self.images)
 
 
-def _shares(explain: Explain, clip: ZeroShotClassifier) -> DualPathAttribution | None:
-    """The dense method that this is, if `maps_together` does all that it does."""
-    owner = getattr(explain, "__self__", None)
-    if not isinstance(owner, DualPathAttribution) or owner.forward_func is not clip:
+#: The pass of the block that runs now, and the version of its images.
+_current: ContextVar[tuple[ForwardPass, int] | None] = ContextVar("forward_pass", default=None)
+
+
+def _joined(clip: ZeroShotClassifier, images: Tensor) -> ForwardPass | None:
+    """Return the current pass if it is of this model and of these images, unchanged."""
+    current = _current.get()
+    if current is None:
         return None
-    kind = type(owner)
-    as_here = (
-        explain == owner.attribute_all
-        and kind.attribute_all is PatchAttribution.attribute_all
-        and kind._maps is PatchAttribution._maps
-        and kind.scores is DualPathAttribution.scores
-    )
-    return owner if as_here else None
+    forward, version = current
+    same = clip.model is forward.clip.model and images is forward.images
+    return forward if same and version_of(images) == version else None
+
+
+@contextmanager
+def forward_pass(
+    clip: ZeroShotClassifier,
+    images: Tensor,
+    configs: Sequence[PathConfig] = (),
+    outputs: Outputs | None = None,
+) -> Iterator[ForwardPass]:
+    """Check images and model, and share one pass of the tower within the block.
+
+    A block inside another one on the same images and model joins it: nothing is checked or computed
+    twice.
+
+    Args:
+        clip: The classifier.
+        images: Images (N, 3, H, W).
+        configs: Paths that will be asked for.
+        outputs: Outputs already computed for these images by this tower; new ones are added.
+
+    Raises:
+        TypeError: If `images` is not a dense floating-point tensor.
+        ValueError: If the images do not fit the model, or it is in train mode where that matters.
+        RuntimeError: If a parameter of the model changes before the end of the block.
+    """
+    compiling = torch.compiler.is_compiling()  # context variables cannot be traced
+    outer = None if compiling else _joined(clip, images)
+    if outer is not None:
+        yield outer
+        return
+    _validation.check_images(images, clip.tower, clip.device, finite=False)
+    _validation.check_modes(clip.model)
+    forward = ForwardPass(clip, images, configs, outputs)
+    token = None if compiling else _current.set((forward, version_of(images)))
+    try:
+        with assert_parameters_unchanged(clip.model):
+            yield forward
+    finally:
+        if token is not None:
+            _current.reset(token)
+
+
+def tower_output(clip: ZeroShotClassifier, images: Tensor, config: PathConfig) -> TowerOutput:
+    """Return the tower's output for images by one path, from the current pass if it is of these.
+
+    Args:
+        clip: The classifier.
+        images: Images (N, 3, H, W).
+        config: The path.
+
+    Raises:
+        TypeError: See `forward_pass`.
+        ValueError: See `forward_pass`.
+        RuntimeError: See `forward_pass`.
+    """
+    with forward_pass(clip, images, [config]) as forward:
+        return forward.output(config)
+
+
+def path_of(method: Any) -> PathConfig | None:
+    """Return the path whose output a method shares with others, or None."""
+    return getattr(method, "path_config", None)
+
+
+def explain_of(method: Explainer) -> Explain:
+    """Return the function of images and targets that a method is."""
+    return getattr(method, "attribute_all", method)  # type: ignore[arg-type]
+
+
+def attribute_many(
+    methods: Mapping[str, Explainer],
+    images: Tensor,
+    targets: Sequence[int] | None = None,
+    outputs: Outputs | None = None,
+) -> dict[str, Tensor]:
+    """Return the maps of several methods for the same images.
+
+    Methods with a `path_config` share one forward pass of the image tower; the others run their
+    own. Every method runs through its own `attribute_all`.
+
+    Args:
+        methods: Methods by name, all on one model.
+        images: Images (N, 3, H, W).
+        targets: Indices of texts; None stands for all.
+        outputs: Outputs already computed for these images by this tower; new ones are added, so
+            that a later call with other texts needs no pass.
+
+    Returns:
+        Maps by name, each (N, K, h, w) or (N, K, H, W) as the method shapes them.
+
+    Raises:
+        TypeError: If a method raises it.
+        ValueError: If a method raises it, or methods that share a pass are on different models.
+        IndexError: If a target is out of range.
+        RuntimeError: If a parameter of the model changes during the call.
+    """
+    sharing: list[Any] = [method for method in methods.values() if path_of(method) is not None]
+    if not sharing:
+        return {name: explain_of(method)(images, targets) for name, method in methods.items()}
+    clip: ZeroShotClassifier = sharing[0].forward_func
+    if any(method.forward_func.model is not clip.model for method in sharing):
+        raise ValueError(
+            "the methods belong to different models, which cannot share a forward pass; call "
+            "attribute_many once per model"
+        )
+    configs = list(dict.fromkeys(method.path_config for method in sharing))
+    with forward_pass(clip, images, configs, outputs):
+        return {name: explain_of(method)(images, targets) for name, method in methods.items()}
+
+
+def attribute_each(
+    methods: Mapping[str, Explainer], images: Tensor, targets: Sequence[Sequence[int]]
+) -> list[dict[str, Tensor]]:
+    """Return the maps of several methods, for other texts per image.
+
+    Methods that share a pass compute the texts of all images at once; the others are asked image by
+    image for its own texts, since their cost grows with the number of texts.
+
+    Args:
+        methods: Methods by name, all on one model.
+        images: Images (N, 3, H, W).
+        targets: For each image, indices of texts.
+
+    Returns:
+        For each image, maps (K, h, w) by name; empty for an image without targets.
+    """
+    wanted = sorted({target for row in targets for target in row})
+    places = {target: place for place, target in enumerate(wanted)}
+    sharing = {name: method for name, method in methods.items() if path_of(method) is not None}
+    shared = attribute_many(sharing, images, wanted) if sharing and wanted else {}
+    results = []
+    for index, row in enumerate(targets):
+        maps: dict[str, Tensor] = {}
+        chosen = [places[target] for target in row]
+        for name, method in methods.items() if row else ():
+            if name in shared:
+                maps[name] = shared[name][index, chosen]
+            else:
+                maps[name] = explain_of(method)(images[index : index + 1], row)[0]
+        results.append(maps)
+    return results

@@ -1,4 +1,4 @@
-"""What methods share that read attention and gradients of towers whose blocks are laid open."""
+"""Base class and helpers of methods that read a tower's attention and gradients."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._guards import check_differentiable
 from captum_clip_surgery.models.image import Tower
 
-GRADIENT_BYTES = 256 << 20  # of one batch of gradients
+#: Bytes of one batch of gradients.
+GRADIENT_BYTES = 256 << 20
 
 
 class TowerAttribution(PatchAttribution):
-    """What these methods share: the check of the tower, and maps from patch tokens' scores."""
+    """Base class of methods with a pass of their own: checks the tower, returns detached maps.
 
-    #: Whether the method reads the attention of the one token the image's embedding is made of.
+    Args:
+        forward_func: The classifier.
+
+    Raises:
+        TypeError: If the method is not defined on the classifier's tower.
+    """
+
+    #: Whether the method reads the attention of the token that becomes the image's embedding.
     reads_class_token = True
-    #: Whether it needs blocks that add to a stream; a ResNet's attention pooling does not.
+    #: Whether it needs residual blocks; a ResNet's attention pooling has none.
     needs_stream = True
+    #: Whether it differentiates scores.
     needs_gradients = True
 
     def __init__(self, forward_func: ZeroShotClassifier) -> None:
@@ -42,7 +51,7 @@ class TowerAttribution(PatchAttribution):
         if why:
             raise TypeError(
                 f"{type(self).__name__} is not defined on {tower.family}: it {why}. Surgery, the "
-                "dense methods and TokenGradCam are defined on every tower"
+                "dense methods and TokenGradCam work on every tower"
             )
 
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -59,17 +68,25 @@ class TowerAttribution(PatchAttribution):
 
     @abstractmethod
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
-        """(N, K, h*w) for images and the text features (N or 1, K, C) asked for."""
+        """Return scores of patches for texts.
+
+        Args:
+            images: Images (N, 3, H, W) in the tower's dtype.
+            features: Features (N or 1, K, C) of the texts.
+
+        Returns:
+            Scores (N, K, h*w).
+        """
 
     def _patches(self, tokens: Tensor) -> Tensor:
         return tokens[..., self.forward_func.tower.num_prefix_tokens :]
 
 
 def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Gradients of every text's scores (N, K) by tensors (N, ...), some texts at a time.
+    """Differentiate every text's scores (N, K) by tensors (N, ...), in chunks of texts.
 
     Yields:
-        For each tensor (texts, N, ...), texts in order.
+        One gradient (texts, N, ...) per tensor, texts in order.
     """
     count = scores.shape[1]
     size = sum(tensor.numel() * tensor.element_size() for tensor in by)
@@ -82,28 +99,28 @@ def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tenso
 
 
 def cosines(embeddings: Tensor, features: Tensor) -> Tensor:
-    """(N, K) of embeddings (N, C) with text features (N or 1, K, C)."""
+    """Return the cosines (N, K) of embeddings (N, C) with text features (N or 1, K, C)."""
     embeddings = normalized(embeddings)
     return (embeddings[:, None] * features.to(embeddings.dtype)).sum(-1)
 
 
-def likeness_to(query: Tensor, keys: Tensor) -> Tensor:
-    """Cosines (N, L) of keys (N, L, D) with a query (N, 1, D), min-max normalised over keys."""
-    likeness = F.cosine_similarity(query, keys, dim=-1)
-    low, high = likeness.amin(-1, keepdim=True), likeness.amax(-1, keepdim=True)
-    return (likeness - low) / torch.where(high > low, high - low, 1)
+def minmax_cosines(query: Tensor, keys: Tensor) -> Tensor:
+    """Return cosines (N, L) of keys (N, L, D) with a query (N, 1, D), min-max scaled over keys."""
+    similarity = F.cosine_similarity(query, keys, dim=-1)
+    low, high = similarity.amin(-1, keepdim=True), similarity.amax(-1, keepdim=True)
+    return (similarity - low) / torch.where(high > low, high - low, 1)
 
 
 def relevance_row(gradients: Sequence[Tensor], attention: Sequence[Tensor], place: int) -> Tensor:
-    """Of the product of all blocks' (I + relevance) the row of one token, (texts, N, L).
+    """Return one token's row (texts, N, L) of the product of all blocks' (I + relevance).
 
-    Only that row is asked for: it passes from the last block to the first.
+    The row is propagated from the last block to the first; the full product is never built.
 
     Args:
-        gradients: of each block (texts, N, heads, L, L).
-        attention: of each block (N, heads, L, L).
-        place: of the token. The last block may hold the rows of the first tokens alone, if the
-            token is among them.
+        gradients: For each block, gradients (texts, N, heads, L, L).
+        attention: For each block, attention (N, heads, L, L).
+        place: Position of the token. The last block may hold only the first rows, if the token is
+            among them.
     """
     row = torch.zeros_like(gradients[0][:, :, 0, :1])
     row[..., place] = 1
@@ -114,10 +131,15 @@ def relevance_row(gradients: Sequence[Tensor], attention: Sequence[Tensor], plac
 
 
 def resolve_block(clip: ZeroShotClassifier, block: int) -> int:
-    """A block's index, counted from the start."""
+    """Return a block's index counted from the start.
+
+    Raises:
+        TypeError: If `block` is not an int.
+        IndexError: If `block` is out of range.
+    """
     if isinstance(block, bool) or not isinstance(block, int):
-        raise TypeError(f"block {block!r} is no int")
+        raise TypeError(f"block must be an int, got {block!r}")
     count = len(clip.tower.blocks)
     if not -count <= block < count:
-        raise IndexError(f"block {block} of {count}; {-count} to {count - 1} exist")
+        raise IndexError(f"block must be from {-count} to {count - 1}, got {block}")
     return block % count

@@ -1,9 +1,4 @@
-"""Methods that read a tower's attention and gradients: LeGrad, relevance, rollout, Grad-ECLIP.
-
-They take both in the adapter's own pass, beside the model, which keeps its modules as they are and
-gets no `.grad`. Where they need gradients they enable them, whatever the caller's mode, and their
-maps come back detached. Many texts cost one forward pass and batched gradients.
-"""
+"""Methods that read the class token's attention: bi-modal relevance, rollout, raw attention."""
 
 from __future__ import annotations
 
@@ -20,23 +15,34 @@ from captum_clip_surgery.attr._gradients import (
 )
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
+__all__ = [
+    "AttentionRelevance",
+    "AttentionRollout",
+    "LayerAttentionRelevance",
+    "LayerAttentionRollout",
+    "LayerRawAttention",
+    "RawAttention",
+]
+
 
 class _AttentionRelevanceCore(TowerAttribution):
+    method_name = "Attention relevance"
+
     def __init__(self, forward_func: ZeroShotClassifier, blocks: str = "last") -> None:
         super().__init__(forward_func)
         if blocks not in ("last", "all"):
-            raise ValueError(f'blocks {blocks!r} is neither "last" nor "all"')
+            raise ValueError(f'blocks must be "last" or "all", got {blocks!r}')
         self.blocks = blocks
-        self.begin_at(0 if blocks == "all" else -1)
+        self._set_layer(0 if blocks == "all" else -1)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         clip, tower = self.forward_func, self.forward_func.tower
         first = 0 if self.blocks == "all" else len(tower.blocks) - 1
         with torch.no_grad():
             x, layout = tower.enter(images, first)
-        opened = list(tower.iter_blocks_with_attention(x, layout, first, pooled_only=True))
-        scores = clip.model.logit_scale.exp() * cosines(tower.pool(opened[-1].stream), features)
-        attention = [block.probabilities for block in opened]
+        traces = list(tower.iter_blocks_with_attention(x, layout, first, pooled_only=True))
+        scores = clip.model.logit_scale.exp() * cosines(tower.pool(traces[-1].stream), features)
+        attention = [trace.probabilities for trace in traces]
         rows = [relevance_row(part, attention, 0) for part in text_gradients(scores, attention)]
         return self._patches(torch.cat(rows).transpose(0, 1))
 
@@ -45,17 +51,22 @@ class _AttentionRelevanceCore(TowerAttribution):
 
 
 class LayerAttentionRelevance(_AttentionRelevanceCore, LayerShapeMixin):
-    """Bi-modal attention relevance on the patch grid, (N, 1, h, w) for a text.
+    """Bi-modal attention relevance on the patch grid: attributions (N, 1, h, w).
 
-    Attention times the positive gradient of the logit by it, averaged over heads, multiplied up
-    through the blocks; the class token's row.
+    Attention times the positive part of the logit's gradient with respect to it, averaged over
+    heads and multiplied through the blocks; the map is the class token's row.
 
     Args:
-        forward_func: the classifier, on a transformer with a class token.
+        forward_func: The classifier, on a transformer with a class token.
         blocks: "last", as in the authors' CLIP notebook, or "all", as in the paper.
 
-    Source: Chefer, Gur, Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
-    Encoder-Decoder Transformers" (ICCV 2021), Eq. 5-6.
+    Raises:
+        TypeError: If the tower has no class token or no residual blocks.
+        ValueError: If `blocks` is neither "last" nor "all".
+
+    References:
+        Chefer, Gur, Wolf: Generic Attention-model Explainability for Interpreting Bi-Modal and
+        Encoder-Decoder Transformers. ICCV 2021, Eq. 5-6.
     """
 
 
@@ -64,20 +75,22 @@ class AttentionRelevance(_AttentionRelevanceCore, InputShapeMixin):
 
 
 class _AttentionRolloutCore(TowerAttribution):
+    method_name = "Attention rollout"
     needs_gradients = False
 
     def __init__(self, forward_func: ZeroShotClassifier) -> None:
         super().__init__(forward_func)
-        self.begin_at(0)
+        self._set_layer(0)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
-        opened = tower.iter_blocks_with_attention(*tower.enter(images, 0), 0, pooled_only=True)
-        attention = [block.probabilities.mean(1) for block in opened]
+        x, layout = tower.enter(images, 0)
+        traces = tower.iter_blocks_with_attention(x, layout, 0, pooled_only=True)
+        attention = [trace.probabilities.mean(1) for trace in traces]
         row = torch.zeros_like(attention[0][:, :1])
         row[..., 0] = 1
         for mixing in reversed(attention):
-            # Attention and identity, rows normalised to 1.
+            # Attention plus identity for the residual, with rows that sum to 1.
             row = (row + row[..., : mixing.shape[-2]] @ mixing) / 2
         return self._patches(row).expand(-1, features.shape[1], -1)
 
@@ -86,20 +99,28 @@ class _AttentionRolloutCore(TowerAttribution):
 
 
 class LayerAttentionRollout(_AttentionRolloutCore, LayerShapeMixin):
-    """Attention rollout on the patch grid, (N, 1, h, w), the same for every text.
+    """Attention rollout on the patch grid: attributions (N, 1, h, w), the same for every text.
 
-    The class token's row of the product of all blocks' mean attention, identity added for the
-    residual.
+    The class token's row of the product of all blocks' mean attention, with the identity added for
+    the residual.
 
-    Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers" (ACL 2020).
+    Args:
+        forward_func: The classifier, on a transformer with a class token.
+
+    Raises:
+        TypeError: If the tower has no class token or no residual blocks.
+
+    References:
+        Abnar, Zuidema: Quantifying Attention Flow in Transformers. ACL 2020.
     """
 
 
 class AttentionRollout(_AttentionRolloutCore, InputShapeMixin):
-    """Attention rollout shaped like the images; see `LayerAttentionRollout`."""
+    """Attention rollout shaped like the images; see `LayerAttentionRollout` for the method."""
 
 
 class _RawAttentionCore(TowerAttribution):
+    method_name = "Raw attention"
     needs_gradients = False
     needs_stream = False
 
@@ -109,14 +130,15 @@ class _RawAttentionCore(TowerAttribution):
         super().__init__(forward_func)
         self.block = resolve_block(forward_func, block)
         self.head = head
-        self.begin_at(self.block)
+        self._set_layer(self.block)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
         x, layout = tower.enter(images, self.block)
         attention = tower.heads(self.block, x, layout).first_queries(1).probabilities()[:, :, 0]
-        if self.head is not None and not -attention.shape[1] <= self.head < attention.shape[1]:
-            raise IndexError(f"head {self.head} of {attention.shape[1]}")
+        count = attention.shape[1]
+        if self.head is not None and not -count <= self.head < count:
+            raise IndexError(f"head must be from {-count} to {count - 1}, got {self.head}")
         row = attention.mean(1) if self.head is None else attention[:, self.head]
         return self._patches(row[:, None]).expand(-1, features.shape[1], -1)
 
@@ -128,12 +150,13 @@ class LayerRawAttention(_RawAttentionCore, LayerShapeMixin):
     """The class token's attention on the patch grid, (N, 1, h, w), the same for every text.
 
     Args:
-        forward_func: the classifier, on a tower with a class token, or a ResNet.
-        block: which block's; negative counts from the end.
-        head: which head's; None is the mean over heads.
+        forward_func: The classifier, on a tower with a class token, or a ResNet.
+        block: Index of the block; negative values count from the end.
+        head: Index of the head; None stands for the mean over heads.
 
     Raises:
-        IndexError: a block or head there is not.
+        TypeError: If the tower has no class token, or `block` is not an int.
+        IndexError: If `block` or, when called, `head` is out of range.
     """
 
 

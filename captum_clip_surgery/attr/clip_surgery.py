@@ -1,11 +1,8 @@
 """CLIP Surgery, and what it repairs, as Captum attributions.
 
-Three methods of two shapes each. `CLIPSurgery` repairs both the tower (architecture surgery) and
-the scores (feature surgery), `FeatureCLIPSurgery` the scores alone, and `CLIPSimilarity` is CLIP's
-own patch scores, the thing to be repaired. `Layer...` gives maps on the patch grid.
-
-Source: Li, Wang, Duan, Zhang, Li, "A Closer Look at the Explainability of Contrastive
-Language-Image Pre-training" (arXiv 2304.05653).
+`CLIPSurgery` repairs both the tower (architecture surgery) and the scores (feature surgery),
+`FeatureCLIPSurgery` only the scores, and `CLIPSimilarity` is the baseline: CLIP's own patch scores.
+The `Layer...` classes return maps on the patch grid.
 """
 
 from __future__ import annotations
@@ -16,42 +13,78 @@ from captum_clip_surgery import functional
 from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from captum_clip_surgery.models._blocks import AttentionInputs
+from captum_clip_surgery.models.image import PathConfig
+
+__all__ = [
+    "CLIPSimilarity",
+    "CLIPSurgery",
+    "FeatureCLIPSurgery",
+    "LayerCLIPSimilarity",
+    "LayerCLIPSurgery",
+    "LayerFeatureCLIPSurgery",
+    "vv_attention",
+]
 
 
-def vv(heads: AttentionInputs) -> Tensor:
-    return functional.vv_attention(heads.v)
+def vv_attention(inputs: AttentionInputs) -> Tensor:
+    """Return values weighted by v-v self-attention, see `functional.vv_attention`."""
+    return functional.vv_attention(inputs.v)
 
 
-def normalized_vv(heads: AttentionInputs) -> Tensor:
-    return functional.normalized_vv_attention(heads.v)
+def _normalized_vv_attention(inputs: AttentionInputs) -> Tensor:
+    return functional.normalized_vv_attention(inputs.v)
 
 
-class LayerCLIPSurgery(DualPathAttribution, LayerShapeMixin):
-    """CLIP Surgery on the patch grid: (N, 1, h, w) for a text.
+class _SurgeryPath(DualPathAttribution):
+    method_name = "CLIP Surgery"
 
-    Beside the last `num_blocks` blocks a second path adds v-v self-attention of the original path and
-    runs no feed-forward; the model itself stays as it is (paper, Sec. 3.2). Feature surgery then
-    takes from the patch scores what all texts share (Sec. 3.3).
+    def __init__(
+        self,
+        forward_func: ZeroShotClassifier,
+        num_blocks: int | None = None,
+        feature_surgery: str | None = "auto",
+        inverse_temperature: float = functional.INVERSE_TEMPERATURE,
+        normalize_values: bool = False,
+        layer: nn.Module | None = None,
+    ) -> None:
+        path_config = PathConfig(
+            resolve_num_blocks(forward_func, num_blocks, layer),
+            _normalized_vv_attention if normalize_values else vv_attention,
+            values_only=True,
+        )
+        super().__init__(forward_func, path_config, feature_surgery, inverse_temperature)
+
+
+class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
+    """CLIP Surgery on the patch grid: attributions (N, 1, h, w).
+
+    Beside the last `num_blocks` blocks, a second path adds v-v self-attention of the original path
+    and skips the feed-forward layers; the model itself is not changed (paper, Sec. 3.2). Feature
+    surgery then subtracts from the patch scores what all texts share (Sec. 3.3).
 
     Args:
-        forward_func: the classifier.
-        layer: the first block the new path spans, instead of `num_blocks`.
-        num_blocks: how many of the last blocks it spans. None is 6 as released, or all where the tower
-            has fewer; a ResNet has one, its attention pooling. 0 gives CLIP's own tokens. Towers
-            pooled by attention may want few or none (docs/models.md).
+        forward_func: The classifier.
+        layer: The first block that the second path spans, instead of `num_blocks`.
+        num_blocks: The number of last blocks it spans. None stands for 6 as released, or all where
+            the tower has fewer; a ResNet has one, its attention pooling. 0 gives CLIP's own tokens.
+            Towers pooled by attention may need few or none (docs/models.md).
         feature_surgery: "release", "paper" or "empty" (see `functional.feature_surgery`), None for
-            plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8 on.
-            With few texts the release form only contrasts the texts given; with two, one map is
-            the negative of the other.
-        inverse_temperature: inverse temperature of the weights of the texts.
-        normalize_values: weigh values by direction alone, as the paper states for ResNets; the
-            published code does not.
+            plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8
+            on. With few texts, the release variant only contrasts the given texts: with two, one
+            map is the negative of the other.
+        inverse_temperature: Inverse temperature of the softmax that weights the texts.
+        normalize_values: Weight values by their direction only, as the paper states for ResNets;
+            the published code does not.
 
     Raises:
-        TypeError: a forward_func that is no ZeroShotClassifier.
-        ValueError: a num_blocks the tower does not have, a layer that is none of its blocks, an unknown
-            form of feature surgery.
+        TypeError: If `forward_func` is not a `ZeroShotClassifier`.
+        ValueError: If `num_blocks` exceeds the tower's blocks, `layer` is not one of them, or
+            `feature_surgery` is unknown.
+
+    References:
+        Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
+        Language-Image Pre-training. Pattern Recognition 162, 2025, 111409 (arXiv 2304.05653).
 
     Example::
 
@@ -72,20 +105,16 @@ class LayerCLIPSurgery(DualPathAttribution, LayerShapeMixin):
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
         normalize_values: bool = False,
     ) -> None:
-        super().__init__(forward_func, layer)
-        attention = normalized_vv if normalize_values else vv
-        recipe = PathConfig(
-            resolve_num_blocks(forward_func, num_blocks, layer), attention, values_only=True
+        super().__init__(
+            forward_func, num_blocks, feature_surgery, inverse_temperature, normalize_values, layer
         )
-        self.begin_at(-max(1, recipe.num_blocks))
-        self._configure(recipe, feature_surgery, inverse_temperature)
 
 
-class CLIPSurgery(DualPathAttribution, InputShapeMixin):
-    """CLIP Surgery shaped like the images: (N, 3, H, W) for a text.
+class CLIPSurgery(_SurgeryPath, InputShapeMixin):
+    """CLIP Surgery shaped like the images: attributions (N, 3, H, W).
 
-    See `LayerCLIPSurgery` for the method and the arguments. The patch map is enlarged bilinearly
-    and stands in equal thirds on the channels.
+    See `LayerCLIPSurgery` for the method and its arguments. The patch map is upsampled bilinearly
+    and returned in equal thirds on the channels.
 
     Example::
 
@@ -103,19 +132,17 @@ class CLIPSurgery(DualPathAttribution, InputShapeMixin):
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
         normalize_values: bool = False,
     ) -> None:
-        super().__init__(forward_func)
-        attention = normalized_vv if normalize_values else vv
-        recipe = PathConfig(
-            resolve_num_blocks(forward_func, num_blocks), attention, values_only=True
+        super().__init__(
+            forward_func, num_blocks, feature_surgery, inverse_temperature, normalize_values
         )
-        self._configure(recipe, feature_surgery, inverse_temperature)
 
 
-OWN_TOKENS = PathConfig(0, vv)  # at num_blocks 0 no attention is replaced
+#: CLIP's own tokens: a path of no blocks, in which no attention is replaced.
+OWN_TOKENS = PathConfig(0, vv_attention)
 
 
-class _OwnTokensPath(DualPathAttribution):
-    """Feature surgery on CLIP's own patch tokens."""
+class _FeatureSurgeryPath(DualPathAttribution):
+    method_name = "Feature surgery"
 
     def __init__(
         self,
@@ -123,35 +150,33 @@ class _OwnTokensPath(DualPathAttribution):
         feature_surgery: str | None = "auto",
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
     ) -> None:
-        super().__init__(forward_func)
-        self._configure(OWN_TOKENS, feature_surgery, inverse_temperature)
+        super().__init__(forward_func, OWN_TOKENS, feature_surgery, inverse_temperature)
 
 
-class LayerFeatureCLIPSurgery(_OwnTokensPath, LayerShapeMixin):
-    """Feature surgery on CLIP's own patch tokens, on the patch grid: (N, 1, h, w) for a text.
+class LayerFeatureCLIPSurgery(_FeatureSurgeryPath, LayerShapeMixin):
+    """Feature surgery on CLIP's own patch tokens, on the patch grid: attributions (N, 1, h, w).
 
-    Arguments and forms as for `LayerCLIPSurgery`.
+    See `LayerCLIPSurgery` for the arguments.
     """
 
 
-class FeatureCLIPSurgery(_OwnTokensPath, InputShapeMixin):
+class FeatureCLIPSurgery(_FeatureSurgeryPath, InputShapeMixin):
     """Feature surgery on CLIP's own patch tokens, shaped like the images.
 
-    Arguments and forms as for `LayerCLIPSurgery`.
+    See `LayerCLIPSurgery` for the arguments.
     """
 
 
-class LayerCLIPSimilarity(DualPathAttribution, LayerShapeMixin):
-    """CLIP's own patch scores on the patch grid: cosines of its last tokens with a text."""
+class _SimilarityPath(DualPathAttribution):
+    method_name = "CLIP"
 
     def __init__(self, forward_func: ZeroShotClassifier) -> None:
-        super().__init__(forward_func)
-        self._configure(OWN_TOKENS, None, functional.INVERSE_TEMPERATURE)
+        super().__init__(forward_func, OWN_TOKENS)
 
 
-class CLIPSimilarity(DualPathAttribution, InputShapeMixin):
-    """CLIP's own patch scores, shaped like the images."""
+class LayerCLIPSimilarity(_SimilarityPath, LayerShapeMixin):
+    """CLIP's raw patch scores on the patch grid: cosines of its last tokens with a text."""
 
-    def __init__(self, forward_func: ZeroShotClassifier) -> None:
-        super().__init__(forward_func)
-        self._configure(OWN_TOKENS, None, functional.INVERSE_TEMPERATURE)
+
+class CLIPSimilarity(_SimilarityPath, InputShapeMixin):
+    """CLIP's raw patch scores, shaped like the images."""

@@ -1,4 +1,9 @@
-"""Methods that read gradients: LeGrad, Grad-ECLIP and Grad-CAM on tokens."""
+"""Methods that differentiate scores: LeGrad, Grad-ECLIP and Grad-CAM on patch tokens.
+
+They run the tower's blocks beside the model, which keeps its modules and gets no `.grad`. They
+enable gradients themselves, whatever the caller's mode, and return detached maps. Many texts cost
+one forward pass and batched backward passes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
 from captum_clip_surgery.attr._gradients import (
     TowerAttribution,
     cosines,
-    likeness_to,
+    minmax_cosines,
     resolve_block,
     text_gradients,
 )
@@ -17,16 +22,26 @@ from captum_clip_surgery.attr.dual_path import resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._blocks import join_heads, split_heads
 
+__all__ = [
+    "GradECLIP",
+    "LayerGradECLIP",
+    "LayerLeGrad",
+    "LayerTokenGradCam",
+    "LeGrad",
+    "TokenGradCam",
+]
+
 
 class _LeGradCore(TowerAttribution):
+    method_name = "LeGrad"
     reads_class_token = False
 
     def __init__(self, forward_func: ZeroShotClassifier, num_blocks: int = 2) -> None:
         super().__init__(forward_func)
         self.num_blocks = resolve_num_blocks(forward_func, num_blocks)
         if not self.num_blocks:
-            raise ValueError("num_blocks 0 leaves no block whose attention LeGrad could read")
-        self.begin_at(-self.num_blocks)
+            raise ValueError("num_blocks must be at least 1: LeGrad reads the attention of a block")
+        self._set_layer(-self.num_blocks)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
@@ -35,11 +50,11 @@ class _LeGradCore(TowerAttribution):
             x, layout = tower.enter(images, first)
         maps = []
         for block in tower.iter_blocks_with_attention(x, layout, first):
-            pooled = tower.project(block.stream.mean(1, keepdim=True))[:, 0]
-            scores = cosines(pooled, features)
-            gradients = text_gradients(scores, [block.probabilities])
-            # Over heads and queries.
-            maps.append(torch.cat([part.relu().mean((2, 3)) for (part,) in gradients]))
+            pooled = tower.project(block.stream.mean(1, keepdim=True))[:, 0]  # (N, C)
+            scores = cosines(pooled, features)  # (N, K)
+            gradients = text_gradients(scores, [block.probabilities])  # (K, N, heads, L, L)
+            over_heads_and_queries = [part.relu().mean((2, 3)) for (part,) in gradients]
+            maps.append(torch.cat(over_heads_and_queries))
         return self._patches(torch.stack(maps).sum(0).transpose(0, 1))
 
     def __repr__(self) -> str:
@@ -47,27 +62,34 @@ class _LeGradCore(TowerAttribution):
 
 
 class LayerLeGrad(_LeGradCore, LayerShapeMixin):
-    """LeGrad on the patch grid, (N, 1, h, w) for a text: where attention would raise its score.
+    """LeGrad on the patch grid: where more attention would raise a text's score, (N, 1, h, w).
 
-    For each of the last blocks, the cosine of the text with the mean of the block's tokens, taken
-    to the joint space, is differentiated by the block's attention; what is positive is averaged
-    over heads and queries and summed over blocks. The release then min-max normalises; this does
-    not.
+    For each of the last blocks, the cosine of the text with the mean of the block's projected
+    tokens is differentiated with respect to the block's attention. The positive part is averaged
+    over heads and queries and summed over blocks. The release also min-max normalizes the result;
+    this class does not.
 
     Args:
-        forward_func: the classifier, on any tower of residual blocks.
-        num_blocks: how many of the last blocks are read.
+        forward_func: The classifier, on any tower of residual blocks.
+        num_blocks: The number of last blocks to read.
 
-    Source: Bousselham, Boggust, Chaybouti, Strobelt, Kuehne, "LeGrad: An Explainability Method for
-    Vision Transformers via Feature Formation Sensitivity" (ICCV 2025).
+    Raises:
+        TypeError: If the tower has no residual blocks.
+        ValueError: If `num_blocks` is 0 or exceeds the tower's blocks.
+
+    References:
+        Bousselham, Boggust, Chaybouti, Strobelt, Kuehne: LeGrad: An Explainability Method for
+        Vision Transformers via Feature Formation Sensitivity. ICCV 2025.
     """
 
 
 class LeGrad(_LeGradCore, InputShapeMixin):
-    """LeGrad shaped like the images; see `LayerLeGrad`."""
+    """LeGrad shaped like the images; see `LayerLeGrad` for the method."""
 
 
 class _GradECLIPCore(TowerAttribution):
+    method_name = "Grad-ECLIP"
+
     def __init__(self, forward_func: ZeroShotClassifier, per_head: bool = False) -> None:
         super().__init__(forward_func)
         self.per_head = per_head
@@ -78,22 +100,22 @@ class _GradECLIPCore(TowerAttribution):
         with torch.no_grad():
             x, layout = tower.enter(images, last)
             heads = tower.heads(last, x, layout)
-            q, k, v = (join_heads(part) for part in (heads.q, heads.k, heads.v))
+            q, k, v = (join_heads(part) for part in (heads.q, heads.k, heads.v))  # (N, L, D)
             if self.per_head:
-                attended = join_heads(heads.first_queries(1).attend())
+                attended = join_heads(heads.first_queries(1).attend())  # (N, 1, D)
             else:
                 weights = (q[:, :1] @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
                 attended = weights @ v
-            patches, count = tower.num_prefix_tokens, heads.v.shape[1]
+            first, count = tower.num_prefix_tokens, heads.v.shape[1]
             class_query = tower.merge(last, split_heads(q[:, :1], count), heads.x[:, :1])
-            keys = tower.merge(last, split_heads(k, count), heads.x)[:, patches:]
-            weights = likeness_to(class_query, keys)
+            keys = tower.merge(last, split_heads(k, count), heads.x)[:, first:]
+            key_weights = minmax_cosines(class_query, keys)  # (N, h*w)
         attended.requires_grad_()
         update = tower.merge(last, split_heads(attended, count), heads.x[:, :1])
         pooled = tower.pool(tower.feed_forward(last, x[:, :1] + update))
         scores = cosines(pooled, features)
         maps = [
-            (gradient.squeeze(2)[:, :, None] * v[:, patches:]).sum(-1) * weights
+            (gradient.squeeze(2)[:, :, None] * v[:, first:]).sum(-1) * key_weights
             for (gradient,) in text_gradients(scores, [attended])
         ]
         return torch.cat(maps).relu().transpose(0, 1)
@@ -103,33 +125,38 @@ class _GradECLIPCore(TowerAttribution):
 
 
 class LayerGradECLIP(_GradECLIPCore, LayerShapeMixin):
-    """Grad-ECLIP on the patch grid, (N, 1, h, w) for a text.
+    """Grad-ECLIP on the patch grid: attributions (N, 1, h, w), not negative.
 
-    Values of the last block weighed by the gradient of the cosine by the class token's attention
-    output, and by how like their keys are to the class token's query; what is positive.
+    Values of the last block are weighted by the gradient of the cosine with respect to the class
+    token's attention output, and by the cosine of their keys with the class token's query.
 
     Args:
-        forward_func: the classifier, on a transformer with a class token.
-        per_head: attend with the tower's own heads; the release treats the last block as one head
+        forward_func: The classifier, on a transformer with a class token.
+        per_head: Attend with the tower's own heads; the release treats the last block as one head
             over the whole width.
 
-    Source: Zhao, Wang, Jiang, Chan, "Gradient-based Visual Explanation for Transformer-based CLIP"
-    (ICML 2024), Eq. 8-12.
+    Raises:
+        TypeError: If the tower has no class token or no residual blocks.
+
+    References:
+        Zhao, Wang, Jiang, Chan: Gradient-based Visual Explanation for Transformer-based CLIP.
+        ICML 2024, Eq. 8-12.
     """
 
 
 class GradECLIP(_GradECLIPCore, InputShapeMixin):
-    """Grad-ECLIP shaped like the images; see `LayerGradECLIP`."""
+    """Grad-ECLIP shaped like the images; see `LayerGradECLIP` for the method."""
 
 
 class _TokenGradCamCore(TowerAttribution):
+    method_name = "Grad-CAM"
     reads_class_token = False
     needs_stream = False
 
     def __init__(self, forward_func: ZeroShotClassifier, block: int = -1) -> None:
         super().__init__(forward_func)
         self.block = resolve_block(forward_func, block)
-        self.begin_at(self.block)
+        self._set_layer(self.block)
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         clip, tower = self.forward_func, self.forward_func.tower
@@ -138,11 +165,11 @@ class _TokenGradCamCore(TowerAttribution):
         tokens = tokens.detach().requires_grad_()
         *_, last = tower.iter_blocks_with_attention(tokens, layout, self.block, pooled_only=True)
         scores = clip.model.logit_scale.exp() * cosines(tower.pool(last.stream), features)
-        patches = tokens[:, tower.num_prefix_tokens :]
+        first = tower.num_prefix_tokens
         maps = []
-        for (gradient,) in text_gradients(scores, [tokens]):
-            weights = gradient[:, :, tower.num_prefix_tokens :].mean(2, keepdim=True)
-            maps.append((weights * patches).sum(-1).relu())
+        for (gradient,) in text_gradients(scores, [tokens]):  # (K, N, L, D)
+            channel_weights = gradient[:, :, first:].mean(2, keepdim=True)
+            maps.append((channel_weights * tokens[:, first:]).sum(-1).relu())
         return torch.cat(maps).transpose(0, 1)
 
     def __repr__(self) -> str:
@@ -150,20 +177,22 @@ class _TokenGradCamCore(TowerAttribution):
 
 
 class LayerTokenGradCam(_TokenGradCamCore, LayerShapeMixin):
-    """Grad-CAM of the logit on the patch tokens entering a block, (N, 1, h, w) for a text.
+    """Grad-CAM of the logit on the patch tokens entering a block: attributions (N, 1, h, w).
 
-    The same as Captum's LayerGradCam on `clip.token_grid(block)` with `relu_attributions=True`, for
-    many texts in one pass.
+    Equals Captum's LayerGradCam on `clip.token_grid(block)` with `relu_attributions=True`, for many
+    texts in one pass.
 
     Args:
-        forward_func: the classifier, on any tower.
-        block: which block's tokens; negative counts from the end.
+        forward_func: The classifier, on any tower.
+        block: Index of the block; negative values count from the end.
 
     Raises:
-        IndexError: a block there is not.
+        TypeError: If `block` is not an int.
+        IndexError: If `block` is out of range.
 
-    Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization" (ICCV 2017), Eq. 1-2.
+    References:
+        Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+        Localization. ICCV 2017, Eq. 1-2.
     """
 
 

@@ -1,11 +1,12 @@
-"""Every method by name, made ready for a classifier: what the command line and comparisons offer.
+"""Methods by name, as the command line and comparisons offer them.
 
-A method of one's own is one line: `METHODS["Mine"] = lambda clip: Mine(clip).attribute_all`.
+Register a method of your own with one line: `METHODS["Mine"] = LayerMine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_clip_surgery.attr._base import Explain, Method
+from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._engine import Explainer
 from captum_clip_surgery.attr.attention import (
     LayerAttentionRelevance,
     LayerAttentionRollout,
@@ -41,17 +43,23 @@ from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, Layer
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.models.image.resnet import ModifiedResNetTower
+from captum_clip_surgery.models.image import ModifiedResNetTower
 
-TOKENS_AT_ONCE = 4096  # in one pass of a method that takes many: ViT-B/16 at 512 px stays small
-RESNET_WEIGHT = 4  # its feature maps hold more: RN50x64 at 448 px takes one image a pass
+__all__ = ["ALIASES", "DEFAULT_METHODS", "METHODS", "choose"]
+
+#: Tokens in one pass of a method that runs many: bounds memory for ViT-B/16 at 512 pixels.
+TOKENS_PER_PASS = 4096
+#: A ResNet's feature maps weigh more than tokens: RN50x64 at 448 pixels runs one image per pass.
+RESNET_WEIGHT = 4
 KERNEL_SHAP_SAMPLES = 100
-SEED = 0  # of the samples that KernelShap draws
-CELLS = 7  # a side of the grid whose cells are hidden, at most
+#: Seed of the samples that KernelShap draws.
+SEED = 0
+#: Occluded cells per side of the image, at most.
+MAX_CELLS = 7
 
 
-def _tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
-    """Of one image, for a transformer; a ResNet's pixels weigh as many as patches of 16 do."""
+def _num_tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
+    """Return the tokens of one image; a ResNet's pixels count as patches of 16 x 16."""
     height, width = images.shape[-2:]
     if isinstance(clip.tower, ModifiedResNetTower):
         return RESNET_WEIGHT * height * width // 256
@@ -59,44 +67,60 @@ def _tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
     return rows * columns
 
 
-def images_at_once(clip: ZeroShotClassifier, images: Tensor) -> int:
-    """How many images one pass of a Captum method may hold, from their size."""
-    return max(1, TOKENS_AT_ONCE // _tokens(clip, images))
+def images_per_pass(clip: ZeroShotClassifier, images: Tensor) -> int:
+    """Return how many images one pass of a Captum method may hold, given their size."""
+    return max(1, TOKENS_PER_PASS // _num_tokens(clip, images))
+
+
+class CaptumMethod:
+    """One of Captum's methods with the interface of ours.
+
+    Args:
+        clip: The classifier.
+        make: Creates the method for a classifier.
+        **options: Keyword arguments of its `attribute`; a callable is called with the classifier
+            and the image.
+    """
+
+    def __init__(
+        self, clip: ZeroShotClassifier, make: Callable[[ZeroShotClassifier], Any], **options: Any
+    ) -> None:
+        self.forward_func = clip
+        self._captum = make(clip)
+        self._options = options
+
+    def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+        """Return maps (N, K, H, W), summed over channels; see `PatchAttribution.attribute_all`."""
+        clip = self.forward_func
+        chosen = range(len(clip.texts)) if targets is None else targets
+        indices = _validation.resolve_indices(chosen, len(clip.texts), inputs.device).tolist()
+        # One by one: Captum's own batches multiply images by passes.
+        with assert_parameters_unchanged(clip.model):
+            maps = [self._explain_image(image, indices) for image in inputs.split(1)]
+        return torch.cat(maps).to(inputs.dtype)
+
+    def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
+        clip = self.forward_func
+        with torch.inference_mode(False), torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            # Without requires_grad Captum would warn and set it.
+            image = image.detach().clone().requires_grad_()
+            options = {k: v(clip, image) if callable(v) else v for k, v in self._options.items()}
+            attributions = [
+                self._captum.attribute(image, target=target, **options).detach()
+                for target in targets
+            ]
+        return torch.stack(attributions, dim=1).sum(2)
 
 
 def _captum(make: Callable[..., Any], **options: Any) -> Method:
-    """A method of Captum's that takes images and a target; options may follow from the images."""
-
-    def method(clip: ZeroShotClassifier) -> Explain:
-        captum = make(clip)
-
-        def one(image: Tensor, targets: list[int]) -> Tensor:
-            with torch.inference_mode(False), torch.random.fork_rng():
-                torch.manual_seed(SEED)
-                image = image.detach().clone().requires_grad_()  # or Captum warns that it does so
-                given = {k: v(clip, image) if callable(v) else v for k, v in options.items()}
-                attributions = [
-                    captum.attribute(image, target=target, **given).detach() for target in targets
-                ]
-            return torch.stack(attributions, dim=1).sum(2)  # over channels
-
-        def explain(images: Tensor, targets: Sequence[int] | None = None) -> Tensor:
-            chosen = range(len(clip.texts)) if targets is None else targets
-            indices = _validation.resolve_indices(chosen, len(clip.texts), images.device).tolist()
-            # One by one: Captum's own batches multiply images by passes.
-            with assert_parameters_unchanged(clip.model):
-                found = [one(image, indices) for image in images.split(1)]
-            return torch.cat(found).to(images.dtype)
-
-        return explain
-
-    return method
+    return partial(CaptumMethod, make=make, **options)
 
 
 def _cell(clip: ZeroShotClassifier, images: Tensor) -> tuple[int, int]:
-    """Sides in pixels of the cells that are hidden: whole patches, at most CELLS a side."""
+    """Return the sides in pixels of an occluded cell: whole patches, at most MAX_CELLS per side."""
     sizes = zip(clip.tower.grid(*images.shape[-2:]), clip.tower.patch_size, strict=True)
-    height, width = (patch * -(-count // CELLS) for count, patch in sizes)
+    height, width = (patch * -(-count // MAX_CELLS) for count, patch in sizes)
     return height, width
 
 
@@ -105,7 +129,7 @@ def _window(clip: ZeroShotClassifier, images: Tensor) -> tuple[int, int, int]:
 
 
 def _cells(clip: ZeroShotClassifier, images: Tensor) -> Tensor:
-    """The cell of every pixel, (1, 1, H, W)."""
+    """Return the index of every pixel's cell, (1, 1, H, W)."""
     (height, width), (rows, columns) = images.shape[-2:], _cell(clip, images)
     down = torch.arange(height, device=images.device) // rows
     across = torch.arange(width, device=images.device) // columns
@@ -130,62 +154,64 @@ def _kernel_shap(clip: ZeroShotClassifier) -> Any:
 
 
 METHODS: dict[str, Method] = {
-    "CLIP": lambda clip: LayerCLIPSimilarity(clip).attribute_all,
-    "CLIPSurgery": lambda clip: LayerCLIPSurgery(clip).attribute_all,
-    "ArchitectureSurgery": lambda clip: LayerCLIPSurgery(clip, feature_surgery=None).attribute_all,
-    "FeatureSurgery": lambda clip: LayerFeatureCLIPSurgery(clip).attribute_all,
-    "MaskCLIP": lambda clip: LayerMaskCLIP(clip).attribute_all,
-    "SCLIP": lambda clip: LayerSCLIP(clip).attribute_all,
-    "ClearCLIP": lambda clip: LayerClearCLIP(clip).attribute_all,
-    "NACLIP": lambda clip: LayerNACLIP(clip).attribute_all,
-    "GEM": lambda clip: LayerGEM(clip).attribute_all,
-    "LeGrad": lambda clip: LayerLeGrad(clip).attribute_all,
-    "AttentionRelevance": lambda clip: LayerAttentionRelevance(clip).attribute_all,
-    "AttentionRelevanceAll": lambda clip: LayerAttentionRelevance(clip, "all").attribute_all,
-    "AttentionRollout": lambda clip: LayerAttentionRollout(clip).attribute_all,
-    "RawAttention": lambda clip: LayerRawAttention(clip).attribute_all,
-    "GradECLIP": lambda clip: LayerGradECLIP(clip).attribute_all,
-    "GradECLIPHeads": lambda clip: LayerGradECLIP(clip, per_head=True).attribute_all,
-    "GradCam": lambda clip: LayerTokenGradCam(clip).attribute_all,
+    "CLIP": LayerCLIPSimilarity,
+    "CLIPSurgery": LayerCLIPSurgery,
+    "ArchitectureSurgery": partial(LayerCLIPSurgery, feature_surgery=None),
+    "FeatureSurgery": LayerFeatureCLIPSurgery,
+    "MaskCLIP": LayerMaskCLIP,
+    "SCLIP": LayerSCLIP,
+    "ClearCLIP": LayerClearCLIP,
+    "NACLIP": LayerNACLIP,
+    "GEM": LayerGEM,
+    "LeGrad": LayerLeGrad,
+    "AttentionRelevance": LayerAttentionRelevance,
+    "AttentionRelevanceAll": partial(LayerAttentionRelevance, blocks="all"),
+    "AttentionRollout": LayerAttentionRollout,
+    "RawAttention": LayerRawAttention,
+    "GradECLIP": LayerGradECLIP,
+    "GradECLIPHeads": partial(LayerGradECLIP, per_head=True),
+    "GradCam": LayerTokenGradCam,
     "GuidedGradCam": _captum(_guided_grad_cam),
     "Saliency": _captum(Saliency),
     "InputXGradient": _captum(InputXGradient),
-    "IntegratedGradients": _captum(IntegratedGradients, internal_batch_size=images_at_once),
+    "IntegratedGradients": _captum(IntegratedGradients, internal_batch_size=images_per_pass),
     "Occlusion": _captum(
         Occlusion,
         sliding_window_shapes=_window,
         strides=_window,
-        perturbations_per_eval=images_at_once,
+        perturbations_per_eval=images_per_pass,
     ),
     "KernelShap": _captum(
         _kernel_shap,
         feature_mask=_cells,
         n_samples=KERNEL_SHAP_SAMPLES,
-        perturbations_per_eval=images_at_once,
+        perturbations_per_eval=images_per_pass,
     ),
 }
-#: What some are called elsewhere.
+#: Other names of some methods.
 ALIASES = {"surgery": "CLIPSurgery"}
-#: What people look at first: CLIP itself, the repair, and the two they would have used.
-USUAL = ("CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam")
+#: The first methods to look at: CLIP, its repair, and the two that people would otherwise use.
+DEFAULT_METHODS = ("CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam")
 
 
 def choose(
-    clip: ZeroShotClassifier, names: Iterable[str] = USUAL
+    clip: ZeroShotClassifier, names: Iterable[str] = DEFAULT_METHODS
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods of some names that are defined on a classifier, and why others are left out.
+    """Select methods by name, and say why others are not defined on a classifier.
 
     Args:
-        clip: the classifier.
-        names: of `METHODS`, in capitals or not, or of `ALIASES`; "all" among them stands for every
-            one.
+        clip: The classifier.
+        names: Names in `METHODS`, in any case, or in `ALIASES`; "all" stands for every method.
+
+    Returns:
+        Methods by name, and for each of the other names the reason.
 
     Raises:
-        ValueError: a name there is not, or none that is defined here.
-        TypeError: one string where a list belongs.
+        TypeError: If `names` is a string.
+        ValueError: If a name is unknown, or no method is defined on the classifier.
     """
     if isinstance(names, str):
-        raise TypeError(f"names is the string {names!r}; pass a list: [{names!r}]")
+        raise TypeError(f"names must be a list, got the string {names!r}; pass [{names!r}]")
     known = {name.lower(): name for name in METHODS} | ALIASES
     wanted = [
         n for name in names for n in (METHODS if name == "all" else [known.get(name.lower(), name)])
@@ -194,7 +220,7 @@ def choose(
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(wanted):
         if name not in METHODS:
-            raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}, or all")
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all")
         try:
             METHODS[name](clip)
         except (TypeError, ImportError) as error:
@@ -204,3 +230,8 @@ def choose(
     if not chosen:
         raise ValueError(f"none of {', '.join(left_out)} is defined here: {left_out}")
     return chosen, left_out
+
+
+def make_all(clip: ZeroShotClassifier, methods: Mapping[str, Method]) -> dict[str, Explainer]:
+    """Create every method for a classifier."""
+    return {name: method(clip) for name, method in methods.items()}

@@ -15,7 +15,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
-from captum_clip_surgery.attr._gradients import likeness_to, relevance_row, text_gradients
+from captum_clip_surgery.attr._gradients import minmax_cosines, relevance_row, text_gradients
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import _validation
@@ -67,10 +67,11 @@ def word_scores(
         images: (N, 3, H, W), as `clip.preprocess` makes.
         text: one text, taken as it is, without templates.
         method: "relevance" (Chefer et al., ICCV 2021: the end-of-text row of the relevance of the
-            last `num_blocks` blocks; scores of an image sum to 1) or "grad-eclip" (Zhao et al., ICML
-            2024: values weighed by gradient and likeness, summed over the last `num_blocks` blocks).
-        num_blocks: how many of the text tower's last blocks are read; None is 1 for relevance, as in the
-            authors' CLIP notebook, and for Grad-ECLIP 4, or all where there are fewer.
+            last `num_blocks` blocks; the scores of an image sum to 1) or "grad-eclip" (Zhao et al.,
+            ICML 2024: values weighted by gradient and similarity, summed over those blocks).
+        num_blocks: The number of the text tower's last blocks to read; None stands for 1 for
+            relevance, as in the authors' CLIP notebook, and for 4 for Grad-ECLIP, or all where
+            there are fewer.
 
     Returns:
         Words in the order of the text, without the start and the end. A word of several tokens has
@@ -78,7 +79,8 @@ def word_scores(
 
     Raises:
         TypeError: a text tower or tokenizer of another kind.
-        ValueError: an unknown method, a num_blocks the tower does not have, an empty or too long text.
+        ValueError: If `method` is unknown, `num_blocks` exceeds the tower's blocks, or the text is
+            empty or too long.
 
     Example::
 
@@ -216,7 +218,7 @@ def _grad_eclip(
             heads = opened_block.heads
             keys = block_merge(block, heads.k)
             query = block_merge(block, heads.q[:, :, -1:])
-            weights = likeness_to(query, keys)
+            weights = minmax_cosines(query, keys)
             values = join_heads(heads.v)
             row = row + ((gradient[:, :, -1:] * values).sum(-1) * weights).relu()[:, 0]
         rows.append(row)

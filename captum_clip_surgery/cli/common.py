@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr.registry import USUAL
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.datasets.files import read_text
 from captum_clip_surgery.models.text.templates import Template
 from captum_clip_surgery.preprocessing import load_picture
@@ -35,7 +35,7 @@ Distractors = Annotated[
     Path | None, typer.Option(help="File of texts, one a line, that compete but get no map.")
 ]
 Methods = Annotated[str, typer.Option(help="Names, comma between, or all.")]
-USUAL_METHODS = ",".join(USUAL)
+USUAL_METHODS = ",".join(DEFAULT_METHODS)
 Depth = Annotated[int | None, typer.Option(min=0, help="How many blocks surgery spans.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Sign = Annotated[

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.attr.registry import METHODS, USUAL
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS
 from captum_clip_surgery.cli.common import (
     ABOUT_THE_DEMO_MODEL,
     USUAL_METHODS,
@@ -60,7 +60,7 @@ def demo(
     clip = ZeroShotClassifier.demo(scene.nouns)
     maps = _explain(clip, clip.preprocess(scene.image))
     path = _write_figure(output / "demo.png", scene.image, maps, clip.texts)
-    usual = {name: METHODS[name] for name in USUAL}
+    usual = {name: METHODS[name] for name in DEFAULT_METHODS}
     measured = evaluate_scenes(
         clip, split[:scenes], usual, progress=sys.stderr.isatty(), confidence=False
     )
@@ -159,7 +159,7 @@ def _explain(
     clip: ZeroShotClassifier, batch: Tensor, surgery: LayerCLIPSurgery | None = None
 ) -> dict[str, Tensor]:
     """The maps of every method for one image."""
-    methods: dict[str, Method] = {name: METHODS[name] for name in USUAL}
+    methods: dict[str, Method] = {name: METHODS[name] for name in DEFAULT_METHODS}
     if surgery is not None:
         methods["CLIPSurgery"] = lambda _: surgery.attribute_all
     bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())

@@ -187,7 +187,7 @@ def check(
     ),
     as_json: Json = False,
 ) -> None:
-    """Check up a checkpoint: outlier tokens, what texts share, and a num_blocks of surgery to try."""
+    """Check a checkpoint: outlier tokens, what texts share, and how many blocks to repair."""
     texts = text or (nouns() if model is None else EVERYDAY.split(", "))
     clip = load_model(model, pretrained, texts, (), quiet=as_json)
     scenes = Scenes("test", CHECKED_SCENES, clip.native_size[0])

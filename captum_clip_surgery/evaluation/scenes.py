@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import Cost, measure
 from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
@@ -46,8 +47,8 @@ def evaluate_scenes(
         clip: a classifier, whose texts are replaced by each scene's nouns.
         scenes: pictures with masks.
         methods: by name; see `registry`.
-        distractors: further texts that compete in feature surgery; a scene's own nouns among them are
-            left out.
+        distractors: Further texts that compete in feature surgery; a scene's own nouns are left
+            out.
         size: side of the images shown to the model; None is the native size.
         progress: whether to draw a progress bar.
         confidence: whether to take intervals, which costs a second or so a method.
@@ -102,7 +103,7 @@ def evaluate_scenes(
 def explain(method: Method, clip: ZeroShotClassifier, image: Tensor) -> tuple[Tensor, Cost]:
     """A method's maps of one image on the CPU, (K, h, w), and what they cost."""
     with torch.no_grad():  # methods of gradients enable them themselves
-        maps, cost = measure(partial(method(clip), image), image.device)
+        maps, cost = measure(partial(explain_of(method(clip)), image), image.device)
     return maps[0].detach().cpu(), cost
 
 
@@ -137,7 +138,7 @@ def _grid_shares(
     shares = {}
     for name, method in methods.items():
         with torch.no_grad():
-            maps = method(local)(image, [local.index(noun)])
+            maps = explain_of(method(local))(image, [local.index(noun)])
         shares[name] = grid_pointing_game(maps[0, 0], SIDE, SIDE, cell)
     return shares
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr._engine import Passes
+from captum_clip_surgery.attr._engine import Explainer, attribute_each, attribute_many
+from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.attr.registry import make_all
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets.base import Classes, DataSet
 from captum_clip_surgery.evaluation.judges import Judge
@@ -59,21 +62,22 @@ class AskForMaps(Asking):
         self.judge, self.methods, self.clip = judge, methods, clip
         self.names = tuple(methods)
         self.texts = _names(data, view).first
-        self.passes: Passes | None = None
+        self.shared: dict[str, Explainer] | None = None
         asked = [label for label in range(len(self.texts)) if label != data.background]
         # Embedded at once whichever view it is: a text's last bits depend on those beside it, and
         # must not depend on which images a process happens to see first.
         everything = clip.with_texts([self.texts[label] for label in asked])
         if view.texts == "classes":
             self.places = {label: place for place, label in enumerate(asked)}
-            self.passes = Passes(everything, methods)
+            self.shared = make_all(everything, methods)
 
+    @torch.no_grad()  # methods that need gradients enable them themselves
     def found(self, batch: Sequence[Shown]) -> list[Records]:
         images = stacked(batch, self.clip.device)
         targets = [self.judge.targets(shown.truth) for shown in batch]
-        if self.passes is not None:
+        if self.shared is not None:
             rows = [[self.places[label] for label in row] for row in targets]
-            found = self.passes.of_each(images, rows)
+            found = attribute_each(self.shared, images, rows)
         else:
             found = [
                 self._own(image[None], row) for image, row in zip(images, targets, strict=True)
@@ -87,7 +91,8 @@ class AskForMaps(Asking):
         if not labels:
             return {}
         local = self.clip.with_texts([self.texts[label] for label in labels])
-        return {name: maps[0] for name, maps in Passes(local, self.methods)(image).items()}
+        found = attribute_many(make_all(local, self.methods), image)
+        return {name: maps[0] for name, maps in found.items()}
 
 
 class AskForLabels(Asking):
@@ -109,17 +114,19 @@ class AskForLabels(Asking):
         self.clip = clip.with_texts([name for names in rows for name in names])
         owners = [label for label, names in enumerate(rows) for _ in names]
         self.owners = torch.tensor(owners, device=clip.device)
-        self.passes = Passes(self.clip, methods)
+        self.methods = make_all(self.clip, methods)
         self.background = data.background or 0
         self.scale = view.scale or float(clip.model.logit_scale.detach().exp())
 
+    @torch.no_grad()  # methods that need gradients enable them themselves
     def found(self, batch: Sequence[Shown]) -> list[Records]:
         images = stacked(batch, self.clip.device)
         if self.view.keep_aspect:
             patch = self.clip.tower.patch_size
-            scores = [picture_scores(self.passes, image, self.view, patch) for image in images]
+            score = partial(attribute_many, self.methods)
+            scores = [picture_scores(score, image, self.view, patch) for image in images]
         else:
-            together = self.passes(images)
+            together = attribute_many(self.methods, images)
             scores = [
                 {name: found[index] for name, found in together.items()}
                 for index in range(len(batch))
@@ -159,8 +166,9 @@ class AskForScores(Asking):
         self.judge = judge
         self.clip = clip.with_texts(_names(data, view).first)
         self.forms = {
-            name: (method.form(), method.inverse_temperature)
-            for name, method in Passes(self.clip, methods).dense.items()
+            name: (method.variant, method.inverse_temperature)
+            for name, method in make_all(self.clip, methods).items()
+            if isinstance(method, DualPathAttribution)
         }
         self.names = tuple(self.forms)
         if not self.names:

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.tasks.recognition import pooled_scores
 
 
@@ -58,14 +56,9 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
     if top < 0:
         raise ValueError(f"top {top!r} must be at least 0")
     clip = surgery.forward_func
-    _validation.check_images(images, clip.tower, clip.device)
-    _validation.check_modes(clip.model)
-    targets = torch.arange(len(clip.texts), device=images.device)
-    with assert_parameters_unchanged(clip.model):
-        encoded = clip.tower.dual_path(images.to(clip.tower.dtype), surgery.recipe)
-        found_scores = surgery.scores_of(encoded, targets)
-        scores = pooled_scores(clip, normalized(encoded.pooled), None).float()
-    maps = surgery.finish(found_scores, (images.shape[-2], images.shape[-1])).half()
+    with forward_pass(clip, images, [surgery.path_config]) as forward:
+        maps = surgery.attribute_all(images).half()
+        scores = pooled_scores(clip, forward.image_features(), None).float()
     # Of equal scores the first text comes first, on every device.
     values, order = scores.sort(descending=True, stable=True)
     found = maps.cpu().numpy()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.maps import check_maps
 from captum_clip_surgery.models import _validation
@@ -143,7 +144,7 @@ def _explain(
     name: str, method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Tensor
 ) -> Tensor:
     """Each image's map of its own target, (N, h, w)."""
-    explain = method(clip)
+    explain = explain_of(method(clip))
     found = []
     for image, target in zip(images.split(1), targets.tolist(), strict=True):
         with torch.no_grad():  # methods of gradients enable them themselves

@@ -16,7 +16,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 HINT = (
     "the adapter would not call it; register an adapter of your own in "
-    "captum_clip_surgery.models.image.FAMILIES (CONTRIBUTING.md), undo the change, or fold it into the "
+    "captum_clip_surgery.models.image.FAMILIES (CONTRIBUTING.md), undo the change, or fold it into "
+    "the "
     "weights of the original class"
 )
 

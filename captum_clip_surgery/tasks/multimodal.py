@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.attr._base import check_classifier
+from captum_clip_surgery.attr._engine import attribute_many, tower_output
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.attr.words import END, START, encoder_of, word_places
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -133,7 +134,7 @@ def word_maps(
     encoder = encoder_of(check_classifier(clip))
     captions = check_texts([captions] if isinstance(captions, str) else captions, "caption")
     _check_count(clip, images, len(captions), "captions")
-    recipe = LayerCLIPSurgery(clip, num_blocks=num_blocks).recipe
+    path_config = LayerCLIPSurgery(clip, num_blocks=num_blocks).path_config
     _validation.check_modes(clip.model)
     read = _read(encoder, captions)
     found: list[WordMaps] = []
@@ -143,7 +144,7 @@ def word_maps(
             with assert_parameters_unchanged(clip.model, whole=True):
                 with full_precision(pixels):
                     features, without = _encode(encoder, part)
-                encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
+                encoded = tower_output(clip, pixels, path_config)
             with full_precision(pixels):
                 patches, image = normalized(encoded.patches), normalized(encoded.pooled)
                 scores = (features.to(patches.dtype) @ patches.mT).unflatten(-1, encoded.grid)
@@ -201,22 +202,23 @@ def maps_of_own_texts(
     encoder = encoder_of(check_classifier(clip))
     lists = _check_own(texts)
     _check_count(clip, images, len(lists), "lists of texts")
-    recipe = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery).recipe
-    _validation.check_modes(clip.model)
+    path_config = LayerCLIPSurgery(clip, num_blocks=num_blocks).path_config
     # All pass the text tower at once and are remembered for the classifiers below.
     encoder(list(dict.fromkeys(text for own in lists for text in own)))
     found: list[Tensor] = []
     with torch.no_grad():
         for pixels, _ in batches(clip, images, size, batch_size):
             with assert_parameters_unchanged(clip.model):
-                encoded = clip.tower.dual_path(pixels.to(clip.tower.dtype), recipe)
+                encoded = tower_output(clip, pixels, path_config)
                 for i, own in enumerate(lists[len(found) : len(found) + len(pixels)]):
                     method = LayerCLIPSurgery(
                         clip.with_texts(own), None, num_blocks, feature_surgery
                     )
-                    patches, pooled = encoded.patches[i : i + 1], encoded.pooled[i : i + 1]
-                    scores = method.scores_of(TowerOutput(patches, pooled, encoded.grid))[0]
-                    found.append(scores.to(pixels.dtype))
+                    part = slice(i, i + 1)
+                    output = TowerOutput(encoded.patches[part], encoded.pooled[part], encoded.grid)
+                    outputs = {path_config: output}
+                    maps = attribute_many({"own": method}, pixels[part], outputs=outputs)["own"]
+                    found.append(maps[0])
     return found
 
 

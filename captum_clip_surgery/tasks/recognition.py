@@ -13,7 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr.dual_path import check_form, check_inverse_temperature
+from captum_clip_surgery.attr.dual_path import check_feature_surgery, check_inverse_temperature
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import INVERSE_TEMPERATURE, feature_surgery, full_precision
 from captum_clip_surgery.preprocessing import Picture
@@ -93,8 +93,8 @@ def recognize(
 
     Raises:
         TypeError, ValueError, FileNotFoundError: see `clip.preprocess`; an unknown form, or one
-            that contrasts texts where there is one; "empty" without `empty_features`; a inverse_temperature that is
-            not finite.
+            that contrasts texts where there is one; "empty" without `empty_features`; an
+            inverse_temperature that is not finite.
 
     Example::
 
@@ -106,7 +106,7 @@ def recognize(
         >>> recognize(clip, torch.zeros(2, 3, 64, 96)).shape
         torch.Size([2, 2])
     """
-    check_form(clip, form)
+    check_feature_surgery(clip, form)
     check_inverse_temperature(inverse_temperature)
     parts = [
         _scores(clip, batch, form, inverse_temperature)

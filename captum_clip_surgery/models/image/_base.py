@@ -164,7 +164,7 @@ class Tower(ABC):
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         """What block `index` adds to the stream, (N, L, D), of attended values (N, heads, L, d).
 
-        `x` is the input of the attention, `AttentionInputs.x`, by which some blocks gate its output.
+        `x` is the attention's input, `AttentionInputs.x`, with which some blocks gate its output.
         """
 
     @abstractmethod

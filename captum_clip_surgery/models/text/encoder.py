@@ -314,7 +314,8 @@ class PromptEncoder:
         lost = (~has_direction(found)).nonzero().flatten().tolist()
         if lost:
             raise ValueError(
-                f"the text tower makes zero, NaN or infinity of {truncate_repr(list(tokens)[lost[0]])}; "
+                f"the text feature of {truncate_repr(list(tokens)[lost[0]])} is zero, NaN or "
+                "infinity; "
                 "are the model's weights whole?"
             )
         return found

@@ -49,7 +49,8 @@ def format_prompt(template: Template, text: str) -> str:
     prompt = template(text)
     if not isinstance(prompt, str):
         raise TypeError(
-            f"template {template!r:.200} returned {prompt!r:.80} for {truncate_repr(text)}, not a string"
+            f"template {template!r:.200} must return a string, got {prompt!r:.80} for "
+            f"{truncate_repr(text)}"
         )
     return prompt
 

@@ -86,7 +86,8 @@ def tokenize(
     cut = ((fitted != tokens[full]).any(1) | (ids[full, -1] != padding)).nonzero().flatten()
     if len(cut) and not truncate:
         raise ValueError(
-            f"the prompt {truncate_repr(prompts[full[int(cut[0])]])} is longer than the model's context "
+            f"the prompt {truncate_repr(prompts[full[int(cut[0])]])} is longer than the model's "
+            "context "
             f"of {context} tokens; shorten it or pass truncate=True"
         )
     tokens[full] = fitted
@@ -209,6 +210,7 @@ def check_ends(tower: Any, tokens: Tensor, padding: int, prompts: Sequence[str])
     unread = (behind & words).any(1).nonzero().flatten()
     if len(unread):
         raise ValueError(
-            f"the prompt {truncate_repr(prompts[int(unread[0])])} holds the tokenizer's own end of a "
+            f"the prompt {truncate_repr(prompts[int(unread[0])])} holds the tokenizer's own end of "
+            "a "
             "text, and what follows would not be read; write it otherwise"
         )
