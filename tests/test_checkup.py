@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from conftest import TOWERS, random_images, tiny_model
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.visualization import report_figure
+from tests._helpers.tiny import TOWERS, random_images, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,19 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import TOWERS, random_images, relative_error, tiny_model, with_preprocessing
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from towers import TINY
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.tiny import (
+    TOWERS,
+    random_images,
+    relative_error,
+    tiny_model,
+    with_preprocessing,
+)
+from tests._helpers.tower_kinds import TINY
 
 TEXTS = ["a dog", "a cat", "a tree"]
 RIVALS = ["a car", "the sky"]

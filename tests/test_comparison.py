@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import torch
 from captum.attr import IntegratedGradients, Occlusion, Saliency
-from conftest import TOWERS, peak_where_told, random_images, relative_error, tiny_model
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, comparison
 from captum_clip_surgery._utils import profiling
@@ -18,6 +17,7 @@ from captum_clip_surgery.attr import registry
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
+from tests._helpers.tiny import TOWERS, peak_where_told, random_images, relative_error, tiny_model
 
 SCENES = Scenes("test", 2, size=96, objects=[2])
 TEXTS = ["a dog", "a cat", "a tree"]

@@ -8,11 +8,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import tiny_model
 from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
+from tests._helpers.tiny import tiny_model
 
 SIDE = 32  # of the tiny model, with patches of 8
 MEAN, STD = (0.1, 0.3, 0.6), (0.2, 0.4, 0.5)  # nobody's defaults

@@ -94,8 +94,8 @@ class TextCache:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"the text-feature cache {self.path} cannot be used ({error_message(error):.300}); "
-                    "text "
+                    f"the text-feature cache {self.path} cannot be used "
+                    f"({error_message(error):.300}); text "
                     "features are computed instead. Delete the file if it is damaged or not a "
                     "cache; otherwise check the folder's permissions, free space and locks, or "
                     "pass another folder or None as `cache`",

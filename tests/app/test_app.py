@@ -1,0 +1,720 @@
+"""The page without a browser: settings, pictures, what is found and computed, what is handed on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery.app import code, figures, files, markup, pictures, serving, tabs
+from captum_clip_surgery.app.explaining import Explainer
+from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
+from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.demo import MODEL_FOLDER
+from captum_clip_surgery.tasks.points import Prompt
+from tests._helpers.served import CHROMIUM, chromium
+
+TEXTS = ("star", "zebra", "pizza")
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["star"])
+
+
+@pytest.fixture
+def explainer(clip: ZeroShotClassifier) -> Explainer:
+    return Explainer(clip)
+
+
+@pytest.fixture
+def passes(clip: ZeroShotClassifier) -> Iterator[list[int]]:
+    """A number for each image that passes the image tower."""
+    counted: list[int] = []
+    hook = clip.model.visual.conv1.register_forward_hook(
+        lambda module, inputs, output: counted.append(len(output))
+    )
+    yield counted
+    hook.remove()
+
+
+def png_of(picture: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**{"texts": TEXTS, "example": 0, "caption": scene(0).caption, **given})
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_come_back_from_json() -> None:
+    given = settings(
+        methods=("GEM", "LeGrad"),
+        distractors=('a "quoted" cat', "naïve"),
+        form="release",
+        side=336,
+        opacity=0.25,
+        colours="viridis",
+        sign="positive",
+        point=(0.1, 1.0),
+        background=(),
+        instances="peaks",
+        boxes=False,
+        example=None,
+        tab="points",
+    )
+    assert Settings.from_json(given.to_json()) == given
+    assert given != settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"texts": []}, "no text: write at least one"),
+        ({"texts": ["a"] * 2}, "'a' stands twice"),
+        ({"texts": [str(i) for i in range(25)]}, "25 texts, at most 24"),
+        ({"texts": "star"}, "a list, not 'star'"),
+        ({"texts": [3]}, "is 3, no string"),
+        ({"texts": ["  "]}, "is empty"),
+        (
+            {"texts": ["text \x07bell"]},
+            r"text 'text \\x07bell' holds the control character '\\x07'",
+        ),
+        ({"texts": ["a\nb"]}, "control character"),  # which a text box would take for two texts
+        ({"distractors": ["a \ud800"]}, "control character"),
+        ({"caption": "a \uffff"}, "control character"),
+        ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters, at most 200"),
+        ({"distractors": [str(i) for i in range(201)]}, "201 distractors, at most 200"),
+        ({"methods": []}, "no method"),
+        ({"methods": ["Magic"]}, "'Magic' is none of CLIP"),
+        ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "at most 96"),
+        ({"form": "softly"}, "'softly' is none of auto"),
+        ({"side": 1e9}, "resolution 1000000000.0 is no whole number"),
+        ({"side": -5}, "from 1 to 1024"),
+        ({"opacity": 2}, "opacity 2 is no number from 0 to 1"),
+        ({"opacity": float("nan")}, "opacity nan"),
+        ({"opacity": True}, "opacity True"),
+        ({"colours": ["inferno"]}, "colour map"),
+        ({"sign": None}, "sign None"),
+        ({"point": [0.5]}, r"a point is \[x, y\]"),
+        ({"point": [0.5, 7]}, "coordinate 7"),
+        ({"boxes": "yes"}, "true or false"),
+        ({"example": -1}, "example -1"),
+        ({"tab": "admin"}, "'admin' is none of maps"),
+        ({"colour": "red"}, "no setting 'colour'"),
+        ({"x" * 5000: 1}, "no setting 'x{79}; there are texts"),
+    ],
+)
+def test_what_is_refused_is_told_in_words(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.of({"texts": list(TEXTS), **given})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[1]", "JSON object, not list"),
+        ("{}", "name no texts"),
+        (" " * 300_000, "at most 200000"),
+    ],
+)
+def test_json_that_is_no_settings(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.from_json(text)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG that says it has many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+PHOTO = png_of(Image.fromarray(scene(0).image))
+HOSTILE = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"not a picture at all", "cannot be read as a picture"),
+    "cut off": (PHOTO[: len(PHOTO) // 2], "cannot be read as a picture"),
+    "garbled": (PHOTO[:60] + bytes(400) + PHOTO[460:], "cannot be read as a picture"),
+    "bomb": (bomb(60_000, 60_000), "far more than the 40 million pixels"),
+    "large": (bomb(9000, 9000), "9000 x 9000 pixels, at most 40 million"),
+    "header alone": (bomb(100, 100), "cannot be read as a picture"),
+    "strip": (png_of(Image.new("RGB", (4000, 3))), "is a strip"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>', "cannot be read"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
+    "page": (b"<html><script>alert(1)</script></html>", "cannot be read as a picture"),
+    "too large": (bytes(21 * 2**20), "21 MB, at most 20 MB"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pictures_are_told_in_words(kind: str) -> None:
+    content, words = HOSTILE[kind]
+    with pytest.raises(ValueError, match=words):
+        read_picture(content, "upload.png")
+
+
+def test_pictures_are_upright_rgb_and_not_too_large() -> None:
+    wide = Image.new("RGBA", (3000, 1500), (255, 0, 0, 0))
+    shown = read_picture(png_of(wide), "wide.png")
+    assert (shown.image.size, shown.image.mode) == ((1024, 512), "RGB")
+    assert shown.image.getpixel((5, 5)) == (255, 255, 255)  # what is transparent lies on white
+
+    turned = Image.new("RGB", (40, 20))
+    exif = turned.getexif()
+    exif[274] = 6  # to be turned by a quarter
+    buffer = io.BytesIO()
+    turned.save(buffer, format="JPEG", exif=exif)
+    assert read_picture(buffer.getvalue(), "turned.jpg").image.size == (20, 40)
+
+    for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert read_picture(png_of(turned, kind), f"a.{kind}").image.size == (40, 20)
+
+
+def test_a_visitors_picture_goes_with_the_visitor() -> None:
+    visitors = Visitors(most=2)
+    first = Shown(example_picture(0).image, "mine.png")
+    second = Shown(example_picture(1).image, "yours.png")
+    visitors.bring("anna", first)
+    visitors.bring("bert", first)
+    assert visitors.picture("anna") is first
+    assert visitors.leave("anna") == set()  # bert has the same
+    with pytest.raises(ValueError, match="choose it again"):
+        visitors.picture("anna")
+    assert visitors.leave("bert") == {first.digest}
+    assert visitors.leave("nobody") == set()
+    visitors.bring("carl", example_picture(0))
+    assert visitors.leave("carl") == set()  # an example is everybody's
+    assert visitors.bring("dora", first) == set()
+    assert visitors.bring("dora", second) == {first.digest}  # instead of the one before
+    visitors.bring("emil", first)
+    assert visitors.bring("fred", second) == set()
+    assert visitors.bring("gerd", second) == {first.digest}  # pushed out
+    for name in "abc":
+        visitors.bring(name, second)
+    with pytest.raises(ValueError, match="no longer here"):
+        visitors.picture("a")
+    assert visitors.picture("c") is second
+
+
+# --- what is found -------------------------------------------------------------------------------
+
+
+def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
+    shown = example_picture(0)
+    given = settings(
+        methods=("CLIP", "CLIPSurgery", "GEM", "GradCam"), distractors=("dog",), side=336
+    )
+    result = tabs.complete(explainer, shown, given)
+    clip = ZeroShotClassifier.demo(TEXTS, distractors=["dog"])
+    images = clip.preprocess(shown.image, 336)
+    for name in given.methods:
+        expected = METHODS[name](clip).attribute_all(images)[0].detach().numpy()
+        assert np.allclose(result.arrays[name], expected, atol=1e-5), name
+    with torch.no_grad():
+        assert np.allclose(result.arrays["logits"], clip(images)[0].numpy(), atol=1e-4)
+    order = [re.sub("<.*?>", "", part) for part in re.findall(r"<h2>\d+\. (.*?)</h2>", result.html)]
+    assert order == [TEXTS[i] for i in np.argsort(-result.arrays["logits"])]
+    assert result.complete
+
+
+def test_forms_of_feature_surgery_are_chosen(explainer: Explainer) -> None:
+    shown, clip = example_picture(0), ZeroShotClassifier.demo(TEXTS)
+    for form, own in (("release", "release"), ("none", None)):
+        given = settings(methods=("CLIPSurgery",), form=form)
+        expected = LayerCLIPSurgery(clip, feature_surgery=own).attribute_all(
+            clip.preprocess(shown.image)
+        )
+        found = tabs.complete(explainer, shown, given).arrays["CLIPSurgery"]
+        assert np.allclose(found, expected[0].detach().numpy(), atol=1e-5), form
+
+
+def test_an_image_passes_the_tower_once(explainer: Explainer, passes: list[int]) -> None:
+    shown, given = example_picture(0), settings(methods=("CLIP", "CLIPSurgery"))
+    tabs.complete(explainer, shown, given)
+    assert passes == [1]
+    for other in (
+        replace(given, texts=("kiwi", "duck")),
+        replace(given, opacity=0.1, sign="positive", point=(0.5, 0.5)),
+        replace(given, distractors=("dog",), form="release"),
+        replace(given, methods=("ArchitectureSurgery", "FeatureSurgery")),
+    ):
+        tabs.complete(explainer, shown, other)
+    assert passes == [1]
+    again = Shown(shown.image.copy(), "the same pixels, from somebody else")
+    tabs.complete(explainer, again, given)
+    assert passes == [1]
+    tabs.complete(explainer, example_picture(1), given)
+    assert passes == [1, 1]
+    explainer.forget(shown.digest)
+    tabs.complete(explainer, shown, given)
+    assert passes == [1, 1, 1]
+
+
+def test_a_method_of_gradients_is_asked_for_new_texts_alone(
+    explainer: Explainer, passes: list[int]
+) -> None:
+    shown, given = example_picture(0), settings(methods=("GradCam",))
+    tabs.complete(explainer, shown, given)
+    before = len(passes)
+    tabs.complete(explainer, shown, replace(given, texts=(*TEXTS[1:], "kiwi")))
+    assert len(passes) == before + 1
+    tabs.complete(explainer, shown, replace(given, opacity=0.2))
+    assert len(passes) == before + 1
+
+
+def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int]) -> None:
+    given = settings(methods=("CLIPSurgery", "GradCam", "LeGrad"))
+    steps = tabs.show(explainer, example_picture(2), given)
+    first = next(steps)
+    assert first is not None
+    assert not first.complete
+    assert "CLIPSurgery" in first.arrays
+    assert "Still at work: GradCam, LeGrad." in first.hints
+    next(steps)
+    done = len(passes)
+    steps.close()  # as Gradio does when a request is stopped
+    tabs.complete(explainer, example_picture(2), replace(given, methods=("CLIPSurgery",)))
+    assert len(passes) == done == 2
+
+
+def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer) -> None:
+    given = settings(
+        texts=("star",), methods=("CLIP", "CLIPSurgery", "GuidedGradCam"), form="paper"
+    )
+    result = tabs.complete(explainer, example_picture(0), given)
+    assert set(result.arrays) == {"texts", "logits", "CLIP"}
+    left_out = " ".join(result.hints)
+    assert "CLIPSurgery is left out: feature_surgery 'paper' contrasts texts" in left_out
+    assert "GuidedGradCam is left out" in left_out
+    assert result.complete
+
+
+def test_scores_at_a_point_are_those_of_its_patch(explainer: Explainer) -> None:
+    given = settings(methods=("CLIP",), point=(0.99, 0.0))
+    result = tabs.complete(explainer, example_picture(0), given)
+    shown = dict(re.findall(r'<th scope="row">(\w+)</th>.*?<td>([-+.\de]+)</td>', result.html))
+    for text, score in zip(TEXTS, result.arrays["CLIP"][:, 0, -1], strict=True):
+        assert float(shown[text]) == pytest.approx(score, rel=1e-3)
+
+
+def test_resolutions(explainer: Explainer) -> None:
+    assert explainer.sides() == [224, 336, 448, 672]
+    given = settings(methods=("CLIP",), side=672)
+    assert tabs.complete(explainer, example_picture(0), given).arrays["CLIP"].shape == (3, 42, 42)
+    with pytest.raises(ValueError, match="100"):
+        tabs.complete(explainer, example_picture(0), replace(given, side=100))
+
+
+def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Explainer) -> None:
+    with pytest.warns(UserWarning, match="never learnt: xylophone"):
+        result = tabs.complete(explainer, example_picture(0), settings(texts=("xylophone", "star")))
+    assert any("never learnt: xylophone" in hint for hint in result.hints)
+    with pytest.raises(ValueError, match="longer than the model's context"):
+        tabs.complete(explainer, example_picture(0), settings(texts=("star " * 39,)))
+    with pytest.raises(ValueError, match="no caption"):
+        tabs.complete(explainer, example_picture(0), settings(tab="words", caption=""))
+
+
+def test_what_visitors_write_stays_text(explainer: Explainer) -> None:
+    evil = "<img src=x> ${1} {{2}} `"
+    with pytest.warns(UserWarning, match="never learnt"):
+        result = tabs.complete(explainer, example_picture(0), settings(texts=(evil, "star")))
+    for html in (result.html, markup.notice(result.hints), markup.script(evil)):
+        assert "<img src=x" not in html
+        assert not re.search(r"[{}$`]", html)
+
+
+# --- what is handed on ---------------------------------------------------------------------------
+
+CASES = {
+    "maps": settings(
+        methods=("CLIPSurgery", "FeatureSurgery", "GEM", "GradCam"),
+        distractors=("dog", "cat"),
+        form="paper",
+        side=336,
+        colours="viridis",
+        sign="positive",
+        opacity=0.4,
+        point=(0.25, 0.75),
+    ),
+    "samples": settings(texts=("star", "zebra"), methods=("KernelShap", "CLIP")),
+    "segmentation": settings(tab="segmentation"),
+    "no background": settings(tab="segmentation", background=()),
+    "points": settings(tab="points", instances="components"),
+    "words": settings(tab="words", colours="viridis", sign="positive", opacity=0.4),
+}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (240, 160), (120, 320)])
+def test_points_are_drawn_on_the_whole_picture(size: tuple[int, int]) -> None:
+    framed = Image.new("RGB", size, "red")  # so that what is cut off or added shows
+    framed.paste("gray", (8, 8, size[0] - 8, size[1] - 8))
+    inside = np.array([[size[0] / 2, size[1] / 2]], dtype=np.float32)
+    prompt = Prompt("star", inside, np.array([1]), None, None, 1.0)
+    drawn = pixels(figures.points(framed, [prompt])[0].content)
+    assert drawn.shape[:2] == pytest.approx(
+        (size[1] * 640 / max(size), size[0] * 640 / max(size)), abs=1
+    )
+    frame = 8 * 640 // max(size)
+    for turned in (np.rot90(drawn, turns) for turns in range(4)):
+        assert (turned[2 : frame - 2, 40:-40] == (255, 0, 0)).all()
+        assert (turned[frame + 2, 40:-40] == 128).all()
+
+
+def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(python, "shown.py", "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore:the embedded model never learnt")
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] if c == "samples" else []) for c in CASES]
+)
+def test_the_code_repeats_what_is_shown(
+    case: str, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = CASES[case]
+    shown = example_picture(0)
+    result = tabs.complete(explainer, shown, given)
+    python = files.script(code.Model(), shown, given).content.decode()
+    names = run_code(python, tmp_path, monkeypatch)
+    (saved,) = tmp_path.glob("*.png")
+    if given.tab in ("maps", "words"):  # which have a look
+        drawn = pixels(files.png(result, given).content)
+        assert np.abs(pixels(saved.read_bytes()) - drawn).mean() < 0.1
+    if given.tab == "maps":
+        for name in given.methods:
+            assert np.allclose(names["maps"][name].numpy(), result.arrays[name], atol=1e-5), name
+    elif given.tab == "segmentation":
+        assert np.array_equal(names["found"].labels.numpy(), result.arrays["labels"])
+    elif given.tab == "points":
+        for number, prompt in enumerate(names["of_image"]):
+            assert np.array_equal(prompt.points, result.arrays[f"points-{number}"])
+            assert np.array_equal(prompt.box, result.arrays[f"box-{number}"])
+    else:
+        assert np.allclose(names["found"].maps.numpy(), result.arrays["maps"], atol=1e-5)
+
+
+def test_the_code_repeats_a_visitors_picture_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = code.Model(f"local-dir:{MODEL_FOLDER}")
+    explainer = Explainer(ZeroShotClassifier.from_pretrained(model.name, None, ["star"]))
+    name = 'my "photo".png'
+    Image.fromarray(scene(0).image).resize((1500, 900)).save(tmp_path / name)
+    shown = read_picture((tmp_path / name).read_bytes(), name)
+    given = settings(methods=("CLIPSurgery",), example=None)
+    result = tabs.complete(explainer, shown, given)
+    names = run_code(code.python(model, shown, given), tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(names["picture"]), np.asarray(shown.image))
+    found = names["maps"]["CLIPSurgery"].numpy()
+    assert np.allclose(found, result.arrays["CLIPSurgery"], atol=1e-5)
+
+
+def test_figures_and_arrays_are_handed_on(explainer: Explainer) -> None:
+    for tab in TABS:
+        given = settings(tab=tab)
+        result = tabs.complete(explainer, example_picture(0), given)
+        arrays = np.load(io.BytesIO(files.npz(result, given).content))
+        assert set(arrays) == set(result.arrays)
+        assert all(np.array_equal(arrays[name], result.arrays[name]) for name in arrays)
+        picture = Image.open(io.BytesIO(files.png(result, given).content)).convert("RGB")
+        assert np.asarray(picture).std() > 30
+        assert picture.width > 500
+    svg = files.svg(result, given)
+    assert svg.content.lstrip().startswith(b"<?xml")
+    assert svg.to_dict()["name"] == "words.svg"
+
+
+def test_a_view_comes_back(explainer: Explainer) -> None:
+    own = read_picture(PHOTO, "mine.png")
+    given = settings(example=None, point=(0.5, 0.25), tab="points")
+    found, shown = files.read_view(files.view(own, given).content)
+    assert (found, shown.digest, shown.name) == (given, own.digest, "mine.png")
+
+    picked = settings(example=2, opacity=0.3)
+    for back in (
+        files.read_view(files.view(example_picture(2), picked).content),
+        files.read_link(unquoted(files.link(picked))),
+    ):
+        assert back[0] == picked
+        assert back[1].digest == example_picture(2).digest
+
+
+def unquoted(link: str) -> str:
+    from urllib.parse import parse_qs
+
+    return parse_qs(link.removeprefix("?"))["view"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\x00", "no view"),
+        (b"[]", "no settings"),
+        (b'{"settings": {"texts": ["a"]}}', "neither a picture nor an example"),
+        (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99"),
+        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "%%%"}}', "picture is damaged"),
+        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "AAAA"}}', "cannot be read"),
+        (b'{"settings": {"texts": [""]}}', "is empty"),
+    ],
+)
+def test_files_that_are_no_view(content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        files.read_view(content)
+
+
+def test_links_that_are_none() -> None:
+    with pytest.raises(ValueError, match="holds no picture"):
+        files.link(settings(example=None))
+    with pytest.raises(ValueError, match="too long for a link"):
+        files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
+    with pytest.raises(ValueError, match="names no example"):
+        files.read_link(json.dumps({"texts": ["a"]}))
+
+
+def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
+    for number in range(len(pictures.EXAMPLES)):
+        given = settings(texts=scene(number).nouns, methods=("CLIPSurgery",), example=number)
+        maps = tabs.complete(explainer, example_picture(number), given).arrays["CLIPSurgery"]
+        for attribution, mask in zip(maps, scene(number).masks, strict=True):
+            row, column = np.unravel_index(attribution.argmax(), attribution.shape)
+            scale = mask.shape[0] / attribution.shape[0]
+            assert mask[int((row + 0.5) * scale), int((column + 0.5) * scale)]
+
+
+def test_what_was_found_of_a_picture_goes_with_its_visitor(
+    explainer: Explainer, passes: list[int]
+) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app.page import Page
+
+    page, visitor = Page(explainer, code.Model()), SimpleNamespace(session_hash="anna")
+    mine = read_picture(PHOTO, "mine.png")
+    page._bring(mine, visitor)
+    tabs.complete(explainer, mine, settings(example=None))
+    page._bring(example_picture(1), visitor)  # instead of it
+    tabs.complete(explainer, mine, settings(example=None))
+    page._bring(mine, visitor)
+    page._leave(visitor)  # as Gradio does when a browser's page is closed
+    with pytest.raises(ValueError, match="choose it again"):
+        page.visitors.picture("anna")
+    tabs.complete(explainer, mine, settings(example=None))
+    assert passes == [1, 1, 1]  # nothing was remembered
+
+
+def test_without_gradio_the_extra_is_named(
+    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "set anew")
+    with pytest.raises(ImportError, match=r"pip install \"captum_clip_surgery\[app\]\""):
+        serving.serve(clip, code.Model())
+    with pytest.raises(ValueError, match="password is empty"):
+        serving.serve(clip, code.Model(), password="")
+
+
+def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Path) -> None:
+    """As an upload is, which the browser wants to show."""
+    from starlette.applications import Starlette
+    from starlette.responses import FileResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    class Vanishing(FileResponse):
+        async def _handle_simple(self, *arguments: object) -> None:
+            Path(self.path).unlink(missing_ok=True)
+            await super()._handle_simple(*arguments)  # type: ignore[arg-type]
+
+    (tmp_path / "upload.png").write_bytes(b"1234")
+    (tmp_path / "stays.png").write_bytes(b"1234")
+
+    async def gone(request: object) -> Vanishing:
+        return Vanishing(tmp_path / "upload.png")
+
+    async def there(request: object) -> FileResponse:
+        return FileResponse(tmp_path / "stays.png")
+
+    async def never(request: object) -> FileResponse:
+        return FileResponse(tmp_path / "never.png")
+
+    routes = [Route(f"/file={name.__name__}", name) for name in (gone, there, never)]
+    with TestClient(Starlette(routes=routes, middleware=[serving._headers()])) as client:
+        assert client.get("/file=gone").status_code == 404
+        assert client.get("/file=never").status_code == 404
+        answer = client.get("/file=there")
+    assert answer.content == b"1234"
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+# --- what is left out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        settings(methods=("CLIP", "GuidedGradCam"), point=(0.5, 0.5)),
+        settings(texts=("star",), methods=("FeatureSurgery", "CLIP", "CLIPSurgery"), form="paper"),
+        settings(texts=("star",), methods=("CLIPSurgery", "CLIP"), form="release"),
+        settings(texts=("star",), methods=("CLIPSurgery",), form="release", distractors=("dog",)),
+        settings(texts=("star",), methods=("CLIPSurgery",), form="empty"),
+        settings(texts=("star",), methods=("CLIPSurgery", "GuidedGradCam"), form="paper"),
+    ],
+    ids=lambda given: f"{given.form}-{'-'.join(given.methods)}-{len(given.texts)}",
+)
+def test_the_code_leaves_out_what_the_page_does(
+    given: Settings, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tabs.complete(explainer, example_picture(0), given)
+    python = code.python(code.Model.of(explainer.clip), example_picture(0), given)
+    names = run_code(python, tmp_path, monkeypatch)
+    shown = [name for name in given.methods if name in result.arrays]
+    assert list(names.get("maps", {})) == shown
+    for name in given.methods:
+        assert (f"# {name} is left out: " in python) == (name not in shown)
+    assert np.allclose(names["logits"].numpy(), result.arrays["logits"], atol=1e-4)
+    assert len(list(tmp_path.glob("*.png"))) == bool(shown)
+    assert max(map(len, python.splitlines())) <= 100
+
+
+def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
+    given = settings(texts=("star",), methods=("CLIPSurgery",), form="paper")
+    result = tabs.complete(explainer, example_picture(0), given)
+    words = "no method has a map to draw; choose another. CLIPSurgery is left out: .* contrasts"
+    for drawn in (files.png, files.svg):
+        with pytest.raises(ValueError, match=words):
+            drawn(result, given)
+
+
+# --- looks ---------------------------------------------------------------------------------------
+
+
+def test_the_figure_of_words_has_the_look_of_the_screen(explainer: Explainer) -> None:
+    def drawn(**look: Any) -> np.ndarray:
+        given = settings(tab="words", caption="a star", **look)
+        result = tabs.complete(explainer, example_picture(0), given)
+        return pixels(files.png(result, given).content)
+
+    usual = drawn()
+    for look in ({"colours": "viridis"}, {"sign": "positive"}, {"opacity": 0.1}):
+        assert np.abs(drawn(**look) - usual).mean() > 1, look
+
+
+@pytest.mark.slow
+def test_numbers_keep_away_from_their_bars() -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here")
+    style = (Path(markup.__file__).parent / "page.css").read_text(encoding="utf-8")
+    gap = """() => {
+        const number = document.createRange();
+        number.selectNodeContents(document.querySelector("td:last-child"));
+        const bar = document.querySelector("i").getBoundingClientRect();
+        return number.getBoundingClientRect().left - bar.right;
+    }"""
+    with playwright.sync_playwright() as driver:
+        browser = chromium(driver)
+        page = browser.new_page()
+        page.set_content(f"<style>{style}</style>{markup.bars('CLIP', {'star': 0.25})}")
+        assert page.evaluate(gap) >= 6
+        browser.close()
+
+
+# --- what browsers send, and ports ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        pytest.param(
+            *("across", 10**400, "a point's place in percent 10+ is no number from 0 to 100"),
+            id="too long for a float",
+        ),
+        ("down", float("nan"), "a point's place in percent nan"),
+        ("down", -1, "a point's place in percent -1"),
+        ("pointed", "no", "at a point is true or false, not 'no'"),
+        ("boxes", 1, "boxes is true or false, not 1"),
+    ],
+)
+def test_what_browsers_send_is_refused_in_words(
+    name: str, value: object, words: str, explainer: Explainer
+) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app.controls import Controls
+
+    controls = Controls(explainer)
+    for make in ("texts", "options", "look", "point", "background", "prompts", "caption", "hidden"):
+        getattr(controls, make)()
+    given = settings(point=(0.5, 0.25))
+    sent = controls.values(given)
+    assert controls.settings(sent, 0) == given
+    with pytest.raises(ValueError, match=words):
+        controls.settings({**sent, controls.by_name[name]: value}, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "error: port PORT is taken; choose another --port"),
+        (
+            ["--host", "203.0.113.1"],
+            "error: cannot listen at 203.0.113.1, port PORT: .*; choose another --host or .*",
+        ),
+    ],
+)
+def test_a_port_that_is_taken_is_told(
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which main sets
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["clip-surgery", "app", "--port", port, *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert re.fullmatch(words.replace("PORT", port), str(ended.value.code))
+    assert capsys.readouterr().out == ""  # at once, before a model is loaded

@@ -1,0 +1,464 @@
+"""The page as a visitor meets it: `clip-surgery app` in a process, and a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.app import figures
+from captum_clip_surgery.app.pictures import example_picture, scene
+from captum_clip_surgery.app.settings import Settings
+from tests._helpers.served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
+from tests._helpers.waiting import wait_until
+
+gradio = pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+]
+AXE = (Path(__file__).parents[1] / "data" / "axe.min.js").read_text(encoding="utf-8")
+TITLES = {
+    "maps": "Maps",
+    "segmentation": "Segmentation",
+    "points": "Points and boxes",
+    "words": "Words",
+}
+PATIENCE = 60_000  # milliseconds
+#: Minutes of work.
+HEAVY = {
+    "ccs-texts": "\n".join(f"star {sign}" for sign in "abcdefghijklmnopqrstuvwx"),
+    "ccs-methods": ["KernelShap", "Occlusion"],
+}
+#: What axe finds in Gradio's own components, by rule and a part of the element.
+OF_GRADIO = {("label-content-name-mismatch", "upload-container")}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = serve(tmp_path_factory.mktemp("served"))
+    yield found
+    end(found)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        found = chromium(driver)
+        yield found
+        found.close()
+
+
+Come = Callable[..., Any]
+
+
+@pytest.fixture
+def come(browser: Any, server: Server) -> Iterator[Come]:
+    """A new visitor's page; nothing may be fetched from elsewhere, and no script may fail."""
+    contexts, wrong = [], []
+
+    def visit(end: str = "", wait: bool = True, **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith((server.address, "data:", "blob:"))
+                or wrong.append(request.url)
+            ),
+        )
+        page.goto(server.address + end)
+        if wait:
+            page.wait_for_selector("#ccs-maps img.ccs-map")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def headings(page: Any) -> list[str]:
+    found = page.locator("#ccs-maps .ccs-heading h2").all_inner_texts()
+    return [re.sub(r"^\d+\. ", "", text) for text in found]
+
+
+def picture_of(page: Any, alt: str) -> np.ndarray:
+    source = page.locator(f'img[alt="{alt}"]').get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB"))
+
+
+def check_maps(page: Any, number: int, texts: tuple[str, ...]) -> None:
+    """The maps of surgery on the page are those that the API finds in an example's picture."""
+    clip, shown = ZeroShotClassifier.demo(texts), example_picture(number).image
+    maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
+    for text, attribution in zip(texts, maps, strict=True):
+        found = picture_of(page, f"Where CLIPSurgery sees {text!r} in the picture")
+        drawn = figures.overlay(shown, attribution, Settings(texts))
+        expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
+        assert np.abs(found.astype(int) - expected).mean() < 1, text
+
+
+def explain(page: Any, texts: str) -> None:
+    page.locator("#ccs-texts textarea").fill(texts)
+    page.locator("#ccs-run").click()
+
+
+def waits_for(page: Any, texts: list[str]) -> None:
+    page.wait_for_function(
+        "wanted => JSON.stringify([...document.querySelectorAll('#ccs-maps .ccs-heading h2')]"
+        ".map(title => title.innerText.replace(/^\\d+\\. /, '')).sort()) === wanted",
+        arg=json.dumps(sorted(texts), separators=(",", ":")),
+    )
+
+
+def waits_for_another(page: Any, before: np.ndarray, alt: str) -> None:
+    """Until a picture is another than it was."""
+    wait_until(lambda: not np.array_equal(before, picture_of(page, alt)), "another picture")
+
+
+def upload(page: Any, path: Path) -> None:
+    page.locator("#ccs-upload input[type=file]").set_input_files(path)
+
+
+def photo(tmp_path: Path, number: int = 1, name: str = "photo.png") -> Path:
+    path = tmp_path / name
+    Image.fromarray(scene(number).image).save(path)
+    return path
+
+
+def test_the_first_view_is_that_of_the_api(come: Come) -> None:
+    page = come()
+    assert "embedded model" in page.locator("header").inner_text()
+    nouns = scene(0).nouns
+    assert sorted(headings(page)) == sorted(nouns)
+    check_maps(page, 0, nouns)
+    seen = [picture_of(page, f"Where CLIPSurgery sees {n!r} in the picture") for n in nouns]
+    assert all(found.std() > 20 for found in seen)
+    assert np.abs(seen[0].astype(int) - seen[1]).mean() > 5
+
+
+def test_texts_controls_and_a_click(come: Come) -> None:
+    page = come()
+    explain(page, "zebra\n\n  star \n<b>kiwi</b>")
+    waits_for(page, ["zebra", "star", "<b>kiwi</b>"])
+    page.wait_for_selector("#ccs-notices .ccs-notice")
+    assert "never learnt: b" in page.locator("#ccs-notices").inner_text()
+    before = picture_of(page, "Where CLIP sees 'zebra' in the picture")
+    page.locator("#ccs-look button").first.click()
+    page.locator("#ccs-opacity input[type=number]").fill("0.1")
+    page.locator("#ccs-opacity input[type=number]").press("Tab")
+    waits_for_another(page, before, "Where CLIP sees 'zebra' in the picture")
+
+    box = page.locator("#ccs-maps img.ccs-map").nth(1).bounding_box()
+    page.locator("#ccs-maps img.ccs-map").nth(1).click(
+        position={"x": box["width"] * 0.25, "y": box["height"] * 0.75}
+    )
+    page.wait_for_selector(".ccs-point")
+    assert page.locator(".ccs-point h2").inner_text().endswith("25% across, 75% down")
+    assert page.locator(".ccs-point table").count() == 2
+    assert page.locator(".ccs-mark").count() == page.locator("#ccs-maps img.ccs-map").count()
+    assert page.locator(".ccs-point th").all_inner_texts().count("zebra") == 2
+
+    explain(page, "")
+    page.wait_for_selector("#ccs-notices [role=alert]")
+    assert "no text: write at least one" in page.locator("#ccs-notices").inner_text()
+    assert len(headings(page)) == 3  # what was there stays
+
+
+def test_an_upload_is_explained_and_deleted(come: Come, server: Server, tmp_path: Path) -> None:
+    page = come()
+    upload(page, photo(tmp_path))
+    explain(page, "cat\ntree")
+    waits_for(page, ["cat", "tree"])
+    check_maps(page, 1, ("cat", "tree"))
+    assert server.uploads() == []
+    page.reload()  # a new visit, which begins with the example
+    page.wait_for_selector("#ccs-maps img.ccs-map")
+    waits_for(page, list(scene(0).nouns))
+
+
+COPY = """async ([picture, text]) => {
+    const kinds = picture ? {'image/png': await (await fetch(picture)).blob()} : {};
+    if (text) kinds['text/plain'] = new Blob([text], {type: 'text/plain'});
+    await navigator.clipboard.write([new ClipboardItem(kinds)]);
+}"""
+
+
+def copy(page: Any, number: int | None, text: str = "") -> None:
+    """An example's picture, a text or both to the clipboard, as from another program."""
+    picture = None
+    if number is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(scene(number).image).save(buffer, format="PNG")
+        picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    page.evaluate(COPY, [picture, text])
+
+
+def test_a_picture_is_pasted(come: Come, server: Server) -> None:
+    page = come(permissions=["clipboard-read", "clipboard-write"])
+    texts = scene(0).nouns
+
+    def by_button() -> None:
+        page.get_by_role("button", name="Paste from clipboard").first.click()
+
+    def by_keys() -> None:
+        page.keyboard.press("Control+V")
+
+    # By keys again after the button, which takes the field for files from the page.
+    for number, paste in ((1, by_keys), (2, by_button), (3, by_keys)):
+        alt = f"Where CLIP sees {texts[0]!r} in the picture"
+        before = picture_of(page, alt)
+        copy(page, number)
+        paste()
+        waits_for_another(page, before, alt)
+        check_maps(page, number, texts)
+    wait_until(lambda: server.uploads() == [], "the end of uploads")
+
+
+def test_a_text_is_pasted_where_texts_are_written(come: Come) -> None:
+    page = come(permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#ccs-texts textarea").fill("")
+    copy(page, 1, "zebra\nstar")  # office programs give a picture of a text as well
+    page.locator("#ccs-texts textarea").press("Control+V")
+    page.locator("#ccs-run").click()
+    waits_for(page, ["zebra", "star"])
+    check_maps(page, 0, ("zebra", "star"))
+
+
+def test_bad_uploads_are_told_and_the_page_lives(
+    come: Come, server: Server, tmp_path: Path
+) -> None:
+    page = come()
+    for name, content in (
+        ("empty.png", b""),
+        ("broken.png", photo(tmp_path).read_bytes()[:300]),
+        ("page.jpg", b"<html><script>alert(1)</script>"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        upload(page, tmp_path / name)
+        page.wait_for_selector("#ccs-notices [role=alert]")
+        words = page.locator("#ccs-notices").inner_text()
+        assert "empty" in words or "cannot be read as a picture" in words
+        explain(page, "star\nzebra")
+        page.wait_for_selector("#ccs-notices [role=alert]", state="detached")
+    waits_for(page, ["star", "zebra"])
+    assert server.uploads() == []
+    assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "SVG", "NPZ", "Python", "View"])
+def test_downloads(kind: str, come: Come, tmp_path: Path) -> None:
+    page = come()
+    with page.expect_download() as caught:
+        page.locator(f"#ccs-get-{kind}").click()
+    path = tmp_path / caught.value.suggested_filename
+    caught.value.save_as(path)
+    if kind == "PNG":
+        assert np.asarray(Image.open(path).convert("RGB")).std() > 30
+    elif kind == "SVG":
+        assert "<svg" in path.read_text(encoding="utf-8")[:1000]
+    elif kind == "NPZ":
+        clip = ZeroShotClassifier.demo(scene(0).nouns)
+        images = clip.preprocess(scene(0).image)
+        expected = LayerCLIPSurgery(clip).attribute_all(images)[0].detach().numpy()
+        assert np.allclose(np.load(path)["CLIPSurgery"], expected, atol=1e-5)
+    elif kind == "Python":
+        done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "maps.png").stat().st_size > 10_000
+    else:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["settings"] |= {"texts": ["cat", "snowflake"], "example": 1, "tab": "segmentation"}
+        path.write_text(json.dumps(content), encoding="utf-8")
+        page.locator("#ccs-open").locator("xpath=..").locator("input[type=file]").set_input_files(
+            path
+        )
+        page.wait_for_selector("#ccs-segmentation img")
+        assert page.locator("#ccs-texts textarea").input_value() == "cat\nsnowflake"
+
+
+def test_a_link_brings_the_view_back(come: Come) -> None:
+    page = come()
+    explain(page, "zebra\nstar")
+    waits_for(page, ["zebra", "star"])
+    page.locator("#ccs-get-Link").click()
+    page.wait_for_function(
+        "(document.querySelector('#ccs-link textarea, #ccs-link input') || {value: ''})"
+        ".value.startsWith('http')"
+    )
+    link = page.locator("#ccs-link textarea, #ccs-link input").first.input_value()
+    other = come("/" + link.split("/", 3)[3])
+    waits_for(other, ["zebra", "star"])
+    broken = come("/?view=%7Bnonsense")
+    assert len(headings(broken)) == 3
+    assert "The link cannot be opened" in broken.locator("#ccs-notices").inner_text()
+
+
+def test_stopped_work_ends(come: Come) -> None:
+    page = come()
+    page.locator("#ccs-options button").first.click()
+    page.locator("#ccs-methods").get_by_label("KernelShap").check()
+    page.wait_for_function(
+        "document.querySelector('#ccs-notices').innerText.includes('Still at work')"
+    )
+    page.locator("#ccs-stop").click()
+    page.wait_for_function("document.querySelector('#ccs-notices').innerText.includes('Stopped')")
+    page.locator("#ccs-methods").get_by_label("KernelShap").uncheck()
+    explain(page, "pizza")
+    waits_for(page, ["pizza"])
+
+
+def test_who_comes_while_too_many_wait_is_told_what_to_do(come: Come, server: Server) -> None:
+    page, other = come(), Visitor(server)
+    other.joins("ccs-run", "click", **HEAVY)
+    with other.listens() as stream:
+        until_work_begins(stream)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            joins_often(other)
+        assert refused.value.code == 429
+        explain(page, "pizza")
+        told = page.locator("[data-testid=toast-body]").first
+        told.wait_for()
+        assert "Too many requests are waiting. Try again in a minute" in told.inner_text()
+        assert len(headings(page)) == 3  # what was there stays
+    # The other has left.
+    wait_until(lambda: headings_after_a_try(page) == ["pizza"], "an answer")
+
+
+def joins_often(visitor: Visitor) -> None:
+    for _ in range(100):
+        visitor.joins("ccs-run", "click")
+
+
+def headings_after_a_try(page: Any) -> list[str]:
+    page.locator("#ccs-run").click()
+    page.wait_for_timeout(2000)
+    return headings(page)
+
+
+def test_two_visitors_at_once(come: Come, tmp_path: Path) -> None:
+    first, second = come(), come()
+    upload(first, photo(tmp_path, 2, "first.png"))
+    upload(second, photo(tmp_path, 3, "second.png"))
+    for page, noun in ((first, "tractor"), (second, "panda")):
+        explain(page, f"{noun}\nstar")
+    for page, noun, number in ((first, "tractor", 2), (second, "panda", 3)):
+        waits_for(page, [noun, "star"])
+        check_maps(page, number, (noun, "star"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["laptop", "phone"])
+def test_every_tab_is_accessible(size: tuple[int, int], scheme: str, come: Come) -> None:
+    page = come(color_scheme=scheme, viewport=dict(zip(("width", "height"), size, strict=True)))
+    for accordion in page.locator("button.label-wrap").all():
+        if "open" not in (accordion.get_attribute("class") or ""):
+            accordion.click()
+    page.locator("#ccs-maps img.ccs-map").nth(1).click()
+    page.wait_for_selector(".ccs-point")
+    found, in_menu = set(), []
+    for name, title in TITLES.items():
+        if not page.get_by_role("tab", name=title).is_visible():
+            in_menu.append(name)
+            page.get_by_role("button", name="More tabs").click()
+            found |= violations(page)
+            page.locator("#ccs-tabs .overflow-dropdown").get_by_text(title).click()
+        else:
+            page.get_by_role("tab", name=title).click()
+        page.wait_for_selector(f"#ccs-{name} img")
+        assert page.get_by_role("tab", name=title).get_attribute("aria-selected") == "true"
+        found |= violations(page)
+    assert in_menu == (["points", "words"] if size[0] < 400 else [])
+    ours = [
+        (rule, html)
+        for rule, html in found
+        if not any(rule == known and part in html for known, part in OF_GRADIO)
+    ]
+    assert ours == []
+
+
+def violations(page: Any) -> set[tuple[str, str]]:
+    """What axe finds that is serious: rules, and the elements that break them."""
+    page.wait_for_timeout(1000)  # colours fade
+    page.evaluate(AXE)
+    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return {
+        (violation["id"], node["html"])
+        for violation in result["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    }
+
+
+def test_the_page_is_reached_by_keyboard(come: Come) -> None:
+    page = come()
+    page.locator("#ccs-examples button").nth(1).focus()
+    page.keyboard.press("Enter")
+    waits_for(page, list(scene(1).nouns))
+    page.locator("#ccs-texts textarea").fill("cat\ntree")
+    page.locator("#ccs-texts textarea").press("Shift+Enter")
+    waits_for(page, ["cat", "tree"])
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(come: Come) -> None:
+    page = come(viewport={"width": 390, "height": 844})
+    page.locator("#ccs-maps img.ccs-map").nth(1).click()
+    page.wait_for_selector(".ccs-point")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # Neither short names nor numbers break, and two panels fill a row.
+    cells = page.locator(".ccs-point th, .ccs-point td:last-child").all()
+    assert cells
+    assert all(cell.bounding_box()["height"] < 30 for cell in cells)
+    row = page.locator(".ccs-row").nth(1)
+    panels = [panel.bounding_box() for panel in row.locator(".ccs-panel:visible").all()]
+    assert len({panel["y"] for panel in panels}) == 1
+    right = max(panel["x"] + panel["width"] for panel in panels)
+    assert right == pytest.approx(row.bounding_box()["x"] + row.bounding_box()["width"], abs=2)
+
+
+def test_only_its_own_files_are_served(server: Server) -> None:
+    for path in ("/etc/passwd", str(Path("setup.cfg").resolve()), "setup.cfg", "../setup.cfg"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.address}/gradio_api/file={path}")
+        assert refused.value.code in (403, 404)
+    with urllib.request.urlopen(server.address) as answer:
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+def test_a_password_is_asked_for(tmp_path: Path) -> None:
+    server = serve(tmp_path, "--password", "open sesame")
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(server.address + "/config")
+        assert refused.value.code == 401
+        login = server.address + "/login"
+        wrong = urllib.parse.urlencode({"username": "anna", "password": "guess"}).encode()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(login, wrong)
+        assert refused.value.code == 400
+        right = urllib.parse.urlencode({"username": "anna", "password": "open sesame"}).encode()
+        with urllib.request.urlopen(login, right) as answer:
+            assert answer.status == 200
+    finally:
+        end(server)

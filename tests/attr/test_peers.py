@@ -1,0 +1,314 @@
+"""The methods people compare with: published outputs, independent statements, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+from safetensors.torch import load_file
+from torch import Tensor
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr import _gradients, attention, dense
+from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
+from tests._helpers.tiny import (
+    DATA,
+    REFERENCE_TEXTS,
+    TOWERS,
+    load_reference_model,
+    random_images,
+    relative_error,
+    tiny_model,
+)
+
+TOLERANCE = 1e-5
+TEXTS = ["a dog", "a cat", "a tree"]
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    return load_file(DATA / "peers-expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return load_file(DATA / "vit-expected.safetensors")["native.images"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier(load_reference_model("vit"), REFERENCE_TEXTS)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low)
+
+
+# --- what the published implementations return ---------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["maskclip", "sclip", "clearclip", "naclip", "gem"])
+def test_dense_methods(clip, published, images, name):
+    method = {
+        "maskclip": dense.LayerMaskCLIP,
+        "sclip": dense.LayerSCLIP,
+        "clearclip": dense.LayerClearCLIP,
+        "naclip": dense.LayerNACLIP,
+        "gem": dense.LayerGEM,
+    }[name]
+    tokens = F.normalize(published[f"{name}.tokens"][:, -36:], dim=-1)
+    expected = tokens @ clip.text_features().T
+    maps = method(clip).attribute_all(images)
+    assert relative_error(maps.flatten(2).mT.detach(), expected) < TOLERANCE
+
+
+def test_legrad(clip, published, images):
+    maps = LayerLeGrad(clip).attribute_all(images)
+    enlarged = F.interpolate(maps, scale_factor=16, mode="bilinear")
+    assert relative_error(min_max(enlarged), published["legrad.maps"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("blocks", ["last", "all"])
+def test_attention_relevance(clip, published, images, blocks):
+    maps = attention.LayerAttentionRelevance(clip, blocks).attribute_all(images)
+    assert relative_error(maps, published[f"relevance_{blocks}.maps"]) < TOLERANCE
+
+
+def test_grad_eclip(clip, published, images):
+    maps = LayerGradECLIP(clip).attribute_all(images)
+    assert relative_error(maps, published["grad_eclip.maps"]) < TOLERANCE
+    # The tower's own heads are another method.
+    own = LayerGradECLIP(clip, per_head=True).attribute_all(images)
+    assert relative_error(own, published["grad_eclip.maps"]) > 0.01
+
+
+# --- independent statements ----------------------------------------------------------------------
+
+
+def attention_of(model: torch.nn.Module, images: Tensor) -> list[Tensor]:
+    """Softmaxed weights (N, heads, L, L) of every block, from nn.MultiheadAttention itself."""
+    weights = []
+    with torch.no_grad():
+        x = model.visual._embeds(images)
+        for block in model.visual.transformer.resblocks:
+            normalised = block.ln_1(x)
+            weights.append(
+                block.attn(normalised, normalised, normalised, average_attn_weights=False)[1]
+            )
+            x = block(x)
+    return weights
+
+
+def test_raw_attention_is_what_the_module_returns(clip, images):
+    weights = attention_of(clip.model, images)
+    for block in (0, 3, -1):
+        maps = attention.LayerRawAttention(clip, block=block).attribute_all(images)
+        expected = weights[block].mean(1)[:, 0, 1:].unflatten(-1, (6, 6))
+        assert relative_error(maps, expected[:, None].expand_as(maps)) < TOLERANCE
+        one = attention.LayerRawAttention(clip, block=block, head=1).attribute(images, target=2)
+        assert relative_error(one[:, 0].flatten(1), weights[block][:, 1, 0, 1:]) < TOLERANCE
+
+
+def test_rollout_is_the_product_of_the_blocks(clip, images):
+    product = torch.eye(37).expand(2, -1, -1)
+    for weights in attention_of(clip.model, images):
+        mixing = weights.mean(1) + torch.eye(37)
+        product = mixing / mixing.sum(-1, keepdim=True) @ product
+    maps = attention.LayerAttentionRollout(clip).attribute(images, target=0)
+    assert relative_error(maps.flatten(1), product[:, 0, 1:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("block", [0, -1])
+@pytest.mark.parametrize("grid", [None, (3, 5)], ids=str)
+def test_grad_cam_is_captums_on_the_token_grid(kind, block, grid):
+    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
+    rows, columns = clip.tower.patch_size
+    size = clip.native_size if grid is None else (grid[0] * rows, grid[1] * columns)
+    images = torch.randn(2, 3, *size)
+    maps = LayerTokenGradCam(clip, block=block).attribute_all(images)
+    captums = LayerGradCam(clip, clip.token_grid(block))
+    expected = [
+        captums.attribute(images, target=target, relu_attributions=True).detach()
+        for target in range(len(TEXTS))
+    ]
+    # In the ResNet, channels and places nearly cancel.
+    assert relative_error(maps, torch.cat(expected, dim=1)) < (1e-3 if kind == "resnet" else 1e-4)
+
+
+def test_grad_eclip_with_the_towers_own_heads(clip, images):
+    """Eq. 8-12 said once more, with the block's own module and a gradient taken by hooks."""
+    model, features = clip.model, clip.text_features()
+    block = model.visual.transformer.resblocks[-1]
+    with torch.no_grad():
+        x = model.visual._embeds(images)
+        for earlier in model.visual.transformer.resblocks[:-1]:
+            x = earlier(x)
+        z = block.ln_1(x)
+        weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+        q, k, v = (z @ weight.T + bias).chunk(3, -1)
+        heads = [part.unflatten(-1, (2, 64)).transpose(1, 2) for part in (q, k, v)]
+        mixed = (heads[0] @ heads[1].mT / 8).softmax(-1) @ heads[2]
+        output = mixed.transpose(1, 2).flatten(2)[:, 0]
+        keys, query = block.attn.out_proj(k[:, 1:]), block.attn.out_proj(q[:, :1])
+        likeness = F.cosine_similarity(query, keys, dim=-1)
+        likeness = (likeness - likeness.amin(1, keepdim=True)) / (
+            likeness.amax(1, keepdim=True) - likeness.amin(1, keepdim=True)
+        )
+    maps = LayerGradECLIP(clip, per_head=True).attribute_all(images)
+    for target, feature in enumerate(features):
+        leaf = output.clone().requires_grad_()
+        y = x[:, 0] + block.attn.out_proj(leaf)
+        y = y + block.mlp(block.ln_2(y))
+        pooled = F.normalize(model.visual.ln_post(y) @ model.visual.proj, dim=-1)
+        (gradient,) = torch.autograd.grad((pooled @ feature).sum(), leaf)
+        expected = ((gradient[:, None] * v[:, 1:]).sum(-1) * likeness).relu()
+        assert relative_error(maps[:, target].flatten(1), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_legrad_is_its_definition(kind):
+    """One text, one block at a time, with the gradient of a plain sum."""
+    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
+    tower = clip.tower
+    if not tower.has_residual:
+        with pytest.raises(TypeError, match="not defined on open_clip ModifiedResNet"):
+            LayerLeGrad(clip)
+        return
+    images, feature = random_images(clip), clip.text_features()[1]
+    expected = 0
+    for index in (1, 2):
+        x, layout = tower.enter(images, index)
+        heads = tower.heads(index, x.detach(), layout)
+        weights = (heads.q @ heads.k.mT / heads.q.shape[-1] ** 0.5).softmax(-1).detach()
+        weights.requires_grad_()
+        y = x.detach() + tower.merge(index, weights @ heads.v, heads.x)
+        y = tower.feed_forward(index, y)
+        pooled = F.normalize(tower.project(y.mean(1, keepdim=True))[:, 0], dim=-1)
+        (gradient,) = torch.autograd.grad((pooled @ feature).sum(), weights)
+        expected = expected + gradient.relu().mean((1, 2))[:, tower.num_prefix_tokens :]
+    maps = LayerLeGrad(clip).attribute(images, target=1)
+    assert relative_error(maps.flatten(1), expected) < 1e-4
+
+
+# --- what holds for all that take gradients ------------------------------------------------------
+
+GRADIENT: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
+    "legrad": LayerLeGrad,
+    "relevance": attention.LayerAttentionRelevance,
+    "relevance all": lambda clip: attention.LayerAttentionRelevance(clip, "all"),
+    "grad-eclip": LayerGradECLIP,
+    "grad-cam": LayerTokenGradCam,
+}
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_any_mode_and_nothing_left_behind(clip, images, name):
+    method = GRADIENT[name](clip)
+    expected = method.attribute_all(images)
+    assert not expected.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            inside = images.clone()  # made in that mode
+            assert relative_error(method.attribute_all(inside), expected) < 1e-6
+    frozen = [parameter.requires_grad_(False) for parameter in clip.model.parameters()]
+    try:
+        assert relative_error(method.attribute_all(images), expected) < 1e-6
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_()
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, monkeypatch):
+    passes = []
+    handle = clip.model.visual.conv1.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        together = GRADIENT[name](clip).attribute_all(images)
+    finally:
+        handle.remove()
+    assert len(passes) == 1
+    monkeypatch.setattr(_gradients, "GRADIENT_BYTES", 1)  # one text a time
+    for targets in (None, [3, 0]):
+        maps = GRADIENT[name](clip).attribute_all(images, targets)
+        expected = together if targets is None else together[:, targets]
+        assert relative_error(maps, expected) < 1e-5
+    each = GRADIENT[name](clip).attribute(images, target=[4, 1])
+    assert relative_error(each[:, 0], torch.stack([together[0, 4], together[1, 1]])) < 1e-5
+
+
+def test_a_layer_is_the_block_where_the_method_begins(clip):
+    blocks = clip.tower.blocks
+    for method, index in (
+        (dense.LayerGEM(clip), -6),
+        (dense.LayerMaskCLIP(clip), -1),
+        (LayerLeGrad(clip), -2),
+        (attention.LayerAttentionRelevance(clip), -1),
+        (attention.LayerAttentionRelevance(clip, "all"), 0),
+        (attention.LayerAttentionRollout(clip), 0),
+        (attention.LayerRawAttention(clip, block=2), 2),
+        (LayerTokenGradCam(clip, block=3), 3),
+    ):
+        assert method.layer is blocks[index], method
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+NEEDS_CLASS_TOKEN = (
+    attention.LayerAttentionRelevance,
+    attention.LayerAttentionRollout,
+    attention.LayerRawAttention,
+    LayerGradECLIP,
+)
+
+
+@pytest.mark.parametrize("method", NEEDS_CLASS_TOKEN)
+def test_towers_without_a_class_token_are_refused(method):
+    clip = ZeroShotClassifier(tiny_model("siglip"), TEXTS, templates=())
+    message = "not defined on timm VisionTransformer: it reads a class token's attention, and"
+    with pytest.raises(TypeError, match=message):
+        method(clip)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda c: LayerLeGrad(c, num_blocks=0),
+            ValueError,
+            "num_blocks must be at least 1",
+        ),
+        (lambda c: LayerLeGrad(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
+        (
+            lambda c: attention.LayerAttentionRelevance(c, "some"),
+            ValueError,
+            'must be "last" or "all", got .some.',
+        ),
+        (
+            lambda c: attention.LayerRawAttention(c, block=8),
+            IndexError,
+            "block must be from -8 to 7, got 8",
+        ),
+        (
+            lambda c: LayerTokenGradCam(c, block=-9),
+            IndexError,
+            "block must be from -8 to 7, got -9",
+        ),
+        (lambda c: LayerTokenGradCam(c, block=True), TypeError, "block must be an int, got True"),
+        (lambda c: dense.LayerGEM(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
+    ],
+)
+def test_options_that_do_not_exist(clip, make, error, message):
+    with pytest.raises(error, match=message):
+        make(clip)
+
+
+def test_a_head_that_does_not_exist(clip, images):
+    with pytest.raises(IndexError, match="head must be from -2 to 1, got 2"):
+        attention.LayerRawAttention(clip, head=2).attribute(images, target=0)

@@ -1,0 +1,168 @@
+"""Scores of words: against a plain restatement, and what is refused."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CustomTextCLIP
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr.words import METHODS, word_places, word_scores
+from captum_clip_surgery.demo import Scenes
+from tests._helpers.tiny import load_reference_model, random_images, relative_error, tiny_model
+from tests._helpers.tower_kinds import TEXT, TINY
+
+TEXT_GIVEN = "a potted plant on a TV monitor"
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier(load_reference_model("vit"), ["dog"], templates=())
+
+
+def naive_blocks(model, tokens):
+    """Streams, attention and values of the text tower, block by block, from raw parameters."""
+    x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
+    mask = torch.full((tokens.shape[1],) * 2, -torch.inf).triu(1)
+    found = []
+    for block in model.transformer.resblocks:
+        weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+        q, k, v = (block.ln_1(x) @ weight.T + bias).chunk(3, -1)
+        attention = (q @ k.mT / q.shape[-1] ** 0.5 + mask).softmax(-1)  # the model has one head
+        output = attention @ v
+        found.append((q, k, v, attention, output))
+        x = x + block.attn.out_proj(output)
+        x = x + block.mlp(block.ln_2(x))
+    pooled = model.ln_final(x)[:, -1] @ model.text_projection
+    return found, F.normalize(pooled, dim=-1)[0]
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_their_definition(clip, method, num_blocks):
+    model, images = clip.model, random_images(clip, 3)
+    tokens = clip._encoder.tokenize([TEXT_GIVEN])
+    tokens = tokens[:, : int(tokens.argmax()) + 1]
+    blocks, feature = naive_blocks(model, tokens)
+    image_features = clip.image_features(images).detach()
+    found = word_scores(clip, images, TEXT_GIVEN, method, num_blocks)
+    assert found.words == ("a", "potted", "plant", "on", "a", "tv", "monitor")
+    for image, scores in zip(image_features, found.scores, strict=True):
+        cosine = image @ feature
+        if method == "relevance":
+            relevance = torch.eye(tokens.shape[1])
+            for *_, attention, _ in blocks[-num_blocks:]:
+                (gradient,) = torch.autograd.grad(cosine, attention, retain_graph=True)
+                relevance = relevance + (gradient * attention).relu()[0] @ relevance
+            row = relevance[-1, 1:-1]
+            expected = row / row.sum()
+        else:
+            expected = 0
+            for (q, k, v, _, output), block in zip(
+                blocks[-num_blocks:], model.transformer.resblocks[-num_blocks:], strict=True
+            ):
+                (gradient,) = torch.autograd.grad(cosine, output, retain_graph=True)
+                query, keys = block.attn.out_proj(q[:, -1:]), block.attn.out_proj(k)
+                likeness = F.cosine_similarity(query, keys, dim=-1)[0]
+                likeness = (likeness - likeness.min()) / (likeness.max() - likeness.min())
+                expected = expected + ((gradient[0, -1] * v[0]).sum(-1) * likeness).relu()
+            expected = expected[1:-1]
+
+        assert relative_error(scores, expected.detach()) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_mode_and_nothing_left_behind(clip, method):
+    images = random_images(clip, 2)
+    expected = word_scores(clip, images, TEXT_GIVEN, method).scores
+    assert not expected.requires_grad
+    with torch.inference_mode():
+        inside = word_scores(clip, images.clone(), TEXT_GIVEN, method).scores
+    assert torch.allclose(inside, expected, atol=1e-6)
+    alone = torch.cat([word_scores(clip, i[None], TEXT_GIVEN, method).scores for i in images])
+    assert torch.allclose(alone, expected, atol=1e-6)
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+
+
+@pytest.mark.parametrize(("method", "num_blocks"), [("relevance", 1), ("grad-eclip", 2)])
+def test_depth_where_none_is_given(clip, method, num_blocks):
+    images = random_images(clip, 1)
+    expected = word_scores(clip, images, TEXT_GIVEN, method, num_blocks).scores
+    assert torch.equal(word_scores(clip, images, TEXT_GIVEN, method).scores, expected)
+    other = word_scores(clip, images, TEXT_GIVEN, method, 3 - num_blocks).scores
+    assert relative_error(other, expected) > 0.01
+
+
+def test_images_of_another_type(clip):
+    images = random_images(clip, 1)
+    expected = word_scores(clip, images, TEXT_GIVEN).scores
+    assert torch.allclose(word_scores(clip, images.double(), TEXT_GIVEN).scores, expected)
+
+
+def test_tokens_that_were_cut_before_their_end():
+    tokens = open_clip.tokenize("a dog")[0, :3].tolist()
+    words = [("a", [1]), ("dog", [2])]
+    assert word_places(open_clip.tokenize, tokens) == words
+    assert word_places(open_clip.tokenize, tokens, special=True) == [("<start>", [0]), *words]
+
+
+def test_a_word_of_several_tokens_has_their_sum(clip):
+    found = word_scores(clip, random_images(clip, 1), "a xylophonist, playing")
+    assert found.words == ("a", "xylophonist", ",", "playing")
+    assert found.scores.sum() == pytest.approx(1, abs=1e-5)
+    assert len(clip._encoder.tokenize(["xylophonist"])[0].nonzero()) > 3  # start, pieces, end
+
+
+def test_words_of_many_bytes_are_whole(clip):
+    found = word_scores(clip, random_images(clip, 1), "日本 cafés")
+    assert found.words == ("日本", "cafés")
+
+
+def test_other_tokenizers_are_refused():
+    def own(texts, context_length):
+        return open_clip.tokenize(texts, context_length)
+
+    clip = ZeroShotClassifier(tiny_model("vit"), ["dog"], tokenizer=own, templates=())
+    with pytest.raises(TypeError, match="by open_clip's own tokenizer, not by function"):
+        word_scores(clip, random_images(clip, 1), "a dog")
+
+
+def test_the_words_of_things_in_the_picture_matter_most():
+    """On 40 scenes of one object: its noun is the first of the content words by relevance."""
+    clip = ZeroShotClassifier.demo(["dog"])
+    hits = []
+    for scene in Scenes("test", 40, objects=[1]):
+        images = clip.preprocess(scene.image)
+        other = "pizza" if scene.nouns[0] != "pizza" else "camera"
+        words = ["a", scene.nouns[0], "and", "a", other]
+        found = word_scores(clip, images, " ".join(words))
+        hits.append(bool(found.scores[0, 1] > found.scores[0, 4]))
+    assert sum(hits) >= 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("dog", "gradient"), ValueError, "method 'gradient' is none of relevance, grad-eclip"),
+        (("dog", "relevance", 3), ValueError, "num_blocks 3 must be from 1 to the text tower's 2"),
+        ((" ",), ValueError, "empty or no string"),
+        ((3,), ValueError, "3 is empty or no string"),
+        (("dog " * 90,), ValueError, "longer than the model's context of 77"),
+    ],
+)
+def test_refused(clip, arguments, error, message):
+    with pytest.raises(error, match=message):
+        word_scores(clip, random_images(clip, 1), *arguments)
+
+
+def test_text_towers_that_are_not_causal_are_refused():
+    model = CustomTextCLIP(24, dict(TINY["vit"].vision), TEXT | dict(no_causal_mask=True)).eval()
+    model.visual.preprocess_cfg = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
+    clip = ZeroShotClassifier(model, ["dog"], templates=())
+    with pytest.raises(TypeError, match="TextTransformer is not pooled at the end of the text"):
+        word_scores(clip, random_images(clip, 1), "a dog")
+    features = ZeroShotClassifier.from_features(tiny_model("vit"), torch.randn(3, 24))
+    with pytest.raises(TypeError, match="no text tower"):
+        word_scores(features, random_images(features, 1), "a dog")

@@ -1,0 +1,189 @@
+"""The commands of the tasks, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.tasks.points import prompts
+from captum_clip_surgery.tasks.recognition import recognize
+from captum_clip_surgery.tasks.segmentation import segment
+from tests.cli.test_cli import run
+
+SCENES = Scenes("test", 2, size=128, objects=[2])
+TEXTS = [option for noun in SCENES[0].nouns for option in ("--text", noun)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, and a file that is none."""
+    made = tmp_path / "pictures"
+    made.mkdir()
+    for number, scene in enumerate(SCENES):
+        Image.fromarray(scene.image).save(made / f"{number}.png")
+    (made / "notes.txt").write_text("no picture, and not taken for one")
+    (made / "paper.pdf").write_text("which Pillow can only write")
+    return made
+
+
+@pytest.fixture
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(SCENES[0].nouns)
+
+
+def test_segment_a_folder(monkeypatch, tmp_path, folder, capsys, clip) -> None:
+    options = ("--background", "a background", "--output", tmp_path / "out", "--json")
+    assert run(monkeypatch, "segment", folder, *TEXTS, *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["classes"] == ["background", *SCENES[0].nouns]
+    for number, entry in enumerate(content["images"]):
+        path = folder / f"{number}.png"
+        (expected,) = segment(clip, path, background=["a background"])
+        labels = np.asarray(Image.open(entry["labels"]))
+        assert np.array_equal(labels, expected.labels.numpy())
+        assert entry["shares"] == pytest.approx(expected.shares())
+        assert Image.open(tmp_path / "out" / f"{number}-segments.png").size[0] > 500
+
+
+def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) -> None:
+    options = ("--window", 64, "--size", 96, "--feature-surgery", "release", "--output", tmp_path)
+    assert run(monkeypatch, "segment", folder / "0.png", *options) == 0
+    printed = capsys.readouterr().out
+    assert "This is the embedded model" in printed
+    shares = [line.split(maxsplit=1) for line in printed.splitlines() if "%" in line]
+    assert sum(float(share.rstrip("%")) for share, _ in shares) == pytest.approx(100, abs=1)
+    assert {name for _, name in shares} <= set(nouns())
+    message = run(monkeypatch, "segment", folder, "--background", "sky", "--threshold", 0.5)
+    assert message == "error: --background and --threshold both say what is background; give one"
+
+
+def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
+    options = ("--top", 3, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "recognize", folder / "*.png", *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    expected = recognize(ZeroShotClassifier.demo(nouns()), sorted(folder.glob("*.png")))
+    for entry, found in zip(content["images"], expected, strict=True):
+        assert entry["scores"] == pytest.approx(found.scores.tolist(), abs=1e-5)
+        assert [name for name, _ in entry["found"]] == [name for name, _ in found.top(3)]
+        stem = Path(entry["image"]).stem
+        assert Image.open(tmp_path / f"{stem}-classes.png").size[0] > 500
+    assert json.loads((tmp_path / "recognition.json").read_text()) == content
+    texts = tmp_path / "texts.txt"
+    texts.write_text("dog\nkiwi\n\nduck\n")
+    options = ("--texts", texts, "--threshold", 5, "--output", tmp_path)
+    assert run(monkeypatch, "recognize", folder / "0.png", *options) == 0
+    assert "no class scores above 5.0" in capsys.readouterr().out
+
+
+def test_points(monkeypatch, tmp_path, folder, capsys, clip) -> None:
+    options = ("--boxes", "--instances", "components", "--output", tmp_path)
+    assert run(monkeypatch, "points", folder / "0.png", *TEXTS, *options) == 0
+    assert f"{SCENES[0].nouns[0]}: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "0-points.json").read_text())
+    (expected,) = prompts(clip, folder / "0.png", boxes=True, instances="components")
+    assert written["prompts"] == [prompt.to_dict() for prompt in expected]
+    assert Image.open(tmp_path / "0-points.png").size[0] > 500
+
+
+@pytest.fixture
+def sam(tmp_path: Path) -> Path:
+    """A tiny SAM of random weights in half precision, in a folder."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SamConfig(
+        vision_config={
+            "hidden_size": 16,
+            "output_channels": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 1024,
+            "patch_size": 16,
+            "window_size": 4,
+            "global_attn_indexes": [],
+            "mlp_dim": 16,
+            "num_pos_feats": 8,
+        },
+        prompt_encoder_config={"hidden_size": 16, "mask_input_channels": 4},
+        mask_decoder_config={
+            "hidden_size": 16,
+            "mlp_dim": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+    )
+    folder = tmp_path / "sam"
+    transformers.SamModel(config).half().save_pretrained(folder)
+    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder)
+    return folder
+
+
+def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys, sam) -> None:
+    options = ("--sam", sam, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "points", folder / "0.png", *TEXTS, *options) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    assert len(entry["masks"]) == len(entry["prompts"]) == 2
+    for mask in entry["masks"]:
+        with Image.open(mask) as read:
+            assert (read.size, read.mode) == ((128, 128), "1")
+    message = run(monkeypatch, "points", folder / "0.png", "--sam", tmp_path / "none", *TEXTS)
+    assert message == f"error: no folder of a SAM at {tmp_path / 'none'}"
+
+
+def test_where_there_are_no_points_the_mask_is_empty(
+    monkeypatch, tmp_path, folder, capsys, sam
+) -> None:
+    options = ("--text", "dog", "--size", 32, "--sam", sam, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "points", folder, *options) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [entry["prompts"][0]["points"] for entry in images] == [[], []]
+    for entry in images:
+        assert not np.asarray(Image.open(entry["masks"][0])).any()
+    assert run(monkeypatch, "points", folder, *options, "--down-sample", 1) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert all(entry["prompts"][0]["points"] for entry in images)
+
+
+def test_a_caption_may_fill_the_context(monkeypatch, tmp_path, folder) -> None:
+    """No template makes it longer."""
+    caption = " ".join(["dog"] * (24 - 2))
+    assert (
+        run(monkeypatch, "words", folder / "0.png", "--caption", caption, "--output", tmp_path) == 0
+    )
+    message = run(monkeypatch, "words", folder / "0.png", "--caption", caption + " dog")
+    assert "is longer than the model's context of 24 tokens" in str(message)
+
+
+def test_words(monkeypatch, tmp_path, folder, capsys) -> None:
+    caption = f"the {SCENES[0].nouns[0]} in the scene."
+    options = ("--caption", caption, "--output", tmp_path)
+    assert run(monkeypatch, "words", folder / "0.png", *options) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "words.json").read_text())
+    assert content["caption"] == caption
+    assert content["images"][0]["words"][:2] == caption.split()[:2]
+    assert SCENES[0].nouns[0] in printed
+    assert Image.open(tmp_path / "0-words.png").size[0] > 500
+
+
+@pytest.mark.parametrize("command", ["segment", "recognize", "points", "words"])
+def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command) -> None:
+    (folder / "broken.png").write_bytes(b"no picture")
+    texts = ("--caption", "a dog") if command == "words" else TEXTS
+    ended = run(monkeypatch, command, folder, *texts, "--output", tmp_path, "--json")
+    assert ended == f"error: 1 of 3 images could not be read: {folder / 'broken.png'}"
+    captured = capsys.readouterr()
+    assert "skipped" in captured.err
+    assert len(json.loads(captured.out)["images"]) == 2
+
+
+def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
+    assert run(monkeypatch, "segment", tmp_path) == f"error: no pictures in the folder {tmp_path}"
+    assert str(run(monkeypatch, "segment", "none/*.png")).startswith("error: no file matches")
+    message = run(monkeypatch, "segment", "a.png", "--model", "RN50", "--pretrained", "x")
+    assert message == "error: no texts: give --text, once for each, or --texts FILE"

@@ -1,0 +1,282 @@
+"""Data sets measured end to end, against scikit-learn, torchmetrics and the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr._engine import Explain
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import IGNORED, DataSet, Labels, Masks, Point, Points, Tags
+from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
+from captum_clip_surgery.evaluation.results import Result
+from captum_clip_surgery.metrics import localization
+from captum_clip_surgery.tasks.recognition import recognize
+from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
+
+SCENES = Scenes("test", 8, 224, objects=[2, 3])
+#: Sums in another order swap pixels that are all but equal: one swap is some 1e-8 of AUROC.
+CLOSE = dict(rel=1e-6, abs=1e-6)
+FOUR = "dog\ncat, kitten\nhorse\ncow"
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["dog"])
+
+
+def way(**views: View) -> Protocol:
+    return Protocol("test", "tests", views, {})
+
+
+def measured(
+    clip: ZeroShotClassifier, data: DataSet, protocol: Protocol, *methods: str
+) -> dict[str, Result]:
+    chosen = {name: METHODS[name] for name in methods or ("CLIPSurgery",)}
+    return dict(evaluate(clip, data, chosen, protocol, progress=False, confidence=False).results)
+
+
+# --- localization --------------------------------------------------------------------------------
+
+
+def check_same_as_scenes(
+    clip: ZeroShotClassifier, scenes: Scenes, root: Path, names: Sequence[str]
+) -> None:
+    methods = {name: METHODS[name] for name in names}
+    expected = evaluate_scenes(clip, scenes, methods, progress=False)
+    data = scene_folder(scenes, root)
+    found = evaluate(clip, data, methods, Protocol.load("present"), progress=False)
+    assert found.images == len(scenes)
+    assert list(found.results) == list(names)
+    for name, result in found.results.items():
+        assert result.measures == pytest.approx(dict(expected[name].measures), **CLOSE), name
+        for key, interval in expected[name].intervals.items():
+            assert result.intervals[key] == pytest.approx(interval, **CLOSE), key
+
+
+def test_a_folder_of_scenes_as_the_scenes(clip: ZeroShotClassifier, tmp_path: Path) -> None:
+    check_same_as_scenes(clip, SCENES, tmp_path, ["CLIP", "CLIPSurgery", "LeGrad"])
+
+
+@pytest.mark.slow
+def test_all_test_scenes_as_a_folder(clip: ZeroShotClassifier, tmp_path: Path) -> None:
+    scenes = Scenes("test", 500, 224, objects=[2, 3])
+    check_same_as_scenes(clip, scenes, tmp_path, ["CLIP", "CLIPSurgery"])
+
+
+def test_scenes_in_the_layout_of_voc(clip: ZeroShotClassifier, tmp_path: Path) -> None:
+    """JPEG takes little away."""
+    scenes = of_few_nouns(SCENES)
+    assert len(scenes) >= 5
+    protocol = Protocol.load("present")
+    png = measured(clip, scene_folder(scenes, tmp_path / "png"), protocol)["CLIPSurgery"].measures
+    jpeg = measured(clip, scene_voc(scenes, tmp_path / "voc"), protocol)["CLIPSurgery"].measures
+    print({name: f"{jpeg[name] - value:+.3f}" for name, value in png.items()})
+    assert jpeg["pairs"] == png["pairs"]
+    assert jpeg != png
+    for name in ("explanation_iou", "msc", "energy", "auroc", "average_precision"):
+        assert jpeg[name] == pytest.approx(png[name], abs=2), name
+
+
+def test_classes_compete_and_the_background_is_none(
+    clip: ZeroShotClassifier, tmp_path: Path
+) -> None:
+    data = scene_folder(SCENES[:3], tmp_path)
+    found = measured(clip, data, way(localization=View(size=128)))["CLIPSurgery"].measures
+    local, pairs = clip.with_texts(nouns()), []
+    surgery = LayerCLIPSurgery(local)
+    for scene in SCENES[:3]:
+        targets = [local.index(noun) for noun in scene.nouns]
+        with torch.no_grad():
+            maps = surgery.attribute_all(clip.preprocess(scene.image, 128), targets)[0]
+        pairs += zip(maps, torch.from_numpy(scene.masks), strict=True)
+    assert found == pytest.approx(vars(localization(pairs)), **CLOSE)
+
+
+def corner(clip: ZeroShotClassifier) -> Explain:
+    """A method whose map of text k is highest in the k-th of four cells, whatever the image."""
+
+    def explain(images: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+        chosen = range(len(clip.texts)) if targets is None else targets
+        return torch.eye(4)[list(chosen)].reshape(1, -1, 2, 2).expand(len(images), -1, -1, -1)
+
+    return explain
+
+
+def quarters(*classes: int) -> np.ndarray:
+    """Labels (8, 8) of the four quarters."""
+    return np.array(classes, np.int32).reshape(2, 2).repeat(4, 0).repeat(4, 1)
+
+
+GREY = np.full((8, 8, 3), 128, np.uint8)
+
+
+def test_ignored_pixels_reach_the_measures(clip: ZeroShotClassifier) -> None:
+    """Of labels for all classes of an image, of masks for one class alone."""
+    view = way(localization=View(size=64))
+
+    def found(truth: Labels | Masks) -> dict[str, float]:
+        data = Given(FOUR, [GREY], [truth])
+        result = evaluate(clip, data, {"corner": corner}, view, progress=False).results
+        return dict(result["corner"].measures)
+
+    labels = quarters(1, 1, 2, IGNORED)  # texts point at their own quarter: 1 right, 2 left down
+    judged = found(Labels(labels))
+    assert (judged["pairs"], judged["skipped"], judged["pointing"]) == (2, 0, 100)
+    everything = {1: labels == 1, 2: labels == 2}
+    assert found(Masks(everything, {1: labels == -1, 2: labels == -1})) == judged
+    counted = found(Masks(everything))
+    assert counted["msc"] < judged["msc"] - 1
+    one = found(Masks(everything, {1: labels == -1}))["msc"]
+    assert counted["msc"] < one < judged["msc"]
+    # Nothing but its mask is left of class 1.
+    assert found(Masks(everything, {1: labels != 1}))["skipped"] == 1
+
+
+def test_images_that_show_nothing_add_nothing(clip: ZeroShotClassifier) -> None:
+    data = Given(FOUR, [GREY] * 3, [Masks({}), Masks({1: quarters(0, 1, 0, 0) > 0}), Masks({})])
+    for texts in ("classes", "present"):
+        view = way(localization=View(size=64, texts=texts))
+        found = evaluate(clip, data, {"CLIP": METHODS["CLIP"]}, view, progress=False)
+        assert found.results["CLIP"].measures["pairs"] == 1
+        assert [index for _, index in found.cases["localization"]] == [1]
+    with pytest.raises(ValueError, match="no pair to measure"):
+        evaluate(clip, Given(FOUR, [GREY], [Masks({})]), {"CLIP": METHODS["CLIP"]}, view)
+
+
+# --- segmentation --------------------------------------------------------------------------------
+
+
+def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) -> None:
+    rng, truths, said = np.random.default_rng(0), [], []
+    local = clip.with_texts(["background", *nouns()])
+    surgery = LayerCLIPSurgery(local)
+    data = scene_folder(SCENES[:5], tmp_path)
+    for index, scene in enumerate(SCENES[:5]):
+        labels = data[index].truth.labels  # type: ignore[union-attr]
+        labels[rng.random(labels.shape) < 0.2] = IGNORED
+        truths.append(Labels(labels))
+        with torch.no_grad():
+            maps = surgery.attribute_all(clip.preprocess(scene.image, 160))
+        large = F.interpolate(maps, scene.image.shape[:2], mode="bilinear", align_corners=False)
+        said.append(large[0].argmax(0))
+    pictures = [scene.image for scene in SCENES[:5]]
+    given = Given("\n".join(local.texts), pictures, truths, background=0)
+    found = measured(clip, given, way(segmentation=View(size=160)))["CLIPSurgery"].measures
+
+    there = np.concatenate([truth.labels.ravel() for truth in truths])
+    chosen = torch.stack(said).numpy().ravel()
+    judged = there != IGNORED
+    matrix = sklearn.metrics.confusion_matrix(
+        there[judged], chosen[judged], labels=range(len(local.texts))
+    )
+    hits, union = np.diag(matrix), matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    shown = matrix.sum(1) > 0
+    expected = {
+        "class_iou": 100 * (hits[union > 0] / union[union > 0]).mean(),
+        "class_accuracy": 100 * (hits[shown] / matrix.sum(1)[shown]).mean(),
+        "all_accuracy": 100 * hits.sum() / matrix.sum(),
+    }
+    assert (union > 0).sum() > shown.sum()  # classes that are found where they are not
+    assert found == pytest.approx(expected, rel=1e-6)
+    jaccard = MulticlassJaccardIndex(len(local.texts), ignore_index=IGNORED)
+    value = jaccard(torch.from_numpy(chosen), torch.from_numpy(there).long())
+    assert found["class_iou"] == pytest.approx(100 * float(value), rel=1e-5)
+
+
+def test_void_alone_is_refused_and_adds_nothing(clip: ZeroShotClassifier) -> None:
+    view = way(segmentation=View(size=64))
+    void, shown = Labels(quarters(-1, -1, -1, -1)), Labels(quarters(0, 1, 2, 2))
+    methods = {"corner": corner}
+    both = evaluate(clip, Given(FOUR, [GREY] * 2, [void, shown]), methods, view).results["corner"]
+    alone = evaluate(clip, Given(FOUR, [GREY], [shown]), methods, view).results["corner"]
+    # The fourth text wins a quarter where the third class is: IoU of 1, 1, 1/2 and 0.
+    assert both.measures == alone.measures
+    assert both.measures["class_iou"] == pytest.approx(62.5)
+    assert both.measures["all_accuracy"] == pytest.approx(75)
+    assert both.intervals == alone.intervals
+    with pytest.raises(ValueError, match="no pixel to measure: all are ignored"):
+        evaluate(clip, Given(FOUR, [GREY], [void]), methods, view)
+
+
+# --- recognition ---------------------------------------------------------------------------------
+
+
+def test_average_precision_by_scikit_learn(clip: ZeroShotClassifier) -> None:
+    scenes = Scenes("test", 12, 128, objects=[2, 3])
+    names = sorted({noun for scene in scenes for noun in scene.nouns})
+    rng, truths = np.random.default_rng(0), []
+    for scene in scenes:
+        present = {names.index(noun) for noun in scene.nouns}
+        unknown = set(np.flatnonzero(rng.random(len(names)) < 0.3).tolist()) - present
+        truths.append(Tags(frozenset(present), frozenset(unknown)))
+    pictures = [scene.image for scene in scenes]
+    classes = [*names, *[noun for noun in nouns() if noun not in names][:2]]  # which nobody shows
+    view = way(recognition=View(size=128))
+    given = Given("\n".join(classes), pictures, truths)
+    found = measured(clip, given, view, "CLIP", "CLIPSurgery", "LeGrad")
+    assert list(found) == ["CLIP", "CLIPSurgery"]
+
+    for method, form in (("CLIP", None), ("CLIPSurgery", "release")):
+        local = clip.with_texts(classes)
+        scores = np.stack([r.scores.numpy() for r in recognize(local, pictures, form, size=128)])
+        values = []
+        for label in range(len(classes)):
+            known = [i for i, truth in enumerate(truths) if label not in truth.unknown]
+            shown = [label in truths[i].present for i in known]
+            if any(shown):
+                values.append(sklearn.metrics.average_precision_score(shown, scores[known, label]))
+        expected = 100 * np.mean(values)
+        assert found[method].measures == {"mean_ap": pytest.approx(expected, rel=1e-6)}
+    nothing = Given("\n".join(classes), pictures, [Tags(frozenset())] * len(pictures))
+    with pytest.raises(ValueError, match="no image shows any class"):
+        measured(clip, nothing, view)
+    with pytest.raises(ValueError, match=r"recognition takes the dense methods.*none of LeGrad"):
+        measured(clip, given, view, "LeGrad")
+
+
+def test_methods_that_recognition_cannot_ask(clip: ZeroShotClassifier) -> None:
+    given = Given(FOUR, [GREY] * 2, [Tags(frozenset({1})), Tags(frozenset({0}))])
+    methods = {name: METHODS[name] for name in ("LeGrad", "CLIP")}
+    found = evaluate(clip, given, methods, way(recognition=View(size=64)), progress=False)
+    assert list(found.results) == ["CLIP"]
+    assert found.left_out == {"LeGrad": "recognition takes the dense methods of this package alone"}
+
+
+# --- points --------------------------------------------------------------------------------------
+
+
+def test_points_by_hand(clip: ZeroShotClassifier) -> None:
+    """`corner` has class k in the k-th quarter."""
+    first = Points(
+        (
+            Point(1, 0.9, 0.1, True),  # inside
+            Point(1, 0.1, 0.1, True),  # outside
+            Point(1, 0.8, 0.2, False),  # inside, where it is not: IoU is 1 / 3
+            Point(1, 0.2, 0.8, False),
+            Point(3, 0.9, 0.9, False),  # class 3 has no positive point here
+        )
+    )
+    second = Points((Point(1, 0.7, 0.2, True), Point(2, 0.3, 0.7, True), Point(2, 0.9, 0.9, True)))
+    data = Given(FOUR, [GREY] * 3, [first, second, Points(())])
+    # Class 1: 2 hits, 1 miss, 1 false alarm; class 2: 1 hit, 1 miss. Pairs: 1/3, 1 and 1/2.
+    among_all = {"p_miou": 50, "pair_iou": 100 * (1 / 3 + 1 + 1 / 2) / 3, "pairs": 3}
+    # Each image's own texts, of which `corner` puts the first into the first quarter.
+    own = {"p_miou": 100 * (1 / 3 + 0) / 2, "pair_iou": 100 * (1 / 2 + 0 + 0) / 3, "pairs": 3}
+    for texts, expected in (("classes", among_all), ("present", own)):
+        view = way(points=View(size=64, texts=texts))
+        found = evaluate(clip, data, {"corner": corner}, view, progress=False)
+        assert found.results["corner"].measures == pytest.approx(expected)
+        assert [index for _, index in found.cases["points"]] in ([0, 1], [1, 0])
+    with pytest.raises(ValueError, match="no image has a positive point"):
+        evaluate(clip, Given(FOUR, [GREY], [Points(())]), {"corner": corner}, view)

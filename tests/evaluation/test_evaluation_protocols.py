@@ -1,0 +1,251 @@
+"""How protocols show images and choose classes, restated in plain loops of float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import IGNORED, Labels
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import Protocol, View, evaluate
+from captum_clip_surgery.evaluation.judges import JUDGES
+from captum_clip_surgery.evaluation.shown import Frame, Reader
+from captum_clip_surgery.evaluation.tasks import AskForLabels
+from tests._helpers.written_scenes import Given
+
+#: Of what the two scenes show, and synonyms that they do not.
+CLASSES = "ghost, peacock\nbackground\ncarrot\nmicrophone, pig, whale\ncrown"
+BACKGROUND = 1
+SURGERY = {"CLIPSurgery": METHODS["CLIPSurgery"]}
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["dog"])
+
+
+@pytest.fixture(scope="module")
+def data() -> Given:
+    """Two pictures, one lying and one standing, of no side that patches divide."""
+    first, second = (scene.image for scene in Scenes("test", 2, 160, objects=[3]))
+    pictures = [first[:90, :151], second[:133, :70]]
+    rng = np.random.default_rng(0)
+    truths = [Labels(rng.integers(-1, 5, p.shape[:2]).astype(np.int32)) for p in pictures]
+    return Given(CLASSES, pictures, truths, BACKGROUND)
+
+
+# --- in plain words ------------------------------------------------------------------------------
+
+
+def enlarge(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(K, h, w) to (K, height, width): bilinear, half-pixel centres, the edge goes on."""
+
+    def weights(small: int, large: int) -> np.ndarray:
+        table = np.zeros((large, small))
+        for pixel in range(large):
+            at = min(max((pixel + 0.5) * small / large - 0.5, 0), small - 1)
+            low = int(at)
+            table[pixel, low] += 1 - (at - low)
+            table[pixel, min(low + 1, small - 1)] += at - low
+        return table
+
+    down, across = weights(grid.shape[1], height), weights(grid.shape[2], width)
+    return np.stack([down @ layer @ across.T for layer in grid])
+
+
+def shown(clip: ZeroShotClassifier, picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(3, height, width) as the model takes it."""
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+    scaled = np.asarray(image) / 255
+    normal = (scaled - clip.preprocessing.mean) / clip.preprocessing.std
+    return normal.transpose(2, 0, 1).astype(np.float32)
+
+
+def scores(method: LayerCLIPSurgery, pixels: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        found = method.attribute_all(torch.from_numpy(np.ascontiguousarray(pixels))[None])
+    return found[0].double().numpy()
+
+
+def places(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin: as mmsegmentation's slide_inference has them."""
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(number * stride + window, length) - window, 0) for number in range(count)]
+
+
+def dense_scores(
+    method: LayerCLIPSurgery, image: np.ndarray, window: int | None, stride: int | None
+) -> np.ndarray:
+    """Of an image as it is shown, at its size."""
+    _, height, width = image.shape
+    total = np.zeros((len(method.forward_func.texts), height, width))
+    times = np.zeros((height, width))
+    for top in places(height, window or height, stride or 1):
+        for left in places(width, window or width, stride or 1):
+            part = image[:, top : top + (window or height), left : left + (window or width)]
+            _, rows, columns = part.shape
+            small = scores(method, part[:, : rows // 16 * 16, : columns // 16 * 16])
+            total[:, top : top + rows, left : left + columns] += enlarge(small, rows, columns)
+            times[top : top + rows, left : left + columns] += 1
+    return total / times
+
+
+def choose(
+    values: np.ndarray, owners: list[int], scale: float, threshold: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel's class by its best name, and by how little that was decided."""
+    labels = np.zeros(values.shape[1:], int)
+    margins = np.zeros(values.shape[1:])
+    for row in range(values.shape[1]):
+        for column in range(values.shape[2]):
+            own = values[:, row, column]
+            powers = np.exp(scale * (own - own.max()))
+            probabilities = powers / powers.sum()
+            classes = np.zeros(max(owners) + 1)
+            for owner, probability in zip(owners, probabilities, strict=True):
+                classes[owner] = max(classes[owner], probability)
+            order = np.argsort(-classes)
+            labels[row, column] = order[0]
+            margins[row, column] = classes[order[0]] - classes[order[1]]
+            if threshold is not None:
+                margins[row, column] = min(margins[row, column], abs(classes[order[0]] - threshold))
+                if classes[order[0]] < threshold:
+                    labels[row, column] = BACKGROUND
+    return labels, margins
+
+
+# --- against the package -------------------------------------------------------------------------
+
+
+def found_labels(clip: ZeroShotClassifier, data: Given, view: View) -> list[np.ndarray]:
+    ask = AskForLabels(clip, data, SURGERY, view, JUDGES["segmentation"](data))
+    batches = Reader(clip, data, range(len(data)), view, 1, 0)
+    with torch.no_grad():
+        return [said["CLIPSurgery"].numpy() for batch in batches for said in ask.found(batch)]
+
+
+def check(
+    clip: ZeroShotClassifier, data: Given, view: View, expected: list[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    found = found_labels(clip, data, view)
+    for (labels, margins), said in zip(expected, found, strict=True):
+        assert said.shape == labels.shape
+        assert len(np.unique(labels)) > 1
+        differing = said != labels
+        assert margins[differing].max(initial=0) < 1e-5  # where next to nothing decided
+        assert differing.mean() < 0.001
+    # The table by counting, of the labels found.
+    result = evaluate(
+        clip, data, SURGERY, Protocol("t", "tests", {"segmentation": view}, {}), progress=False
+    ).results["CLIPSurgery"]
+    ious, recalls, right, judged = [], [], 0, 0
+    truths = [truth.labels for truth in data.truths]  # type: ignore[union-attr]
+    for label in range(5):
+        hits = union = there = 0
+        for truth, said in zip(truths, found, strict=True):
+            counts = truth != IGNORED
+            mine, true = (said == label) & counts, (truth == label) & counts
+            hits += int((mine & true).sum())
+            union += int((mine | true).sum())
+            there += int(true.sum())
+        ious.append(hits / union)
+        recalls.append(hits / there)
+        right, judged = right + hits, judged + there
+    figures = {
+        "class_iou": 20 * sum(ious),
+        "class_accuracy": 20 * sum(recalls),
+        "all_accuracy": 100 * right / judged,
+    }
+    assert result.measures == pytest.approx(figures, rel=1e-9)
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 64), (100, 96), (None, 224)])
+def test_squashed_as_the_paper_has_it(
+    clip: ZeroShotClassifier, data: Given, size: int | None, side: int
+) -> None:
+    method = LayerCLIPSurgery(clip.with_texts([row[0] for row in data.classes.synonyms]))
+    expected = []
+    for picture in data.pictures:
+        grid = scores(method, shown(clip, picture, side, side))
+        expected.append(choose(enlarge(grid, *picture.shape[:2]), [0, 1, 2, 3, 4], 40, None))
+    check(clip, data, View(size=size), expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "longest", "synonyms", "background"),
+    [
+        (None, None, None, False, None),
+        (None, None, 100, True, 0.8),
+        (64, 24, None, True, 0.8),
+        (40, 40, 112, True, None),  # windows of no whole patches
+    ],
+)
+def test_dense(
+    clip: ZeroShotClassifier,
+    data: Given,
+    window: int | None,
+    stride: int | None,
+    longest: int | None,
+    synonyms: bool,
+    background: float | None,
+) -> None:
+    rows = [names if synonyms else names[:1] for names in data.classes.synonyms]
+    owners = [owner for owner, names in enumerate(rows) for _ in names]
+    method = LayerCLIPSurgery(clip.with_texts([name for names in rows for name in names]))
+    expected = []
+    for picture in data.pictures:
+        height, width = picture.shape[:2]
+        scale = 80 / min(height, width)
+        if longest is not None:
+            scale = min(scale, longest / max(height, width))
+        image = shown(clip, picture, int(height * scale + 0.5), int(width * scale + 0.5))
+        values = dense_scores(method, image, window, stride)
+        expected.append(choose(enlarge(values, height, width), owners, 40, background))
+    view = View(
+        size=80, keep_aspect=True, longest=longest, window=window, stride=stride,
+        synonyms=synonyms, background=background, scale=40,
+    )  # fmt: skip
+    check(clip, data, view, expected)
+    if background is not None:
+        plain = View(size=80, keep_aspect=True, longest=longest, window=window, stride=stride,
+                     synonyms=synonyms, scale=40)  # fmt: skip
+        low, high = found_labels(clip, data, plain), found_labels(clip, data, view)
+        changed = np.concatenate([(a != b).ravel() for a, b in zip(low, high, strict=True)])
+        assert 0.01 < changed.mean() < 0.99  # some pixels were below, and not all
+
+
+def test_without_a_scale_the_models_own(clip: ZeroShotClassifier, data: Given) -> None:
+    own = float(clip.model.logit_scale.detach().exp())
+    views = [View(size=64, background=0.9, scale=scale) for scale in (None, own, 40)]
+    by_default, told, other = ([*found_labels(clip, data, view)] for view in views)
+    assert all(np.array_equal(a, b) for a, b in zip(by_default, told, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(by_default, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("picture", "view", "expected"),
+    [
+        ((500, 375), View(size=224), (224, 224)),
+        ((500, 375), View(), (224, 224)),
+        ((500, 375), View(size=512), (512, 512)),
+        ((500, 375), View(size=336, keep_aspect=True, longest=2048), (448, 336)),
+        ((1024, 2048), View(size=560, keep_aspect=True, longest=2048), (560, 1120)),
+        ((100, 900), View(size=336, keep_aspect=True, longest=2048), (228, 2048)),
+        ((10, 900), View(size=16, keep_aspect=True, longest=450), (16, 450)),  # not below a patch
+    ],
+)
+def test_sizes(picture: tuple[int, int], view: View, expected: tuple[int, int]) -> None:
+    assert Frame(view, (16, 16), (224, 224)).size(*picture) == expected
+
+
+def test_refused(clip: ZeroShotClassifier, data: Given) -> None:
+    judge = JUDGES["segmentation"](data)
+    without = Given(CLASSES, data.pictures, data.truths)
+    with pytest.raises(ValueError, match="a threshold of the background; given has none"):
+        AskForLabels(clip, without, SURGERY, View(background=0.5), judge)
+    with pytest.raises(ValueError, match="classes 'voc20' are 20, given has 5"):
+        AskForLabels(clip, data, SURGERY, View(classes="voc20"), judge)

@@ -1,0 +1,370 @@
+"""Runs over data sets: however they are cut, what they cost, what stops them, what they leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_clip_surgery import ZeroShotClassifier, cli
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.provenance import weights_digest
+from captum_clip_surgery.attr._engine import Passes
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
+from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate
+from captum_clip_surgery.evaluation.results import read
+from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
+from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
+from tests._helpers.written_scenes import Given, scene_folder
+
+SCENES = Scenes("test", 7, 96, objects=[2, 3])
+BOTH = Protocol("both", "tests", {"localization": View(size=96), "segmentation": View(size=96)}, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return scene_folder(SCENES, tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["dog"])
+
+
+def run(
+    clip: ZeroShotClassifier, data: Folder | Given, *names: str, **options: object
+) -> Evaluation:
+    methods = {name: METHODS[name] for name in names or ("CLIP", "CLIPSurgery", "LeGrad")}
+    protocol = options.pop("protocol", BOTH)
+    options = {"confidence": False} | options
+    return evaluate(clip, data, methods, protocol, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_one_table_however_it_is_cut(clip: ZeroShotClassifier, folder: Folder) -> None:
+    first = run(clip, folder, batch_size=1, confidence=True)
+    for batch_size in (3, 8):
+        other = run(clip, folder, batch_size=batch_size, confidence=True)
+        for name, result in first.results.items():
+            # Sums of a larger batch differ in their last bits, by which a pixel may change sides.
+            assert other.results[name].measures == pytest.approx(dict(result.measures), rel=1e-4)
+            assert other.results[name].intervals.keys() == result.intervals.keys()
+
+
+def test_workers_change_nothing(clip: ZeroShotClassifier, folder: Folder) -> None:
+    alone, ahead = (run(clip, folder, batch_size=3, workers=workers) for workers in (0, 2))
+    assert ahead.results == alone.results
+    assert ahead.cases == alone.cases
+
+
+def test_the_first_images_alone(clip: ZeroShotClassifier, folder: Folder, tmp_path: Path) -> None:
+    found = run(clip, folder, "CLIP", limit=3)
+    alone = run(clip, scene_folder(SCENES[:3], tmp_path), "CLIP")
+    assert found.images == alone.images == 3
+    assert found.results == alone.results
+    assert {index for cases in found.cases.values() for _, index in cases} == {0, 1, 2}
+    assert run(clip, folder, "CLIP", limit=100).images == len(SCENES)
+    assert found.images_per_second > 0
+    assert 0 < found.waiting < 1
+
+
+class Calls:
+    def __init__(self, *modules: nn.Module) -> None:
+        self.counts = [0] * len(modules)
+        for place, module in enumerate(modules):
+            module.register_forward_hook(lambda *_, place=place: self._called(place))
+
+    def _called(self, place: int) -> None:
+        self.counts[place] += 1
+
+
+def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
+    """A method more costs no pass, an image more no text."""
+    dense = ("CLIP", "CLIPSurgery", "MaskCLIP", "GEM")
+    texts = []
+    for names, limit in ((dense[:1], 2), (dense, 5)):
+        clip = ZeroShotClassifier.demo(["dog"])
+        model = clip.model
+        calls = Calls(model.visual.conv1, model.transformer.resblocks[0])
+        run(clip, folder, *names, limit=limit, batch_size=2)
+        images, encoded = calls.counts
+        assert images == 2 * -(-limit // 2)  # of two tasks
+        assert encoded > 0
+        texts.append(encoded)
+        run(clip, folder, *names, limit=limit, batch_size=2)
+        assert calls.counts == [2 * images, encoded]  # remembered
+    # "CLIPSurgery" asks for the empty text as well: one more at most.
+    assert texts[1] - texts[0] <= 1
+
+
+# --- readers -------------------------------------------------------------------------------------
+
+
+def test_what_workers_are_given_can_be_sent(clip: ZeroShotClassifier, folder: Folder) -> None:
+    """To processes that are spawned and share no memory."""
+    frame = Frame(View(size=96), clip.tower.patch_size, clip.native_size)
+    pictures = _Pictures(folder, range(len(folder)), clip.preprocessing, frame)
+    sent = pickle.loads(pickle.dumps(pictures))
+    assert torch.equal(sent[2].pixels, pictures[2].pixels)
+    assert np.array_equal(sent[2].truth.labels, folder[2].truth.labels)
+
+
+def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None:
+    """A rotation noted in a picture was followed by its reader, or was not for a reason."""
+
+    class Noted(Given):
+        def read(self, index: int):
+            sample = super().read(index)
+            sample.image.getexif()[0x0112] = 6
+            sample.image.info["exif"] = sample.image.getexif().tobytes()
+            return sample
+
+    picture = SCENES[0].image[:64]
+    data = Noted("dog\ncat", [picture], [Labels(np.zeros(picture.shape[:2], np.int32))])
+    assert dict(data[0].image.getexif()) == {0x0112: 6}
+    ((shown,),) = Reader(clip, data, [0], View(size=96, keep_aspect=True), 1, 0)
+    assert shown.size == (64, 96)
+    assert torch.equal(shown.pixels, clip.preprocess(picture, (96, 144))[0])
+
+
+def test_truth_squashed_as_the_view_has_it(clip: ZeroShotClassifier) -> None:
+    labels = np.arange(12, dtype=np.int32).reshape(3, 4).repeat(2, 0).repeat(2, 1) - 1
+    mask = labels > 4
+    truths = [Labels(labels), Masks({1: mask}, {1: ~mask})]
+    data = Given("dog\ncat", [SCENES[0].image[:6, :8]] * 2, truths)
+    ((first,), (second,)) = Reader(clip, data, [0, 1], View(truth_size=12), 1, 0)
+    expected = (np.arange(12).reshape(3, 4) - 1).repeat(4, 0).repeat(3, 1)
+    assert np.array_equal(first.truth.labels, expected)
+    assert np.array_equal(second.truth.masks[1], expected > 4)
+    assert np.array_equal(second.truth.ignored[1], expected <= 4)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(
+    clip: ZeroShotClassifier, tmp_path: Path, workers: int
+) -> None:
+    data = scene_folder(SCENES[:3], tmp_path)
+    path = tmp_path / "images" / "00001.png"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"^image '00001' of folder .*00001.png cannot be read as"):
+        run(clip, data, "CLIP", workers=workers, batch_size=1)
+
+
+def test_a_method_that_fails_names_its_images(clip: ZeroShotClassifier, folder: Folder) -> None:
+    def broken(clip: ZeroShotClassifier):
+        def explain(images: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+            raise RuntimeError("out of luck")
+
+        return explain
+
+    with pytest.raises(RuntimeError, match="out of luck") as failed:
+        evaluate(clip, folder, {"broken": broken}, BOTH, progress=False, batch_size=2)
+    assert "images 00000, 00001 of folder" in failed.value.__notes__[0]
+
+
+def test_refused(clip: ZeroShotClassifier, folder: Folder) -> None:
+    with pytest.raises(ValueError, match="limit 0 must be at least 1"):
+        run(clip, folder, limit=0)
+    with pytest.raises(
+        ValueError, match=r"'points' is not measured .* there are localization, seg"
+    ):
+        run(clip, folder, tasks=["points"])
+    points = Protocol("p", "tests", {"points": View()}, {})
+    with pytest.raises(
+        ValueError, match=r"protocol p has points; folder .* has Labels, which none"
+    ):
+        run(clip, folder, protocol=points)
+    aspect = View(size=96, keep_aspect=True)
+    with pytest.raises(ValueError, match="maps are of squashed images"):
+        run(clip, folder, protocol=replace(BOTH, views={"localization": aspect}))
+    tags = Given("dog\ncat", [SCENES[0].image], [Tags(frozenset({0}))])
+    for view in (aspect, View(synonyms=True), View(texts="present")):
+        with pytest.raises(ValueError, match="recognition asks squashed images"):
+            run(clip, tags, protocol=replace(BOTH, views={"recognition": view}))
+
+
+def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
+    pictures = [scene.image for scene in SCENES[:2]]
+    mask = np.zeros((96, 96), bool)
+    mask[20:60, 30:70] = True
+    truths = {
+        "localization": Masks({1: mask}),
+        "recognition": Tags(frozenset({0, 2})),
+        "points": Points((Point(2, 0.2, 0.3, True), Point(2, 0.7, 0.9, False))),
+        "segmentation": Labels(mask.astype(np.int32)),
+    }
+    for task, truth in truths.items():
+        data = Given("dog\ncat\ncow", pictures, [truth] * 2)
+        way = Protocol("one", "tests", {task: View(size=96)}, {})
+        found = run(clip, data, "CLIP", "CLIPSurgery", protocol=way, figures=True)
+        (figure,) = found.figures.values()
+        shown = [axes for axes in figure.axes if axes.images]
+        assert len(shown) == 2 * 4  # two images; each, its truth and two methods
+        assert task in figure.get_suptitle()
+    assert not run(clip, data, "CLIP", protocol=way).figures
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
+    monkeypatch.setattr(sys, "argv", ["clip-surgery", "evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
+def test_command(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    clip: ZeroShotClassifier,
+) -> None:
+    scene_folder(SCENES[:3], tmp_path / "data")
+    options = ["--dataset", "folder", "--root", tmp_path / "data", "--protocol", "paper"]
+    options += ["--methods", "surgery,clip,maskclip", "--output", tmp_path / "out", "--limit", 2]
+    assert command(monkeypatch, *options) == 0
+    printed = capsys.readouterr().out
+    assert "| CLIPSurgery |" in printed
+    assert "2 images, " in printed
+    out = tmp_path / "out"
+    content = json.loads((out / "results.json").read_text())
+    assert list(content["methods"]) == ["CLIPSurgery", "CLIP", "MaskCLIP"]
+    assert content["images"] == 2
+    assert content["protocol"]["name"] == "paper"
+    assert content["protocol"]["views"]["segmentation"]["size"] == 512
+    assert content["model"]["weights"] == weights_digest(clip.model)
+    assert content["command"].startswith("clip-surgery evaluate --dataset folder")
+    assert {"torch", "captum_clip_surgery"} <= content["versions"].keys()
+    assert {name for names in content["worst_first"].values() for name in names} == {
+        "00000",
+        "00001",
+    }
+    expected = evaluate(
+        clip, Folder(tmp_path / "data"), {"CLIP": METHODS["CLIP"]}, Protocol.load("paper"), limit=2
+    ).results["CLIP"]
+    assert dict(read(out)["CLIP"].measures) == pytest.approx(dict(expected.measures), rel=1e-6)
+    with (out / "results.csv").open() as file:
+        rows = {(row["method"], row["measure"]) for row in csv.DictReader(file)}
+    assert {("MaskCLIP", "class_iou"), ("MaskCLIP", "msc")} <= rows
+    assert "class mIoU" in (out / "results.md").read_text()
+    for name in ("results", "localization", "segmentation"):
+        assert np.asarray(Image.open(out / f"{name}.png").convert("L")).std() > 5
+
+
+def test_a_protocol_that_changes_with_the_data_set_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scene_folder(SCENES[:1], tmp_path / "data")
+    own = tmp_path / "own.toml"
+    own.write_text('source = "t"\n[segmentation]\nsize = 64\n[segmentation.folder]\nsize = 96\n')
+    options = ["--dataset", "folder", "--root", tmp_path / "data", "--protocol", own]
+    assert command(monkeypatch, *options, "--methods", "clip", "--output", tmp_path / "out") == 0
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["protocol"]["views"]["segmentation"]["size"] == 96
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--dataset folder", "--dataset folder needs --root"),
+        ("--dataset nothing", "there is no data set 'nothing'; there are scenes, voc21"),
+        ("--dataset folder --root DATA --protocol nothing", "there is no protocol 'nothing'"),
+        ("--dataset folder --root DATA --methods nothing", "unknown method 'nothing'"),
+        ("--dataset folder --root DATA --tasks points", "'points' is not measured by protocol"),
+        ("--dataset folder --root DATA --split val", "data set folder has no splits"),
+        (
+            "--dataset folder --root DATA --size 96",
+            "--distractors, --size and --measures are of scenes",
+        ),
+        ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
+        ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
+        ("--root DATA", "are of data sets on disk; scenes"),
+    ],
+)
+def test_command_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, message: str
+) -> None:
+    scene_folder(SCENES[:1], tmp_path / "data")
+    bad = tmp_path / "bad.toml"
+    bad.write_text('source = "t"\n[localization]\nsise = 3\n')
+    places = {"DATA": tmp_path / "data", "BAD": bad}
+    given = [places.get(word, word) for word in options.split()]
+    ended = command(monkeypatch, *given, "--output", tmp_path / "out")
+    assert isinstance(ended, str)
+    assert ended.startswith("error: ")
+    assert message in ended
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("part", ["ln_final", "visual.ln_post"])
+def test_an_evaluation_is_of_one_model(
+    clip: ZeroShotClassifier,
+    folder: Folder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    weight = clip.model.get_submodule(part).weight
+    plain, calls = Passes.of_each, []
+
+    def then_step(self: Passes, *args: Any) -> Any:
+        found = plain(self, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            weight.data = -weight.data
+        return found
+
+    monkeypatch.setattr(Passes, "of_each", then_step)
+    journal = Journal(tmp_path / "journal", {}, False)
+    with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
+        run(clip, folder, "CLIP", batch_size=2, journal=journal)
+    with Journal(tmp_path / "journal", {}, True) as journal:
+        assert len(journal.finished()) == 1
+
+
+def test_a_task_on_many_batches_is_of_one_model(
+    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, eps = [scene.image for scene in SCENES], clip.model.ln_final.eps
+    texts = [["dog"], ["camera", "pizza"]] * 4
+    tasks: dict[str, Callable[[], object]] = {
+        "recognize": lambda: recognize(clip.with_texts(["dog", "pizza"]), pictures, batch_size=2),
+        "own texts": lambda: maps_of_own_texts(clip, pictures[:6], texts[:6], batch_size=2),
+        "words": lambda: word_maps(clip, pictures[:2], ["a dog", "a pizza"], batch_size=1),
+    }
+    plain = clip.preprocess
+    for name, task in tasks.items():
+        clip.model.ln_final.eps = eps
+        task()
+        calls: list[int] = []
+
+        def then_step(_: object, *args: Any, calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            if len(calls) == 2:
+                clip.model.ln_final.eps = 0.5
+            return plain(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                ZeroShotClassifier, "preprocess", lambda self, *args, step=then_step: step(*args)
+            )
+            with pytest.raises(RuntimeError, match=r"a setting of the model .*ln_final\.eps"):
+                task()
+        assert len(calls) >= 2, name

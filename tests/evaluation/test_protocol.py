@@ -1,0 +1,346 @@
+"""Protocols as data: those that come with the package, one's own, and mistakes in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.datasets.base import Classes
+from captum_clip_surgery.datasets.catalog import DATASETS
+from captum_clip_surgery.evaluation.protocol import (
+    CLASSES,
+    FOLDER,
+    TASKS,
+    TEMPLATE_SETS,
+    USES,
+    Protocol,
+    View,
+    class_files,
+)
+
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.toml"))
+PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
+TEXT = PAGE.read_text()
+#: The classes of data sets whose names a protocol may change.
+OWN_CLASSES = {
+    "voc20": "voc20",
+    "voc21": "voc21",
+    "coco-object": "coco_object81",
+}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_those_that_come_with_the_package():
+    assert SHIPPED == ["dense", "imagenet-segmentation", "paper", "present"]
+    for name in SHIPPED:
+        protocol = Protocol.load(name)
+        assert protocol.name == name
+        assert protocol.source
+        assert protocol.views.keys() <= set(TASKS)
+
+
+def test_the_papers_views():
+    paper = Protocol.load("paper")
+    assert paper.templates == "surgery"
+    assert {task: view.size for task, view in paper.views.items()} == {
+        "localization": 224,
+        "segmentation": 512,
+        "recognition": 224,
+    }
+    assert not any(view.keep_aspect or view.synonyms for view in paper.views.values())
+    assert paper.changes == {}
+
+
+#: slide_crop, prob_thd and the shorter side of NACLIP's configs/cfg_*.py.
+NACLIP = {
+    "voc21": (None, 0.1, 336),
+    "voc20": (None, None, 336),
+    "context60": (224, 0.1, 336),
+    "context59": (224, None, 336),
+    "coco-object": (224, 0.1, 336),
+    "coco-stuff171": (224, None, 336),
+    "cityscapes": (224, None, 560),
+    "ade20k": (224, None, 336),
+}
+
+
+@pytest.mark.parametrize("dataset", NACLIP)
+def test_dense_is_what_naclip_configures(dataset):
+    dense = Protocol.load("dense")
+    view = dense.view("segmentation", dataset)
+    assert (view.window, view.background, view.size) == NACLIP[dataset]
+    assert view.stride == (112 if view.window else None)
+    assert (view.keep_aspect, view.longest, view.scale) == (True, 2048, 40)
+    assert view.synonyms == (dataset in OWN_CLASSES)
+    assert dense.templates == "imagenet"
+    assert len(TEMPLATE_SETS["imagenet"]) == 80
+
+
+@pytest.mark.parametrize("dataset", OWN_CLASSES)
+def test_names_of_dense_are_of_the_data_sets_classes_in_their_order(dataset):
+    view = Protocol.load("dense").view("segmentation", dataset)
+    assert view.classes is not None
+    assert Classes.named(view.classes).first == Classes.named(OWN_CLASSES[dataset]).first
+    names = [name for names in Classes.named(view.classes).synonyms for name in names]
+    assert len(names) == len(set(names))
+
+
+def test_background_of_dense_is_what_its_source_says():
+    voc, context = set(Classes.named("voc20").first), set(Classes.named("context59").first)
+    expected = {"background"} | context - voc - {"table", "computer"}
+    assert set(Classes.named("voc21_dense").synonyms[0]) == expected
+    stuff = {names[-1] for names in Classes.named("coco_stuff171").synonyms[80:]}
+    expected = {"background"} | stuff - {"table", "plant", "light"}
+    assert set(Classes.named("coco_object81_dense").synonyms[0]) == expected
+    assert Classes.named("voc21_dense").synonyms[1:] == Classes.named("voc20_dense").synonyms
+
+
+def test_imagenet_segmentation_measures_at_the_size_it_shows():
+    protocol = Protocol.load("imagenet-segmentation")
+    assert dict(protocol.views) == {"localization": View(size=224, truth_size=224, texts="present")}
+
+
+def test_a_data_sets_table_changes_its_keys_alone(tmp_path):
+    path = written(
+        tmp_path,
+        """
+        source = "me"
+        [segmentation]
+        size = 336
+        keep_aspect = true
+        window = 224
+        stride = 112
+        background = 0.5
+        [segmentation.voc21]
+        size = 448
+        window = "none"
+        stride = "none"
+        background = "none"
+        [localization]
+        size = 98
+        """,
+    )
+    protocol = Protocol.load(path)
+    whole = View(size=336, keep_aspect=True, window=224, stride=112, background=0.5)
+    assert protocol.name == "mine"
+    assert protocol.templates is None
+    assert protocol.view("segmentation", "voc20") == whole
+    assert protocol.view("segmentation", "voc21") == View(size=448, keep_aspect=True)
+    assert protocol.view("localization", "voc21") == View(size=98)
+    with pytest.raises(
+        ValueError, match=r"^protocol mine has no points; it has segmentation, localization$"
+    ):
+        protocol.view("points", "voc21")
+
+
+HEAD = 'source = "me"\n'
+ALL_DATASETS = re.escape(", ".join(DATASETS))
+MISTAKES = {
+    "no toml": ("[segmentation", "Expected ']'"),
+    "no source": ("[segmentation]", "it names no source$"),
+    "empty source": ('source = ""\n[segmentation]', "it names no source$"),
+    "source is no text": ("source = 1\n[segmentation]", "it names no source$"),
+    "templates": (
+        HEAD + 'templates = "eighty"\n[segmentation]',
+        "templates 'eighty' is none of surgery, imagenet, none$",
+    ),
+    "templates are a list": (
+        HEAD + 'templates = ["a {}"]\n[segmentation]',
+        r"templates \['a \{\}'\] is none of surgery, imagenet, none$",
+    ),
+    "unknown task": (
+        HEAD + "[detection]",
+        "it has 'detection'; there are localization, segmentation, recognition, points$",
+    ),
+    "no task": (HEAD, "it has no task; there are localization, segmentation, recognition, points$"),
+    "no table": (HEAD + "segmentation = 512", r"segmentation is 512; write a table, \[segmen"),
+    "unknown key": (
+        HEAD + "[segmentation]\nsizes = 3",
+        "segmentation has 'sizes'; there are size, keep_aspect, ",
+    ),
+    "a key that the task does not use": (
+        HEAD + "[localization]\nwindow = 224\nstride = 112",
+        "localization has 'stride'; there are size, texts, classes, truth_size$",
+    ),
+    "unknown data set": (
+        HEAD + "[segmentation.voc22]\nsize = 3",
+        f"segmentation has no data set 'voc22'; there are {ALL_DATASETS}$",
+    ),
+    "unknown key of a data set": (
+        HEAD + "[segmentation.voc21]\nsizes = 3",
+        "segmentation.voc21 has 'sizes'; there are size, ",
+    ),
+    "a data set's mistake with the task's value": (
+        HEAD + "[segmentation]\nkeep_aspect = true\nsize = 336\n[segmentation.voc21]\nwindow = 9",
+        "segmentation.voc21: window and stride need each other$",
+    ),
+    "size of nothing": (
+        HEAD + "[recognition]\nsize = 0",
+        "recognition: size 0 must be a positive whole number of pixels$",
+    ),
+    "size is a share": (
+        HEAD + "[recognition]\nsize = 0.5",
+        "recognition: size 0.5 must be a positive whole number of pixels$",
+    ),
+    "size is true": (
+        HEAD + "[recognition]\nsize = true",
+        "recognition: size True must be a positive whole number of pixels$",
+    ),
+    "truth_size": (
+        HEAD + "[localization]\ntruth_size = -1",
+        "localization: truth_size -1 must be a positive whole number of pixels$",
+    ),
+    "synonyms": (
+        HEAD + '[segmentation]\nsynonyms = "none"',
+        "segmentation: synonyms 'none' must be true or false$",
+    ),
+    "texts": (
+        HEAD + '[localization]\ntexts = "all"',
+        'localization: texts \'all\' is neither "classes" nor "present"$',
+    ),
+    "shape without a size": (
+        HEAD + "[segmentation]\nkeep_aspect = true",
+        "segmentation: keep_aspect needs a size, which is of the shorter side$",
+    ),
+    "longest of a squashed picture": (
+        HEAD + "[segmentation]\nsize = 3\nlongest = 9",
+        "segmentation: longest needs keep_aspect$",
+    ),
+    "longest is shorter": (
+        HEAD + "[segmentation]\nkeep_aspect = true\nsize = 336\nlongest = 300",
+        "segmentation: longest 300 is less than size, 336$",
+    ),
+    "windows of a squashed picture": (
+        HEAD + "[segmentation]\nsize = 512\nwindow = 224\nstride = 112",
+        "segmentation: window needs keep_aspect: pictures that are squashed are seen whole$",
+    ),
+    "gaps between windows": (
+        HEAD + "[segmentation]\nkeep_aspect = true\nsize = 512\nwindow = 224\nstride = 225",
+        "segmentation: stride 225 is longer than the window, 224: pixels between windows",
+    ),
+    "background beyond 1": (
+        HEAD + "[segmentation]\nbackground = 10",
+        "segmentation: background 10 must be a number above 0, below 1.0$",
+    ),
+    "background is a text": (
+        HEAD + '[segmentation]\nbackground = "wall"',
+        "segmentation: background 'wall' must be a number above 0, below 1.0$",
+    ),
+    "scale is no number": (
+        HEAD + "[segmentation]\nscale = nan",
+        "segmentation: scale nan must be a number above 0, below inf$",
+    ),
+    "classes": (
+        HEAD + '[points]\nclasses = "voc22"',
+        f"points: classes 'voc22' are none of {', '.join(class_files())}$",
+    ),
+    "classes by a path": (
+        HEAD + '[points]\nclasses = "../classes/voc21"',
+        "points: classes '../classes/voc21' are none of ade150, ",
+    ),
+    "groups of classes": (
+        HEAD + '[points]\nclasses = "coco_stuff27_members"',
+        "points: classes 'coco_stuff27_members' are none of ade150, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_its_file(mistake, tmp_path):
+    text, message = MISTAKES[mistake]
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=f"^protocol {re.escape(str(path))}: {message}"):
+        Protocol.load(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"source = '\xff'")
+    with pytest.raises(ValueError, match=f"^protocol {re.escape(str(path))}: 'utf-8' codec"):
+        Protocol.load(path)
+
+
+@pytest.mark.parametrize("name", ["papers", "nowhere/mine.toml", Path("nowhere/mine.toml")])
+def test_one_there_is_not(name):
+    known = ", ".join(SHIPPED)
+    expected = f"^there is no protocol '{name}'; there are {known}, or give a .toml file$"
+    with pytest.raises(FileNotFoundError, match=expected):
+        Protocol.load(name)
+
+
+def test_every_field_is_of_a_task():
+    assert {field for used in USES.values() for field in used} == set(View.__dataclass_fields__)
+
+
+def test_files_of_classes():
+    assert set(class_files()) == {p.stem for p in CLASSES.glob("*.txt")} - {"coco_stuff27_members"}
+    for name in class_files():
+        assert Classes.named(name).source
+
+
+def test_the_pages_own_protocol_loads(tmp_path):
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, flags=re.S)
+    protocol = Protocol.load(written(tmp_path, example))
+    assert protocol.view("segmentation", "voc21") == View(size=448, keep_aspect=True)
+    assert protocol.view("segmentation", "cityscapes") == View(
+        size=560, keep_aspect=True, window=224, stride=112
+    )
+    assert protocol.view("localization", "voc21") == View(size=224, texts="present")
+
+
+def options(command: str) -> dict[str, str]:
+    words = command.split()
+    assert words[:2] == ["clip-surgery", "evaluate"]
+    assert len(words) % 2 == 0
+    return dict(zip(words[2::2], words[3::2], strict=True))
+
+
+COMMANDS = re.findall(r"^clip-surgery .*", TEXT, flags=re.M)
+
+
+def test_the_pages_commands_ask_for_what_there_is():
+    assert len(COMMANDS) >= 10
+    for command in COMMANDS:
+        given = options(command)
+        assert given["--dataset"] in DATASETS
+        assert given["--protocol"] in SHIPPED
+        assert set(given["--methods"].split(",")) <= METHODS.keys()
+        assert given["--pretrained"] == "openai"
+        tags = open_clip.list_pretrained_tags_by_model(given["--model"])
+        assert "openai" in tags, command
+
+
+def test_the_page_lists_every_data_set():
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", TEXT.split("## Data sets")[1], flags=re.M)
+    assert listed == list(DATASETS)
+
+
+def test_the_pages_table_of_dense_is_the_protocol():
+    rows = re.findall(r"^\| (\S+) \| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", TEXT, flags=re.M)
+    assert [row[0] for row in rows] == list(NACLIP)
+    for dataset, size, window, threshold, names in rows:
+        view = Protocol.load("dense").view("segmentation", dataset)
+        assert size == str(view.size)
+        assert window == ("224 / 112" if view.window else "whole picture")
+        assert threshold == ("none" if view.background is None else str(view.background))
+        classes = f"`{view.classes}`, all names" if view.classes else "the data set's, the first"
+        assert names == classes
+
+
+def test_columns_for_the_reader_are_empty():
+    tables = [block for block in TEXT.split("\n\n") if "| yours |" in block.split("\n")[0]]
+    assert len(tables) == 7
+    for table in tables:
+        header, _, *rows = table.strip().split("\n")
+        place = header.split("|").index(" yours ")
+        assert rows
+        assert all(not row.split("|")[place].strip() for row in rows)

@@ -1,0 +1,173 @@
+"""What `fuzz.py` tries of configurations: all that is read as JSON or TOML."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.app.files import read_link, read_view, view
+from captum_clip_surgery.app.pictures import Shown
+from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.evaluation import results
+from captum_clip_surgery.evaluation.protocol import FOLDER, Protocol
+from captum_clip_surgery.export import load_maps
+from tests._helpers.written_export import export
+from tests.robustness.fuzz_inputs import WORK, Part, Target, by_token, folder, may_refuse
+
+TOWER = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 8, "layers": 1, "width": 8, "head_width": 8, "patch_size": 4},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+LOOK = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+@functools.cache
+def tower() -> Path:
+    state = open_clip.model.CLIP(**TOWER).half().state_dict()
+    save_file(state, folder("model") / "open_clip_model.safetensors")
+    return folder("model")
+
+
+def configures(data: bytes) -> None:
+    """A model's folder whose configuration is anything, beside weights that are sound."""
+    where = tower()
+    (where / "open_clip_config.json").write_bytes(data)
+    named = (str(where), "preprocessing has", "the text tower makes", "vocabulary", " hold NaN")
+    with may_refuse(*named, errors=(ValueError, TypeError, OSError)), torch.no_grad():
+        clip = ZeroShotClassifier.from_pretrained(f"local-dir:{where}", None, ["dog"], templates=())
+        assert clip(clip.preprocess(PICTURE)).isfinite().all()
+
+
+def protocols(data: bytes) -> None:
+    path = folder("protocols") / "mine.toml"
+    path.write_bytes(data)
+    with may_refuse(f"protocol {path}: "):
+        protocol = Protocol.load(path)
+        assert protocol.views
+        for task, dataset in [*protocol.changes, *((task, "none") for task in protocol.views)]:
+            protocol.view(task, dataset)
+
+
+def settings(data: bytes) -> None:
+    with may_refuse(""):
+        found = Settings.from_json(data.decode("utf-8", "replace"))
+        assert Settings.from_json(found.to_json()) == found
+
+
+def views(data: bytes) -> None:
+    with may_refuse(""):
+        found, picture = read_view(data)
+        assert picture.image.mode == "RGB"
+        again, same = read_view(view(picture, found).content)
+        assert again == found
+        assert same.image.tobytes() == picture.image.tobytes()
+
+
+def links(data: bytes) -> None:
+    with may_refuse(""):
+        found, _ = read_link(data.decode("utf-8", "replace"))
+        assert found.example is not None
+
+
+@functools.cache
+def exported() -> Path:
+    source, output = folder("in"), WORK / "out"
+    PICTURE.save(source / "x.png")
+    export(source, output)
+    return output
+
+
+@functools.cache
+def whole(name: str) -> bytes:
+    return (exported() / name).read_bytes()
+
+
+def restored(name: str) -> Path:
+    """The export's folder, of whose files one may be changed."""
+    for each in ("manifest.json", "index.sqlite"):
+        before = whole(each)
+        if each != name:
+            (exported() / each).write_bytes(before)
+    return exported()
+
+
+def manifests(data: bytes) -> None:
+    path = restored("manifest.json") / "manifest.json"
+    path.write_bytes(data)
+    with may_refuse(f"{path} is no manifest", "which the manifest does not"):
+        maps = load_maps(exported())
+        with may_refuse("are not as they were written"):
+            maps.verify()
+        assert isinstance(len(maps), int)
+        assert maps["x.png"].ndim == 3
+
+
+COLUMNS = ("file", "place", "size", "top", "scores")
+
+
+def indices(data: bytes) -> None:
+    """Texts of an index in the columns of its one image."""
+    where = restored("index.sqlite")
+    values = data.decode("utf-8", "replace").split("\x1e")
+    with contextlib.closing(sqlite3.connect(where / "index.sqlite")) as database, database:
+        for column, value in zip(COLUMNS, values, strict=False):
+            database.execute(f"UPDATE images SET {column} = ?", (value,))
+    maps = load_maps(where)
+    with may_refuse("index.sqlite", "'x.png'", "out of the export", errors=(ValueError, OSError)):
+        assert maps["x.png"].ndim == 3
+        assert all(text in maps.texts for text, _ in maps.top("x.png"))
+        assert len(maps.size("x.png")) == 2
+
+
+def index_seed() -> bytes:
+    with contextlib.closing(sqlite3.connect(exported() / "index.sqlite")) as database:
+        (row,) = database.execute(f"SELECT {', '.join(COLUMNS)} FROM images").fetchall()
+    return "\x1e".join(row).encode()
+
+
+def measures(data: bytes) -> None:
+    path = folder("results") / "results.json"
+    path.write_bytes(data)
+    with may_refuse(str(path)):
+        for result in results.read(path.parent).values():
+            assert all(isinstance(value, float) for value in result.measures.values())
+
+
+def configuration_seeds() -> list[bytes]:
+    model = {"model_cfg": TOWER, "preprocess_cfg": LOOK}
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    set_up = Settings(texts=("a dog", "a cat"), point=(0.25, 0.5), side=64, caption="a dog")
+    example = Settings(texts=("a dog",), example=0)
+    measured = {"seconds": 1.5, "peak_bytes": None, "intervals": {"pointing": [0.1, 0.9]}}
+    seeds: list[tuple[Part, Any]] = [
+        (configures, model), (configures, model | {"model_cfg": TOWER | {"vision_cfg": resnet}}),
+        *((protocols, path.read_bytes()) for path in sorted(FOLDER.glob("*.toml"))),
+        (settings, set_up.to_json()), (views, view(Shown(PICTURE, "x.png"), set_up).content),
+        (views, view(Shown(PICTURE, "x", 0), example).content), (links, example.to_json()),
+        (manifests, whole("manifest.json")), (indices, index_seed()),
+        (measures, {"methods": {"CLIP": measured | {"measures": {"pointing": 0.5}}}}),
+    ]  # fmt: skip
+    return [as_bytes(content) + bytes([PARTS.index(part)]) for part, content in seeds]
+
+
+def as_bytes(content: Any) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    return (content if isinstance(content, str) else json.dumps(content)).encode()
+
+
+PARTS = (configures, protocols, settings, views, links, manifests, indices, measures)
+CONFIGURATION = Target(PARTS, configuration_seeds, by_token, 6000)

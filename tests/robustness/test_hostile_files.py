@@ -1,0 +1,377 @@
+"""Archives, exports, journals and protocols made to harm: nothing outside of them is touched, and
+each refusal names the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import tarfile
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery.evaluation import results
+from captum_clip_surgery.evaluation.protocol import Protocol
+from captum_clip_surgery.evaluation.records import from_bytes, unpack
+from captum_clip_surgery.export import load_maps, open_source, sources
+from captum_clip_surgery.export.shards import key_of
+from captum_clip_surgery.export.writing import Entry, rows_of
+from captum_clip_surgery.models.text.cache import FILE, TextCache
+from tests._helpers.written_export import encoded, export, scene, write_tar
+
+DEEP = "[" * 100_000
+
+
+# --- collections ---------------------------------------------------------------------------------
+
+PNG = encoded(scene(0))
+
+
+def member(name: str, kind: bytes, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    found = tarfile.TarInfo(name)
+    found.type, found.linkname, found.size = kind, target, size
+    return found
+
+
+def samples(source: Path) -> dict[str, str]:
+    """Why each image cannot be read; nothing where it can."""
+    return {s.name: s.reason for piece in open_source(source).pieces for s in piece.samples()}
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/evil", "../../up", "a/../b", "./c", "//d", "x" * 5000, "y/" * 500 + "z", "a\nb"]
+)
+def test_names_in_archives_lead_nowhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/t.tar", {f"{name}.png": PNG})
+    export(tmp_path / "in", tmp_path / "out")
+    maps = load_maps(tmp_path / "out")
+    assert list(maps) == [name]
+    assert maps[name].shape == (3, 4, 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+    with tarfile.open(tmp_path / "out/shards/000000.tar") as archive:
+        for key in archive.getnames():
+            assert not key.startswith("/")
+            assert ".." not in key.split("/")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_in_archives_are_not_followed(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.addfile(member("l.png", kind, "/etc/passwd"))
+    assert samples(tmp_path / "t.tar") == {"t.tar": "'l.png' is a link, which is not followed"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_devices_in_archives_are_no_pictures(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        archive.addfile(member("d.png", kind))
+    assert samples(tmp_path / "t.tar") == {}
+
+
+def test_sizes_in_archives_are_not_believed(tmp_path: Path) -> None:
+    header = member("big.png", tarfile.REGTYPE, size=10**10).tobuf()
+    (tmp_path / "t.tar").write_bytes(header + bytes(512))
+    told = samples(tmp_path / "t.tar")
+    assert told == {"t.tar": "read no further: ValueError: 'big.png' says it has 10000000000 bytes"}
+    assert sources.MOST < 10**10
+
+
+LISTS = {
+    "absolute": ("/etc/passwd", "/etc/passwd cannot be read as an image"),
+    "up": ("../gone.png", "no image file at"), "url": ("http://x/y.png", "no image file at"),
+    "home": ("~/x.png", "no image file at"), "device": ("/dev/zero", "no image file at"),
+    "long": ("x" * 5000 + ".png", "File name too long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_other_things(tmp_path: Path, kind: str) -> None:
+    name, why = LISTS[kind]
+    (tmp_path / "list.txt").write_text(name)
+    assert why in samples(tmp_path / "list.txt")[name]
+
+
+def test_lists_with_a_byte_order_mark_and_returns(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(PNG)
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfx.png\r\n")
+    assert samples(tmp_path / "list.txt") == {"x.png": ""}
+
+
+def test_folders_of_links(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "passwd.png").symlink_to("/etc/passwd")
+    (tmp_path / "dead.png").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = samples(tmp_path)
+    assert "cannot be read as an image" in found.pop("passwd.png")
+    assert all("no image file at" in why for why in found.values())
+    assert set(found) == {"dead.png", "pipe.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        (".", "%2E"), ("..", "%2E%2E"), ("/", "%2F"), ("//", "%2F%2F"), ("a/", "a%2F"),
+        ("/a", "%2Fa"), ("a//b", "a/%2Fb"), ("../x", "%2E%2E/x"), ("__x__", "%5F_x__"),
+        ("\0", "%00"), ("\n", "%0A"), ("C:\\x", "C%3A%5Cx"), ("\udcff", "%FF"), ("%2E", "%252E"),
+    ],
+)  # fmt: skip
+def test_names_as_keys(name: str, key: str) -> None:
+    assert key_of(name) == key
+
+
+# --- exports -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exported")
+    (root / "in").mkdir()
+    (root / "in/x.png").write_bytes(PNG)
+    export(root / "in", root / "out")
+    return root / "out"
+
+
+NONE = "manifest.json is no manifest of an export"
+MANIFESTS: dict[str, tuple[Any, str]] = {
+    "empty": ("", NONE), "null": ("null", NONE), "list": ("[]", NONE), "deep": (DEEP, NONE),
+    "nothing": ("{}", NONE), "long number": ('{"settings":' + "9" * 5000 + "}", NONE),
+    "settings list": ({"settings": []}, NONE), "texts text": ({"settings": {"texts": "dog"}}, NONE),
+    "texts numbers": ({"settings": {"texts": [1]}}, NONE), "images -1": ({"images": -1}, NONE),
+    "images text": ({"images": "x"}, NONE), "images 10^30": ({"images": 10**30}, NONE),
+    "images NaN": ({"images": float("nan")}, NONE), "images 1.5": ({"images": 1.5}, NONE),
+    "shards null": ({"shards": None}, NONE), "index null": ({"index": None}, NONE),
+    "shard above": ({"shards": [{"file": "../../x", "sha256": ""}]}, "leads out of the export"),
+    "shard elsewhere": ({"shards": [{"file": "/etc/passwd"}]}, "leads out of the export"),
+    "index above": ({"index": {"file": "../x", "sha256": ""}}, "leads out of the export"),
+    "unreadable text": ({"unreadable": "x"}, NONE), "unreadable rows": ({"unreadable": [{}]}, NONE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_absurd_manifests(exported: Path, kind: str) -> None:
+    content, message = MANIFESTS[kind]
+    path = exported / "manifest.json"
+    before = path.read_text()
+    whole = content if isinstance(content, str) else json.dumps(json.loads(before) | content)
+    try:
+        path.write_text(whole)
+        with pytest.raises(ValueError, match=message):
+            load_maps(exported)
+    finally:
+        path.write_text(before)
+
+
+DAMAGED = "index.sqlite is damaged: it holds|the map of 'x.png' is damaged"
+ROWS: list[tuple[str, Any, str]] = [
+    ("file", "../../x.tar", "leads out of the export"), ("file", "/x.tar", "leads out of the expo"),
+    ("file", "a\0", DAMAGED), ("file", "shards/9.tar", DAMAGED), ("file", b"\xff", DAMAGED),
+    ("file", "x" * 5000, DAMAGED), ("place", "9" * 5000, DAMAGED), ("size", "9" * 4000, DAMAGED),
+    ("place", "[-1, 10, 0]", DAMAGED), ("place", f"[0, {10**15}, 0]", DAMAGED),
+    ("place", f"[{10**15}, 9, 1]", DAMAGED), ("place", "[0, -1, 0]", DAMAGED),
+    ("place", '"x"', DAMAGED), ("place", "[1]", DAMAGED), ("place", "{", DAMAGED),
+    ("place", "[1.5, 2, 3]", DAMAGED), ("place", DEEP, DAMAGED), ("place", "[0, 10, 1]", DAMAGED),
+    ("top", "[99, 0]", DAMAGED), ("top", "[-1, 0]", DAMAGED), ("top", "[1]", DAMAGED),
+    ("top", "null", DAMAGED), ("scores", '["a", "b"]', DAMAGED), ("size", "[1]", DAMAGED),
+    ("size", "[1, 2, 3]", DAMAGED), ("size", "x", DAMAGED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "value", "message"), ROWS)
+def test_absurd_indices(exported: Path, column: str, value: str, message: str) -> None:
+    path = exported / "index.sqlite"
+    before = path.read_bytes()
+    try:
+        with sqlite3.connect(path) as database:
+            database.execute(f"UPDATE images SET {column} = ?", (value,))
+        database.close()
+        maps = load_maps(exported)
+        with pytest.raises(ValueError, match=message) as caught:
+            [maps["x.png"], maps.top("x.png"), maps.size("x.png")]
+        assert len(str(caught.value)) < 600
+    finally:
+        path.write_bytes(before)
+
+
+ENTRY = dict(number=0, file=None, sha256="", size=0, images=0, unreadable=[])
+ENTRIES: dict[str, Any] = {
+    "no archive": b"junk", "nothing": b"", "list": [], "table": {}, "further": ENTRY | {"x": 1},
+    "deep": DEEP.encode(),
+    "unreadable triples": ENTRY | {"unreadable": [[1, 2, 3]]}, "number": 3,
+    "unreadable numbers": ENTRY | {"unreadable": [[1, 2]]}, "words": ENTRY | {"number": "x"},
+    "half": ENTRY | {"number": 1.5}, "no text": ENTRY | {"sha256": 3},
+    "no file": ENTRY | {"file": 0},
+    "long": b"\xff" * 9000, "long name": ENTRY | {"x" * 9000: 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_absurd_entries_of_a_journal(kind: str) -> None:
+    content = ENTRIES[kind]
+    if not isinstance(content, bytes):
+        content = json.dumps(content).encode()
+    with pytest.raises(ValueError, match="a piece of the journal is none of an export") as caught:
+        Entry.unpacked(content + b"\n" + zlib.compress(b"[]"))
+    assert len(str(caught.value)) < 600
+
+
+ROWS = {
+    "no archive": b"junk",
+    "nothing": b"",
+    "text": zlib.compress(b'"a"'),
+    "empty": zlib.compress(b"[{}]"),
+    "deep": zlib.compress(DEEP.encode()),
+    "name": zlib.compress(b'[{"name": 1, "place": [], "size": [], "top": [], "scores": []}]'),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_absurd_rows_of_a_journal(kind: str) -> None:
+    with pytest.raises(ValueError, match="a piece of the journal is none of an export"):
+        rows_of(json.dumps(ENTRY).encode() + b"\n" + ROWS[kind])
+
+
+@pytest.mark.parametrize("content", ["", "[", DEEP, "9" * 5000, "\0"], ids=lambda c: c[:5])
+def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run.json is damaged \(.*nobody can tell"):
+        Journal(tmp_path, {"a": 1}, resume=True)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[0.0, -1.0, 5.0], [np.nan], [0, np.inf], [0, 1, 1e18], [0, 2, 3, 4, 1], [0, 1e9], [0], [0, 1],
+     [0, 1, 1e300], [0, 2, 0, 1e300]],
+    ids=str,
+)  # fmt: skip
+def test_absurd_records(numbers: list[float]) -> None:
+    row = from_bytes(np.array(numbers, dtype="<f8").tobytes())
+    with pytest.raises(ValueError, match="is no record of images"):
+        unpack(row, ["CLIP"])
+
+
+def test_half_a_number_of_a_record() -> None:
+    with pytest.raises(ValueError, match="a row of 7 bytes is no record of images"):
+        from_bytes(b"1234567")
+
+
+def test_a_piece_is_read_again_though_the_index_of_keys_is_damaged(tmp_path: Path) -> None:
+    """It was read once, so that a run gone on with does not do it anew."""
+    with Journal(tmp_path, {}) as journal:
+        journal.add("0", b"done")
+    (path,) = tmp_path.glob("*.sqlite")
+    content = bytearray(path.read_bytes())
+    assert content[2 * 4096] == 10  # the third page is a leaf of an index
+    content[2 * 4096 : 3 * 4096] = bytes(4096)
+    path.write_bytes(content)
+    with Journal(tmp_path, {}, resume=True) as journal:
+        assert journal.finished() == {"0": b"done"}
+        assert journal.again("0") == b"done"
+
+
+@pytest.mark.parametrize("value", [0, 0x80, 0xFF])
+def test_damage_at_any_byte_of_a_description(tmp_path: Path, value: int) -> None:
+    """SQLite tells of it in many ways, of which some are no errors of its own."""
+    feature = torch.ones(3)
+    TextCache(tmp_path).put({b"k": feature})
+    path = tmp_path / FILE
+    sound = path.read_bytes()
+    told = set()
+    for place in range(3900, 4096):
+        path.write_bytes(sound[:place] + bytes([value]) + sound[place + 1 :])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = TextCache(tmp_path).get([b"k"])
+        assert not found or torch.equal(found[b"k"], feature)
+        told |= {str(warning.message) for warning in caught}
+    assert len(told) > 10
+    assert all(str(path) in message for message in told)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x")])
+def test_what_sqlite_says_of_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Some damage it takes for a lack of memory."""
+    with Journal(tmp_path, {}) as journal:
+        journal.add("0", b"done")
+    TextCache(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", fail)
+    with Journal(tmp_path, {}, resume=True) as journal, pytest.warns(UserWarning, match="is damag"):
+        assert journal.finished() == {}
+    with pytest.warns(UserWarning, match=f"{FILE} cannot be used .* Delete the file if it is dam"):
+        assert TextCache(tmp_path).get([b"k"]) == {}
+
+
+RESULT = {"measures": {}, "intervals": {}, "seconds": 1.0, "peak_bytes": None}
+RESULTS: dict[str, Any] = {
+    "empty": "", "deep": DEEP, "bytes": b"\xff", "list": [], "nothing": {},
+    "text": {"methods": "x"},
+    "number": {"methods": {"CLIP": 3}}, "no measures": {"methods": {"CLIP": {}}},
+    "words": {"methods": {"CLIP": RESULT | {"measures": {"pointing": "x"}}}},
+    "half": {"methods": {"CLIP": RESULT | {"intervals": {"pointing": [1]}}}},
+    "long": {"methods": {"CLIP": {"x" * 9000: 1}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_absurd_results(tmp_path: Path, kind: str) -> None:
+    content = RESULTS[kind]
+    if not isinstance(content, (str, bytes)):
+        content = json.dumps(content)
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"results.json holds no results: ") as caught:
+        results.read(tmp_path)
+    assert len(str(caught.value)) < 600
+
+
+# --- protocols -----------------------------------------------------------------------------------
+
+SOURCE = 'source = "x"\n'
+PROTOCOLS = {
+    "empty": ("", "it names no source"), "number": ("source = 3", "it names no source"),
+    "open": ("[", "Invalid"), "zero byte": ('source = "\0"', "Illegal character"),
+    "deep": (SOURCE + "a = " + "[" * 50_000, "maximum recursion|no closing|unclosed"),
+    "long number": (SOURCE + "[points]\nsize = " + "9" * 5000, "Exceeds the limit"),
+    "size of 10^18": (SOURCE + "[points]\nsize = 1000000000000000000", "is more than 16384 pixels"),
+    "size NaN": (SOURCE + "[points]\nsize = nan", "must be a positive whole number"),
+    "size list": (SOURCE + "[points]\nsize = [1]", "must be a positive whole number"),
+    "unknown key": (SOURCE + "[points]\nevil = 1", "points has 'evil'"),
+    "unknown task": (SOURCE + "[evil]\nsize = 1", "it has 'evil'"),
+    "task text": (SOURCE + 'points = "x"', "write a table"),
+    "unknown data": (SOURCE + "[points.evil]\nsize = 1", "points has no data set 'evil'"),
+    "templates": (SOURCE + 'templates = ["{0.__class__}"]\n[points]', "is none of surgery"),
+    "classes above": (SOURCE + '[points]\nclasses = "../../x"', "are none of"),
+    "classes list": (SOURCE + '[points]\nclasses = ["x"]', "are none of"),
+    "background NaN": (SOURCE + "[segmentation]\nbackground = nan", "must be a number above 0"),
+    "background date": (SOURCE + "[segmentation]\nbackground = 1979-05-27", "must be a num"),
+    "scale infinity": (SOURCE + "[segmentation]\nscale = inf", "must be a number above 0"),
+    "twice": (SOURCE + SOURCE, "Cannot overwrite a value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+def test_absurd_protocols(tmp_path: Path, kind: str) -> None:
+    content, message = PROTOCOLS[kind]
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(ValueError, match=f"protocol .*mine.toml: .*{message}"):
+        Protocol.load(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "\0", "", "paper\0"])
+def test_protocols_that_are_not_there(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no protocol"):
+        Protocol.load(name)
