@@ -141,6 +141,8 @@ def _maps(model: Model, settings: Settings) -> tuple[Imports, str]:
     if names:
         made, chosen = _methods(names, settings)
         imports |= made
+        if not SAMPLING & set(names):
+            imports.add((f"{PACKAGE}.attr", "attribute_many"))
         lines += [*chosen, *_explained(names)]
     elif left_out:
         lines.append("")
@@ -172,7 +174,7 @@ def _methods(names: list[str], settings: Settings) -> tuple[Imports, list[str]]:
         if name in WITH_FORM:
             kind = WITH_FORM[name].__name__
             form = "None" if settings.feature_surgery is None else quote(settings.feature_surgery)
-            lines.append(f'    "{name}": {kind}(clip, feature_surgery={form}).attribute_all,')
+            lines.append(f'    "{name}": {kind}(clip, feature_surgery={form}),')
             imports.add((PACKAGE, kind))
         else:
             lines.append(f'    "{name}": METHODS["{name}"](clip),')
@@ -218,13 +220,13 @@ def _explained(names: list[str]) -> list[str]:
     if not SAMPLING & set(names):
         return [
             "# (K, h, w) of the K texts, raw and signed",
-            "maps = {name: explain(images)[0].detach() for name, explain in methods.items()}",
+            "maps = {name: maps[0].detach() for name, maps in attribute_many(methods, images).items()}",
         ]
     return [
         "targets = range(len(clip.texts))  # text by text: samples are drawn anew",
         "maps = {  # (K, h, w) of the K texts, raw and signed",
-        "    name: torch.cat([explain(images, [target]) for target in targets], dim=1)[0].detach()",
-        "    for name, explain in methods.items()",
+        "    name: torch.cat([method.attribute_all(images, [i]) for i in targets], dim=1)[0].detach()",
+        "    for name, method in methods.items()",
         "}",
     ]
 

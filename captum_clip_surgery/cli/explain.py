@@ -16,7 +16,8 @@ from tqdm import tqdm
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS
+from captum_clip_surgery.attr import attribute_many
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, make_all
 from captum_clip_surgery.cli.common import (
     ABOUT_THE_DEMO_MODEL,
     USUAL_METHODS,
@@ -159,14 +160,14 @@ def _explain(
     clip: ZeroShotClassifier, batch: Tensor, surgery: LayerCLIPSurgery | None = None
 ) -> dict[str, Tensor]:
     """The maps of every method for one image."""
-    methods: dict[str, Method] = {name: METHODS[name] for name in DEFAULT_METHODS}
+    methods = make_all(clip, {name: METHODS[name] for name in DEFAULT_METHODS})
     if surgery is not None:
-        methods["CLIPSurgery"] = lambda _: surgery.attribute_all
+        methods["CLIPSurgery"] = surgery
     bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
     maps = {}
     for name, method in bar:
         bar.set_description(name)
-        maps[name] = method(clip)(batch)[0].detach().cpu()
+        maps[name] = attribute_many({name: method}, batch)[name][0].detach().cpu()
     return maps
 
 

@@ -31,7 +31,7 @@ USES: dict[str, tuple[str, ...]] = {
 TASKS = tuple(USES)
 MOST_PIXELS = 2**14  # a side; a batch of one is 3 GB
 FOLDER = Path(__file__).parent / "protocols"
-CLASSES = Path(__file__).parents[1] / "data" / "classes"
+CLASSES = Path(__file__).parents[1] / "datasets" / "classes"
 #: Templates by the name that a protocol gives them; open_clip's are OpenAI's 80 for ImageNet.
 TEMPLATE_SETS: dict[str, Sequence[Template]] = {
     "surgery": TEMPLATES,

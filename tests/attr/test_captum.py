@@ -252,7 +252,7 @@ def test_class(method: Method) -> None:
         assert not issubclass(attribution, GradientAttribution)
     assert method.grid.get_name() == "Layer " + method.image.get_name()
     # Captum's own rule would spell the acronyms: "C L I P Surgery".
-    assert not re.search("[A-Z] [A-Z]", method.image.get_name())
+    assert not re.search(r"\b[A-Z] [A-Z] ", method.image.get_name())
     assert issubclass(method.grid, LayerAttribution)
     assert not issubclass(method.image, LayerAttribution)
 

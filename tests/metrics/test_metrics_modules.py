@@ -253,4 +253,4 @@ def test_nothing_else_imports_torchmetrics() -> None:
         if importing.search(path.read_text())
     ]
     # The others where recognition or several processes ask for it, and not before.
-    assert sorted(found) == ["distributed.py", "evaluation/judges.py", "metrics/modules.py"]
+    assert sorted(found) == ["_utils/distributed.py", "evaluation/judges.py", "metrics/modules.py"]

@@ -91,7 +91,7 @@ def _measured() -> PairMeasures:
 #: What functions give, of a classifier and images.
 VALUES: dict[str, Callable[[ZeroShotClassifier, Tensor], Any]] = {
     "PathConfig": lambda clip, images: PathConfig(2, vv_attention, values_only=True),
-    "recipe of a method": lambda clip, images: LayerCLIPSurgery(clip).recipe,
+    "path of a method": lambda clip, images: LayerCLIPSurgery(clip).path_config,
     "TowerOutput": lambda clip, images: clip.tower.dual_path(images, PathConfig(1, vv_attention)),
     "Segmentation": lambda clip, images: segment(
         clip, [np.zeros((20, 30, 3), np.uint8)], size=32, scores=True
