@@ -43,7 +43,7 @@ from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, Layer
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.models.image import ModifiedResNetTower
+from captum_clip_surgery.models.image.resnet import ModifiedResNetTower
 
 __all__ = ["ALIASES", "DEFAULT_METHODS", "METHODS", "choose"]
 
