@@ -14,9 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.attr import attribute_many
+from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, make_all
 from captum_clip_surgery.cli.common import (
     ABOUT_THE_DEMO_MODEL,

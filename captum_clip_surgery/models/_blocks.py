@@ -15,9 +15,10 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._exact import HINT, why_not_exactly
-from captum_clip_surgery.models.image.open_clip_vit import ATTENTIONS
 
 Grid = tuple[int, int]
+
+ATTENTIONS = (nn.MultiheadAttention, Attention)
 
 
 @dataclass(frozen=True)

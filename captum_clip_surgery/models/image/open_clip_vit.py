@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import (
-    Attention,
     AttentionalPooler,
     Transformer,
     VisionTransformer,
@@ -26,8 +25,6 @@ from captum_clip_surgery.models._blocks import (
 )
 from captum_clip_surgery.models._exact import HINT, why_not_exactly
 from captum_clip_surgery.models.image._base import GridSpec, Tower, resize_positions
-
-ATTENTIONS = (nn.MultiheadAttention, Attention)
 
 
 class VisionTransformerTower(Tower):
