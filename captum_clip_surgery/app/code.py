@@ -220,12 +220,13 @@ def _explained(names: list[str]) -> list[str]:
     if not SAMPLING & set(names):
         return [
             "# (K, h, w) of the K texts, raw and signed",
-            "maps = {name: maps[0].detach() for name, maps in attribute_many(methods, images).items()}",
+            "batches = attribute_many(methods, images)",
+            "maps = {name: batch[0].detach() for name, batch in batches.items()}",
         ]
     return [
         "targets = range(len(clip.texts))  # text by text: samples are drawn anew",
         "maps = {  # (K, h, w) of the K texts, raw and signed",
-        "    name: torch.cat([method.attribute_all(images, [i]) for i in targets], dim=1)[0].detach()",
+        "    name: torch.cat([method.attribute_all(images, [i])[0].detach() for i in targets])",
         "    for name, method in methods.items()",
         "}",
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from captum_clip_surgery.attr._base import check_classifier
 from captum_clip_surgery.attr._engine import attribute_many, tower_output
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.attr.words import END, START, encoder_of, word_places
+from captum_clip_surgery.attr.words import encoder_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import _validation
@@ -25,6 +25,7 @@ from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models.image import TowerOutput
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import check_texts
+from captum_clip_surgery.models.text.words import END, START, word_positions
 from captum_clip_surgery.tasks.pictures import Images, as_list, batches
 
 
@@ -264,7 +265,7 @@ def _read(encoder: PromptEncoder, captions: Sequence[str]) -> list[_Caption]:
     found = []
     for text, tokens in zip(captions, encoder.tokenize(list(captions)), strict=True):
         words, places = zip(
-            *word_places(encoder.tokenizer, tokens.tolist(), special=True), strict=True
+            *word_positions(encoder.tokenizer, tokens.tolist(), special=True), strict=True
         )
         caption = _Caption(tokens, words, places)
         if all(caption.special):

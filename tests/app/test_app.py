@@ -319,7 +319,7 @@ def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer)
     result = tabs.complete(explainer, example_picture(0), given)
     assert set(result.arrays) == {"texts", "logits", "CLIP"}
     left_out = " ".join(result.hints)
-    assert "CLIPSurgery is left out: feature_surgery 'paper' contrasts texts" in left_out
+    assert "CLIPSurgery is left out: feature_surgery='paper' contrasts texts" in left_out
     assert "GuidedGradCam is left out" in left_out
     assert result.complete
 

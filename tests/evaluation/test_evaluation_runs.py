@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from captum_clip_surgery import ZeroShotClassifier, cli
 from captum_clip_surgery._utils.checkpoint import Journal
 from captum_clip_surgery._utils.provenance import weights_digest
-from captum_clip_surgery.attr._engine import Passes
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate
+from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, tasks
 from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
@@ -322,16 +321,16 @@ def test_an_evaluation_is_of_one_model(
     part: str,
 ) -> None:
     weight = clip.model.get_submodule(part).weight
-    plain, calls = Passes.of_each, []
+    plain, calls = tasks.attribute_each, []
 
-    def then_step(self: Passes, *args: Any) -> Any:
-        found = plain(self, *args)
+    def then_step(*args: Any) -> Any:
+        found = plain(*args)
         calls.append(1)
         if len(calls) == 2:
             weight.data = -weight.data
         return found
 
-    monkeypatch.setattr(Passes, "of_each", then_step)
+    monkeypatch.setattr(tasks, "attribute_each", then_step)
     journal = Journal(tmp_path / "journal", {}, False)
     with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
         run(clip, folder, "CLIP", batch_size=2, journal=journal)
@@ -344,13 +343,13 @@ def test_a_task_on_many_batches_is_of_one_model(
 ) -> None:
     pictures, eps = [scene.image for scene in SCENES], clip.model.ln_final.eps
     texts = [["dog"], ["camera", "pizza"]] * 4
-    tasks: dict[str, Callable[[], object]] = {
+    calls_of: dict[str, Callable[[], object]] = {
         "recognize": lambda: recognize(clip.with_texts(["dog", "pizza"]), pictures, batch_size=2),
         "own texts": lambda: maps_of_own_texts(clip, pictures[:6], texts[:6], batch_size=2),
         "words": lambda: word_maps(clip, pictures[:2], ["a dog", "a pizza"], batch_size=1),
     }
     plain = clip.preprocess
-    for name, task in tasks.items():
+    for name, task in calls_of.items():
         clip.model.ln_final.eps = eps
         task()
         calls: list[int] = []
@@ -362,9 +361,7 @@ def test_a_task_on_many_batches_is_of_one_model(
             return plain(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(
-                ZeroShotClassifier, "preprocess", lambda self, *args, step=then_step: step(*args)
-            )
+            patch.setattr(ZeroShotClassifier, "preprocess", then_step)
             with pytest.raises(RuntimeError, match=r"a setting of the model .*ln_final\.eps"):
                 task()
         assert len(calls) >= 2, name

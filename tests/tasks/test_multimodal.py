@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr.words import word_places
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.towers import pooled_at_end_of_text
+from captum_clip_surgery.models.text.words import word_positions
 from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
 from tests._helpers.tiny import random_images, relative_error, tiny_model
@@ -386,22 +386,22 @@ def test_sub_words_of_hugging_face_tokenizers(kind, tmp_path):
     start = int(kind == "wordpiece")
     for text in ("a xylophonist a dog", "xylophonist"):
         ids = tokenizer([text])[0].tolist()
-        found = word_places(tokenizer, ids, special=True)
+        found = word_positions(tokenizer, ids, special=True)
         words = [word for word, _ in found]
         assert words == ["<start>"] * start + [*text.split(), "<end>"]
         places = [place for _, places in found for place in places]
         assert places == list(range(len(places)))
         assert len(dict(found)["xylophonist"]) == 3
-    unknown = word_places(tokenizer, tokenizer(["a q dog"])[0].tolist())
+    unknown = word_positions(tokenizer, tokenizer(["a q dog"])[0].tolist())
     assert [len(places) for _, places in unknown][-1] == 1  # and no end in the midst
     assert unknown[-1][0] == "dog"
-    assert word_places(tokenizer, tokenizer([""])[0].tolist()) == []
+    assert word_positions(tokenizer, tokenizer([""])[0].tolist()) == []
 
 
 def test_a_hugging_face_tokenizer_that_marks_the_ends_of_words_is_refused(tmp_path):
     tokenizer = hugging_face(tmp_path, "ends marked")
     with pytest.raises(TypeError, match=r"open_clip's own form alone: pass tokenizer=open_clip\."):
-        word_places(tokenizer, tokenizer(["a a"])[0].tolist())
+        word_positions(tokenizer, tokenizer(["a a"])[0].tolist())
 
 
 def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):

@@ -1,7 +1,8 @@
 """Figures pixel by pixel, of maps that the embedded model gave: what nobody meant to change.
 
 The maps are kept, so that figures do not depend on how a machine multiplies. After a change that is
-meant: pytest tests/visualization/test_figure_images.py --mpl-generate-path=tests/data/figures, and look at them.
+meant, look at them after
+    pytest tests/visualization/test_figure_images.py --mpl-generate-path=tests/data/figures
 """
 
 from __future__ import annotations
