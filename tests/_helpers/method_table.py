@@ -1,13 +1,13 @@
 """The methods on which Captum's contract is tested, and the classifiers they explain.
 
-A later method is one more line in `METHODS`; its two forms then pass through every test of
-`test_captum.py` and `test_captum_tools.py`.
+A new method is one more line in `METHODS`. What a base class decides for all methods is tested on
+`BASES`, what each method decides itself on `EVERY`, and Captum's tools on `REPRESENTATIVE`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,6 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr._base import PatchAttribution
 from tests._helpers.tiny import marks_of, random_images, relative_error, tiny_model
-from tests._helpers.tower_kinds import TINY
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Method:
     image: type[PatchAttribution]
     grid: type[PatchAttribution]
     options: dict[str, Any] = field(default_factory=dict)
-    towers: tuple[str, ...] = tuple(TINY)
+    towers: tuple[str, ...] = ("vit", "resnet", "siglip", "eva02")
     reads_text: bool = True
 
 
@@ -95,12 +94,36 @@ class Case:
         return "-".join([self.attribution.__name__, *options, self.tower])
 
 
-CASES = [
-    pytest.param(case, marks=marks_of(case.tower), id=str(case))
-    for method in METHODS
+def find_method(name: str, **options: Any) -> Method:
+    """The entry of `METHODS` for an image-shaped class and its options."""
+    return next(m for m in METHODS if m.image.__name__ == name and m.options == options)
+
+
+def as_parameters(cases: Iterable[Case]) -> list[Any]:
+    return [pytest.param(case, marks=marks_of(case.tower), id=str(case)) for case in cases]
+
+
+#: One method per base class (a second path; a pass of its own), in both shapes.
+BASES = as_parameters(
+    Case(find_method(name), on_grid, "vit")
+    for name in ("CLIPSurgery", "AttentionRelevance")
     for on_grid in (True, False)
-    for case in (Case(method, on_grid, tower) for tower in method.towers)
-]
+)
+#: Every method on every tower it is listed with; the shape is the base class's.
+EVERY = as_parameters(Case(method, True, tower) for method in METHODS for tower in method.towers)
+#: Every method once.
+ONCE = as_parameters(Case(method, True, method.towers[0]) for method in METHODS)
+#: Six methods of different makes for what Captum's tools do with any of them.
+REPRESENTATIVE = as_parameters(
+    [
+        Case(find_method("CLIPSurgery"), False, "vit"),
+        Case(find_method("CLIPSurgery"), True, "resnet"),
+        Case(find_method("SCLIP"), True, "vit"),
+        Case(find_method("LeGrad"), False, "siglip"),
+        Case(find_method("GradECLIP"), True, "vit"),
+        Case(find_method("TokenGradCam"), False, "vit"),
+    ]
+)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Captum's tools around every method of the table in `methods.py`: noise, measures, figures."""
+"""Captum's tools around six methods of different makes: noise, measures, figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum.metrics import infidelity, sensitivity_max
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tests._helpers.method_table import CASES, Bench, assert_close, set_up
+from tests._helpers.method_table import REPRESENTATIVE, Bench, assert_close, set_up
 from tests._helpers.tiny import relative_error
 
 matplotlib.use("Agg")
@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 INT_AND_LIST = pytest.mark.parametrize("target", [1, [1, 2, 0]], ids=["int", "list"])
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=REPRESENTATIVE)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from set_up(request.param)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -201,21 +201,25 @@ class Case:
         return at_size(self.visual, self.grid, self.pixels, positions)
 
 
-def cases(names: Iterable[str]) -> Iterator[Any]:
-    for name in names:
-        for size in SIZES[:2] if name in REAL else SIZES:
-            slow = pytest.mark.slow if REAL.get(name) else ()
-            yield pytest.param((name, size), id=f"{name}, {size}", marks=slow)
+def cases(sizes: Sequence[str]) -> Iterator[Any]:
+    """All towers at some sizes; options that no configuration uses at their native size, slow."""
+    for name in CASES:
+        for size in sizes:
+            if size == "as many" and name not in TINY:
+                continue
+            is_slow = REAL.get(name) or (name in OPTIONS and size == "native")
+            marks = pytest.mark.slow if is_slow else ()
+            yield pytest.param((name, size), id=f"{name}, {size}", marks=marks)
 
 
-@pytest.fixture(scope="module", params=cases(CASES))
+@pytest.fixture(scope="module", params=cases(SIZES))
 def case(request: pytest.FixtureRequest) -> Case:
     with torch.no_grad():
         return Case(*request.param)
 
 
-@pytest.fixture(scope="module", params=cases(name for name in CASES if name not in REAL))
-def small_case(request: pytest.FixtureRequest) -> Case:
+@pytest.fixture(scope="module", params=cases(SIZES[1:]))
+def resized_case(request: pytest.FixtureRequest) -> Case:
     with torch.no_grad():
         return Case(*request.param)
 
@@ -246,17 +250,16 @@ def test_blocks_are_rebuilt(case):
         assert relative_error(update, run.updates[index]) < TOLERANCE
         assert relative_error(tower.feed_forward(index, x + update), out) < TOLERANCE
         assert relative_error(tower.run_block(index, x, layout), out) < TOLERANCE
+    assert relative_error(tower.encode(case.images), run.pooled) < TOLERANCE
 
 
-def test_embedding_is_the_model_s_own(case):
-    assert relative_error(case.tower.encode(case.images), case.run.pooled) < TOLERANCE
+def test_dual_path(case):
+    for num_blocks in (0, len(case.run.inputs)):
+        check_dual_path(case, num_blocks)
 
 
-@pytest.mark.parametrize("num_blocks", [0, 1, 2, "all"])
-def test_dual_path(case, num_blocks):
+def check_dual_path(case: Case, num_blocks: int) -> None:
     """Patches of the path restated plainly, each pooled alone; the embedding is the model's own."""
-    blocks = len(case.run.inputs)
-    num_blocks = blocks if num_blocks == "all" else min(num_blocks, blocks)
     recipe = PathConfig(num_blocks, lambda heads: functional.vv_attention(heads.v))
     encoded = case.tower.dual_path(case.images, recipe)
     rows, columns = case.grid
@@ -270,7 +273,8 @@ def test_dual_path(case, num_blocks):
     assert relative_error(sparing.pooled, encoded.pooled) < TOLERANCE
 
 
-def test_positions_as_open_clip_resizes_them(case):
+def test_positions_as_open_clip_resizes_them(resized_case):
+    case = resized_case
     bicubic = adapt(case.visual, positions="bicubic")
     expected = trace(case.own("bicubic"), case.images).pooled
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
@@ -303,8 +307,8 @@ def test_some_rows_of_what_wraps_a_linear_map():
     assert relative_error(some_rows(linear, x, rows), 3 * expected) < TOLERANCE
 
 
-def test_the_model_is_left_alone(small_case):
-    case = small_case
+def test_the_model_is_left_alone(resized_case):
+    case = resized_case
     before = snapshot(case.visual)
     case.tower.encode(case.images)
     case.tower.dual_path(case.images, PathConfig(1, lambda heads: heads.attend()))
