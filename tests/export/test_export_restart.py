@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import resource
@@ -178,6 +179,7 @@ def test_another_export_is_not_gone_on_with(folder: Path, tmp_path: Path) -> Non
     ]:
         with pytest.raises(ValueError, match=changed):
             export_maps(other, folder, output, shard_size=4, batch_size=2, size=64, resume=True)
+    clip = copy.deepcopy(clip)  # `surgery` is shared with other tests
     for module in clip.model.modules():
         if isinstance(module, torch.nn.GELU):
             module.approximate = "tanh"
