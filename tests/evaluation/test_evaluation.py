@@ -103,10 +103,10 @@ RESULTS = {
 
 def test_tables_show_what_was_taken() -> None:
     assert to_markdown(RESULTS, LONG, memory=True).splitlines() == [
-        "| method |  mSC | insertion |  ms | MiB |",
-        "|--------|-----:|----------:|----:|----:|",
-        "| A      | -1.0 |       3.2 | 500 |   3 |",
-        "| B      | +2.0 |         - | 250 |   - |",
+        "| method   |   mSC |   insertion |   ms |   MiB |",
+        "|:---------|------:|------------:|-----:|------:|",
+        "| A        |  -1.0 |         3.2 |  500 |     3 |",
+        "| B        |  +2.0 |           - |  250 |     - |",
     ]
     wide = to_markdown(RESULTS, wide=True)
     assert "-1.0 (-2.5 to 0.5)" in wide
