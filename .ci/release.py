@@ -33,7 +33,13 @@ LICENSES = {"LICENSE", f"{PACKAGE}/demo/OFL.txt"}
 #: What only building makes, in a source distribution.
 GENERATED = re.compile(rf"PKG-INFO|setup\.cfg|{PACKAGE}\.egg-info/.*")
 #: Without these the package starts, and fails later.
-NEEDED = ("demo/model/", "demo/sprites.png", "datasets/classes/", "evaluation/protocols/", "py.typed")
+NEEDED = (
+    "demo/model/",
+    "demo/sprites.png",
+    "datasets/classes/",
+    "evaluation/protocols/",
+    "py.typed",
+)
 
 
 class Refused(Exception):

@@ -90,12 +90,12 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
     stop_at = options.pop("stop_at", None)
     if stop_at is not None:
         _stop_at(stop_at)
-    with processes() as among:
+    with processes() as dist:
         surgery = LayerCLIPSurgery(ZeroShotClassifier.demo(nouns()))
         start = time.perf_counter()
         with Looking() as looking:  # which costs the model next to nothing
             try:
-                found = export_maps(surgery, among=among, **options)
+                found = export_maps(surgery, dist=dist, **options)
             except KeyboardInterrupt:
                 answers.put({"wall": time.perf_counter() - start})
                 return

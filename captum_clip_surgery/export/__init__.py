@@ -4,18 +4,18 @@ See `export_maps` for a collection, `load_maps` to read it back, `explain_batch`
 loop.
 """
 
-from captum_clip_surgery.export.explaining import Explained, explain_batch
+from captum_clip_surgery.export.explaining import BatchResult, explain_batch
 from captum_clip_surgery.export.manifest import write_manifest
-from captum_clip_surgery.export.maps import Maps, load_maps
-from captum_clip_surgery.export.run import Exported, export_maps
-from captum_clip_surgery.export.sources import Piece, Sample, Source, open_source
+from captum_clip_surgery.export.maps import MapStore, load_maps
+from captum_clip_surgery.export.run import ExportSummary, export_maps
+from captum_clip_surgery.export.sources import Sample, Shard, Source, open_source
 
 __all__ = [
-    "Explained",
-    "Exported",
-    "Maps",
-    "Piece",
+    "BatchResult",
+    "ExportSummary",
+    "MapStore",
     "Sample",
+    "Shard",
     "Source",
     "explain_batch",
     "export_maps",

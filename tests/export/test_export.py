@@ -15,7 +15,7 @@ import webdataset
 import zarr
 
 from captum_clip_surgery import CLIPSurgery
-from captum_clip_surgery.export import Maps, explain_batch, load_maps, write_manifest
+from captum_clip_surgery.export import MapStore, explain_batch, load_maps, write_manifest
 from tests._helpers.written_export import (
     TEXTS,
     close,
@@ -77,7 +77,7 @@ def test_reading_is_lazy_and_may_be_shared(exported: Path) -> None:
     with pytest.raises(KeyError, match=r"nothing\.png"):
         maps["nothing.png"]
     again = pickle.loads(pickle.dumps(maps))
-    assert isinstance(again, Maps)
+    assert isinstance(again, MapStore)
     assert (again["a/s000.png"] == maps["a/s000.png"]).all()
     loader = torch.utils.data.DataLoader(
         [(maps, name) for name in maps],  # type: ignore[arg-type]

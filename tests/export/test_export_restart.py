@@ -14,10 +14,10 @@ import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, preprocessing
 from captum_clip_surgery._utils import progress
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.export import export_maps, load_maps, run
-from captum_clip_surgery.export.shards import FORMATS, TarShard
-from captum_clip_surgery.export.writing import Behind
+from captum_clip_surgery.export.shards import FORMATS, TarShardWriter
+from captum_clip_surgery.export.writing import AsyncShardWriter
 from tests._helpers.written_export import (
     assert_same,
     encoded,
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_whole_shards_only(
 ) -> None:
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        owner: Any = Journal if where == "journal" else FORMATS[format]
+        owner: Any = CheckpointStore if where == "journal" else FORMATS[format]
         fail_at(patch, owner, "add" if where == "journal" else where, call, full_disk)
         with pytest.raises(OSError, match="No space left"):
             export(folder, output, format=format)
@@ -116,7 +116,7 @@ def test_an_error_of_the_writer_reaches_the_caller_at_once(
         return original(*args)
 
     monkeypatch.setattr(run, "explain_batch", counted)
-    fail_at(monkeypatch, TarShard, "add", 1, full_disk)
+    fail_at(monkeypatch, TarShardWriter, "add", 1, full_disk)
     with pytest.raises(OSError, match="No space left"):
         export(folder, tmp_path / "out")
     assert explained <= 3  # of 18
@@ -142,14 +142,14 @@ def test_the_queue_is_bounded(
 ) -> None:
     """A slow disk holds the model up, and is said to."""
     sizes = []
-    original = Behind._write
+    original = AsyncShardWriter._write
 
-    def slow(self: Behind, *args: Any) -> None:
+    def slow(self: AsyncShardWriter, *args: Any) -> None:
         sizes.append(self._queue.qsize())
         time.sleep(0.1)
         original(self, *args)
 
-    monkeypatch.setattr(Behind, "_write", slow)
+    monkeypatch.setattr(AsyncShardWriter, "_write", slow)
     result = export(folder, tmp_path / "out")
     assert max(sizes) == 4
     assert result.waiting > 0.2
@@ -251,7 +251,7 @@ def test_how_it_goes_on_is_told(
     counted: bool,
 ) -> None:
     """Images where their number is known, otherwise tars."""
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
     if counted:
         write_folder(tmp_path / "in", 6)
     else:
