@@ -28,9 +28,9 @@ from PIL import Image
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.distributed import shard as shard_of
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.export.manifest import _write_index
-from captum_clip_surgery.export.shards import ImageRecord, checksum
-from captum_clip_surgery.export.writing import ShardRecord, entries, rows_of
+from captum_clip_surgery.export._manifest import _write_index
+from captum_clip_surgery.export._shards import ImageRecord, checksum
+from captum_clip_surgery.export._writing import ShardRecord, entries, rows_of
 from captum_clip_surgery.preprocessing import Preprocess
 
 HOUR = 3600.0

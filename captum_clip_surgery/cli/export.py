@@ -21,8 +21,7 @@ from captum_clip_surgery.cli.common import (
 )
 from captum_clip_surgery.cli.datasets import code_digest
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.export.run import ExportSummary, export_maps
-from captum_clip_surgery.export.shards import FORMATS
+from captum_clip_surgery.export import FORMATS, ExportSummary, export_maps
 
 
 def export(

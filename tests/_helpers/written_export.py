@@ -22,9 +22,9 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.export import ExportSummary, export_maps, load_maps
-from captum_clip_surgery.export.manifest import JOURNAL
-from captum_clip_surgery.export.shards import FOLDER, FORMATS, files_of
-from captum_clip_surgery.export.writing import entries
+from captum_clip_surgery.export._manifest import JOURNAL
+from captum_clip_surgery.export._shards import FOLDER, FORMATS, files_of
+from captum_clip_surgery.export._writing import entries
 
 TEXTS = ["dog", "pizza", "camera"]
 SHARD, BATCH = 4, 2

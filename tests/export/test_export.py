@@ -126,7 +126,7 @@ def test_zarr_reads_our_shards(folder: Path, tmp_path: Path) -> None:
 
 
 def test_blocks_of_zarr_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_clip_surgery.export.shards.BLOCK", 3)
+    monkeypatch.setattr("captum_clip_surgery.export._shards.BLOCK", 3)
     write_folder(tmp_path / "in", 8)
     export(tmp_path / "in", tmp_path / "out", format="zarr", shard_size=8)
     chunks = (tmp_path / "out/shards/000000.zarr/maps/c").iterdir()

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery.export import _shards as shards_module
 from captum_clip_surgery.export import load_maps
-from captum_clip_surgery.export import shards as shards_module
-from captum_clip_surgery.export.manifest import JOURNAL
-from captum_clip_surgery.export.shards import FORMATS
+from captum_clip_surgery.export._manifest import JOURNAL
+from captum_clip_surgery.export._shards import FORMATS
 from tests._helpers.written_export import (
     IMAGES,
     assert_same,

@@ -15,9 +15,9 @@ import torch
 from captum_clip_surgery import LayerCLIPSurgery, preprocessing
 from captum_clip_surgery._utils import progress
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
-from captum_clip_surgery.export import export_maps, load_maps, run
-from captum_clip_surgery.export.shards import FORMATS, TarShardWriter
-from captum_clip_surgery.export.writing import AsyncShardWriter
+from captum_clip_surgery.export import _run, export_maps, load_maps
+from captum_clip_surgery.export._shards import FORMATS, TarShardWriter
+from captum_clip_surgery.export._writing import AsyncShardWriter
 from tests._helpers.written_export import (
     assert_same,
     encoded,
@@ -107,7 +107,7 @@ def test_an_error_of_the_writer_reaches_the_caller_at_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained = 0
-    original = run.explain_batch
+    original = _run.explain_batch
 
     def counted(*args: Any) -> Any:
         nonlocal explained
@@ -115,7 +115,7 @@ def test_an_error_of_the_writer_reaches_the_caller_at_once(
         time.sleep(0.05)
         return original(*args)
 
-    monkeypatch.setattr(run, "explain_batch", counted)
+    monkeypatch.setattr(_run, "explain_batch", counted)
     fail_at(monkeypatch, TarShardWriter, "add", 1, full_disk)
     with pytest.raises(OSError, match="No space left"):
         export(folder, tmp_path / "out")
@@ -129,7 +129,7 @@ def test_an_error_of_the_model_ends_the_writer(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        fail_at(patch, run, "explain_batch", 10, interrupted)
+        fail_at(patch, _run, "explain_batch", 10, interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(folder, tmp_path / "out")
     assert not list((tmp_path / "out/shards").glob("*.part"))
@@ -276,7 +276,7 @@ def test_an_export_is_of_one_model(
         weight.data = -weight.data
 
     with monkeypatch.context() as patch:
-        fail_at(patch, run, "explain_batch", 4, step)
+        fail_at(patch, _run, "explain_batch", 4, step)
         with pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
             export(folder, output)
     try:

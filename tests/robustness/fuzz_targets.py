@@ -27,8 +27,8 @@ from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app.pictures import read_picture
 from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
-from captum_clip_surgery.export.shards import ImageRecord
-from captum_clip_surgery.export.writing import ShardRecord, rows_of
+from captum_clip_surgery.export._shards import ImageRecord
+from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_picture

@@ -20,9 +20,9 @@ from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.records import from_bytes, unpack
-from captum_clip_surgery.export import load_maps, open_source, sources
-from captum_clip_surgery.export.shards import key_of
-from captum_clip_surgery.export.writing import ShardRecord, rows_of
+from captum_clip_surgery.export import _sources, load_maps, open_source
+from captum_clip_surgery.export._shards import key_of
+from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
@@ -81,7 +81,7 @@ def test_sizes_in_archives_are_not_believed(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(header + bytes(512))
     told = samples(tmp_path / "t.tar")
     assert told == {"t.tar": "read no further: ValueError: 'big.png' says it has 10000000000 bytes"}
-    assert sources.MOST < 10**10
+    assert _sources.MOST < 10**10
 
 
 LISTS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from captum_clip_surgery.export.sources import Sample, Shard
+from captum_clip_surgery.export._sources import Sample, Shard
 from captum_clip_surgery.preprocessing import Preprocess
 
 

@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from captum_clip_surgery.export.explaining import BatchResult
-from captum_clip_surgery.export.extras import webdataset, zarr
+from captum_clip_surgery.export._explaining import BatchResult
+from captum_clip_surgery.export._extras import webdataset, zarr
 
 FOLDER = "shards"
 PART = ".part"

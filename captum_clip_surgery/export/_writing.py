@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
-from captum_clip_surgery.export.explaining import BatchResult
-from captum_clip_surgery.export.reading import Batch
-from captum_clip_surgery.export.shards import ImageRecord, ShardWriter
+from captum_clip_surgery.export._explaining import BatchResult
+from captum_clip_surgery.export._reading import Batch
+from captum_clip_surgery.export._shards import ImageRecord, ShardWriter
 
 #: Batches that wait to be written at most.
 WAITING = 4

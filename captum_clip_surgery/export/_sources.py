@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from captum_clip_surgery.datasets.files import state_of, walk
-from captum_clip_surgery.export.extras import webdataset
+from captum_clip_surgery.export._extras import webdataset
 from captum_clip_surgery.preprocessing import load_picture, open_picture
 
 _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"

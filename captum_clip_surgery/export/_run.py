@@ -21,13 +21,13 @@ from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.evaluation.results import settings_digest
-from captum_clip_surgery.export import extras
-from captum_clip_surgery.export.explaining import explain_batch
-from captum_clip_surgery.export.manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest
-from captum_clip_surgery.export.reading import Batch, Prefetcher
-from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
-from captum_clip_surgery.export.sources import Shard, Source, open_source
-from captum_clip_surgery.export.writing import AsyncShardWriter, ShardRecord, entries
+from captum_clip_surgery.export import _extras
+from captum_clip_surgery.export._explaining import explain_batch
+from captum_clip_surgery.export._manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest
+from captum_clip_surgery.export._reading import Batch, Prefetcher
+from captum_clip_surgery.export._shards import FOLDER, FORMATS, PART, remove
+from captum_clip_surgery.export._sources import Shard, Source, open_source
+from captum_clip_surgery.export._writing import AsyncShardWriter, ShardRecord, entries
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.models._guards import Watch
 
@@ -95,7 +95,7 @@ def export_maps(
             f"batch_size {batch_size!r} must be at least 1; top {top!r} and workers {workers!r} "
             "at least 0"
         )
-    getattr(extras, format)()
+    getattr(_extras, format)()
     clip, folder = surgery.forward_func, Path(output)
     sides = _sides(size, clip.native_size)
     clip.tower.grid(*sides)

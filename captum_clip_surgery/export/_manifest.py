@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from captum_clip_surgery._utils.checkpoint import ABOUT, CheckpointStore
-from captum_clip_surgery.export.shards import PART, ImageRecord, checksum, sync
-from captum_clip_surgery.export.writing import ShardRecord, entries, rows_of
+from captum_clip_surgery.export._shards import PART, ImageRecord, checksum, sync
+from captum_clip_surgery.export._writing import ShardRecord, entries, rows_of
 
 JOURNAL, MANIFEST, INDEX = "journal", "manifest.json", "index.sqlite"
 TABLE = (

@@ -16,9 +16,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from captum_clip_surgery.export.extras import zarr
-from captum_clip_surgery.export.manifest import INDEX, MANIFEST, coded
-from captum_clip_surgery.export.shards import checksum
+from captum_clip_surgery.export._extras import zarr
+from captum_clip_surgery.export._manifest import INDEX, MANIFEST, coded
+from captum_clip_surgery.export._shards import checksum
 
 
 class MapStore(Mapping[str, np.ndarray]):
