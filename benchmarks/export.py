@@ -29,7 +29,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.distributed import processes
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.export import export_maps, run
+from captum_clip_surgery.export import _run, export_maps
 
 EVERY = 1.0  # seconds between looks at memory
 
@@ -90,12 +90,12 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
     stop_at = options.pop("stop_at", None)
     if stop_at is not None:
         _stop_at(stop_at)
-    with processes() as among:
+    with processes() as dist:
         surgery = LayerCLIPSurgery(ZeroShotClassifier.demo(nouns()))
         start = time.perf_counter()
         with Looking() as looking:  # which costs the model next to nothing
             try:
-                found = export_maps(surgery, among=among, **options)
+                found = export_maps(surgery, dist=dist, **options)
             except KeyboardInterrupt:
                 answers.put({"wall": time.perf_counter() - start})
                 return
@@ -111,14 +111,14 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
 
 
 def _stop_at(batches: int) -> None:
-    original, counter = run.explain_batch, itertools.count(1)
+    original, counter = _run.explain_batch, itertools.count(1)
 
     def stopping(*arguments: Any) -> Any:
         if next(counter) > batches:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    run.explain_batch = stopping
+    _run.explain_batch = stopping
 
 
 def start(world: int, **options: Any) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from speed import PRECISIONS, at_size, classifier
 from tqdm import tqdm
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery._utils.profiling import measure
+from captum_clip_surgery._utils.profiling import profile_call
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
 
@@ -96,7 +96,7 @@ def run(clip: ZeroShotClassifier, setting: Setting, rounds: int) -> Found:
         return (time.perf_counter() - start) / setting.images
 
     plain(batch)
-    peak = measure(lambda: repeated(surgery.attribute_all), clip.device)[1].peak_bytes
+    peak = profile_call(lambda: repeated(surgery.attribute_all), clip.device)[1].peak_bytes
     pairs = [(repeated(plain), repeated(surgery.attribute_all)) for _ in range(rounds)]
     seconds = [median(taken) for taken in zip(*pairs, strict=True)]
     return Found(seconds[0], seconds[1], median(b / a for a, b in pairs), peak)

@@ -25,12 +25,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from captum_clip_surgery._utils.checkpoint import Journal
-from captum_clip_surgery._utils.distributed import share
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery._utils.distributed import shard as shard_of
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.export.manifest import _write_index
-from captum_clip_surgery.export.shards import Row, checksum
-from captum_clip_surgery.export.writing import Entry, entries, rows_of
+from captum_clip_surgery.export._manifest import _write_index
+from captum_clip_surgery.export._shards import ImageRecord, checksum
+from captum_clip_surgery.export._writing import ShardRecord, entries, rows_of
 from captum_clip_surgery.preprocessing import Preprocess
 
 HOUR = 3600.0
@@ -92,7 +92,7 @@ def simulate(setting: Setting, draw: np.random.Generator) -> Outcome:
     while True:
         finished = pieces - len(left)
         ready = setting.begin + finished * (setting.read + setting.check / world)
-        counts = np.array([len(share(left, rank, world)) for rank in range(world)])
+        counts = np.array([len(shard_of(left, rank, world)) for rank in range(world)])
         ends = counts * seconds
         failure = draw.exponential(setting.between * HOUR / world)
         worked = min(failure - ready, ends.max())
@@ -107,7 +107,7 @@ def simulate(setting: Setting, draw: np.random.Generator) -> Outcome:
             lost += np.where(ended < counts, worked - ended * seconds, 0).sum()
             done = np.zeros(len(left), bool)
             for rank in range(world):
-                share(done, rank, world)[: ended[rank]] = True
+                shard_of(done, rank, world)[: ended[rank]] = True
             left = left[~done]
     total = clock * world
     return Outcome(clock / HOUR, restarts, lost / HOUR, idle / total, down / total)
@@ -159,11 +159,11 @@ def reading(rounds: int = 200) -> float:
     return time_of(read, rounds)
 
 
-def rows_of_a_piece(images: int) -> list[Row]:
+def rows_of_a_piece(images: int) -> list[ImageRecord]:
     """Places, sizes and scores that compress as badly as real ones."""
     draw = np.random.default_rng(0)
     return [
-        Row(
+        ImageRecord(
             f"folder/picture-{index:09d}.jpg",
             (index * 24_000, MAPS, int(draw.integers(2**32))),
             (int(draw.integers(200, 600)), int(draw.integers(200, 600))),
@@ -176,9 +176,9 @@ def rows_of_a_piece(images: int) -> list[Row]:
 
 def journal_times(shard: int, pieces: int = 100) -> tuple[float, float]:
     """Seconds to keep the entry of a shard, and to read one again."""
-    entry = Entry(0, "shards/000000.tar", "0" * 64, MAPS * shard, shard, [])
+    entry = ShardRecord(0, "shards/000000.tar", "0" * 64, MAPS * shard, shard, [])
     content = entry.packed(rows_of_a_piece(shard))
-    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder), {}) as journal:
+    with tempfile.TemporaryDirectory() as folder, CheckpointStore(Path(folder), {}) as journal:
         numbers = iter(range(pieces + 1))
         kept = time_of(lambda: journal.add(f"{next(numbers)}", content), pieces)
         return kept, time_of(lambda: entries(journal), 5) / pieces
@@ -194,7 +194,7 @@ def hashing(size: int = 2**26) -> float:
 
 def indexing(images: int = 50_000) -> float:
     """Seconds of one process to write an image into the index."""
-    content = Entry(0, "a", "", 0, images, []).packed(rows_of_a_piece(images))
+    content = ShardRecord(0, "a", "", 0, images, []).packed(rows_of_a_piece(images))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         return time_of(lambda: _write_index(path, (("a", r) for r in rows_of(content))), 3) / images

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery._utils.profiling import measure
+from captum_clip_surgery._utils.profiling import profile_call
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import choose
@@ -124,7 +124,7 @@ def _compiled(plain: Case, surgery: Case, images: Tensor) -> dict[str, Case]:
     found: dict[str, Case] = {}
     for name, call in ((YARDSTICK, plain), ("all texts", surgery)):
         compiled = torch.compile(call, fullgraph=True)
-        seconds = measure(partial(compiled, images), images.device)[1].seconds
+        seconds = profile_call(partial(compiled, images), images.device)[1].seconds
         print(f"{name}, compiled without a graph break: first call {seconds:.1f} s")
         found[f"{name}, compiled"] = partial(compiled, images)
     return found
@@ -133,7 +133,7 @@ def _compiled(plain: Case, surgery: Case, images: Tensor) -> dict[str, Case]:
 @torch.inference_mode()
 def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Every case in every round; memory in a round of its own, before the clock."""
-    peaks = {name: measure(case, device)[1].peak_bytes for name, case in found.items()}
+    peaks = {name: profile_call(case, device)[1].peak_bytes for name, case in found.items()}
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for _ in tqdm(range(rounds), leave=False, desc="rounds"):
         for name, case in found.items():

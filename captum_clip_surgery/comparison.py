@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery._utils.profiling import Cost, measure
+from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr._engine import explain_of
@@ -49,7 +49,7 @@ class Comparison:
     texts: tuple[str, ...]
     scores: Tensor
     maps: Mapping[str, Tensor]
-    costs: Mapping[str, Cost]
+    costs: Mapping[str, ProfileResult]
     left_out: Mapping[str, str]
     measures: Mapping[str, Mapping[str, float]]
 
@@ -187,17 +187,19 @@ def compare(
 
 def _explain(
     method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Sequence[int]
-) -> tuple[Tensor, Cost]:
+) -> tuple[Tensor, ProfileResult]:
     """Maps on the CPU, some images at a time: all seconds, and the most memory of a part."""
     found, costs = [], []
     with torch.no_grad():  # methods of gradients enable them themselves
         explain = explain_of(method(clip))
         for part in images.split(AT_ONCE):
-            maps, cost = measure(partial(explain, part, targets), images.device)
+            maps, cost = profile_call(partial(explain, part, targets), images.device)
             found.append(maps.detach().cpu())
             costs.append(cost)
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    return torch.cat(found), Cost(sum(cost.seconds for cost in costs), max(peaks, default=None))
+    return torch.cat(found), ProfileResult(
+        sum(cost.seconds for cost in costs), max(peaks, default=None)
+    )
 
 
 def _batch(

@@ -136,7 +136,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
         method = IntegratedGradients(clip)
         return method.attribute(images, target=0, n_steps=at_once, internal_batch_size=at_once)
 
-    _, cost = profiling.measure(explain, images.device)
+    _, cost = profiling.profile_call(explain, images.device)
     assert (peak_where_told(cost) or 0) < 8 << 30
 
 
@@ -263,7 +263,7 @@ def test_memory_at_its_peak_is_measured():
         return len(held)
 
     device = torch.device("cpu")
-    result, cost = profiling.measure(lambda: takes(200), device)
+    result, cost = profiling.profile_call(lambda: takes(200), device)
     assert result == 200 << 18
     assert cost.seconds > 0
     if peak_where_told(cost) is None:
@@ -273,10 +273,10 @@ def test_memory_at_its_peak_is_measured():
 
 FREED_BEFORE = """
 import torch
-from captum_clip_surgery.costs import measure
+from captum_clip_surgery._utils.profiling import profile_call
 rows = [torch.ones(1 << 18) for _ in range(200)]  # too small to be returned at once
 del rows
-peak = measure(lambda: [torch.ones(1 << 14) for _ in range(200 << 4)], torch.device("cpu"))[1]
+peak = profile_call(lambda: [torch.ones(1 << 14) for _ in range(200 << 4)], torch.device("cpu"))[1]
 print(-1 if peak.peak_bytes is None else peak.peak_bytes >> 20)
 """
 
@@ -287,11 +287,11 @@ def test_what_was_freed_before_does_not_count_as_free_to_use():
     ended = subprocess.run([sys.executable, "-c", FREED_BEFORE], capture_output=True, check=True)
     megabytes = int(ended.stdout)
     if megabytes == -1:
-        peak_where_told(profiling.Cost(1.0, None))
+        peak_where_told(profiling.ProfileResult(1.0, None))
         return
     assert 190 < megabytes < 400
 
 
 def test_where_memory_is_not_told_it_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(profiling, "PROCESS", tmp_path / "none")
-    assert profiling.measure(lambda: 1, torch.device("cpu"))[1].peak_bytes is None
+    assert profiling.profile_call(lambda: 1, torch.device("cpu"))[1].peak_bytes is None

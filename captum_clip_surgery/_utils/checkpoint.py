@@ -1,10 +1,9 @@
-"""Finished pieces of a long run, kept as they come, so that it can be gone on with after any end.
+"""Results of a long run, stored as they come, so that the run can be resumed after any end.
 
-A journal is a folder: `run.json` says what the run is of, and each process writes its pieces to an
-SQLite file of its own, whose transactions survive a kill at any moment. A piece carries a checksum;
-one that fails it, and a file that cannot be read, count as not done and are said so. While a
-process has a journal open it holds a lock, so that a run whose processes outlive a kill is not gone
-on with under their hands.
+A store is a folder: `run.json` describes the run, and each process writes its pieces to an SQLite
+file of its own, whose transactions survive a kill at any moment. Every piece carries a checksum;
+a damaged piece or file counts as not done, with a warning. A process that has a store open holds a
+lock, so that a run cannot be resumed while processes of it are still alive.
 """
 
 from __future__ import annotations
@@ -16,144 +15,145 @@ import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from captum_clip_surgery._utils.errors import error_message
-from captum_clip_surgery._utils.locks import Lock
+from captum_clip_surgery._utils.locks import RunLock
 
 ABOUT = "run.json"
 TABLE = "CREATE TABLE pieces (key TEXT PRIMARY KEY, content BLOB NOT NULL, checksum BLOB NOT NULL)"
 ALL = "SELECT * FROM pieces"
-#: What damage looks like: SQLite takes absurd sizes for a lack of memory.
+#: What reading a damaged file raises: SQLite reports absurd sizes as a lack of memory.
 DAMAGE = (sqlite3.Error, ValueError, OverflowError, MemoryError)
 
 
-class Journal:
-    """The journal of one run in a folder; make it on one process, `join` it on others.
+class CheckpointStore:
+    """The stored results of one run: created by one process, opened by the others.
 
     Args:
-        folder: where it is kept.
-        about: what the run is of, all that changes its results; JSON.
-        resume: go on with the run that lies there.
+        folder: Folder of the store.
+        settings: Everything that determines the run's results, as JSON; None opens a store that
+            another process has created.
+        resume: Whether to continue the run in the folder.
 
     Raises:
-        FileExistsError: a run lies there and is not to be gone on with, or is still going on; or
-            pieces of a run of which nothing says what it was.
-        ValueError: the run that lies there is of something else; says what differs.
+        FileExistsError: If the folder holds a run and `resume` is False, the run is still active,
+            or there are pieces but no description of their run.
+        FileNotFoundError: If `settings` is None and there is no store.
+        ValueError: If the run in the folder has other settings; the message lists them.
 
     Example::
 
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "journal"
-        >>> with Journal(folder, {"images": 2}) as journal:
-        ...     journal.add("0", b"done")
-        >>> with Journal(folder, {"images": 2}, resume=True) as journal:
-        ...     journal.finished()
+        >>> with CheckpointStore(folder, {"images": 2}) as store:
+        ...     store.add("0", b"done")
+        >>> with CheckpointStore(folder, {"images": 2}, resume=True) as store:
+        ...     store.completed()
         {'0': b'done'}
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any] | None, resume: bool = False
+    ) -> None:
         self.folder = folder
         self._connection: sqlite3.Connection | None = None
-        self._places: dict[str, Path] = {}  # of pieces that were read, the file each lies in
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock: Lock | None = Lock(folder, alone=True)
-        try:
-            self._begin(json.loads(json.dumps(about)), resume)
-        except BaseException:
-            self.close()
-            raise
-        self._lock.share()
-
-    def _begin(self, about: Any, resume: bool) -> None:
-        if (self.folder / ABOUT).exists():
-            if not resume:
-                raise FileExistsError(
-                    f"{self.folder} holds a run already; --resume goes on with it, or choose "
-                    "another folder"
-                )
-            _check_same(self.folder, about)
-        elif any(self.folder.glob("*.sqlite")):
-            raise FileExistsError(
-                f"{self.folder} holds pieces of a run, but no {ABOUT}, which says what they are "
-                "of; choose another folder"
-            )
-        else:
-            if resume:
-                warnings.warn(
-                    f"{self.folder} holds no run to go on with: it begins anew", stacklevel=3
-                )
-            _write_whole(self.folder / ABOUT, json.dumps(about, indent=2) + "\n")
-
-    @classmethod
-    def join(cls, folder: Path) -> Self:
-        """A journal that another process has made.
-
-        Raises:
-            FileNotFoundError: there is none, as where machines do not share the folder.
-        """
-        if not (folder / ABOUT).exists():
+        self._files: dict[str, Path] = {}  # file of every piece that was read
+        if settings is None and not (folder / ABOUT).exists():
             raise FileNotFoundError(
                 f"{folder / ABOUT}, which the first process made, is not to be seen from here: all "
                 "processes need to share the folder"
             )
-        journal = cls.__new__(cls)
-        journal.folder, journal._connection, journal._places = folder, None, {}
-        journal._lock = Lock(folder, alone=False)
-        return journal
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock: RunLock | None = RunLock(folder, exclusive=settings is not None)
+        if settings is not None:
+            try:
+                self._create(json.loads(json.dumps(settings)), resume)
+            except BaseException:
+                self.close()
+                raise
 
-    def finished(self) -> dict[str, bytes]:
-        """All pieces of all processes, by key; warns of those that are damaged."""
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a store that another process of the run has created.
+
+        Raises:
+            FileNotFoundError: If there is none, as where machines do not share the folder.
+        """
+        return cls(folder, None)
+
+    def _create(self, settings: Any, resume: bool) -> None:
+        if (self.folder / ABOUT).exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{self.folder} holds a run already; use --resume to continue it, or choose "
+                    "another folder"
+                )
+            _check_same(self.folder, settings)
+        elif any(self.folder.glob("*.sqlite")):
+            raise FileExistsError(
+                f"{self.folder} holds pieces of a run, but no {ABOUT}, which describes the run; "
+                "choose another folder"
+            )
+        else:
+            if resume:
+                warnings.warn(
+                    f"{self.folder} holds no run to resume: starting a new one", stacklevel=4
+                )
+            _write_whole(self.folder / ABOUT, json.dumps(settings, indent=2) + "\n")
+
+    def completed(self) -> dict[str, bytes]:
+        """Return the pieces of all processes by key, with a warning for damaged ones."""
         return dict(self.read())
 
     def read(self) -> Iterator[tuple[str, bytes]]:
-        """All pieces of all processes, one after the other; warns of those that are damaged."""
+        """Yield the keys and pieces of all processes, with a warning for damaged ones."""
         for path in sorted(self.folder.glob("*.sqlite")):
             try:
                 for key, content in _pieces(path, ALL):
-                    self._places[key] = path
+                    self._files[key] = path
                     yield key, content
             except DAMAGE as error:
                 warnings.warn(
-                    f"{path} is damaged ({error_message(error):.200}); what it held is done again",
+                    f"{path} is damaged ({error_message(error):.200}); its pieces are computed "
+                    "again",
                     stacklevel=2,
                 )
 
-    def again(self, key: str) -> bytes:
-        """A piece that `read` has given before, without keeping it in between.
+    def reload(self, key: str) -> bytes:
+        """Return a piece that `read` has yielded before.
 
         Raises:
-            ValueError: it is no longer there, or has been damaged since.
+            ValueError: If it has been removed or damaged since.
         """
-        path = self._places[key]
-        # One after the other, as `read` does, finds what a damaged index of keys does not.
+        path = self._files[key]
+        # A scan, as in `read`, finds what a damaged index of keys does not.
         for query, values in (("SELECT * FROM pieces WHERE key = ?", [key]), (ALL, [])):
             with suppress(*DAMAGE):
-                for found, content in _pieces(path, query, *values):
-                    if found == key:
+                for stored, content in _pieces(path, query, *values):
+                    if stored == key:
                         return content
         raise ValueError(f"piece {key!r} has gone from {path} since it was read")
 
     def add(self, key: str, content: bytes) -> None:
-        """Keep a piece; it is on the disk when this returns.
+        """Store a piece; it is on the disk when this returns.
 
         Raises:
-            OSError: it could not be written, as on a full disk.
+            OSError: If it could not be written, as on a full disk.
         """
         try:
             self._write(key, content)
         except sqlite3.Error as error:
             raise OSError(
-                f"piece {key!r} could not be kept in {self.folder}: {error}. Is the disk full? "
-                "What was kept before is safe: make room, and --resume goes on with it"
+                f"piece {key!r} could not be stored in {self.folder}: {error}. Is the disk full? "
+                "Earlier pieces are safe: free some space and continue with --resume"
             ) from error
 
     def _write(self, key: str, content: bytes) -> None:
         if self._connection is None:
-            name = self.folder / f"{uuid.uuid4().hex}.sqlite"
-            self._connection = sqlite3.connect(name)
+            self._connection = sqlite3.connect(self.folder / f"{uuid.uuid4().hex}.sqlite")
             self._connection.execute("PRAGMA synchronous = FULL")
             with self._connection:
                 self._connection.execute(TABLE)
@@ -164,6 +164,7 @@ class Journal:
             )
 
     def close(self) -> None:
+        """Close the process's file and release its lock."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -179,26 +180,23 @@ class Journal:
 
 
 def _pieces(path: Path, query: str, *values: str) -> Iterator[tuple[str, bytes]]:
-    connection = sqlite3.connect(path)
-    try:
+    with closing(sqlite3.connect(path)) as connection:
         if not connection.execute("SELECT name FROM sqlite_master").fetchall():
-            return  # killed before it wrote anything
+            return  # the process was killed before it wrote anything
         for key, content, checksum in connection.execute(query, values):
-            # A flipped bit can change what kind of thing they are, too.
+            # A flipped bit can change their types, too.
             sound = isinstance(key, str) and isinstance(content, bytes)
             if sound and _checksum(key, content) == checksum:
                 yield key, content
             else:
                 warnings.warn(
-                    f"piece {key!r:.80} in {path} fails its checksum and is done again",
+                    f"piece {key!r:.80} in {path} fails its checksum and is computed again",
                     stacklevel=3,
                 )
-    finally:
-        connection.close()
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """A file whole or not at all: a kill between leaves no half of it."""
+    """Write a file completely or, if killed meanwhile, not at all."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -211,19 +209,19 @@ def _checksum(key: str, content: bytes) -> bytes:
     return hashlib.sha256(key.encode() + b"\0" + content).digest()
 
 
-def _check_same(folder: Path, about: Any) -> None:
-    """Whether a run is the one that lies in a folder."""
+def _check_same(folder: Path, settings: Any) -> None:
+    """Check that the run in a folder has the same settings."""
     try:
         before = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{folder / ABOUT} is damaged ({error}): nobody can tell what the run was of; begin "
-            "anew in another folder"
+            f"{folder / ABOUT} is damaged ({error}), so the settings of the run are unknown; start "
+            "a new run in another folder"
         ) from None
-    changed = list(_differences("", before, about))
+    changed = list(_differences("", before, settings))
     if changed:
         raise ValueError(
-            f"the run in {folder} was of something else, so that it cannot be gone on with: "
+            f"the run in {folder} cannot be resumed, because its settings differ: "
             f"{'; '.join(changed[:5])}"
             + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         )

@@ -1,4 +1,4 @@
-"""The processes of one run, as `torchrun` starts them; one process without it."""
+"""The processes of a run as `torchrun` starts them; a single process without it."""
 
 from __future__ import annotations
 
@@ -15,81 +15,147 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: Seconds that processes wait at most for others that do not go forward, where nobody says.
-TIMEOUT = 1800.0
-#: Seconds between looks at whether others have come.
-EVERY = 0.05
+#: Default number of seconds to wait for processes that make no progress.
+TIMEOUT_S = 1800.0
+#: Seconds between looks at whether the others have arrived.
+INTERVAL_S = 0.05
 
 Item = TypeVar("Item")
 
 
-def share(items: Sequence[Item], rank: int, world: int) -> Sequence[Item]:
-    """What of `items` falls to one process: each to one of them, shares that differ by one at most.
+def shard(items: Sequence[Item], rank: int, world_size: int) -> Sequence[Item]:
+    """Return the items of one process; sizes of shards differ by one at most.
 
     Example::
 
-        >>> [share("abcdefg", rank, 3) for rank in range(3)]
+        >>> [shard("abcdefg", rank, 3) for rank in range(3)]
         ['adg', 'be', 'cf']
     """
-    return items[rank::world]
+    return items[rank::world_size]
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, `rank`, among `world`; `local` is its number on this machine.
+    """The processes of a run, seen from one of them.
 
-    `parent` is the process that started it where its end is the end of the run, `restarted` says
-    whether torchrun has started the run again after a failure, and `store` is where processes tell
-    each other how far they are.
+    The collectives are those of `torch.distributed`, behind a barrier of its own kind: it waits for
+    a slow process as long as that makes progress, and names the one that hangs, where those of
+    `torch.distributed` have one fixed timeout.
+
+    Attributes:
+        rank: Number of this process in the run.
+        world_size: Number of processes in the run.
+        local_rank: Number of this process on its machine.
+        timeout: Seconds to wait for processes that make no progress.
+        parent: Id of the process that started this one, whose end ends the run; None otherwise.
+        restarted: Whether torchrun restarted the run after a failure.
+        store: Key-value store in which processes publish their progress.
     """
 
     rank: int = 0
-    world: int = 1
-    local: int = 0
-    timeout: float = TIMEOUT
+    world_size: int = 1
+    local_rank: int = 0
+    timeout: float = TIMEOUT_S
     parent: int | None = None
     restarted: bool = False
     store: Any = field(default=None, repr=False)
-    _meetings: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    _barriers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"process {self.rank} of {self.world}"
+        return f"process {self.rank} of {self.world_size}"
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that reports and writes what there is once."""
+    def is_main_process(self) -> bool:
+        """Whether this process reports, and writes what is written once."""
         return self.rank == 0
 
     @property
     def device(self) -> str:
-        """Where this process computes: a GPU of its own where there are any.
+        """Device of this process: a GPU of its own, or the CPU where there are none.
 
         Raises:
-            ValueError: more processes on this machine than it has GPUs.
+            ValueError: If the machine has more processes than GPUs.
         """
         if not torch.cuda.is_available():
             return "cpu"
-        if self.local >= torch.cuda.device_count():
+        if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"{self} is number {self.local + 1} on its machine, which has "
+                f"{self} is number {self.local_rank + 1} on its machine, which has "
                 f"{torch.cuda.device_count()} GPUs; start as many processes (--nproc-per-node)"
             )
-        return f"cuda:{self.local}"
+        return f"cuda:{self.local_rank}"
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """What of `items` falls to this process; all processes need to have the same."""
-        return share(items, self.rank, self.world)
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items of this process; every process must pass the same items."""
+        return shard(items, self.rank, self.world_size)
 
-    def advance(self) -> None:
-        """Tell the others that this process goes forward; call it for each batch.
+    def heartbeat(self) -> None:
+        """Publish that this process makes progress; call it for every batch.
 
         Raises:
-            ConnectionError: what started this process has ended. So does the process: a run that
-                was killed and is gone on with must not have two heads.
+            ConnectionError: If the process that started this one has ended. This process must end
+                too, because the run may be resumed by others.
         """
         self._check_parent()
         if self.store is not None:
             self._ask("add", f"batches of {self.rank}", 1)
+
+    def barrier(self, work: str) -> None:
+        """Wait until all processes arrive, as long as the missing ones make progress.
+
+        Args:
+            work: What the processes were to finish, for the error message.
+
+        Raises:
+            TimeoutError: If a process neither arrives nor makes progress for `timeout` seconds.
+            ConnectionError: If other processes of the run have ended.
+        """
+        if self.world_size == 1:
+            return
+        barrier = f"barrier {next(self._barriers)}"
+        self._ask("set", f"{barrier}, {self.rank}", "here")
+        start = moved = time.monotonic()
+        batches: dict[int, int] = {}
+        missing = list(range(self.world_size))
+        while missing := [rank for rank in missing if not self._arrived(barrier, rank)]:
+            counts = {rank: self._ask("add", f"batches of {rank}", 0) for rank in missing}
+            now = time.monotonic()
+            if any(batches.get(rank) != count for rank, count in counts.items()):
+                moved = now
+            batches = counts
+            if now - moved > self.timeout:
+                ranks = ", ".join(map(str, missing))
+                raise TimeoutError(
+                    f"{self} waited {now - start:.0f} s for others to finish {work}: process "
+                    f"{ranks} did not come, and finished no batch for {self.timeout:g} s"
+                )
+            time.sleep(INTERVAL_S)
+        dist.barrier()  # no process leaves, and maybe ends, while another one still looks
+
+    def broadcast_object(self, item: Any, work: str) -> Any:
+        """Return the main process's item in all processes, after a `barrier`; others pass None."""
+        if self.world_size == 1:
+            return item
+        self.barrier(work)
+        items = [item]
+        dist.broadcast_object_list(items, src=0)
+        return items[0]
+
+    def all_gather_object(self, item: Any, work: str) -> list[Any]:
+        """Return the items of all processes by rank, after a `barrier`."""
+        if self.world_size == 1:
+            return [item]
+        self.barrier(work)
+        items: list[Any] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def all_gather(self, rows: Tensor, work: str) -> Tensor:
+        """Concatenate the one-dimensional tensors of all processes, after a `barrier`.
+
+        Lengths may differ, so tensors are gathered as objects.
+        """
+        return torch.cat(self.all_gather_object(rows, work))
 
     def _check_parent(self) -> None:
         if self.parent is not None and os.getppid() != self.parent:
@@ -97,164 +163,82 @@ class Processes:
                 f"torchrun, which started {self}, has ended; so does this process"
             )
 
-    def _ask(self, what: str, *arguments: Any) -> Any:
-        """An operation of the store, which ends with torchrun, or with the first process."""
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        """Call the store, which ends with torchrun or with the main process."""
         try:
-            return getattr(self.store, what)(*arguments)
+            return getattr(self.store, operation)(*arguments)
         except dist.DistError as error:
             self._check_parent()
             raise ConnectionError(f"the others do not answer {self} any more: {error}") from error
 
-    def meet(self, what: str) -> None:
-        """Wait until all processes are here, as long as those that are missing go forward.
-
-        Raises:
-            TimeoutError: some neither came nor went forward for `timeout` seconds; says which, and
-                what they were to finish.
-        """
-        if self.world == 1:
-            return
-        meeting = f"meeting {next(self._meetings)}"
-        self._ask("set", f"{meeting}, {self.rank}", "here")
-        start = moved = time.monotonic()
-        batches: dict[int, int] = {}
-        missing = list(range(self.world))
-        while missing := [rank for rank in missing if not self._came(meeting, rank)]:
-            seen = {rank: self._ask("add", f"batches of {rank}", 0) for rank in missing}
-            now = time.monotonic()
-            if any(batches.get(rank) != count for rank, count in seen.items()):
-                moved = now
-            batches = seen
-            if now - moved > self.timeout:
-                ranks = ", ".join(map(str, missing))
-                raise TimeoutError(
-                    f"{self} waited {now - start:.0f} s for others to finish {what}: process "
-                    f"{ranks} did not come, and finished no batch for {self.timeout:g} s"
-                )
-            time.sleep(EVERY)
-        dist.barrier()  # nobody goes, and maybe ends, while another still looks
-
-    def _came(self, meeting: str, rank: int) -> bool:
-        there: bool = self._ask("check", [f"{meeting}, {rank}"])
-        return there
-
-    def tell(self, item: Any, what: str) -> Any:
-        """What the first process has, for all, once all are here; others give None."""
-        if self.world == 1:
-            return item
-        self.meet(what)
-        told = [item]
-        dist.broadcast_object_list(told, src=0)
-        return told[0]
-
-    def collect(self, item: Any, what: str) -> list[Any]:
-        """What each process has, by rank, once all are here."""
-        if self.world == 1:
-            return [item]
-        self.meet(what)
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, item)
-        return found
-
-    def gather(self, rows: Tensor, what: str) -> Tensor:
-        """One-dimensional tensors of all processes, one behind the other, through torchmetrics."""
-        if self.world == 1:
-            return rows
-        self.meet(what)
-        gathered = _gathering()
-        gathered.update(rows)
-        found: Tensor = gathered.compute()
-        return found
+    def _arrived(self, barrier: str, rank: int) -> bool:
+        arrived: bool = self._ask("check", [f"{barrier}, {rank}"])
+        return arrived
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def refuse_several(work: str) -> None:
-    """Refuse work that no processes share, where `torchrun` started several.
+    """Check that `torchrun` did not start several processes for work that cannot be shared.
 
     Raises:
-        ValueError: each would do all of it, and all would write the same files.
+        ValueError: If it did: each would do all of the work and write the same files.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
         raise ValueError(
-            f"{work} is not shared among processes, and WORLD_SIZE is {world}: each would do all "
-            "of it and write the same files. Start it once, without torchrun; evaluate of a data "
-            "set on disk and export are shared"
+            f"{work} is not shared among processes, and WORLD_SIZE is {world_size}: each would do "
+            "all of it and write the same files. Start it once, without torchrun; evaluate of a "
+            "data set on disk and export are shared"
         )
 
 
 @contextmanager
-def processes(timeout: float = TIMEOUT) -> Iterator[Processes]:
-    """The processes that `torchrun` has told of by the environment, joined until the end.
+def processes(timeout: float = TIMEOUT_S) -> Iterator[Processes]:
+    """Join the processes that `torchrun` describes in the environment, until the end of the block.
 
-    An error of one of several gets a note of which it was.
+    An error in one of several processes gets a note that names the process.
 
     Args:
-        timeout: seconds that they wait at most for others that do not go forward.
+        timeout: Seconds to wait for processes that make no progress.
+
+    Yields:
+        The processes.
 
     Raises:
-        ValueError: a timeout that is no time; a restart by torchrun on several machines.
+        ValueError: If `timeout` is not a positive number, or torchrun restarts a run on several
+            machines.
     """
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout {timeout!r} must be a number of seconds above 0")
-    rank, world, local = (
+    rank, world_size, local_rank = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
     )
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if world == 1:
+    if world_size == 1:
         yield Processes(timeout=timeout, restarted=restarts > 0)
         return
     if restarts and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        # Each machine's torchrun counts its own failures, so that processes could not find each
-        # other by that count.
+        # Each machine's torchrun counts its own failures, so processes could not find each other
+        # by that count.
         raise ValueError(
             "torchrun's own restarts (--max-restarts) work on one machine alone; start the run "
             "again on all machines, with --resume"
         )
-    # torchrun keeps its store over restarts: without a name for each, processes would find the
-    # addresses of those that ended.
-    patience = timedelta(seconds=timeout)
-    store = next(iter(dist.rendezvous("env://", timeout=patience)))[0]  # type: ignore[attr-defined]
-    named = dist.PrefixStore(f"attempt {restarts}", store)  # type: ignore[attr-defined]
-    # What is exchanged is little and on the CPU.
-    dist.init_process_group("gloo", store=named, rank=rank, world_size=world, timeout=patience)
-    among = Processes(rank, world, local, timeout, os.getppid(), restarts > 0, named)
+    # torchrun keeps its store over restarts: without a prefix for each attempt, processes would
+    # find the addresses of those that ended.
+    wait = timedelta(seconds=timeout)
+    store = next(iter(dist.rendezvous("env://", timeout=wait)))[0]  # type: ignore[attr-defined]
+    prefixed = dist.PrefixStore(f"attempt {restarts}", store)  # type: ignore[attr-defined]
+    # Little is exchanged, all of it on the CPU.
+    dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=wait)
+    run = Processes(rank, world_size, local_rank, timeout, os.getppid(), restarts > 0, prefixed)
     try:
-        yield among
+        yield run
     except Exception as error:
-        error.add_note(f"in {among}")
+        error.add_note(f"in {run}")
         raise
     finally:
         dist.destroy_process_group()
-
-
-def _gathering() -> Any:
-    try:
-        from torchmetrics import Metric
-    except ImportError as error:
-        raise ImportError(
-            "several processes need torchmetrics to put their measures together; install the "
-            "extra: pip install 'captum_clip_surgery[metrics]'"
-        ) from error
-
-    class Gathered(Metric):
-        """Rows of all processes."""
-
-        full_state_update = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_state("rows", [], dist_reduce_fx="cat")
-
-        rows: Any  # a list, and one tensor once they are put together
-
-        def update(self, rows: Tensor) -> None:
-            self.rows.append(rows)
-
-        def compute(self) -> Any:
-            return torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
-
-    return Gathered()

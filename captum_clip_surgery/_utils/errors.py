@@ -1,8 +1,8 @@
-"""What errors of others say, for the messages of our own."""
+"""Messages of exceptions that other libraries raise."""
 
 from __future__ import annotations
 
 
 def error_message(error: BaseException) -> str:
-    """Its message, or its type where it has none."""
+    """Return the message of an exception, or the name of its type if it has none."""
     return str(error) or type(error).__name__

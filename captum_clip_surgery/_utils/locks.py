@@ -1,71 +1,51 @@
-"""A lock on a folder that ends with the process which holds it, however that ends."""
+"""A lock that keeps a second run out of a run's folder."""
 
 from __future__ import annotations
 
 import os
+import platform
 import time
 from pathlib import Path
-from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: runs there are not kept apart
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
-LOCK = "lock"
-#: Seconds that processes of a run which was just killed are given to end.
-PATIENCE = 10.0
-#: By process and folder: the locked file, and how many hold it here. The system gives a lock to
-#: a process as a whole, and takes it back once that closes the file anywhere. Forks have none.
-_HELD: dict[tuple[int, Path], tuple[IO[bytes], int]] = {}
+#: Seconds to wait for the processes of a run that was just killed.
+TIMEOUT_S = 10.0
 
 
-class Lock:
-    """The lock on a folder, shared with others that share it, or `alone` until `share`.
+class RunLock:
+    """Hold of this process on a run's folder, released by `close` or when the process ends.
+
+    Every process of a run locks a file of its own, because the run lasts as long as any of them.
 
     Args:
-        folder: what is locked; it gets a file `lock`.
-        alone: whether no other process may hold it.
+        folder: Folder of the run.
+        exclusive: Whether to start a run, for which no other process may hold the folder.
 
     Raises:
-        FileExistsError: others hold it, and do not end within `PATIENCE`.
+        FileExistsError: If `exclusive`, and another process holds the folder for `TIMEOUT_S`.
     """
 
-    def __init__(self, folder: Path, alone: bool) -> None:
-        self._key = (os.getpid(), folder.resolve())
-        file, count = _HELD.get(self._key, (None, 0))
-        self._file = (folder / LOCK).open("a+b") if file is None else file
-        until = time.monotonic() + PATIENCE
-        while not _locked(self._file, alone):
-            if time.monotonic() > until:
-                if not count:
-                    self._file.close()
-                raise FileExistsError(
-                    f"a run in {folder} is still going on; wait for its processes to end, or end "
-                    "them"
-                )
-            time.sleep(0.1)
-        _HELD[self._key] = (self._file, count + 1)
-
-    def share(self) -> None:
-        """From here on others may hold it, too."""
-        _locked(self._file, alone=False)
+    def __init__(self, folder: Path, exclusive: bool) -> None:
+        path = folder / f"process-{platform.node()}-{os.getpid()}.lock"
+        # One reentrant lock for all threads of the process.
+        self._lock = FileLock(path, thread_local=False, is_singleton=True)
+        if not exclusive:
+            self._lock.acquire()
+            return
+        deadline = time.monotonic() + TIMEOUT_S
+        try:
+            # Of two runs that start at once, one waits until it sees the other's lock.
+            with FileLock(folder / "start.lock", timeout=TIMEOUT_S):
+                for other in sorted({*folder.glob("process-*.lock")} - {path}):
+                    with FileLock(other, timeout=max(deadline - time.monotonic(), 0.0)):
+                        pass
+                self._lock.acquire()
+        except Timeout:
+            raise FileExistsError(
+                f"a run in {folder} is still active; wait for its processes to end, or end them"
+            ) from None
 
     def close(self) -> None:
-        """Give it back; the last one in this process unlocks it."""
-        file, count = _HELD.pop(self._key, (None, 0))
-        if count > 1:
-            _HELD[self._key] = (self._file, count - 1)
-            self.share()  # had this one wanted it alone in vain
-        elif file is not None:
-            file.close()
-
-
-def _locked(file: IO[bytes], alone: bool) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.lockf(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # what it raises differs by system
-        return False
-    return True
+        """Release this hold; the folder is free once every hold on it is released."""
+        self._lock.release()

@@ -1,4 +1,4 @@
-"""What a call costs: time, and memory at its peak."""
+"""Time and peak memory of a call."""
 
 from __future__ import annotations
 
@@ -15,26 +15,38 @@ import torch
 
 Result = TypeVar("Result")
 PROCESS = Path("/proc/self")
-#: The C library's, which gives freed memory back to the system; None where it has none.
+#: glibc's `malloc_trim`, which returns freed memory to the system; None where there is none.
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 @dataclass(frozen=True)
-class Cost:
-    """`seconds` of wall time, and `peak_bytes` above what was in use before.
+class ProfileResult:
+    """Time and memory of a call.
 
-    On a GPU the allocator's peak; on the CPU that of resident memory, as Linux counts it, after
-    freed memory was given back to the system, so that what ran before hardly matters: libraries
-    keep some of their first call, and a heap that grew in pieces cannot return them all. None where
-    it cannot be known.
+    Attributes:
+        seconds: Wall-clock time.
+        peak_bytes: Peak memory above what was in use before the call, or None if unknown. On a GPU
+            it is the allocator's peak. On the CPU it is Linux's peak of resident memory after freed
+            memory was returned to the system, so that earlier calls hardly matter; libraries keep
+            some memory of their first call, and a fragmented heap cannot be returned completely.
     """
 
     seconds: float
     peak_bytes: int | None
 
 
-def measure(function: Callable[[], Result], device: torch.device) -> tuple[Result, Cost]:
-    """Call a function once, and what that cost."""
+def profile_call(
+    function: Callable[[], Result], device: torch.device
+) -> tuple[Result, ProfileResult]:
+    """Call a function once and measure its time and peak memory.
+
+    Args:
+        function: A function without arguments.
+        device: Device on which it computes.
+
+    Returns:
+        What the function returned, and its profile.
+    """
     before = _reset_peak(device)
     start = time.perf_counter()
     result = function()
@@ -42,10 +54,11 @@ def measure(function: Callable[[], Result], device: torch.device) -> tuple[Resul
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     peak = _peak(device)
-    return result, Cost(seconds, None if before is None or peak is None else peak - before)
+    return result, ProfileResult(seconds, None if before is None or peak is None else peak - before)
 
 
 def _reset_peak(device: torch.device) -> int | None:
+    """Reset the peak and return the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -53,7 +66,7 @@ def _reset_peak(device: torch.device) -> int | None:
     if TRIM is not None:
         TRIM(0)
     try:
-        (PROCESS / "clear_refs").write_text("5")  # resets the peak of resident memory
+        (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     except OSError:
         return None
     return _resident("VmRSS")
@@ -66,8 +79,9 @@ def _peak(device: torch.device) -> int | None:
 
 
 def _resident(field: str) -> int | None:
+    """Return a field of the process's memory status in bytes."""
     try:
-        found = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)
+        match = re.search(rf"^{field}:\s+(\d+) kB", (PROCESS / "status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(match[1]) * 1024 if match else None

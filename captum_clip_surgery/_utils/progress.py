@@ -1,4 +1,4 @@
-"""How a long run goes on: a bar in a terminal, a line now and then in a log."""
+"""Progress of a long run: a bar in a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -12,56 +12,61 @@ from tqdm import tqdm
 
 from captum_clip_surgery._utils.distributed import Processes
 
-#: Seconds between two lines where nobody sees a bar.
-EVERY = 30.0
+#: Seconds between two lines of a log. tqdm alone would write a bar per update into it.
+INTERVAL_S = 30.0
 
 Batch = TypeVar("Batch")
 
 
-def follow(
+def track_progress(
     batches: Iterable[Batch],
-    what: str,
+    description: str,
     total: int,
-    among: Processes,
+    dist: Processes,
     show: bool = True,
     unit: str = "image",
     count: Callable[[Any], int] = len,
 ) -> Iterator[Batch]:
-    """Batches as they come, while the first process tells images a second and the time left.
+    """Yield batches while the main process reports images per second and the time left.
 
-    It knows its own images alone, and counts the others' as many.
+    The main process counts its own images only and assumes that the others are as fast.
 
     Args:
-        batches: those of this process.
-        what: they are done for.
-        total: images of all processes together, or of what is counted instead.
-        among: the processes.
-        show: whether to tell.
-        unit: what is counted.
-        count: how many of them a batch is.
+        batches: Batches of this process.
+        description: Name of the work.
+        total: Number of units in all processes together.
+        dist: The processes of the run.
+        show: Whether to report.
+        unit: Name of what is counted, in the singular.
+        count: Function that returns the number of units in a batch.
+
+    Yields:
+        The batches.
     """
-    if not (show and among.first):
+    if not (show and dist.is_main_process):
         yield from batches
         return
     terminal = sys.stderr.isatty()
-    start = told = time.perf_counter()
+    start = reported = time.perf_counter()
     done = 0
-    with tqdm(total=total, desc=what, unit=unit, disable=not terminal) as bar:
+    with tqdm(total=total, desc=description, unit=unit, disable=not terminal) as bar:
         for batch in batches:
             yield batch
-            # Here this batch is done.
-            step = min(count(batch) * among.world, total - done)
+            # The caller asks for the next batch, so this one is done.
+            step = min(count(batch) * dist.world_size, total - done)
             done += step
             bar.update(step)
             now = time.perf_counter()
-            if not terminal and now - told >= EVERY:
-                told = now
-                line = progress_line(what, done, total, now - start, unit)
+            if not terminal and now - reported >= INTERVAL_S:
+                reported = now
+                line = progress_line(description, done, total, now - start, unit)
                 print(line, file=sys.stderr, flush=True)
 
 
-def progress_line(what: str, done: int, total: int, seconds: float, unit: str = "image") -> str:
-    """How far it is, how fast it goes, and how long it will still take.
+def progress_line(
+    description: str, done: int, total: int, seconds: float, unit: str = "image"
+) -> str:
+    """Format the units done, the speed and the time left.
 
     Example::
 
@@ -69,4 +74,5 @@ def progress_line(what: str, done: int, total: int, seconds: float, unit: str = 
         'segmentation: 50 of 200 images, 2.0 a second, 0:01:15 left'
     """
     left = timedelta(seconds=round((total - done) * seconds / done)) if done else "unknown time"
-    return f"{what}: {done} of {total} {unit}s, {done / seconds:.1f} a second, {left} left"
+    speed = done / seconds
+    return f"{description}: {done} of {total} {unit}s, {speed:.1f} a second, {left} left"

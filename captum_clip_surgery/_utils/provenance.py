@@ -1,4 +1,4 @@
-"""Where results come from: command, versions, device and weights."""
+"""What a result was computed with: command, versions, device and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch",
 
 
 def environment_info(device: torch.device) -> dict[str, Any]:
-    """What it takes to repeat a measurement: command, versions, device, threads."""
+    """Return the command, versions, device and number of threads, as JSON."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -28,7 +28,10 @@ def environment_info(device: torch.device) -> dict[str, Any]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers, their names and types, as hexadecimal digits."""
+    """Return the SHA-256, in hexadecimal, of a model's parameters and buffers.
+
+    Names, dtypes and shapes are part of it.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

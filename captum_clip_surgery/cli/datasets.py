@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import captum_clip_surgery
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.distributed import Processes
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.registry import choose
@@ -47,7 +47,7 @@ class Asked:
     resume: bool
 
 
-def run(asked: Asked, among: Processes) -> None:
+def run(asked: Asked, dist: Processes) -> None:
     """Measure, journalled; the first process writes and prints."""
     protocol = Protocol.load(asked.protocol)
     data = open_dataset(asked.dataset, asked.root, asked.split)
@@ -56,21 +56,23 @@ def run(asked: Asked, among: Processes) -> None:
         asked.model,
         asked.pretrained,
         ["dog"],
-        quiet=not among.first,
+        quiet=not dist.is_main_process,
         templates=templates,
-        device=among.device,
+        device=dist.device,
     )
     methods, left_out = choose(clip, asked.methods)
-    if among.first:
+    if dist.is_main_process:
         report_left_out(left_out)
     about: dict[str, Any] = {}
     folder = asked.output / "journal"
-    if among.first:  # what it takes to tell is much: every file of the data set, every weight
+    if (
+        dist.is_main_process
+    ):  # what it takes to tell is much: every file of the data set, every weight
         about = _about(asked, protocol, data, clip, methods)
-        journal = Journal(folder, about, asked.resume or among.restarted)
-    among.meet("opening the journal")
-    if not among.first:
-        journal = Journal.join(folder)
+        journal = CheckpointStore(folder, about, asked.resume or dist.restarted)
+    dist.barrier("opening the journal")
+    if not dist.is_main_process:
+        journal = CheckpointStore.open(folder)
     with journal:
         found = evaluate(
             clip,
@@ -82,12 +84,12 @@ def run(asked: Asked, among: Processes) -> None:
             asked.limit,
             asked.batch,
             asked.workers,
-            confidence=among.first,
+            confidence=dist.is_main_process,
             figures=True,
-            among=among,
+            dist=dist,
             journal=journal,
         )
-    if among.first:
+    if dist.is_main_process:
         _report(asked, {**about, "left_out": {**left_out, **found.left_out}}, data, clip, found)
 
 

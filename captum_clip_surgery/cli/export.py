@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from captum_clip_surgery._utils.distributed import TIMEOUT, Processes, processes
+from captum_clip_surgery._utils.distributed import TIMEOUT_S, Processes, processes
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.cli.common import (
     Depth,
@@ -21,8 +21,7 @@ from captum_clip_surgery.cli.common import (
 )
 from captum_clip_surgery.cli.datasets import code_digest
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.export.run import Exported, export_maps
-from captum_clip_surgery.export.shards import FORMATS
+from captum_clip_surgery.export import FORMATS, ExportSummary, export_maps
 
 
 def export(
@@ -51,7 +50,7 @@ def export(
     ] = False,
     timeout: Annotated[
         float, typer.Option(help="Seconds that processes of torchrun wait for each other.")
-    ] = TIMEOUT,
+    ] = TIMEOUT_S,
     model: Model = None,
     pretrained: Pretrained = None,
 ) -> None:
@@ -61,14 +60,14 @@ def export(
         wanted = list(nouns())
     if not wanted:
         raise ValueError("no texts: give --text, once for each, or --texts FILE")
-    with processes(timeout) as among:
+    with processes(timeout) as dist:
         clip = load_model(
             model,
             pretrained,
             wanted,
             read_lines(distractors),
-            quiet=not among.first,
-            device=among.device,
+            quiet=not dist.is_main_process,
+            device=dist.device,
         )
         exported = export_maps(
             LayerCLIPSurgery(clip, num_blocks=num_blocks),
@@ -81,18 +80,18 @@ def export(
             workers,
             shard_size,
             resume,
-            among,
+            dist,
             progress=True,
             about={"model": model, "pretrained": pretrained, "code": code_digest()},
         )
-        if among.first:
-            _report(exported, among)
+        if dist.is_main_process:
+            _report(exported, dist)
 
 
-def _report(exported: Exported, among: Processes) -> None:
+def _report(exported: ExportSummary, dist: Processes) -> None:
     manifest = exported.manifest
     rate = exported.made / exported.seconds
-    who = "" if among.world == 1 else f" by process 0 of {among.world}"
+    who = "" if dist.world_size == 1 else f" by process 0 of {dist.world_size}"
     print(
         f"{exported.made} images explained{who}, {rate:.1f} a second, "
         f"{exported.waiting:.0%} of the time waiting.\n"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from captum_clip_surgery._utils.distributed import TIMEOUT, processes, refuse_several
+from captum_clip_surgery._utils.distributed import TIMEOUT_S, processes, refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr.registry import choose
@@ -81,7 +81,7 @@ def evaluate(
     ] = False,
     timeout: Annotated[
         float, typer.Option(help="Seconds that processes of torchrun wait for each other.")
-    ] = TIMEOUT,
+    ] = TIMEOUT_S,
 ) -> None:
     """Measure methods against the truth of a data set: JSON, CSV, Markdown and figures."""
     if dataset == "scenes":
@@ -122,8 +122,8 @@ def evaluate(
         output,
         resume,
     )
-    with processes(timeout) as among:
-        run(asked, among)
+    with processes(timeout) as dist:
+        run(asked, dist)
 
 
 def _evaluate_scenes(

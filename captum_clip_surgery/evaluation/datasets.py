@@ -10,9 +10,9 @@ from functools import partial
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery._utils.checkpoint import Journal
-from captum_clip_surgery._utils.distributed import ALONE, Processes
-from captum_clip_surgery._utils.progress import follow
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
+from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets.base import DataSet
@@ -96,8 +96,8 @@ def evaluate(
     progress: bool = True,
     confidence: bool = True,
     figures: bool = False,
-    among: Processes = ALONE,
-    journal: Journal | None = None,
+    dist: Processes = SINGLE_PROCESS,
+    journal: CheckpointStore | None = None,
 ) -> Evaluation:
     """Measure methods on a data set.
 
@@ -116,7 +116,7 @@ def evaluate(
         progress: whether the first process tells how it goes on.
         confidence: whether to take intervals, which costs a second or so a method.
         figures: whether to draw the worst, the middle and the best image of each task.
-        among: the processes that share the images; each returns the results of all.
+        dist: the processes that share the images; each returns the results of all.
         journal: where finished batches are kept, and which images need not be measured again.
 
     Raises:
@@ -139,26 +139,26 @@ def evaluate(
     watch = Watch(clip.model, whole=True)
     # One process reads for all, and before anyone adds: were they to see different things, they
     # would share out differently, and images be lost or measured twice.
-    pieces = journal.finished() if journal is not None and among.first else {}
+    pieces = journal.completed() if journal is not None and dist.is_main_process else {}
     measured: dict[str, Measured] = {}
     drawn: dict[str, Callable[[], Figure]] = {}
     for task in tasks or known:
         view, judge = protocol.view(task, dataset), JUDGES[task](data)
         ask = ASKING[task](clip, data, methods, view, judge)
         kept = _finished(pieces, task, ask.names, indices)
-        records = unpack(among.gather(pack(kept, ask.names), "reading the journal"), ask.names)
+        records = unpack(dist.all_gather(pack(kept, ask.names), "reading the journal"), ask.names)
         # Whole batches are shared out. An image always meets the same others in its pass, and its
         # numbers are the same to the last bit, whoever measures it and after however many ends.
         size = 1 if view.keep_aspect else batch_size
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         left = [batch for batch in batches if not records.keys() >= set(batch)]
-        mine = [index for batch in among.share(left) for index in batch]
+        mine = [index for batch in dist.shard(left) for index in batch]
         many = sum(map(len, left))
         done += many
         reader = Reader(clip, data, mine, view, batch_size, workers)
         own: dict[int, Records] = {}
-        for batch in follow(reader, task, many, among, progress):
-            among.advance()
+        for batch in track_progress(reader, task, many, dist, progress):
+            dist.heartbeat()
             try:
                 found = dict(zip((shown.index for shown in batch), ask(batch), strict=True))
             except Exception as error:
@@ -170,7 +170,7 @@ def evaluate(
                 journal.add(f"{task} {batch[0].index}", to_bytes(row))
             own |= found
         waited += reader.waited
-        records |= unpack(among.gather(pack(own, ask.names), task), ask.names)
+        records |= unpack(dist.all_gather(pack(own, ask.names), task), ask.names)
         measured[task] = Measured(judge, records)
         drawn[task] = partial(_figure, clip, data, view, ask, task, measured[task].cases())
     seconds = time.perf_counter() - start
@@ -190,7 +190,7 @@ def evaluate(
         {
             task: draw()
             for task, draw in drawn.items()
-            if figures and among.first and measured[task].cases()
+            if figures and dist.is_main_process and measured[task].cases()
         },
     )
 

@@ -46,8 +46,7 @@ class Result:
 
     `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
     over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
-    above what was in use (see `costs.Cost`). Where methods share a pass nobody can tell what each
-    took: None.
+    above what was in use (see `ProfileResult`), None where methods share a pass.
     """
 
     measures: Mapping[str, float]

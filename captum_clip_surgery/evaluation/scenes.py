@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captum_clip_surgery._utils.profiling import Cost, measure
+from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -68,7 +68,7 @@ def evaluate_scenes(
     distractors = tuple(distractors)
     pairs = {name: PairMeasures() for name in methods}
     means = {name: ImageMeans() for name in methods}
-    costs: dict[str, list[Cost]] = {name: [] for name in methods}
+    costs: dict[str, list[ProfileResult]] = {name: [] for name in methods}
     judge = clip.with_texts(nouns()) if "faithfulness" in measures else None
     clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate at first is nobody's
     watch = Watch(clip.model, whole=True)
@@ -100,10 +100,12 @@ def evaluate_scenes(
     }
 
 
-def explain(method: Method, clip: ZeroShotClassifier, image: Tensor) -> tuple[Tensor, Cost]:
+def explain(
+    method: Method, clip: ZeroShotClassifier, image: Tensor
+) -> tuple[Tensor, ProfileResult]:
     """A method's maps of one image on the CPU, (K, h, w), and what they cost."""
     with torch.no_grad():  # methods of gradients enable them themselves
-        maps, cost = measure(partial(explain_of(method(clip)), image), image.device)
+        maps, cost = profile_call(partial(explain_of(method(clip)), image), image.device)
     return maps[0].detach().cpu(), cost
 
 
@@ -154,7 +156,11 @@ def _odd_one_out(tiles: Sequence[Scene], first: int) -> tuple[int, str] | None:
 
 
 def _result(
-    pairs: PairMeasures, means: ImageMeans, costs: Sequence[Cost], localized: bool, confident: bool
+    pairs: PairMeasures,
+    means: ImageMeans,
+    costs: Sequence[ProfileResult],
+    localized: bool,
+    confident: bool,
 ) -> Result:
     sources: list[PairMeasures | ImageMeans] = [means]
     if localized:

@@ -1,21 +1,23 @@
-"""Large collections explained: shards of maps, restartable, by one process or many.
+"""Maps of large collections: stored in shards, resumable, computed by one process or many.
 
-See `export_maps` for a collection, `load_maps` to read it back, `explain_batch` for a user's own
-loop.
+`export_maps` writes the maps of a collection, `load_maps` reads them back, and `explain_batch`
+computes the same maps in a loop of your own.
 """
 
-from captum_clip_surgery.export.explaining import Explained, explain_batch
-from captum_clip_surgery.export.manifest import write_manifest
-from captum_clip_surgery.export.maps import Maps, load_maps
-from captum_clip_surgery.export.run import Exported, export_maps
-from captum_clip_surgery.export.sources import Piece, Sample, Source, open_source
+from captum_clip_surgery.export._explaining import BatchResult, explain_batch
+from captum_clip_surgery.export._manifest import write_manifest
+from captum_clip_surgery.export._maps import MapStore, load_maps
+from captum_clip_surgery.export._run import ExportSummary, export_maps
+from captum_clip_surgery.export._shards import FORMATS
+from captum_clip_surgery.export._sources import Sample, Shard, Source, open_source
 
 __all__ = [
-    "Explained",
-    "Exported",
-    "Maps",
-    "Piece",
+    "FORMATS",
+    "BatchResult",
+    "ExportSummary",
+    "MapStore",
     "Sample",
+    "Shard",
     "Source",
     "explain_batch",
     "export_maps",

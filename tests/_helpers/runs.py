@@ -186,12 +186,12 @@ def _before_asking(call: Callable[[], None]) -> None:
 
 
 def _before_explaining(call: Callable[[], None]) -> None:
-    from captum_clip_surgery.export import run
+    from captum_clip_surgery.export import _run
 
-    plain = run.explain_batch
+    plain = _run.explain_batch
 
     def explaining(*arguments):  # type: ignore[no-untyped-def]
         call()
         return plain(*arguments)
 
-    run.explain_batch = explaining  # type: ignore[assignment]
+    _run.explain_batch = explaining  # type: ignore[assignment]

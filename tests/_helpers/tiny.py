@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils import profiling
-from captum_clip_surgery._utils.profiling import Cost
+from captum_clip_surgery._utils.profiling import ProfileResult
 from tests._helpers.tower_kinds import TINY, build_tiny
 
 DATA = Path(__file__).parents[1] / "data"
@@ -97,7 +97,7 @@ def random_images(clip: ZeroShotClassifier, count: int = 2, seed: int = 0) -> Te
     return torch.randn(count, 3, *clip.native_size, generator=generator)
 
 
-def peak_where_told(cost: Cost) -> int | None:
+def peak_where_told(cost: ProfileResult) -> int | None:
     """Bytes at the peak of a call; None only where the system truly keeps them to itself."""
     if cost.peak_bytes is None:
         with pytest.raises(OSError, match="clear_refs"):

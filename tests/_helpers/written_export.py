@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.export import Exported, export_maps, load_maps
-from captum_clip_surgery.export.manifest import JOURNAL
-from captum_clip_surgery.export.shards import FOLDER, FORMATS, files_of
-from captum_clip_surgery.export.writing import entries
+from captum_clip_surgery.export import ExportSummary, export_maps, load_maps
+from captum_clip_surgery.export._manifest import JOURNAL
+from captum_clip_surgery.export._shards import FOLDER, FORMATS, files_of
+from captum_clip_surgery.export._writing import entries
 
 TEXTS = ["dog", "pizza", "camera"]
 SHARD, BATCH = 4, 2
@@ -65,7 +65,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def export(source: Path | str, output: Path, **options: Any) -> Exported:
+def export(source: Path | str, output: Path, **options: Any) -> ExportSummary:
     given = {"shard_size": SHARD, "batch_size": BATCH, "workers": 0, "size": 64, "top": 2}
     return export_maps(surgery(), source, output, **(given | options))
 
@@ -100,7 +100,7 @@ def finished(output: Path) -> set[str]:
     """Files of finished shards by the journal."""
     if not (output / JOURNAL / "run.json").exists():
         return set()
-    with Journal.join(output / JOURNAL) as journal:
+    with CheckpointStore.open(output / JOURNAL) as journal:
         known = entries(journal)
     return {entry.file for of_piece in known.values() for entry in of_piece if entry.file}
 

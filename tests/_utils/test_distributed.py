@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery._utils.distributed import Processes, processes, share
+from captum_clip_surgery._utils.distributed import Processes, processes, shard
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.demo import Scenes
@@ -62,7 +62,7 @@ def found(output: Path) -> bytes:
 def test_shares_are_whole_and_even() -> None:
     for world in range(1, 6):
         for count in range(12):
-            shares = [share(range(count), rank, world) for rank in range(world)]
+            shares = [shard(range(count), rank, world) for rank in range(world)]
             assert sorted(item for own in shares for item in own) == list(range(count))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -180,8 +180,8 @@ def test_a_disk_that_fills(root: Path, table: bytes, tmp_path: Path) -> None:
     run = runs.start(tmp_path, *evaluate(root, tmp_path), prepare=runs.full_disk)
     run.workers[1].join(60)
     run.kill_one(1)
-    assert "could not be kept" in run.printed()
-    assert "make room, and --resume goes on with it" in run.printed()
+    assert "could not be stored" in run.printed()
+    assert "free some space and continue with --resume" in run.printed()
     run = runs.start(tmp_path, *evaluate(root, tmp_path, "--resume"))
     assert run.wait() == [0, 0], run.printed()
     assert found(tmp_path) == table
@@ -201,10 +201,10 @@ def test_started_again_by_torchrun_it_goes_on_by_itself(
 
 
 def test_processes_end_with_what_started_them() -> None:
-    Processes().advance()
-    Processes(1, 2, parent=os.getppid()).advance()
+    Processes().heartbeat()
+    Processes(1, 2, parent=os.getppid()).heartbeat()
     with pytest.raises(ConnectionError, match="torchrun, which started process 1 of 2, has ended"):
-        Processes(1, 2, parent=os.getpid()).advance()
+        Processes(1, 2, parent=os.getpid()).heartbeat()
 
 
 # --- torchrun itself ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from captum_clip_surgery._utils import locks
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 
 ABOUT = {"images": 3, "model": {"name": "ViT", "weights": "ab" * 32}, "methods": ["CLIP"]}
 SPAWN = multiprocessing.get_context("fork")
@@ -19,7 +19,7 @@ SPAWN = multiprocessing.get_context("fork")
 
 def written(folder: Path, pieces: dict[str, bytes]) -> Path:
     """The SQLite file of a journal with these pieces."""
-    with Journal(folder, ABOUT) as journal:
+    with CheckpointStore(folder, ABOUT) as journal:
         for key, content in pieces.items():
             journal.add(key, content)
     (file,) = folder.glob("*.sqlite")
@@ -27,17 +27,17 @@ def written(folder: Path, pieces: dict[str, bytes]) -> Path:
 
 
 def resumed(folder: Path) -> dict[str, bytes]:
-    with Journal(folder, ABOUT, resume=True) as journal:
-        return journal.finished()
+    with CheckpointStore(folder, ABOUT, resume=True) as journal:
+        return journal.completed()
 
 
 def test_pieces_of_all_processes_and_runs(tmp_path: Path) -> None:
-    with Journal(tmp_path, ABOUT) as first, Journal.join(tmp_path) as second:
+    with CheckpointStore(tmp_path, ABOUT) as first, CheckpointStore.open(tmp_path) as second:
         first.add("0", b"a")
         second.add("1", b"b\0c")
         first.add("2", b"")
-        assert second.finished() == {"0": b"a", "1": b"b\0c", "2": b""}
-    with Journal(tmp_path, ABOUT, resume=True) as third:
+        assert second.completed() == {"0": b"a", "1": b"b\0c", "2": b""}
+    with CheckpointStore(tmp_path, ABOUT, resume=True) as third:
         third.add("3", b"d")
     assert resumed(tmp_path) == {"0": b"a", "1": b"b\0c", "2": b"", "3": b"d"}
     assert len(list(tmp_path.glob("*.sqlite"))) == 3
@@ -45,8 +45,8 @@ def test_pieces_of_all_processes_and_runs(tmp_path: Path) -> None:
 
 def test_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
     written(tmp_path, {"0": b"a"})
-    with pytest.raises(FileExistsError, match="--resume goes on with it"):
-        Journal(tmp_path, ABOUT)
+    with pytest.raises(FileExistsError, match="--resume to continue it"):
+        CheckpointStore(tmp_path, ABOUT)
     for changed, said in (
         (ABOUT | {"images": 4}, "images was 3, is 4"),
         (ABOUT | {"methods": ["CLIP", "GEM"]}, r'methods was \["CLIP"\], is \["CLIP", "GEM"\]'),
@@ -58,15 +58,15 @@ def test_a_run_is_not_taken_for_another(tmp_path: Path) -> None:
         ({"images": 3}, "methods was .* is null; model was .* is null"),
     ):
         with pytest.raises(ValueError, match=said):
-            Journal(tmp_path, changed, resume=True)
+            CheckpointStore(tmp_path, changed, resume=True)
     with pytest.raises(ValueError, match="n4 was null, is 4; and 1 more"):
-        Journal(tmp_path, ABOUT | {f"n{i}": i for i in range(6)}, resume=True)
+        CheckpointStore(tmp_path, ABOUT | {f"n{i}": i for i in range(6)}, resume=True)
     assert resumed(tmp_path) == {"0": b"a"}
 
 
 def test_resuming_where_nothing_lies_begins_anew_and_says_so(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="holds no run to go on with: it begins anew"):
-        journal = Journal(tmp_path / "new", ABOUT, resume=True)
+    with pytest.warns(UserWarning, match="holds no run to resume: starting a new one"):
+        journal = CheckpointStore(tmp_path / "new", ABOUT, resume=True)
     with journal:
         journal.add("0", b"a")
     assert resumed(tmp_path / "new") == {"0": b"a"}
@@ -77,24 +77,24 @@ def test_pieces_of_nobody_knows_what_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").unlink()
     for resume in (False, True):
         with pytest.raises(FileExistsError, match=r"pieces of a run, but no run\.json"):
-            Journal(tmp_path, ABOUT, resume)
+            CheckpointStore(tmp_path, ABOUT, resume)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"images": 3', b"\xff\xfe", b"7"])
 def test_damage_to_what_the_run_was_of(tmp_path: Path, content: bytes) -> None:
     written(tmp_path, {"0": b"a"})
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"is damaged|cannot be gone on with"):
-        Journal(tmp_path, ABOUT, resume=True)
+    with pytest.raises(ValueError, match=r"is damaged|cannot be resumed"):
+        CheckpointStore(tmp_path, ABOUT, resume=True)
 
 
 def test_joining_where_the_folder_is_not_shared(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="all processes need to share the folder"):
-        Journal.join(tmp_path / "elsewhere")
+        CheckpointStore.open(tmp_path / "elsewhere")
 
 
 def _hold(folder: Path, ready: object, end: object) -> None:
-    with Journal(folder, ABOUT, resume=True):
+    with CheckpointStore(folder, ABOUT, resume=True):
         ready.set()  # type: ignore[attr-defined]
         end.wait(20)  # type: ignore[attr-defined]
 
@@ -107,12 +107,12 @@ def test_a_run_that_still_goes_on_is_left_alone(
     holder = SPAWN.Process(target=_hold, args=(tmp_path, ready, end))
     holder.start()
     assert ready.wait(20)
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
-    with pytest.raises(FileExistsError, match="still going on"):
-        Journal(tmp_path, ABOUT, resume=True)
+    monkeypatch.setattr(locks, "TIMEOUT_S", 0.3)
+    with pytest.raises(FileExistsError, match="still active"):
+        CheckpointStore(tmp_path, ABOUT, resume=True)
     for _ in range(2):  # one of the same run, which leaves no lock where it ends
-        Journal.join(tmp_path).close()
-    monkeypatch.setattr(locks, "PATIENCE", 20)
+        CheckpointStore.open(tmp_path).close()
+    monkeypatch.setattr(locks, "TIMEOUT_S", 20)
     holder.kill()  # the lock ends with it, however it ends
     assert resumed(tmp_path) == {"0": b"a"}
     holder.join()
@@ -122,11 +122,11 @@ def test_closing_one_journal_keeps_the_lock_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system unlocks a file for a process that closes it anywhere."""
-    monkeypatch.setattr(locks, "PATIENCE", 0.3)
-    first = Journal(tmp_path, ABOUT)
-    Journal.join(tmp_path).close()
+    monkeypatch.setattr(locks, "TIMEOUT_S", 0.3)
+    first = CheckpointStore(tmp_path, ABOUT)
+    CheckpointStore.open(tmp_path).close()
     with pytest.raises(ValueError, match="images was"):
-        Journal(tmp_path, ABOUT | {"images": 4}, resume=True)
+        CheckpointStore(tmp_path, ABOUT | {"images": 4}, resume=True)
     assert _refused(tmp_path)
     first.close()
     assert not _refused(tmp_path)
@@ -174,7 +174,9 @@ def test_truncated_files_lose_what_they_lose(tmp_path: Path) -> None:
     for size in range(0, len(sound), 1111):
         file.write_bytes(sound[:size])
         if size:
-            with pytest.warns(UserWarning, match=r"(is damaged|fails its checksum) .*done again"):
+            with pytest.warns(
+                UserWarning, match=r"(is damaged|fails its checksum) .*computed again"
+            ):
                 found = resumed(tmp_path)
         else:
             found = resumed(tmp_path)
@@ -183,7 +185,7 @@ def test_truncated_files_lose_what_they_lose(tmp_path: Path) -> None:
     assert resumed(tmp_path) == pieces
 
 
-def _fill(journal: Journal, kept: dict[str, bytes]) -> None:
+def _fill(journal: CheckpointStore, kept: dict[str, bytes]) -> None:
     for number in range(100):
         journal.add(f"task {number}", bytes(3000))
         kept[f"task {number}"] = bytes(3000)
@@ -192,21 +194,21 @@ def _fill(journal: Journal, kept: dict[str, bytes]) -> None:
 def test_a_full_disk_is_said_and_costs_nothing_that_was_kept(tmp_path: Path) -> None:
     kept: dict[str, bytes] = {}
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Journal(tmp_path, ABOUT) as journal:
+    with CheckpointStore(tmp_path, ABOUT) as journal:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
         try:
-            with pytest.raises(OSError, match=r"piece 'task \d+' could not be kept .* disk full"):
+            with pytest.raises(OSError, match=r"piece 'task \d+' could not be stored .* disk full"):
                 _fill(journal, kept)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         assert 10 < len(kept) < 40
-        assert journal.finished() == kept
+        assert journal.completed() == kept
         journal.add("later", b"room again")
     assert resumed(tmp_path) == kept | {"later": b"room again"}
 
 
 def _add_until_killed(folder: Path) -> None:
-    journal = Journal(folder, ABOUT, resume=True)
+    journal = CheckpointStore(folder, ABOUT, resume=True)
     for number in range(100_000):
         journal.add(f"task {number}", number.to_bytes(4, "big") * 200)
         (folder / "told").write_text(str(number))
@@ -215,7 +217,7 @@ def _add_until_killed(folder: Path) -> None:
 @pytest.mark.parametrize("moment", [0.01, 0.05, 0.1, 0.2])
 def test_what_was_added_survives_a_kill(tmp_path: Path, moment: float) -> None:
     """What `add` returned from is there, whole, whenever the process is killed."""
-    Journal(tmp_path, ABOUT).close()
+    CheckpointStore(tmp_path, ABOUT).close()
     writer = SPAWN.Process(target=_add_until_killed, args=(tmp_path,))
     writer.start()
     writer.join(moment)

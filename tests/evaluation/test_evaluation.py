@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery._utils.profiling import Cost
+from captum_clip_surgery._utils.profiling import ProfileResult
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
@@ -103,10 +103,10 @@ RESULTS = {
 
 def test_tables_show_what_was_taken() -> None:
     assert to_markdown(RESULTS, LONG, memory=True).splitlines() == [
-        "| method |  mSC | insertion |  ms | MiB |",
-        "|--------|-----:|----------:|----:|----:|",
-        "| A      | -1.0 |       3.2 | 500 |   3 |",
-        "| B      | +2.0 |         - | 250 |   - |",
+        "| method   |   mSC |   insertion |   ms |   MiB |",
+        "|:---------|------:|------------:|-----:|------:|",
+        "| A        |  -1.0 |         3.2 |  500 |     3 |",
+        "| B        |  +2.0 |           - |  250 |     - |",
     ]
     wide = to_markdown(RESULTS, wide=True)
     assert "-1.0 (-2.5 to 0.5)" in wide
@@ -151,7 +151,7 @@ def test_a_peak_does_not_depend_on_what_ran_before() -> None:
     ended = subprocess.run([sys.executable, "-c", IN_BOTH_ORDERS], capture_output=True, check=True)
     first, second = json.loads(ended.stdout)
     if None in first.values():
-        peak_where_told(Cost(1.0, None))
+        peak_where_told(ProfileResult(1.0, None))
         return
     for name in first:
         assert abs(first[name] - second[name]) < 8 << 20, (first, second)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier, cli
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
@@ -331,11 +331,11 @@ def test_an_evaluation_is_of_one_model(
         return found
 
     monkeypatch.setattr(tasks, "attribute_each", then_step)
-    journal = Journal(tmp_path / "journal", {}, False)
+    journal = CheckpointStore(tmp_path / "journal", {}, False)
     with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
         run(clip, folder, "CLIP", batch_size=2, journal=journal)
-    with Journal(tmp_path / "journal", {}, True) as journal:
-        assert len(journal.finished()) == 1
+    with CheckpointStore(tmp_path / "journal", {}, True) as journal:
+        assert len(journal.completed()) == 1
 
 
 def test_a_task_on_many_batches_is_of_one_model(

@@ -139,8 +139,8 @@ def test_what_has_changed_is_said(
     ended = evaluated("--resume")
     assert isinstance(ended, str)
     assert ended.startswith(f"error: the run in {evaluated.folder / 'out' / 'journal'} was of")
-    assert ended.partition("gone on with: ")[2].startswith(said)  # and nothing else
-    assert "; " not in ended.partition("gone on with: ")[2]
+    assert ended.partition("settings differ: ")[2].startswith(said)  # and nothing else
+    assert "; " not in ended.partition("settings differ: ")[2]
     assert evaluated.found() == evaluated.table
     assert evaluated.pieces.read_bytes() == before
 
@@ -154,7 +154,7 @@ def test_nothing_changed_goes_on(evaluated: Evaluated) -> None:
 
 
 def test_without_resume_nothing_is_written_over(evaluated: Evaluated) -> None:
-    assert "--resume goes on with it" in str(evaluated())
+    assert "--resume to continue it" in str(evaluated())
     assert evaluated.found() == evaluated.table
 
 
@@ -168,7 +168,7 @@ def flip(content: bytes, place: int) -> bytes:
 def test_a_truncated_journal_is_done_again(evaluated: Evaluated, cut: float) -> None:
     content = evaluated.pieces.read_bytes()
     evaluated.pieces.write_bytes(content[: int(cut * len(content))])
-    with pytest.warns(UserWarning, match="done again"):
+    with pytest.warns(UserWarning, match="computed again"):
         assert evaluated("--resume") == 0
     assert evaluated.found() == evaluated.table
 

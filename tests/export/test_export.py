@@ -15,7 +15,7 @@ import webdataset
 import zarr
 
 from captum_clip_surgery import CLIPSurgery
-from captum_clip_surgery.export import Maps, explain_batch, load_maps, write_manifest
+from captum_clip_surgery.export import MapStore, explain_batch, load_maps, write_manifest
 from tests._helpers.written_export import (
     TEXTS,
     close,
@@ -77,7 +77,7 @@ def test_reading_is_lazy_and_may_be_shared(exported: Path) -> None:
     with pytest.raises(KeyError, match=r"nothing\.png"):
         maps["nothing.png"]
     again = pickle.loads(pickle.dumps(maps))
-    assert isinstance(again, Maps)
+    assert isinstance(again, MapStore)
     assert (again["a/s000.png"] == maps["a/s000.png"]).all()
     loader = torch.utils.data.DataLoader(
         [(maps, name) for name in maps],  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def test_zarr_reads_our_shards(folder: Path, tmp_path: Path) -> None:
 
 
 def test_blocks_of_zarr_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_clip_surgery.export.shards.BLOCK", 3)
+    monkeypatch.setattr("captum_clip_surgery.export._shards.BLOCK", 3)
     write_folder(tmp_path / "in", 8)
     export(tmp_path / "in", tmp_path / "out", format="zarr", shard_size=8)
     chunks = (tmp_path / "out/shards/000000.zarr/maps/c").iterdir()

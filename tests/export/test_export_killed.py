@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery.export import _shards as shards_module
 from captum_clip_surgery.export import load_maps
-from captum_clip_surgery.export import shards as shards_module
-from captum_clip_surgery.export.manifest import JOURNAL
-from captum_clip_surgery.export.shards import FORMATS
+from captum_clip_surgery.export._manifest import JOURNAL
+from captum_clip_surgery.export._shards import FORMATS
 from tests._helpers.written_export import (
     IMAGES,
     assert_same,
@@ -100,7 +100,7 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("owner", "name"), [(Journal, "add"), (shards_module, "sync")])
+@pytest.mark.parametrize(("owner", "name"), [(CheckpointStore, "add"), (shards_module, "sync")])
 def test_killed_between_a_shards_name_and_the_journal(
     folder: Path,
     whole: dict[str, Path],
@@ -170,10 +170,10 @@ def test_a_damaged_journal_is_done_again(
         with database:
             database.execute("UPDATE pieces SET content = substr(content, 2) WHERE rowid = 3")
         database.close()
-    with pytest.warns(UserWarning, match="done again"):
+    with pytest.warns(UserWarning, match="computed again"):
         result = export(folder, output, resume=True)
     assert result.made == (IMAGES - 1 if damage == "cut" else 4)
-    with pytest.warns(UserWarning, match="done again"):
+    with pytest.warns(UserWarning, match="computed again"):
         assert_same_after_warning(output, whole["webdataset"])
 
 

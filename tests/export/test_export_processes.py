@@ -103,7 +103,7 @@ def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "texts.txt").write_text("dog\n\nduck\n")
     (tmp_path / "distractors.txt").write_text("pizza\n")
     texts = ["--texts", tmp_path / "texts.txt", "--distractors", tmp_path / "distractors.txt"]
-    options = ["--format", "zarr", "--num_blocks", 1, "--size", 96, *texts]
+    options = ["--format", "zarr", "--num-blocks", 1, "--size", 96, *texts]
     assert run(monkeypatch, tmp_path / "in", "--output", tmp_path / "out", *options) == 0
     maps = load_maps(tmp_path / "out")
     clip = surgery().forward_func.with_texts(["dog", "duck"], ["pizza"])

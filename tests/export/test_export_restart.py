@@ -15,10 +15,10 @@ import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, preprocessing
 from captum_clip_surgery._utils import progress
-from captum_clip_surgery._utils.checkpoint import Journal
-from captum_clip_surgery.export import export_maps, load_maps, run
-from captum_clip_surgery.export.shards import FORMATS, TarShard
-from captum_clip_surgery.export.writing import Behind
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery.export import _run, export_maps, load_maps
+from captum_clip_surgery.export._shards import FORMATS, TarShardWriter
+from captum_clip_surgery.export._writing import AsyncShardWriter
 from tests._helpers.written_export import (
     assert_same,
     encoded,
@@ -64,7 +64,7 @@ def test_a_full_disk_leaves_whole_shards_only(
 ) -> None:
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
-        owner: Any = Journal if where == "journal" else FORMATS[format]
+        owner: Any = CheckpointStore if where == "journal" else FORMATS[format]
         fail_at(patch, owner, "add" if where == "journal" else where, call, full_disk)
         with pytest.raises(OSError, match="No space left"):
             export(folder, output, format=format)
@@ -108,7 +108,7 @@ def test_an_error_of_the_writer_reaches_the_caller_at_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explained = 0
-    original = run.explain_batch
+    original = _run.explain_batch
 
     def counted(*args: Any) -> Any:
         nonlocal explained
@@ -116,8 +116,8 @@ def test_an_error_of_the_writer_reaches_the_caller_at_once(
         time.sleep(0.05)
         return original(*args)
 
-    monkeypatch.setattr(run, "explain_batch", counted)
-    fail_at(monkeypatch, TarShard, "add", 1, full_disk)
+    monkeypatch.setattr(_run, "explain_batch", counted)
+    fail_at(monkeypatch, TarShardWriter, "add", 1, full_disk)
     with pytest.raises(OSError, match="No space left"):
         export(folder, tmp_path / "out")
     assert explained <= 3  # of 18
@@ -130,7 +130,7 @@ def test_an_error_of_the_model_ends_the_writer(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        fail_at(patch, run, "explain_batch", 10, interrupted)
+        fail_at(patch, _run, "explain_batch", 10, interrupted)
         with pytest.raises(KeyboardInterrupt):
             export(folder, tmp_path / "out")
     assert not list((tmp_path / "out/shards").glob("*.part"))
@@ -143,14 +143,14 @@ def test_the_queue_is_bounded(
 ) -> None:
     """A slow disk holds the model up, and is said to."""
     sizes = []
-    original = Behind._write
+    original = AsyncShardWriter._write
 
-    def slow(self: Behind, *args: Any) -> None:
+    def slow(self: AsyncShardWriter, *args: Any) -> None:
         sizes.append(self._queue.qsize())
         time.sleep(0.1)
         original(self, *args)
 
-    monkeypatch.setattr(Behind, "_write", slow)
+    monkeypatch.setattr(AsyncShardWriter, "_write", slow)
     result = export(folder, tmp_path / "out")
     assert max(sizes) == 4
     assert result.waiting > 0.2
@@ -253,7 +253,7 @@ def test_how_it_goes_on_is_told(
     counted: bool,
 ) -> None:
     """Images where their number is known, otherwise tars."""
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
     if counted:
         write_folder(tmp_path / "in", 6)
     else:
@@ -279,7 +279,7 @@ def test_an_export_is_of_one_model(
         weight.neg_()
 
     with monkeypatch.context() as patch:
-        fail_at(patch, run, "explain_batch", 4, step)
+        fail_at(patch, _run, "explain_batch", 4, step)
         with pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
             export(folder, output)
     try:

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from captum_clip_surgery.export import load_maps, open_source
-from captum_clip_surgery.export.shards import key_of
+from captum_clip_surgery.export._shards import key_of
 from captum_clip_surgery.preprocessing import load_picture
 from tests._helpers.written_export import (
     close,

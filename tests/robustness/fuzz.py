@@ -1,6 +1,6 @@
 """Fuzzing with atheris: bytes that coverage leads to new places, in place of what others hand over.
 
-    python tests/fuzz.py TARGET [--minutes N] [--runs N] [--seed N] [--corpus FOLDER]
+    python -m tests.robustness.fuzz TARGET [--minutes N] [--runs N] [--seed N] [--corpus FOLDER]
 
 Targets and what each may do are in `fuzz_targets.py`. Inputs that fail are written to the
 current folder and told with where they failed, each place once; the status is 1 if there is any.
@@ -26,6 +26,7 @@ SECONDS, MEGABYTES = 5, 2000
 #: What is instrumented: the package, and what reads formats in Python.
 LOOKED_INTO = ["captum_clip_surgery", "PIL", "tomllib"]
 FINDING = "FINDING"
+MODULE = "tests.robustness.fuzz"
 
 
 def main() -> int:
@@ -126,7 +127,16 @@ def place_of(error: BaseException) -> str:
 def watch(asked: argparse.Namespace, folder: str) -> int:
     """Run it, pass on what it says, and sum up; what it leaves behind lies in a folder."""
     given = ["--minutes", asked.minutes, "--runs", asked.runs, "--seed", asked.seed]
-    command = [sys.executable, __file__, asked.target, "--inside", "--corpus", asked.corpus, *given]
+    command = [
+        sys.executable,
+        "-m",
+        MODULE,
+        asked.target,
+        "--inside",
+        "--corpus",
+        asked.corpus,
+        *given,
+    ]
     process = subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,

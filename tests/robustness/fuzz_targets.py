@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app.pictures import read_picture
 from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
-from captum_clip_surgery.export.shards import Row
-from captum_clip_surgery.export.writing import Entry, rows_of
+from captum_clip_surgery.export._shards import ImageRecord
+from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_picture
@@ -140,7 +140,7 @@ def journals(data: bytes) -> None:
     (where / "x.sqlite").write_bytes(data)
     with (
         warnings.catch_warnings(record=True) as told,
-        Journal(where, ABOUT, resume=True) as journal,
+        CheckpointStore(where, ABOUT, resume=True) as journal,
     ):
         warnings.simplefilter("always")
         found = list(journal.read())
@@ -148,7 +148,7 @@ def journals(data: bytes) -> None:
             # The fuzzer sees what checksums are held against, and puts them in.
             forged = hashlib.sha256(key.encode() + b"\0" + content).digest() in data
             assert forged or PIECES.get(key) == content
-            assert (key, journal.again(key)) in found
+            assert (key, journal.reload(key)) in found
     for warning in told:
         assert warning.category is UserWarning
         assert str(where / "x.sqlite") in str(warning.message)
@@ -159,9 +159,9 @@ def beginnings(data: bytes) -> None:
     """What a run was of."""
     where = folder("beginning")
     (where / "run.json").write_bytes(data)
-    with may_refuse(str(where)), Journal(where, ABOUT, resume=True) as journal:
+    with may_refuse(str(where)), CheckpointStore(where, ABOUT, resume=True) as journal:
         assert json.loads(data) == ABOUT
-        assert journal.finished() == {}
+        assert journal.completed() == {}
 
 
 def entries(data: bytes) -> None:
@@ -169,9 +169,9 @@ def entries(data: bytes) -> None:
     line, _, rows = data.partition(b"\n")
     content = line + b"\n" + zlib.compress(rows)
     with may_refuse("a piece of the journal is none of an export"):
-        found = Entry.unpacked(content)
+        found = ShardRecord.unpacked(content)
         assert isinstance(found.key, str)
-        again = Entry.unpacked(found.packed(rows_of(content)))
+        again = ShardRecord.unpacked(found.packed(rows_of(content)))
         assert repr(again) == repr(found)  # NaN is not itself
 
 
@@ -210,7 +210,7 @@ def database(write: Callable[[Path], object], size: int) -> bytes:
 
 
 def _write_pieces(where: Path) -> None:
-    with Journal(where, ABOUT) as journal:
+    with CheckpointStore(where, ABOUT) as journal:
         for key, content in PIECES.items():
             journal.add(key, content)
 
@@ -220,9 +220,9 @@ def _write_features(where: Path) -> None:
 
 
 def journal_seeds() -> list[bytes]:
-    rows = [Row("x.png", (0, 9, 7), (8, 8), (0, 1), (0.5, 0.25))]
+    rows = [ImageRecord("x.png", (0, 9, 7), (8, 8), (0, 1), (0.5, 0.25))]
     line, _, packed = (
-        Entry(0, "shards/0.tar", "ab", 9, 1, [("y", "why")]).packed(rows).partition(b"\n")
+        ShardRecord(0, "shards/0.tar", "ab", 9, 1, [("y", "why")]).packed(rows).partition(b"\n")
     )
     record = {7: dict.fromkeys(NAMES, torch.ones(2, 3))}
     return [

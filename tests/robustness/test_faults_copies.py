@@ -17,7 +17,7 @@ from torch import Tensor
 
 import captum_clip_surgery as package
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
-from captum_clip_surgery._utils.profiling import Cost
+from captum_clip_surgery._utils.profiling import ProfileResult
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.evaluation import Protocol
 from captum_clip_surgery.evaluation.results import Result
@@ -101,12 +101,12 @@ VALUES: dict[str, Callable[[ZeroShotClassifier, Tensor], Any]] = {
     "Recognition": lambda clip, images: recognize(clip, [np.zeros((20, 30, 3), np.uint8)]),
     "WordMaps": lambda clip, images: word_maps(clip, images[:1], ["a dog"]),
     "WordScores": lambda clip, images: package.word_scores(clip, images, "a dog"),
-    "Explained": lambda clip, images: explain_batch(LayerCLIPSurgery(clip), images),
+    "BatchResult": lambda clip, images: explain_batch(LayerCLIPSurgery(clip), images),
     "TowerReport": lambda clip, images: package.tower_report(clip, images),
     "ModelEntry": lambda clip, images: package.list_models(["ViT-B-32"]),
     "Preprocess": lambda clip, images: clip.preprocessing,
     "Result": lambda clip, images: Result({"msc": 1.0}, {"msc": (0.5, 1.5)}, 0.1, None),
-    "Cost": lambda clip, images: Cost(0.5, 100),
+    "ProfileResult": lambda clip, images: ProfileResult(0.5, 100),
     "Protocol": lambda clip, images: Protocol.load("paper"),
     "PairMeasures": lambda clip, images: _measured(),
     "TEMPLATES": lambda clip, images: package.TEMPLATES,

@@ -12,9 +12,7 @@ import pytest
 
 pytest.importorskip("atheris")
 
-pytestmark = pytest.mark.slow
-
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def fuzzed(
@@ -22,9 +20,18 @@ def fuzzed(
 ) -> subprocess.CompletedProcess[str]:
     """What `fuzz.py` says, in a process where some Python came `first`."""
     (folder / "sitecustomize.py").write_text(first)
-    path = os.pathsep.join(map(str, (folder, TESTS.parent)))
+    path = os.pathsep.join(map(str, (folder, ROOT)))
     return subprocess.run(
-        [sys.executable, TESTS / "fuzz.py", target, "--runs", str(runs), "--minutes", "5"],
+        [
+            sys.executable,
+            "-m",
+            "tests.robustness.fuzz",
+            target,
+            "--runs",
+            str(runs),
+            "--minutes",
+            "5",
+        ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from captum_clip_surgery._utils.checkpoint import Journal
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.evaluation.records import from_bytes, unpack
-from captum_clip_surgery.export import load_maps, open_source, sources
-from captum_clip_surgery.export.shards import key_of
-from captum_clip_surgery.export.writing import Entry, rows_of
+from captum_clip_surgery.export import _sources, load_maps, open_source
+from captum_clip_surgery.export._shards import key_of
+from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
@@ -81,7 +81,7 @@ def test_sizes_in_archives_are_not_believed(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(header + bytes(512))
     told = samples(tmp_path / "t.tar")
     assert told == {"t.tar": "read no further: ValueError: 'big.png' says it has 10000000000 bytes"}
-    assert sources.MOST < 10**10
+    assert _sources.MOST < 10**10
 
 
 LISTS = {
@@ -219,7 +219,7 @@ def test_absurd_entries_of_a_journal(kind: str) -> None:
     if not isinstance(content, bytes):
         content = json.dumps(content).encode()
     with pytest.raises(ValueError, match="a piece of the journal is none of an export") as caught:
-        Entry.unpacked(content + b"\n" + zlib.compress(b"[]"))
+        ShardRecord.unpacked(content + b"\n" + zlib.compress(b"[]"))
     assert len(str(caught.value)) < 600
 
 
@@ -242,8 +242,10 @@ def test_absurd_rows_of_a_journal(kind: str) -> None:
 @pytest.mark.parametrize("content", ["", "[", DEEP, "9" * 5000, "\0"], ids=lambda c: c[:5])
 def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run.json is damaged \(.*nobody can tell"):
-        Journal(tmp_path, {"a": 1}, resume=True)
+    with pytest.raises(
+        ValueError, match=r"run.json is damaged \(.*settings of the run are unknown"
+    ):
+        CheckpointStore(tmp_path, {"a": 1}, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -265,16 +267,16 @@ def test_half_a_number_of_a_record() -> None:
 
 def test_a_piece_is_read_again_though_the_index_of_keys_is_damaged(tmp_path: Path) -> None:
     """It was read once, so that a run gone on with does not do it anew."""
-    with Journal(tmp_path, {}) as journal:
+    with CheckpointStore(tmp_path, {}) as journal:
         journal.add("0", b"done")
     (path,) = tmp_path.glob("*.sqlite")
     content = bytearray(path.read_bytes())
     assert content[2 * 4096] == 10  # the third page is a leaf of an index
     content[2 * 4096 : 3 * 4096] = bytes(4096)
     path.write_bytes(content)
-    with Journal(tmp_path, {}, resume=True) as journal:
-        assert journal.finished() == {"0": b"done"}
-        assert journal.again("0") == b"done"
+    with CheckpointStore(tmp_path, {}, resume=True) as journal:
+        assert journal.completed() == {"0": b"done"}
+        assert journal.reload("0") == b"done"
 
 
 @pytest.mark.parametrize("value", [0, 0x80, 0xFF])
@@ -301,7 +303,7 @@ def test_what_sqlite_says_of_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Some damage it takes for a lack of memory."""
-    with Journal(tmp_path, {}) as journal:
+    with CheckpointStore(tmp_path, {}) as journal:
         journal.add("0", b"done")
     TextCache(tmp_path)
 
@@ -309,8 +311,11 @@ def test_what_sqlite_says_of_damage(
         raise error
 
     monkeypatch.setattr(sqlite3, "connect", fail)
-    with Journal(tmp_path, {}, resume=True) as journal, pytest.warns(UserWarning, match="is damag"):
-        assert journal.finished() == {}
+    with (
+        CheckpointStore(tmp_path, {}, resume=True) as journal,
+        pytest.warns(UserWarning, match="is damag"),
+    ):
+        assert journal.completed() == {}
     with pytest.warns(UserWarning, match=f"{FILE} cannot be used .* Delete the file if it is dam"):
         assert TextCache(tmp_path).get([b"k"]) == {}
 

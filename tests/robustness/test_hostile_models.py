@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery._utils.profiling import measure
+from captum_clip_surgery._utils.profiling import profile_call
 from captum_clip_surgery.demo import MODEL_FOLDER
 from tests._helpers.tiny import peak_where_told
 
@@ -114,7 +114,7 @@ def test_parts_that_fail_behind_what_fills_the_memory(tmp_path: Path) -> None:
 
 
 def assert_little_memory(call: Callable[[], None]) -> None:
-    peak = peak_where_told(measure(call, torch.device("cpu"))[1])
+    peak = peak_where_told(profile_call(call, torch.device("cpu"))[1])
     assert peak is None or peak < 2**30
 
 

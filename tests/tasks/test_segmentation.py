@@ -411,7 +411,7 @@ def test_171_classes_of_a_large_picture_stay_within_bounds(options: dict) -> Non
     model = open_clip.create_model("ViT-B-16").eval()
     clip = ZeroShotClassifier.from_features(model, torch.randn(171, 512))
     picture = Image.new("RGB", (1024, 768))
-    (found,), cost = profiling.measure(
+    (found,), cost = profiling.profile_call(
         lambda: segment(clip, picture, **options), torch.device("cpu")
     )
     assert found.labels.shape == (768, 1024)

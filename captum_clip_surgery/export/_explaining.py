@@ -14,7 +14,7 @@ from captum_clip_surgery.tasks.recognition import pooled_scores
 
 
 @dataclass(frozen=True)
-class Explained:
+class BatchResult:
     """Maps of a batch and which texts fit its images best, as arrays on the CPU.
 
     `maps` (N, K texts, h, w) are float16, raw and signed; `top_indices` (N, T) int32 are indices of
@@ -30,7 +30,7 @@ class Explained:
 
 
 @torch.inference_mode()
-def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) -> Explained:
+def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) -> BatchResult:
     """Maps of all texts and the best texts of each image, from one pass of the image tower.
 
     It touches no file and keeps no state, so that it fits any loop.
@@ -64,7 +64,7 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
     found = maps.cpu().numpy()
     if not np.isfinite(found).all():
         raise ValueError("maps hold values that float16 cannot: NaN, or beyond 65504")
-    return Explained(
+    return BatchResult(
         found,
         order[:, :top].int().cpu().numpy(),
         values[:, :top].cpu().numpy(),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from captum_clip_surgery.export.sources import Piece, Sample
+from captum_clip_surgery.export._sources import Sample, Shard
 from captum_clip_surgery.preprocessing import Preprocess
 
 
@@ -48,7 +48,7 @@ class _Batches(IterableDataset[Batch]):
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        pieces: Sequence[Shard],
         preprocess: Preprocess,
         size: tuple[int, int],
         batch_size: int,
@@ -64,7 +64,7 @@ class _Batches(IterableDataset[Batch]):
         for piece in self.pieces[first::step]:
             yield from self._of(piece)
 
-    def _of(self, piece: Piece) -> Iterator[Batch]:
+    def _of(self, piece: Shard) -> Iterator[Batch]:
         # A batch is of one piece, so that results depend on no other, whoever makes it.
         waiting: list[Sample | _Shown] = []
         for sample in piece.samples():
@@ -85,7 +85,7 @@ class _Batches(IterableDataset[Batch]):
         return _Shown(sample.name, (picture.height, picture.width), pixels)
 
 
-def _batch(piece: Piece, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
+def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
     shown = [sample for sample in samples if isinstance(sample, _Shown)]
     return Batch(
         piece.number,
@@ -97,7 +97,7 @@ def _batch(piece: Piece, samples: Sequence[Sample | _Shown], last: bool) -> Batc
     )
 
 
-class Ahead:
+class Prefetcher:
     """Batches of pieces; `waited` counts the seconds that none was ready.
 
     Args:
@@ -110,7 +110,7 @@ class Ahead:
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        pieces: Sequence[Shard],
         preprocess: Preprocess,
         size: tuple[int, int],
         batch_size: int,

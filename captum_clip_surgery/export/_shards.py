@@ -20,8 +20,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from captum_clip_surgery.export.explaining import Explained
-from captum_clip_surgery.export.extras import webdataset, zarr
+from captum_clip_surgery.export._explaining import BatchResult
+from captum_clip_surgery.export._extras import webdataset, zarr
 
 FOLDER = "shards"
 PART = ".part"
@@ -30,7 +30,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRecord:
     """An image in a shard.
 
     `place` is where its maps lie, and their CRC-32: (offset, bytes, CRC) in a tar, (row, CRC) in
@@ -45,7 +45,7 @@ class Row:
     scores: Sequence[float]
 
 
-class Shard(ABC):
+class ShardWriter(ABC):
     """A shard that is being written; nothing has its name before `finish`.
 
     Args:
@@ -61,12 +61,14 @@ class Shard(ABC):
         self.path = folder / self.file
         self.part = self.path.with_name(self.path.name + PART)
         self.texts = texts
-        self.rows: list[Row] = []
+        self.rows: list[ImageRecord] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove(self.part)
 
     @abstractmethod
-    def add(self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: Explained) -> None:
+    def add(
+        self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: BatchResult
+    ) -> None:
         """Write the maps of a batch."""
 
     @abstractmethod
@@ -90,7 +92,7 @@ class Shard(ABC):
         remove(self.part)
 
 
-class TarShard(Shard):
+class TarShardWriter(ShardWriter):
     """A WebDataset tar: for each image KEY.maps.npy (K, h, w) and KEY.json."""
 
     suffix = ".tar"
@@ -102,7 +104,9 @@ class TarShard(Shard):
         self._writer = webdataset().TarWriter(self._stream, mtime=0, format="PAX_FORMAT")
         self._used: dict[str, int] = {}
 
-    def add(self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: Explained) -> None:
+    def add(
+        self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: BatchResult
+    ) -> None:
         for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
             top, scores = found.top_indices[index].tolist(), found.top_scores[index].tolist()
             best = [[self.texts[text], score] for text, score in zip(top, scores, strict=True)]
@@ -115,7 +119,7 @@ class TarShard(Shard):
                     "maps.npy": maps,
                 }
             )
-            self.rows.append(Row(name, (len(maps), zlib.crc32(maps)), size, top, scores))
+            self.rows.append(ImageRecord(name, (len(maps), zlib.crc32(maps)), size, top, scores))
 
     def _key(self, name: str) -> str:
         """A key of its own, even where two images have one name."""
@@ -129,7 +133,7 @@ class TarShard(Shard):
         self._stream.close()
         places = (place for name, place in _places(self.part) if name.endswith(".maps.npy"))
         self.rows = [
-            Row(row.name, (offset, *row.place), row.size, row.top, row.scores)
+            ImageRecord(row.name, (offset, *row.place), row.size, row.top, row.scores)
             for row, offset in zip(self.rows, places, strict=True)
         ]
 
@@ -141,7 +145,7 @@ class TarShard(Shard):
         super().abandon()
 
 
-class ZarrShard(Shard):
+class ZarrShardWriter(ShardWriter):
     """A Zarr group: `maps` (N, K, h, w), `top` and `scores` (N, T), `sizes` (N, 2).
 
     An image's maps are one chunk, with a checksum; 64 are one file. Names are an attribute.
@@ -155,12 +159,14 @@ class ZarrShard(Shard):
         self._maps: Any = None
         self._waiting: list[np.ndarray] = []
 
-    def add(self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: Explained) -> None:
+    def add(
+        self, names: Sequence[str], sizes: Sequence[tuple[int, int]], found: BatchResult
+    ) -> None:
         for index, (name, size) in enumerate(zip(names, sizes, strict=True)):
             top, scores = found.top_indices[index].tolist(), found.top_scores[index].tolist()
             # Zarr takes what is missing for zeros.
             crc = zlib.crc32(np.ascontiguousarray(found.maps[index]).data)
-            self.rows.append(Row(name, (len(self.rows), crc), size, top, scores))
+            self.rows.append(ImageRecord(name, (len(self.rows), crc), size, top, scores))
             self._waiting.append(found.maps[index])
             if len(self._waiting) == BLOCK:
                 self._write()
@@ -202,7 +208,7 @@ class ZarrShard(Shard):
 
 
 #: Shards by the name of their format.
-FORMATS: Mapping[str, type[Shard]] = {"webdataset": TarShard, "zarr": ZarrShard}
+FORMATS: Mapping[str, type[ShardWriter]] = {"webdataset": TarShardWriter, "zarr": ZarrShardWriter}
 
 
 def key_of(name: str) -> str:

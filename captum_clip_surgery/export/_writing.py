@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from captum_clip_surgery._utils.checkpoint import Journal
-from captum_clip_surgery.export.explaining import Explained
-from captum_clip_surgery.export.reading import Batch
-from captum_clip_surgery.export.shards import Row, Shard
+from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery.export._explaining import BatchResult
+from captum_clip_surgery.export._reading import Batch
+from captum_clip_surgery.export._shards import ImageRecord, ShardWriter
 
 #: Batches that wait to be written at most.
 WAITING = 4
@@ -24,7 +24,7 @@ PATIENCE = 0.05  # seconds between looks at whether the writer lives
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShardRecord:
     """What a journal says of a finished piece; a `file` of None is of no readable image."""
 
     number: int
@@ -36,10 +36,10 @@ class Entry:
 
     @property
     def key(self) -> str:
-        # With the checksum: a piece made twice is two entries, one of which its file fits.
+        # With the checksum: a piece made twice is two entries, one of which its file matches.
         return f"{self.number:06d} {self.sha256}"
 
-    def packed(self, rows: Sequence[Row]) -> bytes:
+    def packed(self, rows: Sequence[ImageRecord]) -> bytes:
         """A line, and behind it the rows of its images: they are much, and mostly not wanted."""
         described = json.dumps([asdict(row) for row in rows]).encode()
         return json.dumps(asdict(self)).encode() + b"\n" + zlib.compress(described)
@@ -59,11 +59,11 @@ class Entry:
             raise _none_of_an_export(error) from error
 
 
-def rows_of(content: bytes) -> list[Row]:
+def rows_of(content: bytes) -> list[ImageRecord]:
     """The rows of a packed entry; raises ValueError for what `packed` did not make."""
     try:
         described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
-        rows = [Row(**row | {"size": tuple(row["size"])}) for row in described]
+        rows = [ImageRecord(**row | {"size": tuple(row["size"])}) for row in described]
         _check_kinds(str, *(row.name for row in rows))
         return rows
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -85,11 +85,11 @@ def _none_of_an_export(error: Exception) -> ValueError:
 class _Open:
     """A piece that is being written."""
 
-    shard: Shard | None
+    shard: ShardWriter | None
     unreadable: list[tuple[str, str]]
 
 
-class Behind:
+class AsyncShardWriter:
     """Writes batches and journals finished pieces; `waited` counts the seconds it held others up.
 
     Leaving its `with` block waits for what is not written yet; after an exception nothing more is
@@ -100,16 +100,16 @@ class Behind:
         make: a shard for the number of a piece.
     """
 
-    def __init__(self, journal: Path, make: Callable[[int], Shard]) -> None:
+    def __init__(self, journal: Path, make: Callable[[int], ShardWriter]) -> None:
         self.waited = 0.0
         self._journal = journal
         self._make = make
-        self._queue: queue.Queue[tuple[Batch, Explained | None] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[tuple[Batch, BatchResult | None] | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
 
-    def put(self, batch: Batch, found: Explained | None) -> None:
+    def put(self, batch: Batch, found: BatchResult | None) -> None:
         """Hand over a batch; None where all its images are unreadable.
 
         Raises:
@@ -135,7 +135,7 @@ class Behind:
         if kind is None:
             self._check()
 
-    def _put(self, item: tuple[Batch, Explained | None] | None) -> None:
+    def _put(self, item: tuple[Batch, BatchResult | None] | None) -> None:
         while True:
             self._check()
             try:
@@ -154,7 +154,7 @@ class Behind:
         opened: dict[int, _Open] = {}
         try:
             # SQLite's connections belong to the thread that made them.
-            with Journal.join(self._journal) as journal:
+            with CheckpointStore.open(self._journal) as journal:
                 while (item := self._next()) is not None:
                     self._write(*item, opened, journal)
         except BaseException as error:
@@ -164,7 +164,7 @@ class Behind:
                 if piece.shard is not None:
                     _abandon(piece.shard)
 
-    def _next(self) -> tuple[Batch, Explained | None] | None:
+    def _next(self) -> tuple[Batch, BatchResult | None] | None:
         while not self._stopped.is_set():
             try:
                 return self._queue.get(timeout=PATIENCE)
@@ -175,9 +175,9 @@ class Behind:
     def _write(
         self,
         batch: Batch,
-        found: Explained | None,
+        found: BatchResult | None,
         opened: dict[int, _Open],
-        journal: Journal,
+        journal: CheckpointStore,
     ) -> None:
         piece = opened.setdefault(batch.piece, _Open(None, []))
         piece.unreadable += batch.unreadable
@@ -188,25 +188,25 @@ class Behind:
         if not batch.last:
             return
         file, sha256, size = None, "", 0
-        rows: list[Row] = []
+        rows: list[ImageRecord] = []
         if piece.shard is not None:
             sha256, size = piece.shard.finish()
             file, rows = piece.shard.file, piece.shard.rows
-        entry = Entry(batch.piece, file, sha256, size, len(rows), piece.unreadable)
+        entry = ShardRecord(batch.piece, file, sha256, size, len(rows), piece.unreadable)
         journal.add(entry.key, entry.packed(rows))
         del opened[batch.piece]
 
 
-def _abandon(shard: Shard) -> None:
+def _abandon(shard: ShardWriter) -> None:
     # What made it end is what counts; the next run removes what stays.
     with suppress(OSError):
         shard.abandon()
 
 
-def entries(journal: Journal) -> dict[int, list[Entry]]:
+def entries(journal: CheckpointStore) -> dict[int, list[ShardRecord]]:
     """A journal's entries by the number of their piece."""
-    found: dict[int, list[Entry]] = {}
+    found: dict[int, list[ShardRecord]] = {}
     for _, content in journal.read():
-        entry = Entry.unpacked(content)
+        entry = ShardRecord.unpacked(content)
         found.setdefault(entry.number, []).append(entry)
     return found

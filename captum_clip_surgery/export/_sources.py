@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from captum_clip_surgery.datasets.files import state_of, walk
-from captum_clip_surgery.export.extras import webdataset
+from captum_clip_surgery.export._extras import webdataset
 from captum_clip_surgery.preprocessing import load_picture, open_picture
 
 _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
@@ -51,7 +51,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Piece(ABC):
+class Shard(ABC):
     """Images that make one shard; `number` is its place in the collection."""
 
     number: int
@@ -75,7 +75,7 @@ class Source:
 
     kind: str
     place: str
-    pieces: Sequence[Piece]
+    pieces: Sequence[Shard]
     digest: str
 
 
@@ -113,7 +113,7 @@ def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Sourc
 
 
 @dataclass(frozen=True)
-class _Files(Piece):
+class _Files(Shard):
     root: Path
     names: tuple[str, ...]
 
@@ -161,7 +161,7 @@ def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int
 
 
 @dataclass(frozen=True)
-class _Tar(Piece):
+class _Tar(Shard):
     path: Path
 
     @property

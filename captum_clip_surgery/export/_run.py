@@ -15,25 +15,25 @@ from typing import Any
 
 import torch
 
-from captum_clip_surgery._utils.checkpoint import ABOUT, Journal
-from captum_clip_surgery._utils.distributed import ALONE, Processes
-from captum_clip_surgery._utils.progress import follow
+from captum_clip_surgery._utils.checkpoint import ABOUT, CheckpointStore
+from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
+from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.evaluation.results import settings_digest
-from captum_clip_surgery.export import extras
-from captum_clip_surgery.export.explaining import explain_batch
-from captum_clip_surgery.export.manifest import INDEX, JOURNAL, MANIFEST, fits, write_manifest
-from captum_clip_surgery.export.reading import Ahead, Batch
-from captum_clip_surgery.export.shards import FOLDER, FORMATS, PART, remove
-from captum_clip_surgery.export.sources import Piece, Source, open_source
-from captum_clip_surgery.export.writing import Behind, Entry, entries
+from captum_clip_surgery.export import _extras
+from captum_clip_surgery.export._explaining import explain_batch
+from captum_clip_surgery.export._manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest
+from captum_clip_surgery.export._reading import Batch, Prefetcher
+from captum_clip_surgery.export._shards import FOLDER, FORMATS, PART, remove
+from captum_clip_surgery.export._sources import Shard, Source, open_source
+from captum_clip_surgery.export._writing import AsyncShardWriter, ShardRecord, entries
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.models._guards import Watch
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportSummary:
     """What an export came to.
 
     `manifest` is of all processes and runs, and the first process alone has it; `made` images were
@@ -59,10 +59,10 @@ def export_maps(
     workers: int = 1,
     shard_size: int = 1000,
     resume: bool = False,
-    among: Processes = ALONE,
+    dist: Processes = SINGLE_PROCESS,
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
-) -> Exported:
+) -> ExportSummary:
     """Maps of all texts for all images of a collection, into a folder that `load_maps` reads.
 
     Args:
@@ -76,7 +76,7 @@ def export_maps(
         workers: processes that read ahead; 0 reads when asked.
         shard_size: images in a shard; each input tar makes one, whatever it holds.
         resume: go on with the export that lies in the folder.
-        among: the processes that share the pieces.
+        dist: the processes that share the pieces.
         progress: whether the first process tells how it goes on.
         about: what else an export must share with one it goes on with; JSON.
 
@@ -95,13 +95,13 @@ def export_maps(
             f"batch_size {batch_size!r} must be at least 1; top {top!r} and workers {workers!r} "
             "at least 0"
         )
-    getattr(extras, format)()
+    getattr(_extras, format)()
     clip, folder = surgery.forward_func, Path(output)
     sides = _sides(size, clip.native_size)
     clip.tower.grid(*sides)
     collection = open_source(source, shard_size)
     watch = Watch(clip.model, whole=True)
-    if among.first:  # every weight is looked at
+    if dist.is_main_process:  # every weight is looked at
         settings = {
             **(about or {}),
             **_settings(surgery, collection),
@@ -111,53 +111,55 @@ def export_maps(
             "batch_size": batch_size,
             "shard_size": shard_size,
         }
-        journal = _begin(folder, settings, resume or among.restarted)
-    among.meet("opening the journal")
-    if not among.first:
-        journal = Journal.join(folder / JOURNAL)
+        journal = _begin(folder, settings, resume or dist.restarted)
+    dist.barrier("opening the journal")
+    if not dist.is_main_process:
+        journal = CheckpointStore.open(folder / JOURNAL)
     with journal:  # its lock keeps other runs away
-        left = _left(folder, journal, collection.pieces, among)
-        if among.first and left:
+        left = _left(folder, journal, collection.pieces, dist)
+        if dist.is_main_process and left:
             for name in (MANIFEST, INDEX):  # until the end they would tell of what is not there
                 (folder / name).unlink(missing_ok=True)
         start = time.perf_counter()
-        ahead = Ahead(among.share(left), clip.preprocessing, sides, batch_size, workers)
-        batches = _followed(ahead, left, among, progress)
+        ahead = Prefetcher(dist.shard(left), clip.preprocessing, sides, batch_size, workers)
+        batches = _followed(ahead, left, dist, progress)
         make = partial(FORMATS[format], folder, texts=clip.texts)
-        with Behind(folder / JOURNAL, make) as behind:
-            made = _explain(surgery, top, batches, behind, among, watch)
+        with AsyncShardWriter(folder / JOURNAL, make) as behind:
+            made = _explain(surgery, top, batches, behind, dist, watch)
         seconds = time.perf_counter() - start
-        among.meet("their shards")
+        dist.barrier("their shards")
         manifest: Mapping[str, Any] = {}
-        if among.first:  # others need not wait for it
+        if dist.is_main_process:  # others need not wait for it
             manifest = write_manifest(folder, {"environment_info": environment_info(clip.device)})
     waiting = (ahead.waited + behind.waited) / seconds if made else 0.0
-    return Exported(folder, manifest, made, seconds, waiting)
+    return ExportSummary(folder, manifest, made, seconds, waiting)
 
 
 def _followed(
-    ahead: Ahead, left: Sequence[Piece], among: Processes, progress: bool
+    ahead: Prefetcher, left: Sequence[Shard], dist: Processes, progress: bool
 ) -> Iterator[Batch]:
     """Batches, while the first process tells how it goes on: by images where these are counted."""
     counts = [piece.images for piece in left]
     if None in counts:
-        return follow(ahead, "export", len(left), among, progress, "shard", lambda b: int(b.last))
+        return track_progress(
+            ahead, "export", len(left), dist, progress, "shard", lambda b: int(b.last)
+        )
     images = sum(filter(None, counts))
-    return follow(ahead, "export", images, among, progress)
+    return track_progress(ahead, "export", images, dist, progress)
 
 
 def _explain(
     surgery: DualPathAttribution,
     top: int,
     batches: Iterable[Batch],
-    behind: Behind,
-    among: Processes,
+    behind: AsyncShardWriter,
+    dist: Processes,
     watch: Watch,
 ) -> int:
     """How many images were explained."""
     device, made = surgery.forward_func.device, 0
     for batch in batches:
-        among.advance()
+        dist.heartbeat()
         found = None
         if batch.pixels is not None:
             try:
@@ -171,38 +173,40 @@ def _explain(
     return made
 
 
-def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Journal:
+def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> CheckpointStore:
     """Make or reopen the journal, and remove what a killed run left unfinished."""
     if not (folder / JOURNAL / ABOUT).exists() and (folder / FOLDER).exists():
         raise FileExistsError(
             f"{folder / FOLDER} lies there without a journal, so that nobody can tell what it is "
             "of; choose another folder"
         )
-    journal = Journal(folder / JOURNAL, settings, resume)
+    journal = CheckpointStore(folder / JOURNAL, settings, resume)
     own = [folder / f"{name}{PART}" for name in (MANIFEST, INDEX)]
     for path in [*own, *(folder / FOLDER).glob(f"*{PART}")]:
         remove(path)
     return journal
 
 
-def _left(folder: Path, journal: Journal, pieces: Sequence[Piece], among: Processes) -> list[Piece]:
+def _left(
+    folder: Path, journal: CheckpointStore, pieces: Sequence[Shard], dist: Processes
+) -> list[Shard]:
     """Pieces that are not finished, or whose shard is no more as it was written: it is removed.
 
     One process reads the journal, and all look through the shards that it tells of: were they to
     see different things, they would share out differently.
     """
-    found = entries(journal) if among.first else None
-    known: dict[int, list[Entry]] = among.tell(found, "reading the journal")
+    found = entries(journal) if dist.is_main_process else None
+    known: dict[int, list[ShardRecord]] = dist.broadcast_object(found, "reading the journal")
     lost: list[int] = []
-    for number in among.share(sorted(known)):
-        among.advance()
-        if any(fits(folder, entry) for entry in known[number]):
+    for number in dist.shard(sorted(known)):
+        dist.heartbeat()
+        if any(is_intact(folder, entry) for entry in known[number]):
             continue
         file = known[number][0].file
         warnings.warn(f"shard {file} is missing or fails its checksum; made anew", stacklevel=3)
         remove(folder / str(file))
         lost.append(number)
-    everywhere = set(chain.from_iterable(among.collect(lost, "looking through shards")))
+    everywhere = set(chain.from_iterable(dist.all_gather_object(lost, "looking through shards")))
     return [p for p in pieces if p.number not in known or p.number in everywhere]
 
 

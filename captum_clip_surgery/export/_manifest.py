@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from captum_clip_surgery._utils.checkpoint import ABOUT, Journal
-from captum_clip_surgery.export.shards import PART, Row, checksum, sync
-from captum_clip_surgery.export.writing import Entry, entries, rows_of
+from captum_clip_surgery._utils.checkpoint import ABOUT, CheckpointStore
+from captum_clip_surgery.export._shards import PART, ImageRecord, checksum, sync
+from captum_clip_surgery.export._writing import ShardRecord, entries, rows_of
 
 JOURNAL, MANIFEST, INDEX = "journal", "manifest.json", "index.sqlite"
 TABLE = (
@@ -43,10 +43,10 @@ def write_manifest(
     folder = Path(output)
     settings = json.loads((folder / JOURNAL / ABOUT).read_text(encoding="utf-8"))
     pieces = range(settings["source"]["pieces"])
-    with Journal.join(folder / JOURNAL) as journal:
+    with CheckpointStore.open(folder / JOURNAL) as journal:
         found = entries(journal)
         chosen = [_chosen(folder, number, found.get(number, [])) for number in pieces]
-        rows = ((entry.file, row) for entry in chosen for row in rows_of(journal.again(entry.key)))
+        rows = ((entry.file, row) for entry in chosen for row in rows_of(journal.reload(entry.key)))
         repeated = _write_index(folder / INDEX, rows)
     if repeated:
         warnings.warn(
@@ -84,7 +84,7 @@ def write_manifest(
     return content
 
 
-def fits(folder: Path, entry: Entry) -> bool:
+def is_intact(folder: Path, entry: ShardRecord) -> bool:
     """Whether an entry's shard is there as it was written."""
     if entry.file is None:
         return True
@@ -95,17 +95,19 @@ def fits(folder: Path, entry: Entry) -> bool:
         return False
 
 
-def _chosen(folder: Path, number: int, among: Sequence[Entry]) -> Entry:
+def _chosen(folder: Path, number: int, among: Sequence[ShardRecord]) -> ShardRecord:
     """Of what a journal says of a piece that which holds."""
     there = [entry for entry in among if entry.file is None or (folder / entry.file).exists()]
     if len(there) > 1:  # made anew, and not the same: another machine's
-        there = [entry for entry in there if fits(folder, entry)]
+        there = [entry for entry in there if is_intact(folder, entry)]
     if not there:
         raise ValueError(f"piece {number} of {folder} is not finished; go on with --resume")
     return there[0]
 
 
-def _write_index(path: Path, rows: Iterable[tuple[str | None, Row]]) -> list[tuple[str, str]]:
+def _write_index(
+    path: Path, rows: Iterable[tuple[str | None, ImageRecord]]
+) -> list[tuple[str, str]]:
     """Returns names that were taken, each with the one the image is known by instead."""
     part = path.with_name(path.name + PART)
     part.unlink(missing_ok=True)

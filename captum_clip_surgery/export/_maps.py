@@ -16,12 +16,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from captum_clip_surgery.export.extras import zarr
-from captum_clip_surgery.export.manifest import INDEX, MANIFEST, coded
-from captum_clip_surgery.export.shards import checksum
+from captum_clip_surgery.export._extras import zarr
+from captum_clip_surgery.export._manifest import INDEX, MANIFEST, coded
+from captum_clip_surgery.export._shards import checksum
 
 
-class Maps(Mapping[str, np.ndarray]):
+class MapStore(Mapping[str, np.ndarray]):
     """Maps (K, h, w) float16 by image name; each is read when it is asked for, and alone.
 
     It may be pickled, and shared by threads and forked workers. See `load_maps`.
@@ -124,7 +124,7 @@ class Maps(Mapping[str, np.ndarray]):
             )
 
     def __repr__(self) -> str:
-        return f"Maps({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
+        return f"MapStore({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
 
     def _row(self, name: str, columns: str) -> tuple[Any, ...]:
         rows = self._ask(f"SELECT {columns} FROM images WHERE name = ?", coded(name))
@@ -161,7 +161,7 @@ class Maps(Mapping[str, np.ndarray]):
             ) from None
 
 
-def load_maps(path: str | os.PathLike[str]) -> Maps:
+def load_maps(path: str | os.PathLike[str]) -> MapStore:
     """What `clip-surgery export` left in a folder, as a mapping from image names to arrays.
 
     Args:
@@ -185,7 +185,7 @@ def load_maps(path: str | os.PathLike[str]) -> Maps:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        return Maps(folder, manifest)
+        return MapStore(folder, manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is no manifest of an export: {error!r:.200}") from None
 
