@@ -32,7 +32,6 @@ from captum_clip_surgery.app import tabs
 from captum_clip_surgery.app.explaining import Explainer
 from captum_clip_surgery.app.pictures import read_picture, scene
 from captum_clip_surgery.app.settings import Settings
-from captum_clip_surgery.cli.common import Model, Pretrained, load_model
 from captum_clip_surgery.demo import Scenes, nouns
 
 
@@ -104,8 +103,8 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
     """The page of the embedded model with what it shows first, in a process of its own."""
     from playwright.sync_api import sync_playwright
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from served import chromium, serve
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests._helpers.served import chromium, serve
 
     found: dict[str, list[float]] = {"page opened": [], "first result": [], "changed text": []}
     words = iter([noun for noun in nouns() if noun not in scene(0).nouns])
@@ -129,8 +128,8 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     methods: str = "CLIP,CLIPSurgery",
-    model: Model = None,
-    pretrained: Pretrained = None,
+    model: Annotated[str | None, typer.Option(help="open_clip name; the embedded one.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip tag or checkpoint.")] = None,
     browser: Annotated[bool, typer.Option("--browser")] = False,
 ) -> None:
     if browser:
@@ -138,7 +137,11 @@ def main(
         print(rows(in_browser(repeats)))
         return
     warnings.filterwarnings("ignore", message="the embedded model never learnt")
-    clip: ZeroShotClassifier = load_model(model, pretrained, ["a picture"], quiet=True)
+    clip = (
+        ZeroShotClassifier.demo(["a picture"])
+        if model is None
+        else ZeroShotClassifier.from_pretrained(model, pretrained, ["a picture"])
+    )
     explainer = Explainer(clip)
     names, words = tuple(methods.split(",")), iter(nouns())
     found: dict[str, list[float]] = {"first result": [], "changed texts": [], "another look": []}

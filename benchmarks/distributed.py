@@ -29,7 +29,7 @@ from PIL import Image
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 
-OPTIONS = "--dataset folder --protocol present --workers 0 --batch 8"
+OPTIONS = "--dataset folder --protocol present --workers 0 --batch-size 8"
 
 
 @dataclass(frozen=True)

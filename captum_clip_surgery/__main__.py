@@ -1,4 +1,4 @@
-"""`python -m captum_clip_surgery` is the command line."""
+"""`python -m captum_clip_surgery` runs the command line."""
 
 from captum_clip_surgery.cli import main
 

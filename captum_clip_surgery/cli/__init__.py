@@ -1,23 +1,42 @@
-"""The command line: `clip-surgery demo`, `explain`, `segment`, and more; see its help."""
+"""Command line of the package: `clip-surgery`, or `python -m captum_clip_surgery`.
+
+Commands are imported when they run, so that `--help` and `--version` answer at once.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
 import captum_clip_surgery
-from captum_clip_surgery._utils.distributed import refuse_several
-from captum_clip_surgery.cli.app import app as app_page
-from captum_clip_surgery.cli.explain import compare, demo, explain
-from captum_clip_surgery.cli.export import export
-from captum_clip_surgery.cli.measure import check, evaluate, models
-from captum_clip_surgery.cli.tasks import points, recognize, segment, words
+from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli._bridge import as_function
 
-#: What several processes may start: they share it, or it writes no file. `evaluate` looks itself.
-FOR_SEVERAL = ("evaluate", "export", "models")
+__all__ = ["app", "main"]
+
+#: Options of every command, and the module with the function of the command's name.
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "demo": (_options.Demo, "_explain"),
+    "explain": (_options.Explain, "_explain"),
+    "compare": (_options.Compare, "_explain"),
+    "segment": (_options.Segment, "_tasks"),
+    "recognize": (_options.Recognize, "_tasks"),
+    "points": (_options.Points, "_tasks"),
+    "words": (_options.Words, "_tasks"),
+    "evaluate": (_options.Evaluate, "_evaluate"),
+    "export": (_options.Export, "_export"),
+    "models": (_options.Models, "_check"),
+    "check": (_options.Check, "_check"),
+    "app": (_options.App, "_app"),
+}
+#: Commands that several processes may run: they share the work, or write no files. `evaluate`
+#: checks this itself.
+DISTRIBUTED = ("evaluate", "export", "models")
 
 app = typer.Typer(
     help="Explain what CLIP sees, and where.",
@@ -26,25 +45,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
-    demo,
-    explain,
-    compare,
-    segment,
-    recognize,
-    points,
-    words,
-    evaluate,
-    export,
-    models,
-    check,
-    app_page,
-):
-    app.command()(command)
 
 
 def main() -> None:
-    """Run the command line; what a user can mend ends in one line, not in a traceback."""
+    """Run the command line; errors that a user can fix end in one line instead of a traceback."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app()
@@ -54,12 +58,24 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def before(
-    context: typer.Context,
-    show: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+def _print_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    if show:
+    if version:
         print(captum_clip_surgery.__version__)
         raise typer.Exit
-    if context.invoked_subcommand not in (None, *FOR_SEVERAL):
-        refuse_several(str(context.invoked_subcommand))
+
+
+def _runner(name: str, module: str) -> Callable[[Any], None]:
+    def run(options: Any) -> None:
+        from captum_clip_surgery._utils.distributed import refuse_several
+
+        if name not in DISTRIBUTED:
+            refuse_several(name)
+        getattr(import_module(f"{__name__}.{module}"), name)(options)
+
+    return run
+
+
+for _name, (_fields, _module) in COMMANDS.items():
+    app.command(_name)(as_function(_fields, _runner(_name, _module)))

@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["captum_clip_surgery.cli", "torchmetrics", "torchvision"])
+FORKS.set_forkserver_preload(
+    [
+        "captum_clip_surgery.cli._evaluate",
+        "captum_clip_surgery.cli._export",
+        "torchmetrics",
+        "torchvision",
+    ]
+)
 
 #: What a process does before it begins, given its rank.
 Prepare = Callable[[int], None]

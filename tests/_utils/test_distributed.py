@@ -34,7 +34,7 @@ PIECES = {f"localization {index}": 1 for index in range(0, IMAGES, BATCH)}
 def evaluate(root: Path, output: Path, *more: object) -> list[object]:
     """Arguments of the command line."""
     given = "evaluate --dataset folder --protocol present --methods CLIP,CLIPSurgery --workers 0"
-    return [*given.split(), "--batch", BATCH, "--root", root, "--output", output, *more]
+    return [*given.split(), "--batch-size", BATCH, "--root", root, "--output", output, *more]
 
 
 @pytest.fixture(scope="module")

@@ -697,10 +697,10 @@ def test_what_browsers_send_is_refused_in_words(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "error: port PORT is taken; choose another --port"),
+        ([], "error: port PORT is in use; choose another --port"),
         (
             ["--host", "203.0.113.1"],
-            "error: cannot listen at 203.0.113.1, port PORT: .*; choose another --host or .*",
+            "error: cannot listen on 203.0.113.1, port PORT: .*; choose another --host or .*",
         ),
     ],
 )

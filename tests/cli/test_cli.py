@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import captum_clip_surgery
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr import registry
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
+from tests._helpers.command_line import run
 
 SCENE = Scenes("test", 1, size=160, objects=[2])[0]
 METHOD_NAMES = ["CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam"]
@@ -35,14 +36,6 @@ def photo(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Integrated Gradients with its 50 passes is not what is tested here."""
     monkeypatch.setitem(registry.METHODS, "IntegratedGradients", registry.METHODS["CLIP"])
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
-    """The exit code of the command, or the message it ends with."""
-    monkeypatch.setattr(sys, "argv", ["clip-surgery", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code or 0
 
 
 def explain(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
@@ -143,7 +136,6 @@ def test_images_of_one_name_do_not_overwrite_each_other(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--feature-surgery", "best"], "error: feature_surgery must be one of"),
         (["--pretrained", "openai"], "error: --pretrained needs --model"),
         (["--model", "ViT-B-61", "--pretrained", "x"], "error: open_clip has no model 'ViT-B-61'"),
         (["--model", "ViT-B-16", "--pretrained", "a/b.pt"], "error: no checkpoint file at a/b.pt"),
@@ -304,7 +296,7 @@ def test_evaluate_writes_figures_for_people_and_programs(
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["images"] == 4
-    assert results["command"].startswith("clip-surgery evaluate --limit 4 --methods CLIP,Clip")
+    assert results["command"].startswith("clip-surgery evaluate --limit 4 --methods CLIP,CLIPSurgery ")
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert {"insertion", "grid_pointing", "auroc"} <= set(results["methods"]["CLIP"]["measures"])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -321,6 +313,5 @@ def test_evaluate_writes_figures_for_people_and_programs(
     assert run(monkeypatch, "evaluate", "--measures", "speed") == (
         "error: measures ['speed']; there are localization, faithfulness, grid"
     )
-    assert str(run(monkeypatch, "evaluate", "--dataset", "voc")).startswith(
-        "error: there is no data set 'voc'; there are scenes, voc21, "
-    )
+    assert run(monkeypatch, "evaluate", "--dataset", "voc") == 2
+    assert "'voc' is not one of 'scenes', 'voc21', " in capsys.readouterr().err

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_clip_surgery.demo import Scenes
-from tests.cli.test_cli import run
+from tests._helpers.command_line import run
 
 
 @pytest.fixture
@@ -61,10 +61,12 @@ def test_explain_takes_them_too(monkeypatch, tmp_path, photo, colours) -> None:
 
 
 @pytest.mark.parametrize("command", ["explain", "compare"])
-def test_what_is_not_known_is_refused_before_the_work(monkeypatch, tmp_path, command) -> None:
+def test_unknown_choices_are_rejected_before_the_work(
+    monkeypatch, tmp_path, capsys, command
+) -> None:
     options = ["none.png", "--text", "pig", "--output", tmp_path / "out"]
-    message = run(monkeypatch, command, *options, "--sign", "both")
-    assert str(message).startswith("error: sign 'both' is not one of all, positive")
-    message = run(monkeypatch, command, *options, "--format", "gif")
-    assert message == "error: --format 'gif' is not one of png, svg, pdf"
+    assert run(monkeypatch, command, *options, "--sign", "both") == 2
+    assert "'both' is not one of 'all', 'positive'" in capsys.readouterr().err
+    assert run(monkeypatch, command, *options, "--format", "gif") == 2
+    assert "'gif' is not one of 'png', 'svg', 'pdf'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,10 +11,8 @@ from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks.points import prompts
-from captum_clip_surgery.tasks.recognition import recognize
-from captum_clip_surgery.tasks.segmentation import segment
-from tests.cli.test_cli import run
+from captum_clip_surgery.tasks import prompts, recognize, segment
+from tests._helpers.command_line import run
 
 SCENES = Scenes("test", 2, size=128, objects=[2])
 TEXTS = [option for noun in SCENES[0].nouns for option in ("--text", noun)]
@@ -60,7 +58,7 @@ def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) ->
     assert sum(float(share.rstrip("%")) for share, _ in shares) == pytest.approx(100, abs=1)
     assert {name for _, name in shares} <= set(nouns())
     message = run(monkeypatch, "segment", folder, "--background", "sky", "--threshold", 0.5)
-    assert message == "error: --background and --threshold both say what is background; give one"
+    assert message == "error: --background and --threshold cannot be combined; give one of them"
 
 
 def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
@@ -70,7 +68,7 @@ def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
     expected = recognize(ZeroShotClassifier.demo(nouns()), sorted(folder.glob("*.png")))
     for entry, found in zip(content["images"], expected, strict=True):
         assert entry["scores"] == pytest.approx(found.scores.tolist(), abs=1e-5)
-        assert [name for name, _ in entry["found"]] == [name for name, _ in found.top(3)]
+        assert [name for name, _ in entry["best"]] == [name for name, _ in found.top(3)]
         stem = Path(entry["image"]).stem
         assert Image.open(tmp_path / f"{stem}-classes.png").size[0] > 500
     assert json.loads((tmp_path / "recognition.json").read_text()) == content
@@ -183,7 +181,7 @@ def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command
 
 
 def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
-    assert run(monkeypatch, "segment", tmp_path) == f"error: no pictures in the folder {tmp_path}"
+    assert run(monkeypatch, "segment", tmp_path) == f"error: no images in the folder {tmp_path}"
     assert str(run(monkeypatch, "segment", "none/*.png")).startswith("error: no file matches")
     message = run(monkeypatch, "segment", "a.png", "--model", "RN50", "--pretrained", "x")
-    assert message == "error: no texts: give --text, once for each, or --texts FILE"
+    assert message == "error: no texts: give --text, once per text, or --texts FILE"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_clip_surgery import ZeroShotClassifier, cli
+from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
@@ -28,6 +27,7 @@ from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate,
 from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
+from tests._helpers import command_line
 from tests._helpers.written_scenes import Given, scene_folder
 
 SCENES = Scenes("test", 7, 96, objects=[2, 3])
@@ -223,10 +223,7 @@ def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
-    monkeypatch.setattr(sys, "argv", ["clip-surgery", "evaluate", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code or 0
+    return command_line.run(monkeypatch, "evaluate", *arguments)
 
 
 def test_command(
@@ -251,7 +248,7 @@ def test_command(
     assert content["model"]["weights"] == weights_digest(clip.model)
     assert content["command"].startswith("clip-surgery evaluate --dataset folder")
     assert {"torch", "captum_clip_surgery"} <= content["versions"].keys()
-    assert {name for names in content["worst_first"].values() for name in names} == {
+    assert {name for names in content["ranked_images"].values() for name in names} == {
         "00000",
         "00001",
     }
@@ -283,18 +280,17 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
     ("options", "message"),
     [
         ("--dataset folder", "--dataset folder needs --root"),
-        ("--dataset nothing", "there is no data set 'nothing'; there are scenes, voc21"),
         ("--dataset folder --root DATA --protocol nothing", "there is no protocol 'nothing'"),
         ("--dataset folder --root DATA --methods nothing", "unknown method 'nothing'"),
         ("--dataset folder --root DATA --tasks points", "'points' is not measured by protocol"),
         ("--dataset folder --root DATA --split val", "data set folder has no splits"),
         (
             "--dataset folder --root DATA --size 96",
-            "--distractors, --size and --measures are of scenes",
+            "--size cannot be combined with --dataset folder: on data sets, the protocol",
         ),
         ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
         ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
-        ("--root DATA", "are of data sets on disk; scenes"),
+        ("--root DATA --resume", "--root, --resume cannot be combined with --dataset scenes"),
     ],
 )
 def test_command_refuses(

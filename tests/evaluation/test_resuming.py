@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import captum_clip_surgery
-from captum_clip_surgery import cli
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
+from tests._helpers.command_line import run
 from tests._helpers.written_scenes import scene_folder
 
 IMAGES, BATCH = 5, 2
@@ -36,7 +35,7 @@ class Evaluated:
             "--protocol": str(folder / "own.toml"),
             "--methods": "CLIP,CLIPSurgery",
             "--workers": "0",
-            "--batch": str(BATCH),
+            "--batch-size": str(BATCH),
             "--output": str(folder / "out"),
         }
         shutil.copytree(MODEL_FOLDER, folder / "model")
@@ -56,10 +55,7 @@ class Evaluated:
 
     def __call__(self, *more: str) -> int | str:
         given = [word for pair in self.options.items() for word in pair]
-        self.monkeypatch.setattr(sys, "argv", ["clip-surgery", "evaluate", *given, *more])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0
+        return run(self.monkeypatch, "evaluate", *given, *more)
 
     def found(self) -> bytes:
         return (self.folder / "out" / "results.csv").read_bytes()
@@ -127,7 +123,7 @@ def option(name: str, value: str) -> Callable[[Evaluated], None]:
         (other_size, "protocol.views.localization.size was 96, is 128"),
         (option("--methods", "CLIP"), 'methods was ["CLIP", "CLIPSurgery"], is ["CLIP"]'),
         (option("--limit", "3"), "limit was null, is 3"),
-        (option("--batch", "3"), "batch was 2, is 3"),
+        (option("--batch-size", "3"), "batch_size was 2, is 3"),
     ],
     ids=["weights", "activation", "code", "picture", "protocol", "methods", "limit", "batch"],
 )

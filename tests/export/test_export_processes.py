@@ -16,11 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from captum_clip_surgery import cli
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.export import explain_batch, load_maps
-from tests._helpers import runs
+from tests._helpers import command_line, runs
 from tests._helpers.written_export import (
     IMAGES,
     TEXTS,
@@ -35,16 +34,13 @@ from tests._helpers.written_export import (
     write_folder,
 )
 
-OPTIONS = ["--size", "64", "--shard-size", "4", "--batch", "2", "--top", "2", "--workers", "0"]
+OPTIONS = ["--size", "64", "--shard-size", "4", "--batch-size", "2", "--top", "2", "--workers", "0"]
 FOR_TEXTS = [option for text in TEXTS for option in ("--text", text)]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
-    """The exit code of the command, or the message it ends with."""
-    monkeypatch.setattr(sys, "argv", ["clip-surgery", "export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code or 0
+    """Run `clip-surgery export`, and return its exit code or its error message."""
+    return command_line.run(monkeypatch, "export", *arguments)
 
 
 def torchrun(folder: Path, output: Path, *options: str) -> subprocess.Popen[str]:

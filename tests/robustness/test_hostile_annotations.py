@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coder
 from scipy import io
 
-from captum_clip_surgery.cli.common import read_lines
+from captum_clip_surgery.cli._model import read_lines
 from captum_clip_surgery.datasets import open_dataset
 from captum_clip_surgery.datasets.base import Classes, Labels, Masks, open_labels
 from captum_clip_surgery.datasets.coco import Coco, CocoTags

@@ -14,7 +14,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from captum_clip_surgery.app.pictures import read_picture
-from captum_clip_surgery.cli.common import Pictures
+from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.datasets import open_dataset
 from captum_clip_surgery.datasets.base import open_labels, open_rgb, picture_size
 from captum_clip_surgery.export import open_source
@@ -129,9 +129,9 @@ def exported(root: Path, content: bytes, packed: bool) -> object:
 
 
 def command_line(root: Path, content: bytes) -> object:
-    pictures = Pictures([str(path_of(root, content))])
-    assert not list(pictures)
-    raise ValueError(f"{pictures.failed}")
+    files = ImageFiles([str(path_of(root, content))])
+    assert not list(files)
+    raise ValueError(f"{files.unreadable}")
 
 
 DOORS: dict[str, Callable[[Path, bytes], object]] = {

@@ -1,0 +1,38 @@
+"""Command `app`: the web demo."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from captum_clip_surgery.app import code, serving
+from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, load_model
+
+
+def app(options: _options.App) -> None:
+    """Run the command."""
+    _check_address(options.server.host, options.server.port)
+    name, pretrained = options.clip.model, options.clip.pretrained
+    if name is None:
+        print(EMBEDDED_MODEL_NOTE)
+    clip = load_model(options.clip, ["a picture"], quiet=True)
+    serving.serve(clip, code.Model.of(clip, name, pretrained), **vars(options.server))
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raise OSError if the address cannot be listened on, before a model is loaded."""
+    try:
+        # An IPv6 address may be in brackets, as in a URL.
+        addresses = socket.getaddrinfo(host.strip("[]"), port or 0, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = addresses[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(f"port {port} is in use; choose another --port") from None
+        place = host if port is None else f"{host}, port {port}"
+        raise OSError(
+            f"cannot listen on {place}: {error.strerror}; choose another --host or --port"
+        ) from None

@@ -1,0 +1,67 @@
+"""Commands `models` and `check`: which models work, and a check-up of one of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli._images import find_images
+from captum_clip_surgery.cli._model import load_model
+from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.diagnostics import tower_report
+from captum_clip_surgery.models.catalog import list_models, to_markdown
+from captum_clip_surgery.visualization import report_figure, save_figure
+
+NUM_SCENES = 12
+#: Texts for images of unknown content.
+DEFAULT_PROMPTS = (
+    "person",
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "car",
+    "boat",
+    "building",
+    "window",
+    "tree",
+    "flower",
+    "grass",
+    "road",
+    "sky",
+    "water",
+    "mountain",
+    "chair",
+    "table",
+    "food",
+    "sign",
+)
+
+
+def models(options: _options.Models) -> None:
+    """Run the command."""
+    entries = list_models(progress=sys.stderr.isatty())
+    if options.json:
+        print(json.dumps([entry.to_dict() for entry in entries], indent=2))
+    else:
+        print(to_markdown(entries))
+
+
+def check(options: _options.Check) -> None:
+    """Run the command."""
+    texts = options.text or (nouns() if options.clip.model is None else DEFAULT_PROMPTS)
+    clip = load_model(options.clip, texts, quiet=options.json)
+    scenes = Scenes("test", NUM_SCENES, clip.native_size[0])
+    images = find_images(options.images) if options.images else [scene.image for scene in scenes]
+    report = tower_report(clip, clip.preprocess(images, options.size))
+    path = save_figure(report_figure(report), options.output / "check.png")
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    if not options.images:
+        print(
+            "No images given, so the report is about scenes of emoji. Give images of the kind you "
+            "use."
+        )
+    print(f"{report}\n\nfigure: {path}")

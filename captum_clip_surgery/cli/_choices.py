@@ -1,0 +1,71 @@
+"""Choices that the options offer.
+
+They are repeated here because the rooms that own them import torch, which takes seconds, and
+`--help` must answer at once. A test holds every one equal to its room's own list.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Dataset = Literal[
+    "scenes",
+    "voc21",
+    "voc20",
+    "context60",
+    "context59",
+    "coco",
+    "coco-stuff171",
+    "coco-stuff27",
+    "coco-object",
+    "imagenet-s50",
+    "imagenet-s300",
+    "imagenet-s919",
+    "cityscapes",
+    "ade20k",
+    "nus-wide",
+    "voc2007",
+    "coco2014",
+    "open-images",
+    "folder",
+    "huggingface",
+]
+FeatureSurgery = Literal["release", "paper", "empty", "none"]
+AutoFeatureSurgery = Literal["auto", "release", "paper", "empty", "none"]
+FigureFormat = Literal["png", "svg", "pdf"]
+ExportFormat = Literal["webdataset", "zarr"]
+Instances = Literal["one", "components", "peaks"]
+Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
+
+METHODS = (
+    "CLIP",
+    "CLIPSurgery",
+    "ArchitectureSurgery",
+    "FeatureSurgery",
+    "MaskCLIP",
+    "SCLIP",
+    "ClearCLIP",
+    "NACLIP",
+    "GEM",
+    "LeGrad",
+    "AttentionRelevance",
+    "AttentionRelevanceAll",
+    "AttentionRollout",
+    "RawAttention",
+    "GradECLIP",
+    "GradECLIPHeads",
+    "GradCam",
+    "GuidedGradCam",
+    "Saliency",
+    "InputXGradient",
+    "IntegratedGradients",
+    "Occlusion",
+    "KernelShap",
+)
+DEFAULT_METHODS = "CLIP,CLIPSurgery,IntegratedGradients,GradCam"
+MEASURES = ("localization", "faithfulness", "grid")
+PROTOCOLS = ("dense", "imagenet-segmentation", "paper", "present")
+TASKS = ("localization", "segmentation", "recognition", "points")
+
+#: Seconds that the processes of a run wait for each other.
+TIMEOUT_S = 1800.0

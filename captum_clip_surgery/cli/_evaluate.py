@@ -1,0 +1,78 @@
+"""Command `evaluate`: how well methods do on rendered scenes, and the way to data sets on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from captum_clip_surgery._utils.distributed import processes, refuse_several
+from captum_clip_surgery._utils.provenance import environment_info
+from captum_clip_surgery.attr import choose
+from captum_clip_surgery.cli import _datasets
+from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
+from captum_clip_surgery.cli._options import Evaluate
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import MEASURES, evaluate_scenes
+from captum_clip_surgery.evaluation.results import LONG, SHORT, to_markdown, write
+
+NUM_SCENES = 500
+#: Options that scenes do not have, and those that only they have.
+DATASET_OPTIONS = ("root", "tasks", "protocol", "batch_size", "workers", "resume", "timeout")
+SCENE_OPTIONS = ("distractors", "size", "measures")
+
+
+def evaluate(options: Evaluate) -> None:
+    """Run the command."""
+    if options.dataset == "scenes":
+        refuse_several("evaluate --dataset scenes")
+        _check_unset(options, DATASET_OPTIONS, "scenes are rendered, not read from disk")
+        _evaluate_scenes(options)
+        return
+    if options.root is None:
+        raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
+    _check_unset(options, SCENE_OPTIONS, "on data sets, the protocol sets what these say of scenes")
+    with processes(options.timeout) as dist:
+        _datasets.evaluate(options, options.root, dist)
+
+
+def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
+    """Raise ValueError if one of the named options differs from its default."""
+    changed = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(options)
+        if field.name in names and getattr(options, field.name) != field.default
+    ]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} cannot be combined with --dataset {options.dataset}: {reason}"
+        )
+
+
+def _evaluate_scenes(options: Evaluate) -> None:
+    clip = load_model(options.clip, ["dog"])
+    methods, left_out = choose(clip, split_names(options.methods))
+    report_left_out(left_out)
+    limit, split = options.limit or NUM_SCENES, options.split or "test"
+    scenes = Scenes(split, limit, options.size or clip.native_size[0], objects=[2, 3])
+    measures = MEASURES if options.measures == "all" else split_names(options.measures)
+    results = evaluate_scenes(
+        clip,
+        scenes,
+        methods,
+        read_lines(options.distractors),
+        options.size,
+        progress=sys.stderr.isatty(),
+        measures=measures,
+    )
+    provenance = {
+        "dataset": f"scenes of 2 or 3 objects, {split}",
+        "images": limit,
+        "model": clip.tower.describe(),
+        "left_out": left_out,
+        **environment_info(clip.device),
+    }
+    write(results, options.output, provenance)
+    columns = SHORT if tuple(measures) == ("localization",) else LONG
+    print(to_markdown(results, columns, memory=True))
+    print(f"\nAll measures, confidence intervals and a chart are in {options.output}.")

@@ -1,0 +1,137 @@
+"""Commands `demo`, `explain` and `compare`: where a model sees texts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_clip_surgery import comparison
+from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli._images import ImageFiles
+from captum_clip_surgery.cli._model import (
+    EMBEDDED_MODEL_NOTE,
+    echo,
+    feature_surgery_of,
+    load_model,
+    read_lines,
+    report_left_out,
+    split_names,
+)
+from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.evaluation import evaluate_scenes
+from captum_clip_surgery.evaluation.results import to_markdown
+from captum_clip_surgery.visualization import compare_figure, save_figure
+
+#: Index of the test scene that `demo` shows: three objects, each found by its own map.
+DEMO_SCENE = 60
+
+
+def demo(options: _options.Demo) -> None:
+    """Run the command."""
+    print(EMBEDDED_MODEL_NOTE)
+    test = Scenes("test", max(options.scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
+    scene = test[DEMO_SCENE]
+    clip = ZeroShotClassifier.demo(scene.nouns)
+    maps = _explain(clip, clip.preprocess(scene.image))
+    path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts)
+    results = evaluate_scenes(
+        clip,
+        test[: options.scenes],
+        {name: METHODS[name] for name in DEFAULT_METHODS},
+        progress=sys.stderr.isatty(),
+        confidence=False,
+    )
+    pairs = results["CLIP"].measures["pairs"]
+    print(
+        f"\nHow well the maps find {pairs:.0f} objects in {options.scenes} test scenes, compared "
+        f"with their masks:\n\n{to_markdown(results)}\n\n"
+        "mIoU: overlap with the mask in percent. mSC: mean score inside minus outside the mask, in "
+        "percent;\nbelow zero, a method points at the background. pointing: percent of maxima "
+        "inside the mask.\nms: time per image.\n\n"
+        f"The figure is {path}.\n"
+        "Next: clip-surgery explain photo.jpg --text dog --text cat --model ViT-B-16 --pretrained "
+        "openai"
+    )
+
+
+def explain(options: _options.Explain) -> None:
+    """Run the command."""
+    clip = load_model(options.clip, options.text, read_lines(options.distractors))
+    surgery = LayerCLIPSurgery(clip, feature_surgery=feature_surgery_of(options.feature_surgery))
+    files = ImageFiles(options.images)
+    for path, image in files:
+        stem = options.output / files.stems[path]
+        batch = clip.preprocess(image, options.size)
+        maps = _explain(clip, batch, surgery)
+        with torch.no_grad():
+            probabilities = clip(batch)[0].softmax(-1)
+        figure_path = stem.with_name(f"{stem.name}-maps.{options.drawing.format}")
+        _write_figure(figure_path, np.asarray(image), maps, clip.texts, options.drawing.sign)
+        echo(f"{path} -> {figure_path}")
+        for index in probabilities.argsort(descending=True).tolist():
+            echo(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
+        if options.npz:
+            _write_maps(stem.with_name(f"{stem.name}-maps.npz"), maps, clip.texts)
+    files.exit_if_unreadable()
+
+
+def compare(options: _options.Compare) -> None:
+    """Run the command."""
+    clip = load_model(options.clip, options.text, read_lines(options.distractors))
+    files = ImageFiles(options.images)
+    images = [image for _, image in files]
+    if not images:
+        files.exit_if_unreadable()
+    comparison.check_rows(len(images), len(clip.texts))  # before the work, not after it
+    result = comparison.compare(
+        clip, images, methods=split_names(options.methods), size=options.size
+    )
+    report_left_out(result.left_out)
+    table = result.to_markdown()
+    print(table)
+    figure = result.figure(options.shared, options.drawing.sign)
+    path = save_figure(figure, options.output / f"compare.{options.drawing.format}")
+    (options.output / "compare.md").write_text(table + "\n")
+    print(f"figure: {path}")
+    files.exit_if_unreadable()
+
+
+def _explain(
+    clip: ZeroShotClassifier, batch: Tensor, surgery: LayerCLIPSurgery | None = None
+) -> dict[str, Tensor]:
+    """Return the maps (K, h, w) of the default methods for one image (1, 3, H, W), by name."""
+    methods = {name: METHODS[name](clip) for name in DEFAULT_METHODS}
+    if surgery is not None:
+        methods["CLIPSurgery"] = surgery
+    bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
+    maps = {}
+    for name, method in bar:  # one by one, because the slow ones take many passes
+        bar.set_description(name)
+        maps[name] = attribute_many({name: method}, batch)[name][0].detach().cpu()
+    return maps
+
+
+def _write_figure(
+    path: Path,
+    image: np.ndarray,
+    maps: Mapping[str, Tensor],
+    texts: Sequence[str],
+    sign: str = "range",
+) -> Path:
+    batched = {name: values[None] for name, values in maps.items()}
+    return save_figure(compare_figure([image], batched, texts, sign=sign), path)
+
+
+def _write_maps(path: Path, maps: Mapping[str, Tensor], texts: Sequence[str]) -> None:
+    """Write one array (K, h, w) per method, and the texts."""
+    arrays = {name: values.numpy() for name, values in maps.items()}
+    np.savez_compressed(path, texts=np.array(texts), **arrays)  # type: ignore[arg-type]

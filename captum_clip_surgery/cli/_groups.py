@@ -1,0 +1,83 @@
+"""Options that several commands share, and the groups that always go together.
+
+Nothing heavy is imported here, because `--help` reads these classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from captum_clip_surgery.cli._choices import METHODS, FigureFormat, Sign
+
+Images = Annotated[
+    list[str],
+    Argument(help="Image files, folders or glob patterns.", show_default=False),
+]
+Text = Annotated[list[str] | None, Option(help="Text to look for; repeat for more.")]
+Texts = Annotated[Path | None, Option(help="File with one text per line.")]
+RequiredText = Annotated[list[str], Option(help="Text to look for; repeat for more.")]
+Distractors = Annotated[
+    Path | None,
+    Option(help="File with one text per line; these texts compete but get no map."),
+]
+Methods = Annotated[
+    str, Option(help=f"Comma-separated method names, or 'all': {', '.join(METHODS)}.")
+]
+Size = Annotated[
+    int | None,
+    Option(min=1, help="Side in pixels of the images the model sees (default: its native size)."),
+]
+NumBlocks = Annotated[
+    int | None,
+    Option(
+        min=0,
+        help="Number of last blocks that surgery spans (default: 6, or all if there are fewer).",
+    ),
+]
+BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
+Workers = Annotated[int, Option(min=0, help="Number of processes that load images.")]
+Resume = Annotated[bool, Option("--resume", help="Resume the run in the output folder.")]
+Timeout = Annotated[
+    float, Option(help="Seconds that the processes of torchrun wait for each other.")
+]
+Output = Annotated[Path, Option(help="Folder for the results.")]
+Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            help="open_clip model name, local-dir:FOLDER or hf-hub:REPO (default: the small "
+            "embedded model)."
+        ),
+    ] = None
+    pretrained: Annotated[
+        str | None, Option(help="open_clip pretrained tag or checkpoint file.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Texts, given on the command line, in a file, or both."""
+
+    text: Text = None
+    texts: Texts = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """How maps are drawn, and into which files."""
+
+    sign: Annotated[
+        Sign,
+        Option(help="Which values to draw. 'range' colors from the lowest to the highest value."),
+    ] = "range"
+    format: Annotated[FigureFormat, Option(help="File format of the figures.")] = "png"

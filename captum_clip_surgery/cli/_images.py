@@ -1,0 +1,89 @@
+"""Image files that commands are given."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from captum_clip_surgery.preprocessing import load_picture
+
+
+def find_images(names: Sequence[str]) -> list[Path]:
+    """Return the image files that names stand for.
+
+    Args:
+        names: Files, returned as they are; folders, whose images are returned by name; or glob
+            patterns.
+
+    Raises:
+        ValueError: If a folder has no images, or a pattern matches no file.
+    """
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            images = sorted(file for file in path.iterdir() if file.suffix.lower() in _suffixes())
+            if not images:
+                raise ValueError(f"no images in the folder {path}")
+            paths += images
+        elif not path.exists() and glob.has_magic(name):
+            matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
+            if not matches:
+                raise ValueError(f"no file matches {name!r}")
+            paths += matches
+        else:
+            paths.append(path)
+    return paths
+
+
+def _suffixes() -> set[str]:
+    """Return the suffixes of formats that Pillow reads, leaving out those it only writes."""
+    extensions = Image.registered_extensions()
+    return {suffix for suffix, format_ in extensions.items() if format_ in Image.OPEN}
+
+
+class ImageFiles:
+    """Iterable of (path, image) over files, with a progress bar; unreadable files are skipped.
+
+    Args:
+        names: Files, folders or patterns, as `find_images` takes them.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.paths = list(dict.fromkeys(find_images(names)))
+        self.stems = dict(zip(self.paths, _unique_stems(self.paths), strict=True))
+        self.unreadable: list[Path] = []
+
+    def __iter__(self) -> Iterator[tuple[Path, Image.Image]]:
+        show_bar = len(self.paths) > 1 and sys.stderr.isatty()
+        for path in tqdm(self.paths, disable=not show_bar, unit="image", leave=False):
+            try:
+                image = load_picture(path)
+            except (ValueError, OSError) as error:
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+                self.unreadable.append(path)
+                continue
+            yield path, image
+
+    def exit_if_unreadable(self) -> None:
+        """End the process with an error that names the skipped files, if there are any."""
+        if self.unreadable:
+            names = ", ".join(map(str, self.unreadable))
+            count = f"{len(self.unreadable)} of {len(self.paths)}"
+            sys.exit(f"error: {count} images could not be read: {names}")
+
+
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """Return a name for the results of each image, numbered where images share their name."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
+    return stems

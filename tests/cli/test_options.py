@@ -1,0 +1,128 @@
+"""Options are data: light to import, and true to the rooms whose choices they offer."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, get_args
+
+import pytest
+import typer
+from captum_clip_surgery.export.shards import FORMATS as SHARD_FORMATS
+from typer.testing import CliRunner
+
+from captum_clip_surgery import METHODS, tasks
+from captum_clip_surgery._utils.distributed import processes
+from captum_clip_surgery.app.serving import serve
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS
+from captum_clip_surgery.cli import COMMANDS, _choices, _options, app
+from captum_clip_surgery.cli._bridge import as_function
+from captum_clip_surgery.datasets import DATASETS
+from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
+from captum_clip_surgery.export import export_maps
+from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.visualization import FORMATS, SIGNS
+
+PROBE = """
+import sys
+from captum_clip_surgery import cli
+sys.argv = ["clip-surgery", *sys.argv[1:]]
+try:
+    cli.main()
+except SystemExit as ended:
+    heavy = {"torch", "captum", "open_clip", "matplotlib", "numpy", "PIL"} & set(sys.modules)
+    print(f"\\n{ended.code} {sorted(heavy)}")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["evaluate", "--sise", "3"]]
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == f"{2 if '--sise' in arguments else 0} []"
+
+
+def test_choices_are_those_of_the_rooms() -> None:
+    assert tuple(METHODS) == _choices.METHODS
+    assert tuple(_choices.DEFAULT_METHODS.split(",")) == DEFAULT_METHODS
+    assert get_args(_choices.Dataset) == ("scenes", *DATASETS)
+    assert get_args(_choices.FeatureSurgery) == (*FORMS, "none")
+    assert get_args(_choices.AutoFeatureSurgery) == ("auto", *FORMS, "none")
+    assert get_args(_choices.FigureFormat) == tuple(FORMATS)
+    assert get_args(_choices.ExportFormat) == tuple(SHARD_FORMATS)
+    assert get_args(_choices.Instances) == INSTANCES
+    assert get_args(_choices.Sign) == SIGNS
+    assert _choices.MEASURES == MEASURES
+    assert _choices.TASKS == TASKS
+    assert tuple(sorted(path.stem for path in protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
+    assert inspect.signature(processes).parameters["timeout"].default == _choices.TIMEOUT_S
+
+
+@pytest.mark.parametrize(
+    ("group", "function"),
+    [
+        (_options.SegmentationOptions, tasks.segment),
+        (_options.PromptOptions, tasks.prompts),
+        (_options.WordOptions, tasks.word_maps),
+        (_options.ExportOptions, export_maps),
+        (_options.ServerOptions, serve),
+    ],
+)
+def test_groups_have_the_names_and_defaults_of_arguments(
+    group: type, function: Callable[..., object]
+) -> None:
+    parameters = inspect.signature(function).parameters
+    for field in fields(group):
+        default = parameters[field.name].default
+        assert (None if field.default == "none" else field.default) == default or (
+            default is inspect.Parameter.empty
+        )
+
+
+def test_every_option_has_help() -> None:
+    command = typer.main.get_command(app)
+    assert set(command.commands) == set(COMMANDS)  # type: ignore[attr-defined]
+    for name, each in command.commands.items():  # type: ignore[attr-defined]
+        assert each.help, name
+        for parameter in each.params:
+            assert parameter.help, f"{name} {parameter.name}"
+            assert parameter.help.endswith("."), f"{name} {parameter.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """A group."""
+
+    count: Annotated[int, typer.Option(min=1, help="A number.")] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The help."""
+
+    path: Annotated[Path, typer.Argument()]
+    inner: Inner
+    name: Annotated[str, typer.Option("--called")]
+
+
+def test_a_dataclass_becomes_a_command() -> None:
+    seen: list[Outer] = []
+    small = typer.Typer()
+    small.command()(as_function(Outer, seen.append))
+    runner = CliRunner()
+    assert runner.invoke(small, ["a/b", "--called", "x"]).exit_code == 0
+    assert runner.invoke(small, ["c", "--count", "5", "--called", "y"]).exit_code == 0
+    assert seen == [
+        Outer(path=Path("a/b"), inner=Inner(), name="x"),
+        Outer(path=Path("c"), inner=Inner(count=5), name="y"),
+    ]
+    assert runner.invoke(small, ["c", "--count", "0", "--called", "y"]).exit_code == 2
+    assert runner.invoke(small, ["c"]).exit_code == 2  # --called has no default
+    assert "The help." in runner.invoke(small, ["--help"]).output
