@@ -45,7 +45,7 @@ def evaluate(options: Evaluate, root: Path, dist: Processes) -> None:
     methods, left_out = choose(clip, split_names(options.methods))
     settings: dict[str, Any] = {}
     folder = options.output / "journal"
-    if dist.is_main_process:  # in one process, because it reads every weight and looks at every file
+    if dist.is_main_process:  # once, because it reads every weight and looks at every file
         report_left_out(left_out)
         settings = _settings(options, root, protocol, data, clip) | {"methods": list(methods)}
         journal = CheckpointStore(folder, settings, options.resume or dist.restarted)
