@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import inspect
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -221,15 +223,38 @@ def test_the_reference_of_the_command_line_is_complete() -> None:
 
 
 def test_every_module_has_its_place() -> None:
+    """Every public module has `__all__`, and is one of those that the API pages are made from."""
     needs("mkdocs", "griffe")
     api = hook("api")
-    found = {name for inside in api.modules().values() for name in inside}
+    modules = {module.path: module.exports for module in api.public_modules()}
     files = {
-        ".".join(path.relative_to(ROOT / api.PACKAGE).with_suffix("").parts)
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in (ROOT / api.PACKAGE).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
     }
-    assert {name for name in files - found if not name.startswith("cli.")} == api.HIDDEN - {"cli"}
+    private = {name for name in files if any(part.startswith("_") for part in name.split("."))}
+    programs = {name for name in files if ".".join(name.split(".")[:2]) in api.PROGRAMS}
+    assert set(modules) == files - private - programs
+    assert not [path for path, exports in modules.items() if exports is None]
+
+
+def test_documented_names_can_be_imported_and_have_docstrings() -> None:
+    needs("mkdocs", "griffe")
+    documented = [path for paths in hook("api").pages().values() for path in paths]
+    assert len(documented) == len(set(documented))
+    values = {}
+    for path in documented:
+        module, _, name = path.rpartition(".")
+        values[path] = getattr(import_module(module), name)
+    functions_and_classes = {
+        path: value
+        for path, value in values.items()
+        if inspect.isroutine(value) or inspect.isclass(value)
+    }
+    assert not [path for path, value in functions_and_classes.items() if not value.__doc__]
+    # The same object under two names would be documented twice.
+    assert len({id(value) for value in functions_and_classes.values()}) == len(
+        functions_and_classes
+    )
 
 
 class Page(HTMLParser):
