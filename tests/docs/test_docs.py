@@ -116,7 +116,7 @@ def test_worked_examples_run(title: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if title == "A measure":  # its own example in the docstring
         import doctest
 
-        measure = shared["centre_distance"]
+        measure = shared["center_distance"]
         runner = doctest.DocTestRunner()
         (test,) = doctest.DocTestFinder().find(measure, "measure", module=False, globs=shared)
         assert runner.run(test).failed == 0
