@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import inspect
+import json
 import os
 import re
 import shlex
@@ -189,6 +190,57 @@ def test_commands_exist_and_take_their_options(page: str, line: str) -> None:
 def test_a_command_that_is_not_there_is_found(line: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         check(line)
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield every block of Python on pages and in tutorials, with the page's name."""
+    for page in [*PAGES, CONTRIBUTING, ROOT / "README.md"]:
+        for language in ("python", "python no-run"):
+            yield from ((page.name, block) for block in blocks(page.read_text(), language))
+    for notebook in sorted((ROOT / "tutorials").glob("*.ipynb")):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                lines = (line for line in cell["source"] if not line.startswith("%"))
+                yield notebook.name, "".join(lines)
+
+
+def test_pages_import_public_names_only() -> None:
+    needs("mkdocs", "griffe")
+    api = hook("api")
+    modules = {module.path: set(module.exports or ()) for module in api.public_modules()}
+    imports = [
+        (page, node.module, alias.name)
+        for page, source in sources()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(api.PACKAGE)
+        for alias in node.names
+    ]
+    assert imports
+    private = [
+        f"{page}: {module}.{name}"
+        for page, module, name in imports
+        if module not in modules
+        or (name not in modules[module] and f"{module}.{name}" not in modules)
+    ]
+    assert not private
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Paths in code spans: those of the repository, and of modules within the package."""
+    pages = [
+        *PAGES,
+        *ROOT.glob("*.md"),
+        ROOT / "captum_clip_surgery/demo/MODEL_CARD.md",
+    ]
+    names = [
+        (page.name, path)
+        for page in pages
+        for span in re.findall(r"`([^`\n]+)`", page.read_text())
+        for path in re.findall(r"(?<![\w./-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|toml)\b", span)
+    ]
+    assert names
+    places = (ROOT, ROOT / "captum_clip_surgery")
+    assert not [name for name in names if not any((at / name[1]).exists() for at in places)]
 
 
 def test_every_method_is_explained() -> None:
