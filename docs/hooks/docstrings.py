@@ -20,6 +20,7 @@ class Sections(griffe.Extension):
     """Adapt the docstring of every object that griffe reads."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Convert the docstring to sections and Markdown that the site renders."""
         if obj.docstring:
             text = EXAMPLE.sub(r"\1Examples:\n", obj.docstring.value)
             text = INDICES.sub(lambda line: line[0].replace("][", "]\\["), text)

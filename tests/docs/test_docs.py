@@ -1,4 +1,4 @@
-"""The pages say what is so: what they show runs, what they name exists, and the site is whole."""
+"""Documentation pages: their code runs, names and links exist, and the site builds."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-#: Pages whose Python other tests run.
+#: Pages whose Python is run by other tests.
 RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md"}
 EXAMPLES = ("A method", "A tower", "A measure", "A data set")
-LINES = 40  # of a worked example, all its blocks together, at most
+MAX_LINES = 40  # of a worked example, over all its blocks
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of who works on the package
+TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of contributors
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -49,12 +49,12 @@ def needs(*libraries: str) -> None:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language; what stands behind its name, as "no-run", makes another."""
+    """Return the fenced blocks of a language, such as "python" or "python no-run"."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def run(source: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Blocks in order, where the pictures that they open lie."""
+    """Run blocks in order, in a folder with the images that they open."""
     (folder / "docs").mkdir()
     shutil.copytree(DOCS / "images", folder / "docs" / "images")
     monkeypatch.chdir(folder)
@@ -80,14 +80,14 @@ def test_python_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_python_that_does_not_run_reads_as_python() -> None:
-    found = [block for page in PAGES for block in blocks(page.read_text(), "python no-run")]
-    assert found
-    for block in found:
+    skipped = [block for page in PAGES for block in blocks(page.read_text(), "python no-run")]
+    assert skipped
+    for block in skipped:
         ast.parse(block)
 
 
 def example(title: str) -> list[str]:
-    """The blocks of a section of CONTRIBUTING.md."""
+    """Return the blocks of a section of CONTRIBUTING.md."""
     (section,) = re.findall(
         rf"^## {title}$(.*?)(?=^## |\Z)", CONTRIBUTING.read_text(), flags=re.DOTALL | re.MULTILINE
     )
@@ -96,12 +96,12 @@ def example(title: str) -> list[str]:
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_worked_examples_are_short(title: str) -> None:
-    assert 0 < sum(len(block.splitlines()) for block in example(title)) <= LINES
+    assert 0 < sum(len(block.splitlines()) for block in example(title)) <= MAX_LINES
 
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What examples register is gone afterwards."""
+    """Restore the registries that examples add to."""
     monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
     monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
     families = captum_clip_surgery.models.image.FAMILIES
@@ -124,33 +124,33 @@ def test_worked_examples_run(title: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert runner.tries
 
 
-# --- what pages name -----------------------------------------------------------------------------
+# --- commands, names and files on pages ----------------------------------------------------------
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line of a console block, with its page."""
-    found = []
+    """Return each command of the console blocks, with its page."""
+    lines = []
     for page in [*PAGES, CONTRIBUTING, ROOT / "README.md"]:
         for language in ("console", "bash"):
             for block in blocks(page.read_text(), language):
                 for line in block.splitlines():
-                    found += [
+                    lines += [
                         (page.name, part.strip())
                         for part in line.removeprefix("$ ").split("&&")
                         if part.strip()
                     ]
-    return found
+    return lines
 
 
 def parse(arguments: list[str]) -> None:
-    """Whether the command line takes them; nothing is run."""
+    """Parse arguments of the command line without running the command."""
     name, *rest = arguments
     assert name in COMMAND.commands, f"there is no command {name}"
     COMMAND.commands[name].make_context(name, rest)
 
 
 def check(line: str) -> None:
-    """Whether a line of a shell names what exists."""
+    """Check that the program, module, extra or file of a shell command exists."""
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -187,7 +187,7 @@ def test_commands_exist_and_take_their_options(page: str, line: str) -> None:
         ("rm x", AssertionError),
     ],
 )
-def test_a_command_that_is_not_there_is_found(line: str, error: type[Exception]) -> None:
+def test_check_fails_on_unknown_commands(line: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         check(line)
 
@@ -252,7 +252,7 @@ def test_every_method_is_explained() -> None:
 
 
 def hook(name: str) -> Any:
-    """A module of docs/hooks, as mkdocs loads it: by its file."""
+    """Load a module of docs/hooks from its file, as mkdocs does."""
     spec = spec_from_file_location(f"hook_{name}", DOCS / "hooks" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -270,8 +270,8 @@ def test_the_reference_of_the_command_line_is_complete() -> None:
     for name, command in COMMAND.commands.items():
         for parameter in command.params:
             for option in (*parameter.opts, *parameter.secondary_opts):
-                told = option if option.startswith("-") else f"* `{option}"
-                assert told in sections[name], f"{name} {option}"
+                entry = option if option.startswith("-") else f"* `{option}"
+                assert entry in sections[name], f"{name} {option}"
 
 
 def test_every_module_has_its_place() -> None:
@@ -310,7 +310,7 @@ def test_documented_names_can_be_imported_and_have_docstrings() -> None:
 
 
 class Page(HTMLParser):
-    """What a page links to, what it can be linked to at, and what it loads."""
+    """Links, anchors and loaded files of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -321,20 +321,20 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attributes}
-        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        values = {name: value or "" for name, value in attributes}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
         self.formulas += tag == "math"
-        if tag == "a" and "href" in given:
-            self.links.append(given["href"])
-        elif tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
-            self.loads.append(given["href"])
-        elif "src" in given:
-            self.loads.append(given["src"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") not in ("canonical", "next", "prev"):
+            self.loads.append(values["href"])
+        elif "src" in values:
+            self.loads.append(values["src"])
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Page]]:
-    """The pages of the site, built strictly: a dead link or an orphan ends the build."""
+    """Build the site strictly and return its pages; a dead link or an orphan fails the build."""
     needs("mkdocs", "material", "mkdocstrings", "mkdocs_jupyter", "latex2mathml")
     folder = tmp_path_factory.mktemp("site").resolve()
     built = subprocess.run(
@@ -367,7 +367,7 @@ def test_the_site_is_whole(site: dict[Path, Page]) -> None:
 def test_links_and_anchors_lead_somewhere(site: dict[Path, Page]) -> None:
     dead = []
     for path, page in site.items():
-        if path.name == "404.html":  # of no place, its links start at the root
+        if path.name == "404.html":  # its links start at the root
             continue
         for link in filter(local, page.links):
             parts = urlsplit(link)
@@ -389,14 +389,14 @@ def test_nothing_is_fetched_from_outside(site: dict[Path, Page]) -> None:
 
 @pytest.mark.slow
 def test_no_page_is_an_orphan(site: dict[Path, Page]) -> None:
-    """From the first page one comes to all others."""
+    """All pages can be reached from the first one."""
     root = next(path.parent for path in site if path.name == "404.html")
-    reached, left = set(), [root / "index.html"]
-    while left:
-        path = left.pop()
+    reached, queue = set(), [root / "index.html"]
+    while queue:
+        path = queue.pop()
         if path in reached or path not in site:
             continue
         reached.add(path)
-        left += [(path.parent / unquote(urlsplit(link).path)).resolve() for link in site[path].links
-                 if local(link) and urlsplit(link).path]  # fmt: skip
+        paths = (urlsplit(link).path for link in site[path].links if local(link))
+        queue += [(path.parent / unquote(target)).resolve() for target in paths if target]
     assert reached == set(site) - {root / "404.html"}
