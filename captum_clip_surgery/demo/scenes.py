@@ -16,6 +16,8 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
+__all__ = ["Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
+
 Array = np.ndarray
 Generator = np.random.Generator
 

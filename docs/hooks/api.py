@@ -1,7 +1,9 @@
-"""Pages of the API: one for each public module or package at the top, from docstrings."""
+"""Pages of the API, one per public package or root module, made from `__all__`."""
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,62 +14,82 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "captum_clip_surgery"
-#: The command line has a page of its own, and scripts that made the embedded model are no API.
-HIDDEN = {"cli", "demo.make_sprites", "demo.train", "demo.variants"}
+#: Programs, not libraries: docs/app.md and docs/cli.md describe them.
+PROGRAMS = {f"{PACKAGE}.app", f"{PACKAGE}.cli"}
 
 
-def modules() -> dict[str, list[str]]:
-    """Names below the package: of each module or package at the top, and of the modules in it."""
-    found: dict[str, list[str]] = {}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
-        name = ".".join(parts)
-        if not parts or parts[0] in HIDDEN or name in HIDDEN or "__main__" in parts:
-            continue
-        found.setdefault(parts[0], []).append(name)
-    return found
+@functools.cache
+def package() -> griffe.Module:
+    """Read the package's sources, without importing them."""
+    loaded = griffe.load(PACKAGE, search_paths=[ROOT], resolve_aliases=True)
+    assert isinstance(loaded, griffe.Module)
+    return loaded
+
+
+def public_modules(module: griffe.Module | None = None) -> Iterator[griffe.Module]:
+    """Yield the modules that users may import: all but programs and those with an underscore."""
+    module = module or package()
+    yield module
+    for name, child in sorted(module.modules.items()):
+        if not (child.is_alias or name.startswith("_") or child.path in PROGRAMS):
+            yield from public_modules(child)
+
+
+@functools.cache
+def documented() -> dict[str, str]:
+    """Return the shortest public path of every name in an `__all__`, by where it is defined."""
+    paths: dict[str, str] = {}
+    for module in sorted(public_modules(), key=lambda module: module.path.count(".")):
+        for name in map(str, module.exports or ()):
+            member = module[name]
+            if not member.is_module:
+                paths.setdefault(member.canonical_path, member.path)
+    return paths
+
+
+def pages() -> dict[str, list[str]]:
+    """Return the public paths on each page, in the order of the sources.
+
+    A name is on the page of the package that defines it, or, if that one is private, on the page of
+    the first package that exports it.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for definition, path in sorted(documented().items(), key=lambda item: _place(item[0])):
+        room = definition.split(".")[1]
+        found[path.split(".")[1] if room.startswith("_") else room].append(path)
+    return dict(sorted(found.items()))
+
+
+def _place(definition: str) -> tuple[str, int]:
+    member = package()[definition.removeprefix(f"{PACKAGE}.")]
+    return definition.rpartition(".")[0], member.lineno or 0
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Puts the pages in the navigation."""
-    pages = [{name: f"api/{name}.md"} for name in modules()]
-    section(config, "API").extend(["api/index.md", *pages])
-
-
-def section(config: MkDocsConfig, title: str) -> list[Any]:
-    """The section of the navigation that has a title."""
-    return next(entry[title] for entry in config.nav or () if title in entry)
+    """Add the pages to the navigation."""
+    entries: list[Any] = ["api/index.md", *({name: f"api/{name}.md"} for name in pages())]
+    section = next(entry["API"] for entry in config.nav or () if "API" in entry)
+    section.extend(entries)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Generate the pages."""
     files.append(File.generated(config, "api/index.md", content="\n".join(_index())))
-    for name, inside in modules().items():
-        page = "\n\n".join(_directive(module) for module in inside)
-        files.append(File.generated(config, f"api/{name}.md", content=page))
-
-
-def _directive(module: str) -> str:
-    """A module and its members; of a package its docstring, for its modules follow."""
-    lines = [f"::: {PACKAGE}.{module}", "    options:"]
-    lines += [f"      heading_level: {1 + module.count('.')}"]
-    if (ROOT / PACKAGE).joinpath(*module.split(".")).is_dir():
-        lines += ["      members: false"]
-    return "\n".join(lines)
+    for name, paths in pages().items():
+        title = f"::: {PACKAGE}.{name}\n    options:\n      heading_level: 1\n      members: false"
+        content = "\n\n".join([title, *(f"::: {path}" for path in paths)])
+        files.append(File.generated(config, f"api/{name}.md", content=content))
 
 
 def _index() -> Iterator[str]:
-    """What `from captum_clip_surgery import ...` offers."""
-    package = griffe.load(PACKAGE, search_paths=[ROOT])
-    yield f"# API\n\nThe names of `{PACKAGE}`; modules have pages of their own.\n"
+    """Yield the lines of the first page: what `from captum_clip_surgery import ...` offers."""
+    yield "# API\n"
+    yield f"Names that can be imported from `{PACKAGE}` itself. Those of its packages are on the"
+    yield "pages of the packages. Anything that is not listed may change without notice.\n"
     yield "| name | |\n|---|---|"
-    for name in sorted(map(str, package.exports or ())):
-        member: Any = package.members[name]
-        target = member.target_path if member.is_alias else member.path
-        docstring = package[name].docstring
-        line = docstring.value.splitlines()[0] if docstring else ""
-        # Tables and constants have no docstring, hence no place of their own on the page.
-        page = target.removeprefix(f"{PACKAGE}.").split(".")[0]
-        place = f"[{target}]" if docstring else f"({page}.md)"
-        yield f"| [`{name}`]{place} | {line} |"
+    root = package()
+    for name in sorted(map(str, root.exports or ())):
+        docstring = root[name].docstring
+        summary = docstring.value.splitlines()[0] if docstring else ""
+        link = f"({name}.md)" if root[name].is_module else f"[{PACKAGE}.{name}]"
+        yield f"| [`{name}`]{link} | {summary} |"

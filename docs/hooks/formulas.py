@@ -1,4 +1,4 @@
-"""Formulas as MathML, made when the site is built: browsers need no script and no font for them."""
+"""Formulas as MathML, converted when the site is built, so that browsers need no script."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import re
 
 from latex2mathml.converter import convert
 
-FOUND = re.compile(
+FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>',
     flags=re.DOTALL,
 )
 
 
 def mathml(match: re.Match[str]) -> str:
-    """What arithmatex marked, as MathML that says its LaTeX to who cannot see it."""
+    """Convert a formula that arithmatex marked."""
     latex = html.unescape(match["latex"]).strip()
     display = "block" if match["open"] == "[" else "inline"
     return convert(latex, display=display)
 
 
 def on_page_content(html: str, **_: object) -> str:
-    return FOUND.sub(mathml, html)
+    """Convert all formulas of a page."""
+    return FORMULA.sub(mathml, html)

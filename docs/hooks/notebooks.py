@@ -1,4 +1,4 @@
-"""The notebooks of `tutorials/`, where users look for them, as pages of the site."""
+"""The notebooks of `tutorials/` as pages of the site."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "tutorials"
-#: To files of the repository, as they work where the notebook lies.
+#: Relative links from a notebook to files of the repository.
 LINKS = re.compile(r'href="(?!https?:)([^"#]+)\.(?:ipynb|md)([#"])')
-#: Where the site has what lies outside of `docs/`.
-PLACES = {
+#: Pages of the site for files outside of `docs/`.
+SITE_PATHS = {
     "../docs/": "../",
     "../README.": "../index.",
     "../CHANGELOG.": "../changelog.",
@@ -26,11 +26,12 @@ PLACES = {
 
 
 def names() -> list[str]:
+    """Return the file names of the notebooks."""
     return sorted(path.name for path in (ROOT / FOLDER).glob("*.ipynb"))
 
 
 def title(name: str) -> str:
-    """The first heading of a notebook."""
+    """Return the first heading of a notebook."""
     cells = json.loads((ROOT / FOLDER / name).read_text(encoding="utf-8"))["cells"]
     lines = (line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"])
     heading = next((line for line in lines if line.startswith("# ")), f"# {name}")
@@ -38,23 +39,24 @@ def title(name: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Puts them in the navigation."""
+    """Add the notebooks to the navigation."""
     pages = next(entry[FOLDER.title()] for entry in config.nav or () if FOLDER.title() in entry)
     pages.extend({title(name): f"{FOLDER}/{name}"} for name in names())
 
 
 @event_priority(100)  # before the plugin that renders notebooks looks for them
 def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the notebooks to the files of the site."""
     for name in names():
         path = f"{FOLDER}/{name}"
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
 
 
 def on_page_content(html: str, page: Page, **_: object) -> str:
-    """Links between notebooks and to other files lead to pages of the site."""
+    """Rewrite links between notebooks and to other files to pages of the site."""
     if not page.file.src_uri.startswith(f"{FOLDER}/"):
         return html
     html = LINKS.sub(r'href="\1.html\2', html)
-    for there, here in PLACES.items():
-        html = html.replace(f'href="{there}', f'href="{here}')
+    for source, page_path in SITE_PATHS.items():
+        html = html.replace(f'href="{source}', f'href="{page_path}')
     return html

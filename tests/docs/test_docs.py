@@ -1,9 +1,11 @@
-"""The pages say what is so: what they show runs, what they name exists, and the site is whole."""
+"""Documentation pages: their code runs, names and links exist, and the site builds."""
 
 from __future__ import annotations
 
 import ast
 import configparser
+import inspect
+import json
 import os
 import re
 import shlex
@@ -12,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-#: Pages whose Python other tests run.
+#: Pages whose Python is run by other tests.
 RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md"}
 EXAMPLES = ("A method", "A tower", "A measure", "A data set")
-LINES = 40  # of a worked example, all its blocks together, at most
+MAX_LINES = 40  # of a worked example, over all its blocks
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of who works on the package
+TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of contributors
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -46,12 +49,12 @@ def needs(*libraries: str) -> None:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language; what stands behind its name, as "no-run", makes another."""
+    """Return the fenced blocks of a language, such as "python" or "python no-run"."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def run(source: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Blocks in order, where the pictures that they open lie."""
+    """Run blocks in order, in a folder with the images that they open."""
     (folder / "docs").mkdir()
     shutil.copytree(DOCS / "images", folder / "docs" / "images")
     monkeypatch.chdir(folder)
@@ -77,14 +80,14 @@ def test_python_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_python_that_does_not_run_reads_as_python() -> None:
-    found = [block for page in PAGES for block in blocks(page.read_text(), "python no-run")]
-    assert found
-    for block in found:
+    skipped = [block for page in PAGES for block in blocks(page.read_text(), "python no-run")]
+    assert skipped
+    for block in skipped:
         ast.parse(block)
 
 
 def example(title: str) -> list[str]:
-    """The blocks of a section of CONTRIBUTING.md."""
+    """Return the blocks of a section of CONTRIBUTING.md."""
     (section,) = re.findall(
         rf"^## {title}$(.*?)(?=^## |\Z)", CONTRIBUTING.read_text(), flags=re.DOTALL | re.MULTILINE
     )
@@ -93,12 +96,12 @@ def example(title: str) -> list[str]:
 
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_worked_examples_are_short(title: str) -> None:
-    assert 0 < sum(len(block.splitlines()) for block in example(title)) <= LINES
+    assert 0 < sum(len(block.splitlines()) for block in example(title)) <= MAX_LINES
 
 
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What examples register is gone afterwards."""
+    """Restore the registries that examples add to."""
     monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
     monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
     families = captum_clip_surgery.models.image.FAMILIES
@@ -114,40 +117,40 @@ def test_worked_examples_run(title: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     if title == "A measure":  # its own example in the docstring
         import doctest
 
-        measure = shared["centre_distance"]
+        measure = shared["center_distance"]
         runner = doctest.DocTestRunner()
         (test,) = doctest.DocTestFinder().find(measure, "measure", module=False, globs=shared)
         assert runner.run(test).failed == 0
         assert runner.tries
 
 
-# --- what pages name -----------------------------------------------------------------------------
+# --- commands, names and files on pages ----------------------------------------------------------
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each line of a console block, with its page."""
-    found = []
+    """Return each command of the console blocks, with its page."""
+    lines = []
     for page in [*PAGES, CONTRIBUTING, ROOT / "README.md"]:
         for language in ("console", "bash"):
             for block in blocks(page.read_text(), language):
                 for line in block.splitlines():
-                    found += [
+                    lines += [
                         (page.name, part.strip())
                         for part in line.removeprefix("$ ").split("&&")
                         if part.strip()
                     ]
-    return found
+    return lines
 
 
 def parse(arguments: list[str]) -> None:
-    """Whether the command line takes them; nothing is run."""
+    """Parse arguments of the command line without running the command."""
     name, *rest = arguments
     assert name in COMMAND.commands, f"there is no command {name}"
     COMMAND.commands[name].make_context(name, rest)
 
 
 def check(line: str) -> None:
-    """Whether a line of a shell names what exists."""
+    """Check that the program, module, extra or file of a shell command exists."""
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -184,9 +187,60 @@ def test_commands_exist_and_take_their_options(page: str, line: str) -> None:
         ("rm x", AssertionError),
     ],
 )
-def test_a_command_that_is_not_there_is_found(line: str, error: type[Exception]) -> None:
+def test_check_fails_on_unknown_commands(line: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         check(line)
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield every block of Python on pages and in tutorials, with the page's name."""
+    for page in [*PAGES, CONTRIBUTING, ROOT / "README.md"]:
+        for language in ("python", "python no-run"):
+            yield from ((page.name, block) for block in blocks(page.read_text(), language))
+    for notebook in sorted((ROOT / "tutorials").glob("*.ipynb")):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                lines = (line for line in cell["source"] if not line.startswith("%"))
+                yield notebook.name, "".join(lines)
+
+
+def test_pages_import_public_names_only() -> None:
+    needs("mkdocs", "griffe")
+    api = hook("api")
+    modules = {module.path: set(module.exports or ()) for module in api.public_modules()}
+    imports = [
+        (page, node.module, alias.name)
+        for page, source in sources()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(api.PACKAGE)
+        for alias in node.names
+    ]
+    assert imports
+    private = [
+        f"{page}: {module}.{name}"
+        for page, module, name in imports
+        if module not in modules
+        or (name not in modules[module] and f"{module}.{name}" not in modules)
+    ]
+    assert not private
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Paths in code spans: those of the repository, and of modules within the package."""
+    pages = [
+        *PAGES,
+        *ROOT.glob("*.md"),
+        ROOT / "captum_clip_surgery/demo/MODEL_CARD.md",
+    ]
+    names = [
+        (page.name, path)
+        for page in pages
+        for span in re.findall(r"`([^`\n]+)`", page.read_text())
+        for path in re.findall(r"(?<![\w./-])(?:[\w.-]+/)+[\w-]+\.(?:py|md|toml)\b", span)
+    ]
+    assert names
+    places = (ROOT, ROOT / "captum_clip_surgery")
+    assert not [name for name in names if not any((at / name[1]).exists() for at in places)]
 
 
 def test_every_method_is_explained() -> None:
@@ -198,7 +252,7 @@ def test_every_method_is_explained() -> None:
 
 
 def hook(name: str) -> Any:
-    """A module of docs/hooks, as mkdocs loads it: by its file."""
+    """Load a module of docs/hooks from its file, as mkdocs does."""
     spec = spec_from_file_location(f"hook_{name}", DOCS / "hooks" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -216,24 +270,47 @@ def test_the_reference_of_the_command_line_is_complete() -> None:
     for name, command in COMMAND.commands.items():
         for parameter in command.params:
             for option in (*parameter.opts, *parameter.secondary_opts):
-                told = option if option.startswith("-") else f"* `{option}"
-                assert told in sections[name], f"{name} {option}"
+                entry = option if option.startswith("-") else f"* `{option}"
+                assert entry in sections[name], f"{name} {option}"
 
 
 def test_every_module_has_its_place() -> None:
+    """Every public module has `__all__`, and is one of those that the API pages are made from."""
     needs("mkdocs", "griffe")
     api = hook("api")
-    found = {name for inside in api.modules().values() for name in inside}
+    modules = {module.path: module.exports for module in api.public_modules()}
     files = {
-        ".".join(path.relative_to(ROOT / api.PACKAGE).with_suffix("").parts)
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in (ROOT / api.PACKAGE).rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
     }
-    assert {name for name in files - found if not name.startswith("cli.")} == api.HIDDEN - {"cli"}
+    private = {name for name in files if any(part.startswith("_") for part in name.split("."))}
+    programs = {name for name in files if ".".join(name.split(".")[:2]) in api.PROGRAMS}
+    assert set(modules) == files - private - programs
+    assert not [path for path, exports in modules.items() if exports is None]
+
+
+def test_documented_names_can_be_imported_and_have_docstrings() -> None:
+    needs("mkdocs", "griffe")
+    documented = [path for paths in hook("api").pages().values() for path in paths]
+    assert len(documented) == len(set(documented))
+    values = {}
+    for path in documented:
+        module, _, name = path.rpartition(".")
+        values[path] = getattr(import_module(module), name)
+    functions_and_classes = {
+        path: value
+        for path, value in values.items()
+        if inspect.isroutine(value) or inspect.isclass(value)
+    }
+    assert not [path for path, value in functions_and_classes.items() if not value.__doc__]
+    # The same object under two names would be documented twice.
+    assert len({id(value) for value in functions_and_classes.values()}) == len(
+        functions_and_classes
+    )
 
 
 class Page(HTMLParser):
-    """What a page links to, what it can be linked to at, and what it loads."""
+    """Links, anchors and loaded files of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -244,20 +321,20 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attributes}
-        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        values = {name: value or "" for name, value in attributes}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
         self.formulas += tag == "math"
-        if tag == "a" and "href" in given:
-            self.links.append(given["href"])
-        elif tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
-            self.loads.append(given["href"])
-        elif "src" in given:
-            self.loads.append(given["src"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") not in ("canonical", "next", "prev"):
+            self.loads.append(values["href"])
+        elif "src" in values:
+            self.loads.append(values["src"])
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, Page]]:
-    """The pages of the site, built strictly: a dead link or an orphan ends the build."""
+    """Build the site strictly and return its pages; a dead link or an orphan fails the build."""
     needs("mkdocs", "material", "mkdocstrings", "mkdocs_jupyter", "latex2mathml")
     folder = tmp_path_factory.mktemp("site").resolve()
     built = subprocess.run(
@@ -290,7 +367,7 @@ def test_the_site_is_whole(site: dict[Path, Page]) -> None:
 def test_links_and_anchors_lead_somewhere(site: dict[Path, Page]) -> None:
     dead = []
     for path, page in site.items():
-        if path.name == "404.html":  # of no place, its links start at the root
+        if path.name == "404.html":  # its links start at the root
             continue
         for link in filter(local, page.links):
             parts = urlsplit(link)
@@ -312,14 +389,14 @@ def test_nothing_is_fetched_from_outside(site: dict[Path, Page]) -> None:
 
 @pytest.mark.slow
 def test_no_page_is_an_orphan(site: dict[Path, Page]) -> None:
-    """From the first page one comes to all others."""
+    """All pages can be reached from the first one."""
     root = next(path.parent for path in site if path.name == "404.html")
-    reached, left = set(), [root / "index.html"]
-    while left:
-        path = left.pop()
+    reached, queue = set(), [root / "index.html"]
+    while queue:
+        path = queue.pop()
         if path in reached or path not in site:
             continue
         reached.add(path)
-        left += [(path.parent / unquote(urlsplit(link).path)).resolve() for link in site[path].links
-                 if local(link) and urlsplit(link).path]  # fmt: skip
+        paths = (urlsplit(link).path for link in site[path].links if local(link))
+        queue += [(path.parent / unquote(target)).resolve() for target in paths if target]
     assert reached == set(site) - {root / "404.html"}

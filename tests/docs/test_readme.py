@@ -1,4 +1,4 @@
-"""What README and tutorials show runs as shown."""
+"""The Python of README and of the page on tasks runs, and their links exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks in tutorials/ are complete as they stand, and run from nothing."""
+"""The notebooks in tutorials/ are executed, complete, and run from a fresh kernel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ pytest.importorskip("ipykernel")
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
 MEGABYTE = 1 << 20
-REAL = "# clip = ZeroShotClassifier.from_pretrained("  # stands ready in the cell to edit
+REAL = "# clip = ZeroShotClassifier.from_pretrained("  # commented out in the cell to edit
 
-#: What a user writes into the cell to edit: no masks, nothing of the embedded model.
+#: A user's version of the cell to edit: no masks, nothing of the embedded model.
 OTHERS = {
     "1_getting_started": """
 picture, texts, masks = "street.png", ["a bench", "a person"], None
@@ -63,7 +63,7 @@ open_clip.model.set_model_preprocess_cfg(
 )
 clip = ZeroShotClassifier(model, texts)
 """
-#: What the cell says of the model besides, where it is written and read again.
+#: Further lines on the model, for notebooks that save it and load it again.
 ABOUT_THE_MODEL = {
     "4_your_own_model": """
 config = dict(
@@ -93,7 +93,7 @@ def to_edit(book: Any) -> list[Any]:
 
 
 def run(book: Any, folder: Path) -> None:
-    """Execute in a folder of its own; an error in a cell is raised with the cell's text."""
+    """Execute a notebook in a folder; an error in a cell is raised with the cell's source."""
     for cell in code_cells(book):
         cell.outputs, cell.execution_count = [], None
     place = {"metadata": {"path": str(folder)}}
@@ -110,7 +110,7 @@ def warned(book: Any) -> list[str]:
 
 
 def kinds(cell: Any) -> set[tuple[str, str]]:
-    """What a cell puts out; one stream may come in several pieces."""
+    """Return the types of a cell's outputs; one stream may come in several pieces."""
     return {(o.output_type, ",".join(sorted(o.get("data", {})))) for o in cell.outputs}
 
 
@@ -141,9 +141,9 @@ def test_nothing_of_a_machine_is_kept(notebook: Path) -> None:
     for cell in code_cells(book):
         for output in cell.outputs:
             shown = {k: v for k, v in output.get("data", {}).items() if not k.startswith("image/")}
-            told = output.get("text", "") + str(shown)
+            text = output.get("text", "") + str(shown)
             paths = r"(?<![\w.])/(?:home|root|tmp|work|usr|opt|var|Users)\b|[A-Z]:\\|site-packages"
-            assert not re.search(paths, told), told
+            assert not re.search(paths, text), text
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)

@@ -1,0 +1,94 @@
+"""Draw the figures in `docs/images` again, on the embedded model.
+
+    python -m tools.figures [demo] [check] [tasks] [app]     without a name: all
+
+`app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results.png` is
+the chart that `clip-surgery evaluate` writes (docs/results.md), and `scaling.png` is drawn by
+`benchmarks/scaling.py`: both take hours.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from captum_clip_surgery import ZeroShotClassifier, tower_report
+from captum_clip_surgery.demo import Scenes, nouns
+from tests._helpers import served
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+TABS = {"segmentation": "Segmentation", "points": "Points and boxes", "words": "Words"}
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+def draw_demo() -> None:
+    """Draw `demo.png` by the command that README shows."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "captum_clip_surgery", "demo", "--output", folder]
+        subprocess.run([*command, "--scenes", "1"], check=True)
+        shutil.copy(Path(folder) / "demo.png", IMAGES / "demo.png")
+
+
+def draw_check() -> None:
+    """Draw `check.png`, the figure of a tower's report."""
+    clip = ZeroShotClassifier.demo(nouns())
+    images = clip.preprocess([scene.image for scene in Scenes("test", 16)])
+    tower_report(clip, images).figure().savefig(IMAGES / "check.png", dpi=150)
+
+
+def draw_tasks() -> None:
+    """Draw the figures of docs/tasks.md by its own code."""
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    code = "\n".join(part.partition("```")[0] for part in page.split("```python\n")[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+        for name in ("segments", "points", "words"):
+            shutil.copy(Path(folder) / f"{name}.png", IMAGES / f"{name}.png")
+
+
+def save_screenshot(page: Page, name: str, full_page: bool = False) -> None:
+    """Save what a page shows, in 256 colors."""
+    page.wait_for_timeout(1000)  # for transitions
+    screenshot = Image.open(BytesIO(page.screenshot(full_page=full_page)))
+    screenshot.convert("RGB").quantize(256).save(IMAGES / name, optimize=True)
+
+
+def draw_app() -> None:
+    """Take the screenshots of docs/app.md."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        server = served.serve(Path(folder))
+        browser = served.chromium(driver)
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(server.address)
+        page.wait_for_selector("#ccs-maps img.ccs-map")
+        first_map = page.locator("#ccs-maps img.ccs-map").nth(1)
+        first_map.click(position={"x": 110, "y": 70})  # on the zebra
+        page.wait_for_selector(".ccs-point")
+        save_screenshot(page, "app-maps.png", full_page=True)
+        for name, title in TABS.items():
+            page.get_by_role("tab", name=title).click()
+            page.wait_for_selector(f"#ccs-{name} img")
+            save_screenshot(page, f"app-{name}.png", full_page=True)
+        phone = browser.new_page(viewport=PHONE, color_scheme="dark")
+        phone.goto(server.address)
+        phone.wait_for_selector("#ccs-maps img.ccs-map")
+        phone.evaluate("document.querySelector('#ccs-tabs').scrollIntoView()")
+        save_screenshot(phone, "app-phone.png")
+        browser.close()
+        served.end(server)
+
+
+DRAW = {"demo": draw_demo, "check": draw_check, "tasks": draw_tasks, "app": draw_app}
+
+if __name__ == "__main__":
+    for figure in sys.argv[1:] or DRAW:
+        DRAW[figure]()
