@@ -32,17 +32,7 @@ from captum_clip_surgery.metrics import (
     segmentation_miou,
 )
 from captum_clip_surgery.metrics.localization import THRESHOLDS
-
-MASK = torch.zeros(8, 8, dtype=torch.bool)
-MASK[2:5, 3:7] = True
-
-
-def random_map(seed: int, side: int = 8) -> Tensor:
-    return torch.randn(side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def random_mask(seed: int, side: int = 8) -> Tensor:
-    return random_map(seed + 50, side) > 0.5
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 
 
 def prepared(attribution: Tensor, mask: Tensor = MASK) -> Tensor:

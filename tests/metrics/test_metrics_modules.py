@@ -24,8 +24,8 @@ from captum_clip_surgery.metrics import (
     insertion_deletion,
     modules,
 )
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 from tests._helpers.tiny import random_images, tiny_model
-from tests.metrics.test_metrics import MASK, random_map, random_mask
 
 TOLERANCE = 1.5
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_clip_surgery.metrics import PairMeasures, localization
 from captum_clip_surgery.metrics.bootstrap import CHUNK, ImageMeans, resample
 from captum_clip_surgery.metrics.pairs import TOLERANCE
-from tests.metrics.test_metrics import MASK, random_map, random_mask
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 
 #: (map, mask, image): eleven pairs of four images, and two that are skipped.
 PAIRS: list[tuple[Tensor, Tensor, int]] = [

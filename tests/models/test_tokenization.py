@@ -17,8 +17,7 @@ from torch.testing import assert_close
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models.text.encoder import PromptEncoder
-from tests.models.test_prompts import CONTEXT, text_model
-from tests.models.test_text_towers import save_tokenizer
+from tests._helpers.text_towers import CONTEXT, save_tokenizer, text_model
 
 TEXTS = ["dog", "a remote control on a table", "cat!"]
 FILLS = "dog " * (CONTEXT - 2)  # besides start and end

@@ -24,9 +24,9 @@ from captum_clip_surgery.models.text.towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text.words import word_positions
 from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
+from tests._helpers.text_towers import KINDS, Words, manner, shrunk
 from tests._helpers.tiny import random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TEXT, TINY
-from tests.models.test_text_towers import KINDS, Words, manner, shrunk
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
 
