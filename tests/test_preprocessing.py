@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import tiny_model
 
 SIDE = 32  # of the tiny model, with patches of 8
@@ -81,7 +82,7 @@ def on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 SIZES = [(64, 48), (48, 64), (32, 32), (33, 47), (301, 37), (32, 100), (5, 3), (1, 1), (7, 64)]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@each("size", SIZES)
 @pytest.mark.parametrize(("crop", "resize_mode"), [(True, "shortest"), (False, "squash")])
 def test_pixels_are_those_of_open_clip(interpolating, interpolation, size, crop, resize_mode):
     image = picture(*size)
@@ -98,7 +99,7 @@ def test_nearest():
     )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@each("size", SIZES)
 @pytest.mark.parametrize("asked", [64, (24, 64), (64, 24)])
 def test_other_sizes(clip, size, asked):
     image = picture(*size)
@@ -209,7 +210,7 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("orientation", STORED)
+@each("orientation", STORED)
 def test_exif_orientation_is_turned_upright(clip, tmp_path, orientation):
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation](UPRIGHT)))
     exif = Image.Exif()
@@ -237,7 +238,7 @@ DTYPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ARRAYS)
 def test_arrays(clip, shape, dtype):
     array, expected = ARRAYS[shape]
@@ -247,7 +248,7 @@ def test_arrays(clip, shape, dtype):
     np.testing.assert_array_equal(given, before)
 
 
-@pytest.mark.parametrize("many", [list, tuple])
+@each("many", [list, tuple])
 def test_one_or_many_of_any_kind(clip, tmp_path, many):
     Image.fromarray(COLOURS).save(tmp_path / "colours.png")
     path = tmp_path / "colours.png"
@@ -342,7 +343,7 @@ def test_refused_pictures(clip, tmp_path, kind):
         ((32, -8), r"size \(32, -8\) must be positive"),
     ],
 )
-@pytest.mark.parametrize("crop", [False, True])
+@each("crop", [False, True])
 def test_refused_sizes(clip, size, message, crop):
     with pytest.raises(ValueError, match=message):
         clip.preprocess(COLOURS, size=size, crop=crop)

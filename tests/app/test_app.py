@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import io
 import json
 import re
@@ -88,7 +89,7 @@ def test_settings_come_back_from_json() -> None:
     assert given != settings()
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "words"),
     [
         ({"texts": []}, "no text: write at least one"),
@@ -131,7 +132,7 @@ def test_what_is_refused_is_told_in_words(given: dict[str, Any], words: str) -> 
         Settings.of({"texts": list(TEXTS), **given})
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "words"),
     [
         ("{", "no JSON"),
@@ -181,7 +182,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@each("kind", HOSTILE)
 def test_hostile_pictures_are_told_in_words(kind: str) -> None:
     content, words = HOSTILE[kind]
     with pytest.raises(ValueError, match=words):
@@ -384,7 +385,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
 
 
-@pytest.mark.parametrize("size", [(256, 256), (240, 160), (120, 320)])
+@each("size", [(256, 256), (240, 160), (120, 320)])
 def test_points_are_drawn_on_the_whole_picture(size: tuple[int, int]) -> None:
     framed = Image.new("RGB", size, "red")  # so that what is cut off or added shows
     framed.paste("gray", (8, 8, size[0] - 8, size[1] - 8))
@@ -488,7 +489,7 @@ def unquoted(link: str) -> str:
     return parse_qs(link.removeprefix("?"))["view"][0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "words"),
     [
         (b"\xff\x00", "no view"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import ast
 import configparser
 import inspect
@@ -94,7 +95,7 @@ def example(title: str) -> list[str]:
     return blocks(section, "python")
 
 
-@pytest.mark.parametrize("title", EXAMPLES)
+@each("title", EXAMPLES)
 def test_worked_examples_are_short(title: str) -> None:
     assert 0 < sum(len(block.splitlines()) for block in example(title)) <= MAX_LINES
 
@@ -170,12 +171,12 @@ def check(line: str) -> None:
         assert words[0] in TOOLS, line
 
 
-@pytest.mark.parametrize(("page", "line"), commands())
+@each(("page", "line"), commands())
 def test_commands_exist_and_take_their_options(page: str, line: str) -> None:
     check(line)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "error"),
     [
         ("clip-surgery draw", AssertionError),

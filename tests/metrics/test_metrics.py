@@ -32,17 +32,8 @@ from captum_clip_surgery.metrics import (
     segmentation_miou,
 )
 from captum_clip_surgery.metrics.localization import THRESHOLDS
-
-MASK = torch.zeros(8, 8, dtype=torch.bool)
-MASK[2:5, 3:7] = True
-
-
-def random_map(seed: int, side: int = 8) -> Tensor:
-    return torch.randn(side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def random_mask(seed: int, side: int = 8) -> Tensor:
-    return random_map(seed + 50, side) > 0.5
+from tests._helpers.cases import each
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 
 
 def prepared(attribution: Tensor, mask: Tensor = MASK) -> Tensor:
@@ -68,16 +59,15 @@ MAPS = {
     "integers": random_map(6).mul(9).int(),
     "half": random_map(7).half(),
 }
-each_map = pytest.mark.parametrize("attribution", MAPS.values(), ids=MAPS)
-each_mask = pytest.mark.parametrize(
+each_map = each("attribution", MAPS.values())
+each_mask = each(
     "mask",
     [
         MASK,
         random_mask(0),
-        torch.eye(64).view(64, 8, 8)[17] > 0,
-        torch.eye(64).view(64, 8, 8)[9] < 1,
+        torch.eye(64).view(64, 8, 8)[17] > 0,  # one pixel inside
+        torch.eye(64).view(64, 8, 8)[9] < 1,  # one pixel outside
     ],
-    ids=["box", "random", "one pixel inside", "one pixel outside"],
 )
 
 
@@ -100,7 +90,7 @@ def test_opposite_map() -> None:
     assert (found.pixel_accuracy, found.segmentation_miou) == (0, 0)
 
 
-@pytest.mark.parametrize("value", [3.0, 0.0, -2.0])
+@each("value", [3.0, 0.0, -2.0])
 def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
     found = localization([(torch.full((4, 4), value), MASK)])
     area = float(MASK.double().mean())
@@ -111,7 +101,7 @@ def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
     assert found.segmentation_miou == pytest.approx(100 * (1 - area) / 2)
 
 
-@pytest.mark.parametrize("value", [True, False])
+@each("value", [True, False])
 def test_empty_and_full_masks_are_skipped_and_counted(value: bool) -> None:
     mask = torch.full((8, 8), value)
     found = localization([(MASK.float(), MASK), (random_map(0), mask)])
@@ -150,7 +140,7 @@ def test_means_over_pairs_by_a_naive_loop() -> None:
     assert found.energy == pytest.approx(100 * np.mean(energies))
 
 
-@pytest.mark.parametrize(
+@each(
     ("attribution", "mask", "error", "message"),
     [
         (torch.zeros(3, 8, 8), MASK, ValueError, "summed over channels first"),
@@ -186,7 +176,7 @@ def test_maps_are_normalised_before_they_are_resized() -> None:
     np.testing.assert_allclose(prepared(attribution).numpy(), np.asarray(image), atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [50, 63])
+@each("side", [50, 63])
 def test_resizing_keeps_ties(side: int) -> None:
     """At these sizes interpolation within the plateau is off by the last bit at most pixels."""
     plateau = torch.zeros(4, 4)
@@ -235,7 +225,7 @@ def test_tied_maxima_count_by_their_share() -> None:
     assert pointing_game(prepared(attribution), MASK) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("tolerance", [0, 0.9, 1, 1.5, 2, math.sqrt(5), 3, 5, 100])
+@each("tolerance", [0, 0.9, 1, 1.5, 2, math.sqrt(5), 3, 5, 100])
 def test_pointing_with_tolerance_by_distances(tolerance: float) -> None:
     mask = torch.zeros(9, 7, dtype=torch.bool)
     mask[4, 1] = mask[0, 6] = True
@@ -258,7 +248,7 @@ def test_a_tolerance_larger_than_the_image_reaches_its_far_corner() -> None:
     assert pointing_game(prepared(opposite, mask), mask, tolerance=9.9) == 0
 
 
-@pytest.mark.parametrize("tolerance", [-1, math.nan, math.inf])
+@each("tolerance", [-1, math.nan, math.inf])
 def test_refused_tolerance(tolerance: float) -> None:
     with pytest.raises(ValueError, match="must be a finite number of pixels"):
         pointing_game(None, MASK, tolerance)
@@ -283,7 +273,7 @@ def test_energy_of_a_map_without_positive_mass_or_contrast() -> None:
     assert energy_pointing_game(one_off, MASK) == pytest.approx(12 / 63)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (1, 4), (4, 2)])
+@each(("rows", "columns"), [(2, 2), (1, 4), (4, 2)])
 def test_grid_pointing_game_by_slices(rows: int, columns: int) -> None:
     attribution = random_map(0).double()
     positive = attribution.clamp(min=0)

@@ -16,6 +16,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.metrics import insertion_deletion
 from captum_clip_surgery.metrics.faithfulness import BASELINES
+from tests._helpers.cases import each
 from tests._helpers.tiny import random_images, tiny_model
 
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -61,7 +62,7 @@ def naive(
 
 
 @pytest.mark.parametrize("side", [1, 4, 32], ids=["constant", "patches", "pixels"])
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@each("batch_size", [1, 7, 1000])
 def test_against_a_loop_over_pixels(tiny: ZeroShotClassifier, side: int, batch_size: int) -> None:
     images, maps, targets = random_images(tiny), random_maps(side=side), [2, 0]
     under = images.flip(-1)
@@ -173,7 +174,7 @@ def test_noise_has_the_deviation_of_each_channel_of_each_image() -> None:
     torch.testing.assert_close(ratio, torch.ones(2, 3), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@each("baseline", BASELINES)
 def test_a_named_baseline_is_the_one_of_that_name(tiny: ZeroShotClassifier, baseline: str) -> None:
     images, maps = random_images(tiny), random_maps()
     named = insertion_deletion(tiny, images, maps, 0, 8, baseline, seed=3)
@@ -193,7 +194,7 @@ def test_passes_are_batched_and_bounded(tiny: ZeroShotClassifier) -> None:
     assert sizes == [8, 8, 6] * 2  # two images at eleven points, twice
 
 
-@pytest.mark.parametrize(
+@each(
     ("changes", "error", "message"),
     [
         ({"maps": random_maps(3)}, ValueError, r"expected \(2, h, w\)"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.metrics.pairs import PairMeasures
+from tests._helpers.cases import each
 
 #: The highest pixel lies outside the mask, two pixels from it, and was not judged.
 MAP = torch.tensor([[1.0, 0.6, 0.8, 0.3, 0.2, 0.0]])
@@ -48,7 +49,7 @@ def test_ignored_pixels_of_the_mask_are_not_inside() -> None:
     assert found == measured(MAP, MASK, IGNORED)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each("seed", range(3))
 def test_as_if_cut_away(seed: int) -> None:
     """Pixels at an edge, while the least and the highest of the map lie elsewhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +76,7 @@ def test_a_map_is_enlarged_before_pixels_are_left_out() -> None:
     assert found["energy"] == pytest.approx(75)  # of .25 and .75
 
 
-@pytest.mark.parametrize(
+@each(
     ("mask", "ignored"),
     [
         ([True, True, False], [False, False, True]),  # what is left is full,
@@ -89,7 +90,7 @@ def test_pairs_without_two_sides_are_skipped(mask: list[bool], ignored: list[boo
     assert (measures.pairs, measures.skipped) == (0, 1)
 
 
-@pytest.mark.parametrize("ignored", [torch.zeros(6, dtype=torch.bool), torch.zeros(1, 6)])
+@each("ignored", [torch.zeros(6, dtype=torch.bool), torch.zeros(1, 6)])
 def test_refused(ignored: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected \(1, 6\) of torch.bool, as the mask is"):
         measured(MAP, MASK, ignored)

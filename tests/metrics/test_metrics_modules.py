@@ -24,8 +24,9 @@ from captum_clip_surgery.metrics import (
     insertion_deletion,
     modules,
 )
+from tests._helpers.cases import each
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 from tests._helpers.tiny import random_images, tiny_model
-from tests.metrics.test_metrics import MASK, random_map, random_mask
 
 TOLERANCE = 1.5
 
@@ -160,7 +161,7 @@ def test_before_the_first_pair_there_is_no_figure() -> None:
             assert torch.isnan(value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("maps", "masks", "message"),
     [
         (torch.zeros(2, 3, 8, 8), MASK[None].expand(2, 8, 8), r"expected \(2, h, w\)"),

@@ -14,7 +14,8 @@ from torch import Tensor
 from captum_clip_surgery.metrics import PairMeasures, localization
 from captum_clip_surgery.metrics.bootstrap import CHUNK, ImageMeans, resample
 from captum_clip_surgery.metrics.pairs import TOLERANCE
-from tests.metrics.test_metrics import MASK, random_map, random_mask
+from tests._helpers.cases import each
+from tests._helpers.masked_maps import MASK, random_map, random_mask
 
 #: (map, mask, image): eleven pairs of four images, and two that are skipped.
 PAIRS: list[tuple[Tensor, Tensor, int]] = [
@@ -58,7 +59,7 @@ def test_pairs_of_one_image_together_or_apart() -> None:
     assert alone.confidence()["auroc"] != pytest.approx(together.confidence()["auroc"])
 
 
-@pytest.mark.parametrize("cuts", [(0, 3, 13), (0, 6, 7, 13), (0, 5, 5, 13)])
+@each("cuts", [(0, 3, 13), (0, 6, 7, 13), (0, 5, 5, 13)])
 def test_merged_batches_equal_one_pass(cuts: tuple[int, ...]) -> None:
     merged = PairMeasures()
     for start, stop in itertools.pairwise(cuts):
@@ -157,7 +158,7 @@ def test_intervals_are_of_a_thousand_resamples_where_none_are_asked_for() -> Non
     assert measures.confidence() == measures.confidence(0.95, 1000, seed=0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"level": 1}, "level 1 must lie between 0 and 1"),

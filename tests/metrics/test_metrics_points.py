@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from captum_clip_surgery.metrics.points import PointMeasures, point_confusion, point_iou
+from tests._helpers.cases import each
 
 #: 2 x 4, left half inside.
 LEFT = torch.tensor([[True, True, False, False]] * 2)
@@ -41,9 +42,7 @@ def test_x_goes_right_and_y_down() -> None:
     assert point_confusion(mask, [0.1], [0.9], [True]).tolist() == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize(
-    ("x", "column"), [(0.0, 0), (0.25, 1), (0.2499, 0), (0.25 - 1e-12, 0), (1.0, 3)]
-)
+@each(("x", "column"), [(0.0, 0), (0.25, 1), (0.2499, 0), (0.25 - 1e-12, 0), (1.0, 3)])
 def test_a_point_is_in_the_pixel_that_holds_it(x: float, column: int) -> None:
     for inside in range(4):
         mask = torch.arange(4)[None] == inside
@@ -101,7 +100,7 @@ def test_measures_go_between_processes() -> None:
     assert pickle.loads(pickle.dumps(measures)).compute() == measures.compute()
 
 
-@pytest.mark.parametrize(
+@each(
     ("prediction", "x", "error", "message"),
     [
         (LEFT[None], [0.5], ValueError, r"shape \(1, 2, 4\)"),

@@ -14,6 +14,7 @@ from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import Randomization, randomization, suspicious
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages, spearman
+from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import TOWERS, random_images, tiny_model
 from tests._helpers.tower_kinds import TINY
@@ -136,7 +137,7 @@ def test_the_seed_decides() -> None:
 # --- rank correlation ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [Tensor.clone, Tensor.round], ids=["distinct", "ties"])
+@each("change", [Tensor.clone, Tensor.round])
 def test_spearman_against_scipy(change: Callable[[Tensor], Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (change(2 * torch.randn(4, 5, 6, generator=generator)) for _ in range(2))
@@ -164,7 +165,7 @@ def test_suspicious_names_those_above_the_limit() -> None:
     assert suspicious(found, limit=0.4) == ["a", "b"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("maps", "message"),
     [
         (torch.ones(1, 3, 4, 4), r"maps of bad for one image and one text are \(1, 3, 4, 4\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import copy
 import functools
 import io
@@ -143,7 +144,7 @@ def test_these_tags_differ_from_their_names_configuration():
     assert sorted(found) == sorted(MISBUILT)
 
 
-@pytest.mark.parametrize(("name", "tag"), MISBUILT)
+@each(("name", "tag"), MISBUILT)
 def test_the_tags_record_is_built(tiny, expected, name, tag):
     check(load(name, tag), expected, True, f"(recorded for the tag {tag!r})")
 
@@ -156,7 +157,7 @@ def test_names_and_tags_as_open_clip_takes_them(tiny, expected, name, tag):
     check(load(name, tag), expected, True, f"(recorded for the tag {tag!r})")
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "tag"),
     [
         ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-16", "laion400m_e32"),
@@ -212,7 +213,7 @@ def test_the_rest_of_the_record(tiny, name, tag, mean, interpolation):
 # --- the user's choice ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["quick_gelu", "force_quick_gelu"])
+@each("option", ["quick_gelu", "force_quick_gelu"])
 @pytest.mark.parametrize(
     ("name", "tag", "recorded"),
     [

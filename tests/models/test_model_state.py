@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import encoder as encoder_module
 from captum_clip_surgery.models.text.encoder import PromptEncoder
+from tests._helpers.text_towers import text_model, text_tower
 from tests._helpers.tiny import relative_error
-from tests.models.test_prompts import text_model, text_tower
 
 TEXTS = ["dog", "a remote control", "cat"]
 

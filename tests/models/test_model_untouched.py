@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import copy
 import pickle
 import threading
@@ -125,7 +126,7 @@ def _train_mode_where_harmless(model: nn.Module) -> None:
             module.training = True
 
 
-@pytest.mark.parametrize("grid", [None, *OTHER_GRIDS], ids=str)
+@each("grid", [None, *OTHER_GRIDS])
 def test_untouched_after_success(clip, grid):
     images = resized(clip, grid)
     before = snapshot(clip.model)
@@ -137,10 +138,9 @@ def test_untouched_after_success(clip, grid):
         assert not differences(before, snapshot(clip.model)), name
 
 
-@pytest.mark.parametrize(
+@each(
     "prepare",
     [_plain, _with_gradients, _frozen, _train_mode_where_harmless],
-    ids=lambda f: f.__name__,
 )
 def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
     expected = run_all(clip)
@@ -178,7 +178,7 @@ def parts_called(visual: nn.Module, call: Callable[[], object]) -> set[str]:
     return called
 
 
-@pytest.mark.parametrize("grid", [None, OTHER_GRIDS[0]], ids=str)
+@each("grid", [None, OTHER_GRIDS[0]])
 @pytest.mark.parametrize("family", TOWERS)
 def test_untouched_after_an_exception_in_any_submodule(family, grid):
     clip = make_clip(family)
@@ -308,7 +308,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("duplicate", COPIES)
+@each("duplicate", COPIES)
 def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplicate):
     clip.token_grid(0)
     expected = run_all(clip)
@@ -325,7 +325,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
     assert_equal(run_all(clip), expected)
 
 
-@pytest.mark.parametrize("duplicate", COPIES)
+@each("duplicate", COPIES)
 def test_a_copied_method_gives_equal_results(clip, duplicate):
     images = resized(clip, OTHER_GRIDS[0])
     for method in METHODS:

@@ -11,9 +11,8 @@ from captum_clip_surgery.models.text import encoder, prefix_tree
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.prefix_tree import encode_shared, grow, shares_prefixes
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
+from tests._helpers.text_towers import CONTEXT, KINDS, Words, manner, shrunk, text_model
 from tests._helpers.tiny import relative_error
-from tests.models.test_prompts import CONTEXT, text_model
-from tests.models.test_text_towers import KINDS, Words, manner, shrunk
 
 CPU = torch.device("cpu")
 CUSTOM = dict(qk_norm=True, scale_heads=True, scale_attn_inner=True, scale_attn=True, scale_fc=True)

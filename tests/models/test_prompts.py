@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from typing import Any
 
 import open_clip
 import pytest
@@ -15,30 +14,12 @@ from torch import Tensor, nn
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import encoder
 from captum_clip_surgery.models.text.templates import format_prompt
-from tests._helpers.tiny import random_images, relative_error, tiny_model, with_preprocessing
-from tests._helpers.tower_kinds import TINY
+from tests._helpers.text_towers import CONTEXT, text_model, text_tower
+from tests._helpers.tiny import random_images, relative_error, tiny_model
 
-CONTEXT = 16  # of the tiny models
 EOT = 49407
 # Of different lengths and out of order, so that a mistake in sorting shows.
 TEXTS = ["a remote control on a table", "dog", "potted plant", "cat", "tv monitor", "car", "a b"]
-
-
-def text_model(family: type[CLIP] | type[CustomTextCLIP] = CLIP, **text_cfg: Any) -> nn.Module:
-    """A random model with a tiny text tower in which place, token and padding all matter."""
-    torch.manual_seed(0)
-    config = TINY["vit"].config
-    config["text_cfg"] |= text_cfg
-    model = family(**config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "embedding" in name or "bias" in name:
-                parameter.normal_(0, 0.5)
-    return with_preprocessing(model.eval())
-
-
-def text_tower(model: nn.Module) -> nn.Module:
-    return getattr(model, "text", model)
 
 
 def naive_features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 from collections.abc import Callable
 from typing import Any
 
@@ -214,7 +215,7 @@ REFUSED_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@each("entry", ENTRIES)
 @pytest.mark.parametrize("kind", REFUSED_IMAGES)
 def test_refused_images(vit, kind, entry):
     images, error, message = REFUSED_IMAGES[kind]
@@ -222,7 +223,7 @@ def test_refused_images(vit, kind, entry):
         ENTRIES[entry](vit, images)
 
 
-@pytest.mark.parametrize(
+@each(
     ("texts", "distractors", "error", "message"),
     [
         ([], None, ValueError, "no texts: a classifier needs at least one"),

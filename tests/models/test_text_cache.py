@@ -23,8 +23,8 @@ from captum_clip_surgery.models.text import _fingerprint, encoder
 from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clips_bpe
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.encoder import PromptEncoder
+from tests._helpers.text_towers import text_model
 from tests._helpers.tiny import relative_error
-from tests.models.test_prompts import text_model
 
 TEXTS = ["dog", "a remote control", "cat"]
 TWO = ["a photo of the {} here.", "{}"]
@@ -370,7 +370,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from tests.models.test_prompts import text_model
+from tests._helpers.text_towers import text_model
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 import torch
 if {known}:

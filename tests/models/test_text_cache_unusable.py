@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from captum_clip_surgery.models.text import cache
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.encoder import PromptEncoder
-from tests.models.test_prompts import text_model
+from tests._helpers.text_towers import text_model
 
 TEXTS = ["dog", "a remote control"]
 

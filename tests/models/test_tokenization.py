@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +18,7 @@ from torch.testing import assert_close
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models.text.encoder import PromptEncoder
-from tests.models.test_prompts import CONTEXT, text_model
-from tests.models.test_text_towers import save_tokenizer
+from tests._helpers.text_towers import CONTEXT, save_tokenizer, text_model
 
 TEXTS = ["dog", "a remote control on a table", "cat!"]
 FILLS = "dog " * (CONTEXT - 2)  # besides start and end
@@ -90,7 +90,7 @@ def called(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", RIGHT)
+@each("case", RIGHT)
 def test_features_are_the_models_own(case, model):
     encoder = PromptEncoder(model_of(model), called(RIGHT[case]), templates=())
     for texts in (TEXTS, TEXTS[:1]):
@@ -98,7 +98,7 @@ def test_features_are_the_models_own(case, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", RIGHT)
+@each("case", RIGHT)
 def test_a_prompt_as_long_as_the_context_is_read_whole_or_refused(case, model):
     """Which of them were cut cannot be told of a tokenizer that gives what it gives."""
     follows = "fixed" not in case and "at most" not in case
@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[Callable[..., Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each("case", WRONG)
 def test_other_output_is_refused_by_name(case):
     tokenizer, error, message = WRONG[case]
     with pytest.raises(error, match=message) as caught:

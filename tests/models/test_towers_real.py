@@ -99,8 +99,18 @@ def tokens_at_native_size(tower: Tower) -> int:
     return shape[1] if len(shape) == 3 else 1 + shape[2] * shape[3]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_configuration(name):
+@pytest.mark.parametrize("pattern", [pattern for pattern, *_ in TABLE])
+def test_configurations(pattern):
+    for name in NAMES:
+        if re.fullmatch(pattern, name):
+            try:
+                check_configuration(name)
+            except Exception as error:
+                error.add_note(name)
+                raise
+
+
+def check_configuration(name: str) -> None:
     family, kind = expected(name)
     visual = on_meta(name)
     if family == "refused":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import json
@@ -20,22 +19,19 @@ import open_clip
 import pytest
 import torch
 from open_clip.coca_model import MultimodalCfg
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.models._config_check import MODEL, PREPROCESS, TEXT
 from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
 from captum_clip_surgery.models._schema import check_table
 from captum_clip_surgery.tasks.sam import Sam
-from tests.models.test_text_towers import HUGGING_FACE, VISION, save_text_tower, save_tokenizer
+from tests._helpers.model_folders import CONFIG, DEMO, edit, write_hugging_face
+from tests._helpers.text_towers import HUGGING_FACE
 
 transformers = pytest.importorskip("transformers")
-
-DEMO = Path(MODEL_FOLDER)
-CONFIG = "open_clip_config.json"
 
 
 @pytest.fixture(autouse=True)
@@ -93,18 +89,6 @@ AUTO_MAP = {
 }
 
 
-def edit(path: Path, **changes: Any) -> None:
-    """Change a JSON file by keys, in which "__" leads to a table within."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    for key, value in changes.items():
-        *above, last = key.split("__")
-        table = content
-        for name in above:
-            table = table[name]
-        table[last] = value
-    path.write_text(json.dumps(content))
-
-
 def load(folder: Path, **options: Any) -> ZeroShotClassifier:
     name = f"local-dir:{folder}"
     return ZeroShotClassifier.from_pretrained(name, None, ["dog"], templates=(), **options)
@@ -129,26 +113,6 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     write_hugging_face(folder, *HUGGING_FACE["roberta, mean"])
     return folder
-
-
-def write_hugging_face(folder: Path, config_class: str, pooler: str, proj: str) -> None:
-    torch.manual_seed(0)
-    save_tokenizer(folder)
-    save_text_tower(folder / "text", config_class)
-    text = dict(
-        hf_model_name=str(folder / "text"),
-        hf_tokenizer_name="roberta-base",
-        hf_pooler_type=pooler,
-        hf_proj_type=proj,
-        context_length=20,
-    )
-    config = dict(embed_dim=24, vision_cfg=dict(VISION), text_cfg=text)
-    model = CustomTextCLIP(**copy.deepcopy(config))
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    text["hf_model_name"] = "text"
-    written = dict(model_cfg=config, preprocess_cfg=dict(mean=[0.5] * 3, std=[0.5] * 3))
-    (folder / CONFIG).write_text(json.dumps(written))
 
 
 # --- code ----------------------------------------------------------------------------------------
@@ -279,7 +243,7 @@ def test_text_towers_within_the_folder(tmp_path: Path, kind: str, monkeypatch: A
         sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
         config = transformers.M2M100Config(vocab_size=40, d_model=16, pad_token_id=1, **sizes)
         monkeypatch.setattr(
-            "test_hostile_folders.save_text_tower",
+            "tests._helpers.model_folders.save_text_tower",
             lambda folder, _: transformers.AutoModel.from_config(config).save_pretrained(folder),
         )
         write_hugging_face(made, "", "mean_pooler", "linear")

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models.test_text_towers import HUGGING_FACE
-from tests.robustness.test_hostile_folders import CONFIG, DEMO, edit, write_hugging_face
+from tests._helpers.model_folders import CONFIG, DEMO, edit, write_hugging_face
+from tests._helpers.text_towers import HUGGING_FACE
 
 #: Data that loading may take beside what the imports took: weights of 17 MB in float32, several
 #: times, and no more.

@@ -24,9 +24,10 @@ from captum_clip_surgery.models.text.towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text.words import word_positions
 from captum_clip_surgery.tasks.figures import words_figure
 from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
+from tests._helpers.cases import each
+from tests._helpers.text_towers import KINDS, Words, manner, shrunk
 from tests._helpers.tiny import random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TEXT, TINY
-from tests.models.test_text_towers import KINDS, Words, manner, shrunk
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
 
@@ -266,8 +267,8 @@ def test_own_texts_equal_one_by_one(clip):
     assert len({maps.shape[0] for maps in found}) == 3
 
 
-@pytest.mark.parametrize("num_blocks", [None, 1])
-@pytest.mark.parametrize("form", ["empty", None, "release", "paper", "auto"])
+@each("num_blocks", [None, 1])
+@each("form", ["empty", None, "release", "paper", "auto"])
 def test_own_texts_in_every_form(form, num_blocks):
     clip = ZeroShotClassifier(tiny_model("vit"), ["house"], templates=["a {}.", "one {}"])
     texts = OWN[1:] if form in ("release", "paper") else OWN
@@ -434,7 +435,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("captions", "error", "message"),
     [
         (["a dog"], ValueError, "there are 1 captions for 2 images; give one for each image"),
@@ -451,7 +452,7 @@ def test_captions_that_are_refused(vit, captions, error, message):
         word_maps(vit, random_images(vit, 2), captions)
 
 
-@pytest.mark.parametrize(
+@each(
     ("texts", "error", "message"),
     [
         ([["a"]], ValueError, "there are 1 lists of texts for 2 images"),

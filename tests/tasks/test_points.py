@@ -20,6 +20,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.tasks import points, regions
 from captum_clip_surgery.tasks.points import Prompt, points_from_map, prompts, sam_inputs
+from tests._helpers.cases import each
 from tests._helpers.tiny import DATA, random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
 
@@ -124,8 +125,8 @@ def test_half_of_the_cells_at_most() -> None:
     assert labels.tolist() == [1] * 4 + [0] * 4
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (7, 7), (9, 4)])
-@pytest.mark.parametrize("down_sample", [1, 2, 3, 50])
+@each("shape", [(1, 1), (1, 7), (5, 3), (7, 7), (9, 4)])
+@each("down_sample", [1, 2, 3, 50])
 def test_odd_grids(shape: tuple[int, int], down_sample: int) -> None:
     found, labels = points_from_map(noise(*shape), (11, 13), down_sample=down_sample)
     rows, columns = (max(1, side // down_sample) for side in shape)
@@ -137,8 +138,8 @@ def test_odd_grids(shape: tuple[int, int], down_sample: int) -> None:
     assert {y for _, y in found.tolist()} <= y
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 1e6])
-@pytest.mark.parametrize("shape", [(6, 6), (7, 5)])
+@each("value", [0.0, 0.1, -1 / 3, 1e6])
+@each("shape", [(6, 6), (7, 5)])
 def test_constant_maps_have_no_points(value: float, shape: tuple[int, int]) -> None:
     for dtype in (torch.float64, torch.float16 if value < 1e4 else torch.float32):
         found, labels = points_from_map(torch.full(shape, value, dtype=dtype), (9, 9))
@@ -152,7 +153,7 @@ def test_scale_offset_and_gradients_do_not_matter() -> None:
     assert torch.equal(found, points_from_map(attribution * 1e-5 + 1, (80, 80))[0])
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "error", "message"),
     [
         ({"threshold": 1.1}, ValueError, "threshold 1.1 must be from 0 to 1"),
@@ -178,7 +179,7 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
 # --- regions, against plain restatements ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_components_are_scipy_s(seed: int) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     inside = noise(9, 12, seed=seed) > 0.6
@@ -214,7 +215,7 @@ def plateaus(values: np.ndarray) -> set[tuple[int, ...]]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_peaks_are_plateaus_with_nothing_higher_beside_them(seed: int) -> None:
     scaled = (noise(8, 11, seed=seed).sigmoid() * 5).round() / 5
     everywhere = torch.ones_like(scaled, dtype=torch.bool)
@@ -332,7 +333,7 @@ def test_a_map_of_one_cell_has_no_points_but_four_have_a_box(shown: Any) -> None
     assert on(prompt) == [[25, 15]]
 
 
-@pytest.mark.parametrize(("height", "width"), [(60, 100), (100, 60), (40, 200), (50, 50)])
+@each(("height", "width"), [(60, 100), (100, 60), (40, 200), (50, 50)])
 def test_masks_lie_where_sam_looks(
     demo: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch, height: int, width: int
 ) -> None:
@@ -430,7 +431,7 @@ def test_pixels_that_patches_leave_out_have_no_points() -> None:
         assert (prompt.mask[228:] == -10).all()
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "error", "message"),
     [
         ({"instances": "many"}, ValueError, "'many' is none of 'one', 'components', 'peaks'"),
@@ -631,7 +632,7 @@ def test_inputs_are_filled_up() -> None:
     assert inputs["input_labels"] == [[[1, -10, -10], [1, 1, 1]], [[1, 1, -10], [1, 1, 1]]]
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "error", "message"),
     [
         ([prompt_of(1)], TypeError, r"of one image, .* sam_inputs\(\[prompts\]\)"),

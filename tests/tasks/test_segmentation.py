@@ -25,6 +25,7 @@ from captum_clip_surgery.tasks.segmentation import (
     voc_palette,
 )
 from captum_clip_surgery.tasks.windows import starts
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, peak_where_told, random_images, tiny_model
 
 TEXTS = ["a dog", "a cat", "a tree", "a car"]
@@ -166,7 +167,7 @@ def test_half_precision_batches_are_scored_in_full(
 # --- windows -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stride", [None, 32, 64, 16])
+@each("stride", [None, 32, 64, 16])
 def test_windows_by_a_naive_loop(
     demo: ZeroShotClassifier, images: Tensor, stride: int | None
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_window_larger_than_the_image_is_the_image(
     torch.testing.assert_close(class_scores(demo, images, window=512), class_scores(demo, images))
 
 
-@pytest.mark.parametrize("length", range(1, 14))
+@each("length", range(1, 14))
 def test_windows_cover_all_and_stay_inside(length: int) -> None:
     for side in range(1, length + 1):
         for stride in range(1, side + 1):
@@ -256,7 +257,7 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
         segment(clip, images, background=["a background"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("texts", "options", "error", "message"),
     [
         (["dog"], {}, ValueError, "one class, 'dog', and no background"),

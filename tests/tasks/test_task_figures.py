@@ -16,6 +16,7 @@ from captum_clip_surgery.visualization import (
     visualize_attribution,
     winner_figure,
 )
+from tests._helpers.cases import each
 
 SIZES = [(40, 60), (1, 1), (4000, 2), (2, 4000), (1500, 2500)]
 
@@ -35,7 +36,7 @@ def largest(figure: Figure) -> int:
     return max(max(i.get_array().shape[:2]) for axis in figure.axes for i in axis.images)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@each("size", SIZES)
 def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
     height, width = size
     picture = np.zeros((height, width, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import io
 import warnings
 from pathlib import Path
@@ -38,7 +39,7 @@ def last(figure: Figure) -> np.ndarray:
     return np.asarray(figure.axes[0].images[-1].get_array())
 
 
-@pytest.mark.parametrize("outlier_perc", [0, 2, 30])
+@each("outlier_perc", [0, 2, 30])
 @pytest.mark.parametrize("sign", CAPTUM_SIGNS)
 def test_maps_are_normalised_as_captum_does(sign: str, outlier_perc: float) -> None:
     _, axis = captum.visualize_image_attr(
@@ -59,7 +60,7 @@ def test_maps_are_normalised_as_captum_does(sign: str, outlier_perc: float) -> N
 
 
 @pytest.mark.parametrize("method", ["masked_image", "alpha_scaling"])
-@pytest.mark.parametrize("sign", ["positive", "negative", "absolute_value"])
+@each("sign", ["positive", "negative", "absolute_value"])
 def test_views_of_one_sign_are_captums(method: str, sign: str) -> None:
     _, axis = captum.visualize_image_attr(ATTRIBUTION, PICTURE, method, sign, use_pyplot=False)
     ours = last(visualize_attribution(ATTRIBUTION, PICTURE, method, sign))
@@ -81,7 +82,7 @@ def test_the_original_image_and_the_blend() -> None:
 SHAPES = [(4, 6), (1, 4, 6), (1, 1, 4, 6), (3, 40, 60), (1, 3, 40, 60)]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each("shape", SHAPES)
 @pytest.mark.parametrize("tensor", [True, False])
 def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None:
     values = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -92,7 +93,7 @@ def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None
     np.testing.assert_allclose(shown, expected[0, 0].numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "error", "message"),
     [
         (torch.zeros(2, 4, 6), ValueError, r"shape \(2, 4, 6\), expected \(h, w\)"),
@@ -110,7 +111,7 @@ def test_what_is_no_map_is_refused(given: object, error: type[Exception], messag
         visualize_attribution(given, PICTURE)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"method": "heatmap"}, "method 'heatmap' is not one of heat_map, blended"),
@@ -172,7 +173,7 @@ def test_maps_of_any_magnitude_have_the_same_colours(name: str) -> None:
     np.testing.assert_allclose(pixels(MAPS[name]), pixels(ATTRIBUTION), atol=2)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "sign", "note"),
     [
         ("all zero", "all", "all zero"),
@@ -340,8 +341,8 @@ def test_lab_is_cielab() -> None:
     np.testing.assert_allclose(white, [100, 0, 0], atol=0.1)
 
 
-@pytest.mark.parametrize("deficiency", [None, *DEFICIENT])
-@pytest.mark.parametrize("sign", ["positive", "negative", "absolute_value", "range"])
+@each("deficiency", [None, *DEFICIENT])
+@each("sign", ["positive", "negative", "absolute_value", "range"])
 def test_sequential_colours_grow_lighter_with_strength(sign: str, deficiency: str | None) -> None:
     lightness = lab(ramp_of(sign), deficiency)[:, 0]
     steps = np.diff(lightness[::-1] if sign == "negative" else lightness)
@@ -349,7 +350,7 @@ def test_sequential_colours_grow_lighter_with_strength(sign: str, deficiency: st
     assert steps.sum() > 60
 
 
-@pytest.mark.parametrize("deficiency", [None, *DEFICIENT])
+@each("deficiency", [None, *DEFICIENT])
 def test_diverging_colours_tell_signs_and_strengths_apart(deficiency: str | None) -> None:
     found = lab(ramp_of("all"), deficiency)
     middle = len(found) // 2
@@ -360,7 +361,7 @@ def test_diverging_colours_tell_signs_and_strengths_apart(deficiency: str | None
         assert apart > 20
 
 
-@pytest.mark.parametrize("deficiency", [None, "protanopia", "deuteranopia"])
+@each("deficiency", [None, "protanopia", "deuteranopia"])
 def test_hues_of_texts_are_told_apart(deficiency: str | None) -> None:
     assert len({hue(index) for index in range(21)}) == 21
     assert hue(21) == hue(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests._helpers.cases import each
 import io
 from itertools import pairwise
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_pictures_of_floats_and_bytes_draw_alike() -> None:
     np.testing.assert_allclose(first, second)
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "note"),
     [(0.0, "all zero"), (-3.0, "the same everywhere"), (1e38, "the same everywhere")],
 )
@@ -71,7 +72,7 @@ def test_a_constant_map_shows_the_picture_and_says_so(value: float, note: str) -
     assert axis.get_xlabel() == note
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, -1.0, 1e30, 1e38])
+@each("scale", [1e-300, 1e-30, 1.0, -1.0, 1e30, 1e38])
 def test_maps_of_any_scale_draw(scale: float) -> None:
     attribution = torch.arange(24.0).double().reshape(4, 6) * scale
     figure = compare_figure([PICTURE], {"map": attribution[None, None]}, ["dog"])
@@ -172,7 +173,7 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         compare_figure([PICTURE], {}, [])
 
 
-@pytest.mark.parametrize("width", [*WIDTHS, 5.5])
+@each("width", [*WIDTHS, 5.5])
 @pytest.mark.parametrize("transpose", [False, True])
 def test_every_letter_is_legible_and_on_the_figure(width: str | float, transpose: bool) -> None:
     maps = {name: torch.rand(1, 2, 4, 6) for name in ("CLIP", "IntegratedGradients", "GradCam")}
