@@ -42,9 +42,9 @@ from captum_clip_surgery.app.code import Model
 from captum_clip_surgery.app.settings import MAX_TEXTS, Settings
 from captum_clip_surgery.demo import Scenes, nouns
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from served import Visitor, free_port, until_work_begins
+from tests._helpers.served import Visitor, free_port, until_work_begins
 
 #: What users do, and how often.
 ACTS = {"explains": 6, "chooses": 2, "saves": 1, "stops": 1, "leaves": 1}

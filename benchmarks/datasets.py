@@ -20,8 +20,8 @@ from typing import Annotated
 import open_clip
 import typer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from written_scenes import of_few_nouns, scene_folder, scene_voc
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown

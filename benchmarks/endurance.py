@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,7 @@ from captum_clip_surgery import METHODS, ZeroShotClassifier
 from captum_clip_surgery._utils.profiling import PROCESS, TRIM
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr._engine import Explain
+from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.demo import nouns
 
 #: One that shares a pass, one of CLIP's own, two by gradients, of which one opens attention.
@@ -121,16 +120,17 @@ def endure(
     draw, pixels = random.Random(seed), torch.Generator().manual_seed(seed)
     every = max(1, attributions // SAMPLES)
     samples: list[Sample] = []
-    explain: list[Explain] = []
+    chosen: list[Any] = []
     sides = SIDES[:2]
     for number in tqdm(range(attributions), disable=not sys.stderr.isatty()):
         if number * changes % attributions < changes:
             # Of two nouns each, so that hardly any was there before: nothing may keep them all.
             pairs = [draw.sample(nouns(), 2) for _ in range(draw.randint(1, MOST_TEXTS))]
             own = clip.with_texts(map(" ".join, pairs))
-            explain = [method(own) for method in methods.values()]
+            chosen = [method(own) for method in methods.values()]
             sides = (draw.choice(SIDES), draw.choice(SIDES))
-        explain[number % len(explain)](torch.randn(1, 3, *sides, generator=pixels))
+        images = torch.randn(1, 3, *sides, generator=pixels)
+        attribute_many({"": chosen[number % len(chosen)]}, images)
         if (number + 1) % every == 0:
             samples.append(sample(number + 1, clip.model))
     return Found(samples)

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 import typer
 from torch import Tensor
 from tqdm import tqdm
@@ -90,7 +91,7 @@ def cases(
         YARDSTICK: partial(plain, images),
         "logits": partial(clip, images),
     }
-    found |= {name: partial(method(clip), images) for name, method in chosen.items()}
+    found |= {name: partial(method(clip).attribute_all, images) for name, method in chosen.items()}
     found["one target, on the grid"] = partial(surgery.attribute, images, 0)
     found["one target, image-shaped"] = partial(shaped.attribute, images, 0)
     found["from a picture to an array"] = lambda: (
@@ -100,7 +101,7 @@ def cases(
         "stage: a picture to pixels": partial(clip.preprocess, picture, size),
         "stage: dual path": encode,
         "stage: scores and feature surgery": partial(surgery.scores_from_output, encoded),
-        "stage: maps to the images' size": partial(shaped.finish, maps, size),
+        "stage: maps to the images' size": partial(F.interpolate, maps, size, mode="bilinear"),
     }
     if compiled:
         found |= _compiled(plain, partial(surgery.attribute_all, check_finite=False), images)

@@ -17,8 +17,7 @@ import torch
 import typer
 
 from captum_clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS, Method
 from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes
 from captum_clip_surgery.evaluation.results import to_markdown
