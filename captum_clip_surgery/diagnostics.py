@@ -1,8 +1,8 @@
-"""A check-up of a checkpoint before its maps are trusted: what its tokens and texts look like.
+"""Check-up of a checkpoint before its maps are trusted: its patch tokens and its texts.
 
-Self-attention repairs are reported to collapse on some checkpoints, where a few patch tokens of
-extreme norm attract everything (Darcet et al., "Vision Transformers Need Registers", ICLR 2024, on
-such tokens). Nothing here needs labels.
+Self-attention repairs are reported to fail on some checkpoints, where a few patch tokens of extreme
+norm attract all attention (Darcet et al., "Vision Transformers Need Registers", ICLR 2024). The
+check-up needs no labels.
 """
 
 from __future__ import annotations
@@ -10,41 +10,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models.image import PathConfig, Tower
+from captum_clip_surgery.models.image import Tower
+from captum_clip_surgery.visualization import COLORS
 
-#: A patch token is an outlier from so many times the median norm of its image's on.
+__all__ = ["TowerReport", "tower_report"]
+
+#: A patch token is an outlier if its norm is at least this multiple of its image's median norm.
 OUTLIER = 4.0
-#: Depths tried at most, each one pass.
+#: Largest number of blocks that is tried.
 MAX_NUM_BLOCKS = 12
-#: The suggested num_blocks is the smallest whose spread reaches this share of the widest.
-ENOUGH = 0.95
+#: The suggested num_blocks is the smallest whose spread reaches this share of the largest spread.
+SUFFICIENT = 0.95
 
 
 @dataclass(frozen=True)
 class TowerReport:
-    """What `tower_report` finds.
+    """Result of `tower_report`.
 
     Args:
-        tower: the image tower in one line.
-        grid: (rows, columns) of patches.
-        norms: (blocks + 1, N, h*w) norms of the patch tokens entering each block, and leaving the
-            last.
-        agreement: least cosine of the adapter's pooled embedding, with every block rebuilt from its
-            queries, keys and values, with `encode_image`; None at a size that is not native, where
-            the model itself has none.
-        common_energy: share of the text features' energy that all share, their mean pairwise
-            cosine: 0 for texts that have nothing in common, 1 for texts that are all alike; None
-            for one text.
-        spread: for depths from 0 on, the mean standard deviation over patches of the scores of each
-            image's most likely text.
+        tower: One-line description of the image tower.
+        grid: Rows and columns of patches.
+        norms: Norms of the patch tokens that enter each block and that leave the last,
+            (blocks + 1, N, h*w).
+        agreement: Smallest cosine between the adapter's pooled embedding, where every block is
+            rebuilt from its queries, keys and values, and `encode_image`; None for images of
+            another than the native size, which `encode_image` does not accept.
+        common_energy: Mean cosine between different text features: 0 for texts with nothing in
+            common, 1 for identical ones; None for one text.
+        spread: For 0, 1, ... blocks of surgery, the mean standard deviation over patches of the
+            scores of each image's most likely text.
     """
 
     tower: str
@@ -56,29 +63,30 @@ class TowerReport:
 
     @property
     def outliers(self) -> Tensor:
-        """(blocks + 1,) patch tokens an image with `OUTLIER` times the median norm or more."""
+        """Mean number of outlier tokens per image, (blocks + 1,)."""
         median = self.norms.median(-1, keepdim=True).values
         return (self.norms >= OUTLIER * median).double().sum(-1).mean(-1)
 
     @property
     def suggested_num_blocks(self) -> int:
-        """The smallest number of blocks whose maps vary nearly as much as with any number.
+        """Smallest number of blocks whose maps vary nearly as much as with any other number.
 
         On the three models that this project trained, maps over that many blocks overlap most with
         the true masks, or nearly so (docs/models.md). Treat it as a hint: it has not been validated
         on pretrained models. 0 stands for the tower's own tokens, to be used with feature surgery.
         """
-        return next(d for d, s in enumerate(self.spread) if s >= ENOUGH * max(self.spread))
+        return next(d for d, s in enumerate(self.spread) if s >= SUFFICIENT * max(self.spread))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, as JSON takes them; of the norms their median, 99 % and maximum."""
+        """Return the report as JSON values; norms are summarized per block."""
+        norms = self.norms.flatten(1)
         return {
             "tower": self.tower,
             "grid": list(self.grid),
             "images": self.norms.shape[1],
-            "norm_median": self.norms.flatten(1).median(1).values.tolist(),
-            "norm_99": self.norms.flatten(1).quantile(0.99, dim=1).tolist(),
-            "norm_max": self.norms.flatten(1).amax(1).tolist(),
+            "norm_median": norms.median(1).values.tolist(),
+            "norm_99": norms.quantile(0.99, dim=1).tolist(),
+            "norm_max": norms.amax(1).tolist(),
             "outliers": self.outliers.tolist(),
             "agreement": self.agreement,
             "common_energy": self.common_energy,
@@ -92,10 +100,10 @@ class TowerReport:
         where = "none"
         if outliers[worst]:
             first = int(outliers.nonzero()[0])
-            where = f"{outliers[worst]:.1f} an image entering block {worst}, first at {first}"
-        agreement = "not asked: the images are not of native size"
+            where = f"{outliers[worst]:.1f} per image entering block {worst}, first at {first}"
+        agreement = "not checked, because the images are not of native size"
         if self.agreement is not None:
-            agreement = f"cosine {self.agreement:.6f} at least"
+            agreement = f"cosine {self.agreement:.6f} or more with encode_image"
         common = "needs two texts"
         if self.common_energy is not None:
             common = f"{self.common_energy:.0%} of the text features' energy"
@@ -107,22 +115,70 @@ class TowerReport:
                 f"norms of patch tokens  {norms[0].median():.1f} (median) before the first block, "
                 f"{norms[-1].median():.1f} after the last, {norms.max():.1f} at most",
                 f"outlier tokens         {where} ({OUTLIER:g} times the median norm or more)",
-                f"pooled embedding       {agreement}, against encode_image",
+                f"pooled embedding       {agreement}",
                 f"common to all texts    {common}",
                 f"suggested num_blocks   {self.suggested_num_blocks} (a hint: see docs/models.md)",
             ]
         )
 
+    def figure(self) -> Figure:
+        """Draw norms of patch tokens by block, the image with the largest, and spread by blocks.
+
+        Returns:
+            A figure that is not registered with pyplot; `visualization.save_figure` writes it.
+        """
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        by_block, on_grid, by_num_blocks = figure.subplots(1, 3, width_ratios=[1.25, 1, 1.25])
+        self._draw_norms(by_block)
+        last = len(self.norms) - 1
+        worst = int(self.outliers.argmax()) if self.outliers.any() else last
+        norms = self.norms[worst]
+        image = int((norms.amax(-1) / norms.median(-1).values).argmax())
+        grid = norms[image].reshape(self.grid).numpy()
+        drawn = on_grid.imshow(grid, cmap=COLORS["range"], vmin=0)
+        figure.colorbar(drawn, ax=on_grid, shrink=0.8)
+        where = "leaving the last" if worst == last else f"entering block {worst}"
+        on_grid.set(xticks=[], yticks=[], title=f"norms of image {image}, {where}")
+        self._draw_spread(by_num_blocks)
+        return figure
+
+    def _draw_norms(self, axis: Axes) -> None:
+        norms = self.norms.flatten(1).numpy()
+        blocks = range(len(norms))
+        low, median, high = np.quantile(norms, [0.01, 0.5, 0.99], axis=1)
+        axis.fill_between(blocks, low, high, alpha=0.25, color="tab:blue", label="1 % to 99 %")
+        axis.plot(blocks, median, color="tab:blue", label="median")
+        axis.plot(blocks, norms.max(1), color="tab:orange", ls="--", label="largest")
+        axis.plot(blocks, OUTLIER * median, color="grey", ls=":", label=f"{OUTLIER:g} x median")
+        axis.set(yscale="log", xlabel="entering block (last: leaving)")
+        axis.set_title("norms of patch tokens")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(fontsize=7)
+
+    def _draw_spread(self, axis: Axes) -> None:
+        best = self.suggested_num_blocks
+        axis.plot(range(len(self.spread)), self.spread, marker="o", ms=3, color="tab:blue")
+        marked = {"ms": 9, "mfc": "none", "color": "tab:orange", "label": "suggested"}
+        axis.plot(best, self.spread[best], "o", **marked)  # type: ignore[arg-type]
+        axis.set(xlabel="num_blocks", title="spread of the likeliest text's map", ylim=(0, None))
+        axis.legend(fontsize=7, loc="lower right")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
 
 def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
-    """Check a classifier's image tower and texts on some images.
+    """Check a classifier's image tower and texts on a few images.
 
     Args:
-        clip: the classifier; its texts, distractors included, are what images are asked about.
-        images: (N, 3, H, W), as `clip.preprocess` makes; a dozen will do.
+        clip: The classifier. Its texts, distractors included, are what the images are scored for.
+        images: Images (N, 3, H, W) from `clip.preprocess`; a dozen are enough.
+
+    Returns:
+        The report; `print` and `figure` show it.
 
     Raises:
-        TypeError, ValueError: images or a model that every method would refuse.
+        TypeError: If `images` is not a dense floating-point tensor.
+        ValueError: If the images do not fit the model or have one patch, or the model is in train
+            mode where that matters.
 
     Example::
 
@@ -133,11 +189,10 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
     """
     tower = clip.tower
     _validation.check_images(images, tower, clip.device)
-    _validation.check_modes(clip.model)
-    grid = tower.grid(*images.shape[-2:])
-    if grid == (1, 1):
-        raise ValueError("images of one patch have no map to stand out; give larger ones")
     with torch.no_grad(), forward_pass(clip, images, _path_configs(clip)):
+        grid = tower.grid(*images.shape[-2:])
+        if grid == (1, 1):
+            raise ValueError("images have one patch, so maps cannot vary; pass larger images")
         return TowerReport(
             tower=tower.describe(),
             grid=grid,
@@ -155,28 +210,31 @@ def _path_configs(clip: ZeroShotClassifier) -> list[PathConfig]:
 
 
 def _norms(tower: Tower, images: Tensor) -> Tensor:
-    def norms(x: Tensor) -> Tensor:
-        return x[:, tower.num_prefix_tokens :].double().norm(dim=-1).cpu()
+    """Return the norms (blocks + 1, N, h*w) of patch tokens."""
 
-    x, layout = tower.embed(images.to(tower.dtype))
-    found = [norms(x)]
+    def patch_norms(tokens: Tensor) -> Tensor:
+        return tokens[:, tower.num_prefix_tokens :].double().norm(dim=-1).cpu()
+
+    tokens, spec = tower.embed(images.to(tower.dtype))
+    norms = [patch_norms(tokens)]
     for index in range(len(tower.blocks)):
-        x = tower.run_block(index, x, layout)
-        # A ResNet's one block makes no stream: it leaves embeddings, whose norms are others.
-        found += [norms(x)] if tower.has_residual else []
-    return torch.stack(found)
+        tokens = tower.run_block(index, tokens, spec)
+        # A ResNet's one block leaves embeddings, whose norms do not compare with those before.
+        norms += [patch_norms(tokens)] if tower.has_residual else []
+    return torch.stack(norms)
 
 
 def _agreement(clip: ZeroShotClassifier, images: Tensor) -> float | None:
+    """Return the smallest cosine between the rebuilt embeddings and those of `encode_image`."""
     if tuple(images.shape[-2:]) != clip.native_size:
         return None
-    theirs = normalized(clip.model.encode_image(images.to(clip.tower.dtype)))
+    expected = normalized(clip.model.encode_image(images.to(clip.tower.dtype)))
     rebuilt = tower_output(clip, images, PathConfig(len(clip.tower.blocks), vv_attention)).pooled
-    return float((normalized(rebuilt) * theirs).sum(-1).min())
+    return float((normalized(rebuilt) * expected).sum(-1).min())
 
 
 def _common_energy(features: Tensor) -> float | None:
-    """The mean cosine of different texts, whose features are L2-normalised."""
+    """Return the mean cosine between different text features, which are L2-normalized."""
     count = len(features)
     if count == 1:
         return None
@@ -184,14 +242,15 @@ def _common_energy(features: Tensor) -> float | None:
 
 
 def _spread(clip: ZeroShotClassifier, images: Tensor) -> tuple[float, ...]:
+    """Return, for each path, the standard deviation of the likeliest text's scores."""
     features, empty = clip.text_features(), clip.empty_features()
     contrast = features if empty is None else features - empty
-    found = []
+    spread = []
     for path_config in _path_configs(clip):
-        encoded = tower_output(clip, images, path_config)
+        output = tower_output(clip, images, path_config)
         with full_precision(images):
-            patches, pooled = normalized(encoded.patches), normalized(encoded.pooled)
-            likely = (pooled @ features.T.to(pooled.dtype)).argmax(-1)
-            scores = patches @ contrast[likely][..., None].to(patches.dtype)
-        found.append(float(scores[..., 0].std(1).mean()))
-    return tuple(found)
+            patches, pooled = normalized(output.patches), normalized(output.pooled)
+            likely = (pooled @ features.T.to(pooled.dtype)).argmax(-1)  # (N,)
+            scores = patches @ contrast[likely][..., None].to(patches.dtype)  # (N, h*w, 1)
+        spread.append(float(scores[..., 0].std(1).mean()))
+    return tuple(spread)

@@ -15,14 +15,16 @@ from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import Asking
 from captum_clip_surgery.tasks.segmentation import voc_palette
 from captum_clip_surgery.visualization import (
-    drawn_aspect,
-    greyed,
+    fit_text,
+    pale_gray,
+    panel_aspect,
+    panel_grid,
+    panel_width,
+    show_image,
     show_labels,
     show_map,
-    show_picture,
-    tight_grid,
+    title_size,
 )
-from captum_clip_surgery.visualization.layout import fit, side_of, type_size
 
 NAMED = 5  # classes that are listed
 INSIDE, OUTSIDE = "#009e73", "#d55e00"  # of points; also told apart by their marks
@@ -46,18 +48,18 @@ def cases_figure(
         for shown, said in zip(batch, ask.found(batch), strict=True)
     ]
     pictures = [np.asarray(sample.image) for sample, *_ in rows]
-    aspect = max(map(drawn_aspect, pictures))
-    figure, axes = tight_grid(len(rows), len(ask.names) + 2, aspect, titled=True, noted=True)
-    side = side_of(axes[0, 0])
+    aspect = max(map(panel_aspect, pictures))
+    figure, axes = panel_grid(len(rows), len(ask.names) + 2, aspect, titled=True, noted=True)
+    side = panel_width(axes[0, 0])
     for row, picture, score, line in zip(rows, pictures, scores, axes, strict=True):
         sample, targets, said = row
-        show_picture(line[0], picture)
+        show_image(line[0], picture)
         line[0].set_ylabel(f"{sample.name[-24:]}\n{100 * score:.1f}", fontsize=8)
         _show_truth(line[1], picture, sample, data, targets)
         for axis, name in zip(line[2:], ask.names, strict=True):
             _show_found(axis, picture, said[name], sample, data, targets)
     for axis, name in zip(axes[0], ["image", "truth", *ask.names], strict=True):
-        label, size = fit(name, side, type_size(side))
+        label, size = fit_text(name, side, title_size(side))
         axis.set_title(label, fontsize=size, parse_math=False)
     figure.suptitle(title, fontsize=12)
     return figure
@@ -70,7 +72,7 @@ def _show_truth(
     if isinstance(truth, Tags):
         _show_names(axis, picture, [data.classes.first[label] for label in sorted(truth.present)])
     elif isinstance(truth, Points):
-        show_picture(axis, greyed(picture), picture)
+        show_image(axis, pale_gray(picture), picture)
         _mark(axis, picture, truth, targets)
         _name(axis, data, targets)
     elif isinstance(truth, Labels) and not targets:
@@ -120,7 +122,7 @@ def _show_labels(
 
 
 def _show_names(axis: Axes, picture: np.ndarray, names: Sequence[str]) -> None:
-    show_picture(axis, np.ones_like(greyed(picture)))
+    show_image(axis, np.ones_like(pale_gray(picture)))
     text = "\n".join(names[:NAMED]) + ("\n..." if len(names) > NAMED else "")
     axis.text(
         0.04,

@@ -18,16 +18,18 @@ from captum_clip_surgery.tasks.vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import (
     View,
     add_legend,
-    drawn_aspect,
-    hue,
+    downsample,
+    fit_text,
+    image_pair,
+    label_color,
     labels_figure,
-    picture_pair,
+    panel_aspect,
+    panel_grid,
+    panel_width,
+    show_image,
     show_map,
-    show_picture,
-    shrunk,
-    tight_grid,
+    title_size,
 )
-from captum_clip_surgery.visualization.layout import fit, side_of, type_size
 
 
 def segmentation_figure(
@@ -46,7 +48,7 @@ def segmentation_figure(
     labels = {name: label for label, name in enumerate(found.classes)}
     shares = [(labels[name], name, share) for name, share in found.shares().items()]
     named = [label for label, name, _ in shares if name != BACKGROUND]
-    colours = {label: hue(place) for place, label in enumerate(named)}
+    colours = {label: label_color(place) for place, label in enumerate(named)}
     return labels_figure(picture, found.labels.cpu().numpy(), shares, colours, width)
 
 
@@ -64,10 +66,10 @@ def recognition_figure(
     Returns:
         A figure, free of pyplot: `save_figure` writes it.
     """
-    figure, (left, right) = picture_pair(picture, width)
-    show_picture(left, picture)
+    figure, (left, right) = image_pair(picture, width)
+    show_image(left, picture)
     names, scores = zip(*found.top(count), strict=True)
-    right.barh(range(len(names)), scores, color=hue(0))
+    right.barh(range(len(names)), scores, color=label_color(0))
     right.set_yticks(range(len(names)), names, parse_math=False)
     right.invert_yaxis()  # the best on top
     right.axvline(0, color="black", linewidth=0.5)
@@ -94,14 +96,14 @@ def points_figure(
         A figure, free of pyplot: `save_figure` writes it.
     """
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    figure, (left, right) = picture_pair(picture, width)
-    show_picture(left, picture)
-    show_picture(right, picture)
+    figure, (left, right) = image_pair(picture, width)
+    show_image(left, picture)
+    show_image(right, picture)
     for number, prompt in enumerate(prompts):
-        colour = hue(texts.index(prompt.text))
+        colour = label_color(texts.index(prompt.text))
         if masks is not None:
             shade = np.array([*colour, 0.5], dtype=np.float32)
-            mask = shrunk(masks[number])[..., None]
+            mask = downsample(masks[number])[..., None]
             right.imshow(mask * shade, extent=right.images[0].get_extent())
         _draw_points(right, prompt, colour)
         if prompt.box is not None:
@@ -111,7 +113,7 @@ def points_figure(
     # Points at the border keep their whole marks, and the picture its size.
     right.set_xlim(-0.5, picture.shape[1] - 0.5)
     right.set_ylim(picture.shape[0] - 0.5, -0.5)
-    add_legend(right, [(text, hue(index)) for index, text in enumerate(texts)])
+    add_legend(right, [(text, label_color(index)) for index, text in enumerate(texts)])
     return figure
 
 
@@ -151,16 +153,16 @@ def words_figure(
     view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
     count = 1 + len(found.words)
     columns = min(columns, count)
-    rows, aspect = -(-count // columns), drawn_aspect(picture)
-    figure, axes = tight_grid(rows, columns, aspect, False, True, width)
-    side = side_of(axes[0, 0])
-    show_picture(axes.flat[0], picture)
+    rows, aspect = -(-count // columns), panel_aspect(picture)
+    figure, axes = panel_grid(rows, columns, aspect, False, True, width)
+    side = panel_width(axes[0, 0])
+    show_image(axes.flat[0], picture)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
     for axis, word, attribution, importance in panels:
         show_map(axis, picture, attribution, view)
-        title, size = fit(f"{word}  {importance:+z.2f}", side, type_size(side) - 1)
+        title, size = fit_text(f"{word}  {importance:+z.2f}", side, title_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
     return figure
 

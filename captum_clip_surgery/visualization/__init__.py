@@ -1,31 +1,40 @@
-"""Maps over pictures, as figures to look at and to save."""
+"""Figures of attributions: a thin layer over `captum.attr.visualization`.
 
-from captum_clip_surgery.visualization.charts import bar_figure, report_figure
-from captum_clip_surgery.visualization.grids import compare_figure
-from captum_clip_surgery.visualization.labels import (
+Captum draws its own views of a map. This package adds contours and masks, grids of maps on shared
+scales, legends, color-blind-safe palettes, and files that are reproducible byte for byte.
+"""
+
+from captum_clip_surgery.visualization._attribution import show_map, visualize_attribution
+from captum_clip_surgery.visualization._charts import bar_figure
+from captum_clip_surgery.visualization._grids import compare_figure
+from captum_clip_surgery.visualization._images import (
+    downsample,
+    pale_gray,
+    panel_aspect,
+    show_image,
+)
+from captum_clip_surgery.visualization._labels import (
     add_legend,
-    hue,
+    label_color,
     labels_figure,
     show_labels,
     winner_figure,
 )
-from captum_clip_surgery.visualization.layout import WIDTHS, picture_pair, tight_grid
-from captum_clip_surgery.visualization.overlays import show_map, visualize_attribution
-from captum_clip_surgery.visualization.pictures import (
-    PIXELS,
-    drawn_aspect,
-    greyed,
-    show_picture,
-    shrunk,
+from captum_clip_surgery.visualization._layout import (
+    WIDTHS,
+    fit_text,
+    image_pair,
+    panel_grid,
+    panel_width,
+    title_size,
 )
-from captum_clip_surgery.visualization.saving import FORMATS, save_figure
-from captum_clip_surgery.visualization.scales import COLOURS, SIGNS
-from captum_clip_surgery.visualization.views import VIEWS, View
+from captum_clip_surgery.visualization._saving import FORMATS, save_figure
+from captum_clip_surgery.visualization._scales import COLORS, SIGNS
+from captum_clip_surgery.visualization._views import VIEWS, View
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "FORMATS",
-    "PIXELS",
     "SIGNS",
     "VIEWS",
     "WIDTHS",
@@ -33,18 +42,20 @@ __all__ = [
     "add_legend",
     "bar_figure",
     "compare_figure",
-    "drawn_aspect",
-    "greyed",
-    "hue",
+    "downsample",
+    "fit_text",
+    "image_pair",
+    "label_color",
     "labels_figure",
-    "picture_pair",
-    "report_figure",
+    "pale_gray",
+    "panel_aspect",
+    "panel_grid",
+    "panel_width",
     "save_figure",
+    "show_image",
     "show_labels",
     "show_map",
-    "show_picture",
-    "shrunk",
-    "tight_grid",
+    "title_size",
     "visualize_attribution",
     "winner_figure",
 ]

@@ -10,12 +10,12 @@ from matplotlib.text import Text
 
 from captum_clip_surgery.tasks import Prompt, Recognition, Segmentation, WordMaps, figures
 from captum_clip_surgery.visualization import (
-    PIXELS,
+    _labels,
     compare_figure,
-    labels,
     visualize_attribution,
     winner_figure,
 )
+from captum_clip_surgery.visualization._images import MAX_PIXELS
 from tests._helpers.cases import each
 
 SIZES = [(40, 60), (1, 1), (4000, 2), (2, 4000), (1500, 2500)]
@@ -53,7 +53,7 @@ def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
     ]
     for figure in made:
         assert max(drawn(figure)) < 2500
-        assert largest(figure) < 2 * PIXELS
+        assert largest(figure) < 2 * MAX_PIXELS
 
 
 def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
@@ -83,7 +83,7 @@ def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:
     )
     texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert texts[0].startswith("background  9.1%")
-    assert len(texts) == labels.NAMED + 1
+    assert len(texts) == _labels.MAX_NAMES + 1
     assert texts[-1].startswith("9 more")
 
 

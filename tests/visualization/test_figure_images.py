@@ -1,8 +1,8 @@
-"""Figures pixel by pixel, of maps that the embedded model gave: what nobody meant to change.
+"""Figures compared pixel by pixel with baselines, to notice unintended changes.
 
-The maps are kept, so that figures do not depend on how a machine multiplies. After a change that is
-meant, look at them after
-    pytest tests/visualization/test_figure_images.py --mpl-generate-path=tests/data/figures
+The maps of the embedded model are stored, so that figures do not depend on a machine's rounding.
+After an intended change, run pytest on this file with --mpl-generate-path=tests/data/figures, and
+look at the new baselines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One map over one picture: against Captum's own figures, and where Captum draws none."""
+"""One map over one image: compared with Captum's own figures where there are any."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from captum_clip_surgery.visualization import (
-    COLOURS,
-    PIXELS,
+    COLORS,
     SIGNS,
     VIEWS,
-    hue,
+    label_color,
     show_map,
     visualize_attribution,
     winner_figure,
 )
-from captum_clip_surgery.visualization.scales import as_map, scaled
+from captum_clip_surgery.visualization._images import MAX_PIXELS
+from captum_clip_surgery.visualization._scales import ScaledMap, as_map
 
 GENERATOR = np.random.default_rng(0)
-PICTURE = GENERATOR.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+IMAGE = GENERATOR.integers(0, 256, (40, 60, 3), dtype=np.uint8)
 ATTRIBUTION = GENERATOR.standard_normal((40, 60)) ** 3
 CAPTUM_SIGNS = [sign for sign in SIGNS if sign != "range"]
 
@@ -41,19 +41,19 @@ def last(figure: Figure) -> np.ndarray:
 
 @each("outlier_perc", [0, 2, 30])
 @pytest.mark.parametrize("sign", CAPTUM_SIGNS)
-def test_maps_are_normalised_as_captum_does(sign: str, outlier_perc: float) -> None:
+def test_maps_are_normalized_as_captum_does(sign: str, outlier_perc: float) -> None:
     _, axis = captum.visualize_image_attr(
         ATTRIBUTION, sign=sign, outlier_perc=outlier_perc + 1e-9, use_pyplot=False
     )
     expected = np.asarray(axis.images[0].get_array())
-    found = scaled(ATTRIBUTION, sign, outlier_perc + 1e-9)
-    np.testing.assert_allclose(found.strength(), expected, atol=1e-12)
+    scaled = ScaledMap.of(ATTRIBUTION, sign, outlier_perc + 1e-9)
+    np.testing.assert_allclose(scaled.strengths(), expected, atol=1e-12)
     assert expected.std() > 0.05
     figure = visualize_attribution(
         ATTRIBUTION, method="heat_map", sign=sign, outlier_perc=outlier_perc + 1e-9
     )
     image = figure.axes[0].images[0]
-    # The strongest colour of ours stands where Captum's normalised value is 1, in own units.
+    # In the attribution's own units: the limit is where Captum's normalized value is 1.
     unit = max(np.abs(image.get_clim()))
     part = np.clip(np.asarray(image.get_array()) / unit, -1, 1)
     np.testing.assert_allclose(-part if sign == "negative" else part, expected, atol=1e-12)
@@ -62,21 +62,22 @@ def test_maps_are_normalised_as_captum_does(sign: str, outlier_perc: float) -> N
 @pytest.mark.parametrize("method", ["masked_image", "alpha_scaling"])
 @each("sign", ["positive", "negative", "absolute_value"])
 def test_views_of_one_sign_are_captums(method: str, sign: str) -> None:
-    _, axis = captum.visualize_image_attr(ATTRIBUTION, PICTURE, method, sign, use_pyplot=False)
-    ours = last(visualize_attribution(ATTRIBUTION, PICTURE, method, sign))
-    theirs = np.asarray(axis.images[0].get_array()) / 255
-    np.testing.assert_allclose(ours, theirs, atol=1 / 255)  # theirs are whole bytes
+    _, axis = captum.visualize_image_attr(ATTRIBUTION, IMAGE, method, sign, use_pyplot=False)
+    ours = last(visualize_attribution(ATTRIBUTION, IMAGE, method, sign))
+    theirs = np.asarray(axis.images[0].get_array())
+    np.testing.assert_allclose(ours, theirs, atol=1)
 
 
 def test_the_original_image_and_the_blend() -> None:
-    original = visualize_attribution(ATTRIBUTION, PICTURE, "original_image")
-    np.testing.assert_array_equal(last(original), PICTURE)
-    blend = visualize_attribution(ATTRIBUTION, PICTURE, alpha_overlay=0.4)
+    original = visualize_attribution(ATTRIBUTION, IMAGE, "original_image")
+    np.testing.assert_array_equal(last(original), IMAGE)
+    blend = visualize_attribution(ATTRIBUTION, IMAGE, alpha_overlay=0.4)
     under, over = blend.axes[0].images
     assert over.get_alpha() == 0.4
-    grey = np.asarray(under.get_array())
-    assert np.ptp(grey, axis=-1).max() == 0
-    np.testing.assert_allclose(np.corrcoef(grey[..., 0].ravel(), PICTURE.mean(-1).ravel())[0, 1], 1)
+    gray = np.asarray(under.get_array())
+    assert under.get_cmap().name == "gray"
+    pale = 255 * 0.25 + 0.75 * IMAGE.mean(-1)
+    np.testing.assert_allclose(under.norm(gray) * 255, pale, atol=1)  # Captum's are whole bytes
 
 
 SHAPES = [(4, 6), (1, 4, 6), (1, 1, 4, 6), (3, 40, 60), (1, 3, 40, 60)]
@@ -87,7 +88,7 @@ SHAPES = [(4, 6), (1, 4, 6), (1, 1, 4, 6), (3, 40, 60), (1, 3, 40, 60)]
 def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None:
     values = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     given = values if tensor else values.detach().numpy()
-    shown = last(visualize_attribution(given, Image.fromarray(PICTURE)))
+    shown = last(visualize_attribution(given, Image.fromarray(IMAGE)))
     summed = values.detach().reshape(-1, *shape[-2:]).sum(0)
     expected = torch.nn.functional.interpolate(summed[None, None], (40, 60), mode="bilinear")
     np.testing.assert_allclose(shown, expected[0, 0].numpy(), atol=1e-6)
@@ -100,38 +101,38 @@ def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None
         (torch.zeros(2, 1, 4, 6), ValueError, "one map"),
         (np.zeros((4, 6, 3)), ValueError, "channels first"),
         (np.zeros((0, 6)), ValueError, r"shape \(0, 6\)"),
-        (np.zeros((4, 6), complex), TypeError, "real numbers, not complex128"),
-        ([[1.0]], TypeError, "a tensor or an array of real numbers, not list"),
+        (np.zeros((4, 6), complex), TypeError, "real numbers, got complex128"),
+        ([[1.0]], TypeError, "a tensor or an array of real numbers, got list"),
         (torch.tensor([[1.0, torch.nan]]), ValueError, "NaN or infinity at 1 of 2 places"),
         (torch.tensor([[1.0, -torch.inf]]), ValueError, "NaN or infinity"),
     ],
 )
 def test_what_is_no_map_is_refused(given: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        visualize_attribution(given, PICTURE)  # type: ignore[arg-type]
+        visualize_attribution(given, IMAGE)  # type: ignore[arg-type]
 
 
 @each(
     ("options", "message"),
     [
-        ({"method": "heatmap"}, "method 'heatmap' is not one of heat_map, blended"),
-        ({"sign": "both"}, "sign 'both' is not one of all"),
-        ({"method": "mask"}, "'mask' cannot tell two signs apart; give a sign of positive"),
-        ({"picture": None}, "needs a picture; give one, or method='heat_map'"),
-        ({"outlier_perc": 100}, "outlier_perc 100 must be from 0 to below 100"),
-        ({"alpha_overlay": 1.5}, "alpha_overlay 1.5 must lie in 0..1"),
-        ({"threshold": -1}, "threshold -1 must lie in 0..1"),
-        ({"scale": 0}, "scale 0 of sign 'all' must be one number above 0"),
-        ({"scale": (0, 1)}, r"scale \(0, 1\) of sign 'all' must be one number above 0"),
-        ({"scale": 1, "sign": "range"}, r"scale 1 of sign 'range' must be \(low, high\)"),
-        ({"method": "contour", "show_colorbar": True}, "'contour' has no colours for a bar"),
-        ({"axis": Figure().subplots(), "width": 3}, "width 3 is of a new figure"),
-        ({"width": 0}, "width 0 must be inches above 0"),
+        ({"method": "heatmap"}, "method must be one of heat_map, blended.*, got 'heatmap'"),
+        ({"sign": "both"}, "sign must be one of all, .*, got 'both'"),
+        ({"method": "mask"}, "'mask' cannot show two signs; use sign=positive"),
+        ({"image": None}, "needs an image; pass one, or method='heat_map'"),
+        ({"outlier_perc": 100}, "outlier_perc must be from 0 to below 100, got 100"),
+        ({"alpha_overlay": 1.5}, r"alpha_overlay must be in 0\.\.1, got 1.5"),
+        ({"threshold": -1}, r"threshold must be in 0\.\.1, got -1"),
+        ({"scale": 0}, "scale of sign 'all' must be one number above 0, got 0"),
+        ({"scale": (0, 1)}, r"scale of sign 'all' must be one number above 0, got \(0, 1\)"),
+        ({"scale": 1, "sign": "range"}, r"scale of sign 'range' must be \(low, high\) .*, got 1"),
+        ({"method": "contour", "show_colorbar": True}, "got 'contour', which has no colors"),
+        ({"axis": Figure().subplots(), "width": 3}, "width is for new figures, got width=3"),
+        ({"width": 0}, "width must be inches above 0 .*, got 0"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        visualize_attribution(ATTRIBUTION, **({"picture": PICTURE} | options))  # type: ignore[arg-type]
+        visualize_attribution(ATTRIBUTION, **({"image": IMAGE} | options))  # type: ignore[arg-type]
 
 
 MAPS = {
@@ -155,7 +156,7 @@ def test_any_finite_map_draws_in_any_view_without_a_warning(name: str) -> None:
             for axis, method in zip(line, VIEWS, strict=True):
                 if sign == "all" and method in ("masked_image", "alpha_scaling", "mask"):
                     continue
-                visualize_attribution(MAPS[name], PICTURE, method, sign, axis=axis)
+                visualize_attribution(MAPS[name], IMAGE, method, sign, axis=axis)
                 assert axis.images
                 for image in axis.images:
                     assert np.isfinite(np.asarray(image.get_array())).all()
@@ -163,9 +164,9 @@ def test_any_finite_map_draws_in_any_view_without_a_warning(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["huge", "tiny"])
-def test_maps_of_any_magnitude_have_the_same_colours(name: str) -> None:
+def test_maps_of_any_magnitude_have_the_same_colors(name: str) -> None:
     def pixels(attribution: np.ndarray) -> np.ndarray:
-        figure = visualize_attribution(attribution, PICTURE, width=2)
+        figure = visualize_attribution(attribution, IMAGE, width=2)
         written = io.BytesIO()
         figure.savefig(written, dpi=50)
         return np.asarray(Image.open(written).convert("RGB")).astype(int)
@@ -184,7 +185,7 @@ def test_maps_of_any_magnitude_have_the_same_colours(name: str) -> None:
     ],
 )
 def test_empty_maps_say_so_below_the_picture(name: str, sign: str, note: str) -> None:
-    figure = visualize_attribution(MAPS[name], PICTURE, sign=sign, show_colorbar=True)
+    figure = visualize_attribution(MAPS[name], IMAGE, sign=sign, show_colorbar=True)
     assert figure.axes[0].get_xlabel() == note
     empty = note.startswith(("all", "nothing"))
     assert len(figure.axes[0].images) == (1 if empty else 2)
@@ -192,28 +193,40 @@ def test_empty_maps_say_so_below_the_picture(name: str, sign: str, note: str) ->
 
 
 def test_scales_bars_titles_and_axes() -> None:
-    figure = visualize_attribution(ATTRIBUTION, PICTURE, scale=3, show_colorbar=True, title="$x")
+    figure = visualize_attribution(ATTRIBUTION, IMAGE, scale=3, show_colorbar=True, title="$x")
     axis, bar = figure.axes
     assert axis.images[1].get_clim() == (-3, 3)
     assert bar.get_ylim() == (-3, 3)
     assert axis.get_title() == "$x"
-    ranged = visualize_attribution(ATTRIBUTION, PICTURE, sign="range", scale=(-1, 2))
+    ranged = visualize_attribution(ATTRIBUTION, IMAGE, sign="range", scale=(-1, 2))
     assert ranged.axes[0].images[1].get_clim() == (-1, 2)
-    coloured = visualize_attribution(ATTRIBUTION, PICTURE, cmap="PuOr")
-    assert coloured.axes[0].images[1].get_cmap().name == "PuOr"
+    colored = visualize_attribution(ATTRIBUTION, IMAGE, cmap="PuOr")
+    assert colored.axes[0].images[1].get_cmap().name == "PuOr"
     mine = Figure()
     axes = mine.subplots(1, 2)
-    assert visualize_attribution(ATTRIBUTION, PICTURE, axis=axes[1]) is mine
+    assert visualize_attribution(ATTRIBUTION, IMAGE, axis=axes[1]) is mine
     assert not axes[0].images
     assert len(axes[1].images) == 2
 
 
+@pytest.mark.parametrize("pixels", [IMAGE, IMAGE // 255], ids=["usual", "nearly black"])
+def test_a_weak_map_on_a_given_scale_stays_weak_in_every_view(pixels: np.ndarray) -> None:
+    """Captum alone would stretch it to its own strongest value."""
+    ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
+    masked = last(visualize_attribution(ramp, pixels, "masked_image", "positive", scale=4))
+    np.testing.assert_allclose(masked, pixels * ramp[..., None] / 4, atol=1)
+    figure = visualize_attribution(ramp, pixels, "alpha_scaling", "positive", scale=4)
+    opacity = figure.axes[0].images[0].get_alpha()
+    np.testing.assert_allclose(last(figure)[..., 3] * opacity, 255 * ramp / 4, atol=1)
+    np.testing.assert_allclose(last(figure)[..., :3], pixels, atol=1)
+
+
 def test_the_mask_shows_the_picture_where_the_map_is_strong() -> None:
     ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
-    figure = visualize_attribution(ramp, PICTURE, "mask", "positive", 0, threshold=0.75)
+    figure = visualize_attribution(ramp, IMAGE, "mask", "positive", 0, threshold=0.75)
     shown = last(figure)
     inside = ramp >= 0.75
-    np.testing.assert_allclose(shown[inside], PICTURE[inside] / 255)
+    np.testing.assert_allclose(shown[inside], IMAGE[inside] / 255)
     assert np.ptp(shown[~inside], axis=-1).max() < 1e-12
     (outline,) = figure.axes[0].collections
     points = np.concatenate([path.vertices for path in outline.get_paths()])
@@ -222,7 +235,7 @@ def test_the_mask_shows_the_picture_where_the_map_is_strong() -> None:
 
 def test_contours_run_where_the_map_has_their_values() -> None:
     ramp = np.tile(np.linspace(-1, 1, 60), (40, 1))
-    figure = visualize_attribution(ramp, PICTURE, "contour", outlier_perc=0)
+    figure = visualize_attribution(ramp, IMAGE, "contour", outlier_perc=0)
     below, above = figure.axes[0].collections
     for lines, sign in ((below, -1), (above, 1)):
         found = [path.vertices[:, 0].mean() for path in lines.get_paths()]
@@ -234,27 +247,27 @@ def test_contours_run_where_the_map_has_their_values() -> None:
 
 
 def test_maps_keep_the_coordinates_of_a_picture_that_is_shrunk() -> None:
-    large = np.zeros((2 * PIXELS + 1, 3 * PIXELS, 3), np.uint8)
+    large = np.zeros((2 * MAX_PIXELS + 1, 3 * MAX_PIXELS, 3), np.uint8)
     for method in ("blended_heat_map", "heat_map", "mask", "masked_image"):
         axis = Figure().subplots()
         visualize_attribution(ATTRIBUTION, large, method, "positive", axis=axis)
         for image in axis.images:
-            assert image.get_extent() == [-0.5, 3 * PIXELS - 0.5, 2 * PIXELS + 0.5, -0.5]
-            assert max(image.get_array().shape) < 2 * PIXELS
+            assert image.get_extent() == [-0.5, 3 * MAX_PIXELS - 0.5, 2 * MAX_PIXELS + 0.5, -0.5]
+            assert max(image.get_array().shape) < 2 * MAX_PIXELS
     axis = Figure().subplots()
     show_map(axis, large, np.zeros((2, 2)))
-    assert axis.images[0].get_extent()[1] == 3 * PIXELS - 0.5
+    assert axis.images[0].get_extent()[1] == 3 * MAX_PIXELS - 0.5
 
 
 def test_pictures_from_files(tmp_path: Path) -> None:
-    Image.fromarray(PICTURE).save(tmp_path / "a.png")
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
     figure = visualize_attribution(ATTRIBUTION, tmp_path / "a.png", "original_image")
-    np.testing.assert_array_equal(last(figure), PICTURE)
+    np.testing.assert_array_equal(last(figure), IMAGE)
 
 
 def test_as_map_leaves_what_it_is_given() -> None:
     given = ATTRIBUTION.copy()
-    visualize_attribution(given, PICTURE, sign="positive")
+    visualize_attribution(given, IMAGE, sign="positive")
     np.testing.assert_array_equal(given, ATTRIBUTION)
     assert as_map(given).dtype == np.float64
 
@@ -264,13 +277,13 @@ def test_as_map_leaves_what_it_is_given() -> None:
 
 def test_the_winner_is_the_highest_enlarged_map() -> None:
     maps = torch.randn(3, 4, 6, dtype=torch.float64)
-    figure = winner_figure(PICTURE, maps, ["dog", "cat", "owl"])
+    figure = winner_figure(IMAGE, maps, ["dog", "cat", "owl"])
     enlarged = torch.nn.functional.interpolate(maps[None], (40, 60), mode="bilinear")[0]
     overlay = np.asarray(figure.axes[1].images[1].get_array())
     best = enlarged.argmax(0).numpy()
     for index in range(3):
         np.testing.assert_allclose(
-            overlay[best == index][:, :3], [hue(index)] * (best == index).sum(), atol=1e-6
+            overlay[best == index][:, :3], [label_color(index)] * (best == index).sum(), atol=1e-6
         )
     shares = {name: (best == i).mean() for i, name in enumerate(["dog", "cat", "owl"])}
     legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
@@ -289,13 +302,13 @@ def test_nobody_wins_below_the_threshold() -> None:
 
 
 def test_winners_among_maps_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2, 4, 6\), expected \(1, h, w\), one a text"):
-        winner_figure(PICTURE, torch.zeros(2, 4, 6), ["dog"])
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 6\), expected \(1, h, w\), one per text"):
+        winner_figure(IMAGE, torch.zeros(2, 4, 6), ["dog"])
     with pytest.raises(ValueError, match="NaN or infinity at 24 of 24 places"):
-        winner_figure(PICTURE, torch.full((1, 4, 6), torch.nan), ["dog"])
+        winner_figure(IMAGE, torch.full((1, 4, 6), torch.nan), ["dog"])
 
 
-# --- colours -------------------------------------------------------------------------------------
+# --- colors -------------------------------------------------------------------------------------
 
 # Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision
 # Deficiency" (2009), at full severity, on linear RGB.
@@ -319,9 +332,9 @@ DEFICIENT = {
 TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
-def lab(colours: np.ndarray, deficiency: str | None = None) -> np.ndarray:
+def lab(colors: np.ndarray, deficiency: str | None = None) -> np.ndarray:
     """CIELAB under D65 of sRGB (N, 3), as a reader with a deficiency sees it."""
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     if deficiency:
         linear = np.clip(linear @ np.array(DEFICIENT[deficiency]).T, 0, 1)
     xyz = linear @ TO_XYZ.T / TO_XYZ.sum(1)
@@ -332,7 +345,7 @@ def lab(colours: np.ndarray, deficiency: str | None = None) -> np.ndarray:
 
 
 def ramp_of(sign: str, count: int = 33) -> np.ndarray:
-    return np.asarray(colormaps[COLOURS[sign]](np.linspace(0, 1, count)))[:, :3]
+    return np.asarray(colormaps[COLORS[sign]](np.linspace(0, 1, count)))[:, :3]
 
 
 def test_lab_is_cielab() -> None:
@@ -343,7 +356,7 @@ def test_lab_is_cielab() -> None:
 
 @each("deficiency", [None, *DEFICIENT])
 @each("sign", ["positive", "negative", "absolute_value", "range"])
-def test_sequential_colours_grow_lighter_with_strength(sign: str, deficiency: str | None) -> None:
+def test_sequential_colors_grow_lighter_with_strength(sign: str, deficiency: str | None) -> None:
     lightness = lab(ramp_of(sign), deficiency)[:, 0]
     steps = np.diff(lightness[::-1] if sign == "negative" else lightness)
     assert steps.min() > 0
@@ -351,7 +364,7 @@ def test_sequential_colours_grow_lighter_with_strength(sign: str, deficiency: st
 
 
 @each("deficiency", [None, *DEFICIENT])
-def test_diverging_colours_tell_signs_and_strengths_apart(deficiency: str | None) -> None:
+def test_diverging_colors_tell_signs_and_strengths_apart(deficiency: str | None) -> None:
     found = lab(ramp_of("all"), deficiency)
     middle = len(found) // 2
     assert np.diff(found[: middle + 1, 0]).min() > 0  # darker on either side
@@ -363,8 +376,8 @@ def test_diverging_colours_tell_signs_and_strengths_apart(deficiency: str | None
 
 @each("deficiency", [None, "protanopia", "deuteranopia"])
 def test_hues_of_texts_are_told_apart(deficiency: str | None) -> None:
-    assert len({hue(index) for index in range(21)}) == 21
-    assert hue(21) == hue(0)
-    found = lab(np.array([hue(index) for index in range(7)]), deficiency)
+    assert len({label_color(index) for index in range(21)}) == 21
+    assert label_color(21) == label_color(0)
+    found = lab(np.array([label_color(index) for index in range(7)]), deficiency)
     apart = np.linalg.norm(found[:, None] - found[None], axis=-1)
     assert apart[~np.eye(7, dtype=bool)].min() > 10

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-#: By suffix, what is written beside the figure: without dates, the same figure is the same file.
+#: Metadata by format: without dates, the same figure always gives the same file.
 FORMATS: dict[str, dict[str, Any]] = {
     "png": {},
     "svg": {"Date": None},
@@ -18,26 +18,25 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 
 def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 150) -> Path:
-    """Write a figure, its folder made where it is not there.
+    """Write a figure to a file, creating its folder if needed.
 
     Args:
-        figure: of this package, or any other.
-        path: ends in .png, .svg or .pdf, which is the format.
-        dpi: pixels an inch, of PNG and of pictures within the others.
+        figure: Any Matplotlib figure.
+        path: Path whose suffix .png, .svg or .pdf is the format.
+        dpi: Resolution of PNG files, and of images within the others, in pixels per inch.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: If the suffix is another one.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
-        raise ValueError(f"{path} is no figure's name: it must end in .{', .'.join(FORMATS)}")
+        raise ValueError(f"path of a figure must end in .{', .'.join(FORMATS)}, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Text stays text, which can be searched, copied and edited; PDF's fonts are TrueType, as
-    # journals ask.
+    # Text stays text that can be searched, copied and edited; journals ask for TrueType fonts.
     with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.stem}):
         figure.savefig(path, format=kind, dpi=dpi, metadata=FORMATS[kind])
     return path

@@ -1,4 +1,4 @@
-"""The check-up: what it measures, against what was put there to be found."""
+"""The check-up of a tower, on models with known faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.visualization import report_figure
 from tests._helpers.tiny import TOWERS, random_images, tiny_model
 
 
@@ -69,7 +68,7 @@ def test_outlier_tokens_are_found(demo, scenes):
     assert report.outliers.tolist() == [0, 0, 0, 0, 0, 3, 3, 3, 3]
     extreme = report.norms[5].topk(3, dim=-1).indices.sort().values
     assert (extreme + 1 == torch.tensor([5, 77, 150])).all()
-    assert "3.0 an image entering block 5, first at 5" in str(report)
+    assert "3.0 per image entering block 5, first at 5" in str(report)
 
 
 def test_spread_is_that_of_the_maps(demo, scenes):
@@ -102,7 +101,7 @@ def test_disagreement_is_measured(demo, scenes, monkeypatch):
 
 
 def test_images_of_one_patch_are_refused(demo):
-    with pytest.raises(ValueError, match="one patch have no map"):
+    with pytest.raises(ValueError, match="images have one patch"):
         tower_report(demo, torch.zeros(1, 3, 16, 16))
 
 
@@ -121,7 +120,7 @@ def test_every_tower_at_any_size(kind, native):
         assert "not of native size" in str(report)
     assert 0 <= report.suggested_num_blocks <= len(clip.tower.blocks)
     assert json.loads(json.dumps(report.to_dict()))["images"] == 2
-    report_figure(report)
+    report.figure()
 
 
 def test_half_precision_and_refusals(demo, scenes):
@@ -137,7 +136,7 @@ def test_half_precision_and_refusals(demo, scenes):
 
 def test_the_figure_shows_what_the_report_holds(demo, scenes):
     report = tower_report(demo, scenes)
-    norms, on_grid, spread = report_figure(report).axes[:3]
+    norms, on_grid, spread = report.figure().axes[:3]
     middle = next(line for line in norms.lines if line.get_label() == "median")
     assert middle.get_ydata() == pytest.approx(report.norms.flatten(1).quantile(0.5, dim=1).numpy())
     assert on_grid.images[0].get_array().shape == (14, 14)
