@@ -214,7 +214,7 @@ def test_a_weak_map_on_a_given_scale_stays_weak_in_every_view(pixels: np.ndarray
     """Captum alone would stretch it to its own strongest value."""
     ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
     masked = last(visualize_attribution(ramp, pixels, "masked_image", "positive", scale=4))
-    np.testing.assert_allclose(masked, pixels * ramp[..., None] / 4, atol=1)
+    np.testing.assert_allclose(masked, pixels * ramp[..., None] / 4, atol=2)  # cut off twice
     figure = visualize_attribution(ramp, pixels, "alpha_scaling", "positive", scale=4)
     opacity = figure.axes[0].images[0].get_alpha()
     np.testing.assert_allclose(last(figure)[..., 3] * opacity, 255 * ramp / 4, atol=1)
