@@ -1,4 +1,4 @@
-"""Methods side by side on one's own images: the same model, texts and preprocessing for each."""
+"""Methods side by side on your own images: the same model, texts and preprocessing for each."""
 
 from __future__ import annotations
 
@@ -16,60 +16,69 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr._engine import explain_of
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
+from captum_clip_surgery.attr import Method, attribute_many, choose
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.preprocessing import Picture, load_picture
 from captum_clip_surgery.visualization import compare_figure
 
-AT_ONCE = 8  # images that a method is given
-ROWS = 100  # of a figure; more have too many pixels for Matplotlib
-#: Of the measures, those a table shows.
-SHOWN = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing", "energy": "energy"}
+__all__ = ["Comparison", "check_rows", "compare"]
+
+#: Number of images that a method explains at once.
+BATCH_SIZE = 8
+#: Largest number of rows of a figure; Matplotlib cannot draw the pixels of many more.
+MAX_ROWS = 100
+#: Measures that a table shows, and their titles.
+COLUMNS = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing", "energy": "energy"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds.
+    """Result of `compare`.
 
     Args:
-        pictures: the images as they are shown, (H, W, 3) in 0..1 or uint8.
-        texts: the K texts asked for.
-        scores: (N, K) logits of the images for the texts.
-        maps: for each method (N, K, h, w), raw and signed.
-        costs: for each method what all its maps took together.
-        left_out: methods that were asked for and are not defined here, or failed, and why.
-        measures: for each method figures against masks, in percent; empty without masks.
+        images: The N images as they are drawn, (H, W, 3), uint8 or floats in 0..1.
+        texts: The K texts.
+        logits: Logits of the images for the texts, (N, K).
+        maps: Maps by method, (N, K, h, w), raw and signed.
+        costs: Time and memory of all maps of a method.
+        left_out: Reason by method that is not defined on this classifier or failed.
+        measures: Measures against masks by method, in percent; empty without masks.
     """
 
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     texts: tuple[str, ...]
-    scores: Tensor
+    logits: Tensor
     maps: Mapping[str, Tensor]
     costs: Mapping[str, ProfileResult]
     left_out: Mapping[str, str]
     measures: Mapping[str, Mapping[str, float]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """For each method its name, seconds an image, and measures."""
+        """Return each method's name, seconds per image, and measures."""
         return [
-            {"method": name, "seconds": self.costs[name].seconds / len(self.pictures)}
+            {"method": name, "seconds": self.costs[name].seconds / len(self.images)}
             | dict(self.measures.get(name, {}))
             for name in self.maps
         ]
 
     def table(self) -> Any:
-        """The rows as a pandas DataFrame where pandas is installed, otherwise as they are."""
+        """Return the rows as a pandas DataFrame, or as they are if pandas is not installed."""
         if find_spec("pandas") is None:
             return self.rows()
         return import_module("pandas").DataFrame(self.rows()).set_index("method")
 
     def to_markdown(self) -> str:
-        """The rows as a table, aligned for the terminal as well."""
-        return rows_to_markdown(self.rows())
+        """Return the rows as a Markdown table."""
+        rows = self.rows()
+        columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
+        body = [
+            [row["method"], *(f"{row[key]:.1f}" for key in columns), f"{row['seconds']:.3f}"]
+            for row in rows
+        ]
+        return markdown(["method", *columns.values(), "s/image"], body)
 
     def figure(
         self,
@@ -78,28 +87,31 @@ class Comparison:
         transpose: bool = False,
         width: float | str | None = None,
     ) -> Figure:
-        """A row for each image and text, a column for each method.
+        """Draw the maps: one row per image and text, one column per method.
 
         Args:
-            shared: one scale of colours for all of a method's maps, so that strengths compare;
-                otherwise each map has its own, so that places show.
-            sign: of values to draw, see `visualization.visualize_attribution`; with "range", maps
-                of both signs are drawn in two colours around zero.
-            transpose: rows are methods, columns images and texts.
-            width: of the figure, in inches or by its name in `visualization.WIDTHS`.
+            shared: Whether all maps of a method share one color scale, so that strengths compare;
+                otherwise each map has its own, so that positions show.
+            sign: Values to draw, one of `visualization.SIGNS`; with "range", maps of both signs are
+                drawn in two colors around zero.
+            transpose: Whether rows are methods, and columns images and texts.
+            width: Width of the figure in inches or as a name in `visualization.WIDTHS`.
 
         Returns:
-            A figure, free of pyplot: `visualization.save_figure` writes it.
+            A figure that is not registered with pyplot; `visualization.save_figure` writes it.
+
+        Raises:
+            ValueError: If there are more than 100 images and texts, or an option is unknown.
         """
-        images, texts = self.scores.shape
-        check_rows(images, texts)
+        n_images, n_texts = self.logits.shape
+        check_rows(n_images, n_texts)
         notes = {
-            row["method"]: [[f"{1000 * row['seconds']:.0f} ms"] * texts] * images
+            row["method"]: [[f"{1000 * row['seconds']:.0f} ms"] * n_texts] * n_images
             for row in self.rows()
         }
-        notes["image"] = [[f"logit {score:.2f}" for score in row] for row in self.scores.tolist()]
+        notes["image"] = [[f"logit {logit:.2f}" for logit in row] for row in self.logits.tolist()]
         return compare_figure(
-            self.pictures,
+            self.images,
             self.maps,
             self.texts,
             shared=shared,
@@ -111,24 +123,17 @@ class Comparison:
         )
 
 
-def check_rows(images: int, texts: int) -> None:
-    """Raises ValueError for more rows, one for each image and text, than a figure holds."""
-    if images * texts > ROWS:
+def check_rows(n_images: int, n_texts: int) -> None:
+    """Check that a figure holds one row per image and text.
+
+    Raises:
+        ValueError: If there are more than 100 rows.
+    """
+    if n_images * n_texts > MAX_ROWS:
         raise ValueError(
-            f"{images} images and {texts} texts make {images * texts} rows, of which a figure "
-            f"holds {ROWS}; compare fewer"
+            f"{n_images} images and {n_texts} texts make {n_images * n_texts} rows; the limit is "
+            f"{MAX_ROWS}. Compare fewer images or texts"
         )
-
-
-def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of methods: seconds, and the measures that are there."""
-    shown = {key: name for key, name in SHOWN.items() if any(key in row for row in rows)}
-    header = ["method", *shown.values(), "s/image"]
-    body = [
-        [row["method"], *(f"{row[key]:.1f}" for key in shown), f"{row['seconds']:.3f}"]
-        for row in rows
-    ]
-    return markdown(header, body)
 
 
 def compare(
@@ -141,31 +146,44 @@ def compare(
 ) -> Comparison:
     """Explain images by several methods.
 
-    Args:
-        clip: the classifier.
-        images: pictures, or a batch (N, 3, H, W) that `clip.preprocess` made.
-        targets: indices of the texts; None is all.
-        methods: names of `registry.METHODS` ("all" for every one), or methods by name.
-        masks: for each image (K, H', W') of bool, where each text asked for is; for measures.
-        size: side or (height, width) in pixels that the model sees of pictures; None is native.
+    A method that raises TypeError, ValueError or ImportError is left out with its message, and the
+    others are compared.
 
-    A method that refuses the classifier, the images or an option with TypeError, ValueError or
-    ImportError is left out by name and with its words; the others are compared.
+    Args:
+        clip: The classifier.
+        images: Images as `clip.preprocess` takes them, or a batch (N, 3, H, W) from it.
+        targets: Indices of texts; None stands for all.
+        methods: Names in `attr.METHODS` ("all" for every one), or methods by name.
+        masks: For each image, bool masks (K, H', W') of the texts, to measure the maps against.
+        size: Side or (height, width) in pixels to which images are resized; None stands for the
+            native size.
 
     Raises:
-        TypeError, ValueError, IndexError: see `clip.preprocess`, `choose` and `checks`; masks that
-            do not fit the images or texts; methods of which none works.
+        TypeError: If the images or masks have the wrong type, or `methods` is a string.
+        ValueError: If the images do not fit the model, the masks do not fit images and texts, a
+            method is unknown, or no method gives a map.
+        IndexError: If a target is out of range.
+
+    Example::
+
+        >>> from captum_clip_surgery.demo import Scenes
+        >>> scene = Scenes("test", 1, size=64)[0]
+        >>> clip = ZeroShotClassifier.demo(scene.nouns)
+        >>> comparison = compare(clip, scene.image, methods=["CLIP", "CLIPSurgery"])
+        >>> list(comparison.maps), comparison.left_out
+        (['CLIP', 'CLIPSurgery'], {})
     """
-    batch, pictures = _batch(clip, images, size)
-    masks = None if masks is None else _check_masks(masks, len(batch), clip, targets)
-    chosen, left_out = (
-        (dict(methods), {}) if isinstance(methods, Mapping) else choose(clip, methods)
-    )
+    batch, pixels = _batch(clip, images, size)
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
     indices = _validation.resolve_indices(wanted, count, batch.device).tolist()
+    mask_list = None if masks is None else _check_masks(masks, len(batch), len(indices))
+    if isinstance(methods, Mapping):
+        chosen, left_out = dict(methods), dict[str, str]()
+    else:
+        chosen, left_out = choose(clip, methods)
     with torch.no_grad():
-        scores = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(AT_ONCE)])
+        logits = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(BATCH_SIZE)])
     maps, costs = {}, {}
     for name, method in chosen.items():
         try:
@@ -175,31 +193,33 @@ def compare(
     if not maps:
         raise ValueError(f"no method gave a map: {left_out}")
     return Comparison(
-        pictures,
+        pixels,
         tuple(clip.texts[i] for i in indices),
-        scores,
+        logits,
         maps,
         costs,
         left_out,
-        {} if masks is None else _measures(maps, masks),
+        {} if mask_list is None else _measures(maps, mask_list),
     )
 
 
 def _explain(
     method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Sequence[int]
 ) -> tuple[Tensor, ProfileResult]:
-    """Maps on the CPU, some images at a time: all seconds, and the most memory of a part."""
-    found, costs = [], []
-    with torch.no_grad():  # methods of gradients enable them themselves
-        explain = explain_of(method(clip))
-        for part in images.split(AT_ONCE):
-            maps, cost = profile_call(partial(explain, part, targets), images.device)
-            found.append(maps.detach().cpu())
+    """Return a method's maps on the CPU, its seconds in total and its largest peak of memory.
+
+    Methods run one by one, because a shared forward pass has no cost of one method.
+    """
+    maps, costs = [], []
+    with torch.no_grad():  # methods that need gradients enable them themselves
+        explainers = {"": method(clip)}
+        for part in images.split(BATCH_SIZE):
+            explain = partial(attribute_many, explainers, part, targets)
+            results, cost = profile_call(explain, images.device)
+            maps.append(results[""].detach().cpu())
             costs.append(cost)
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    return torch.cat(found), ProfileResult(
-        sum(cost.seconds for cost in costs), max(peaks, default=None)
-    )
+    return torch.cat(maps), ProfileResult(sum(cost.seconds for cost in costs), max(peaks, default=None))
 
 
 def _batch(
@@ -207,45 +227,43 @@ def _batch(
     images: Picture | Sequence[Picture] | Tensor,
     size: int | tuple[int, int] | None,
 ) -> tuple[Tensor, list[np.ndarray]]:
+    """Return images as a batch, and as arrays to draw."""
     if isinstance(images, Tensor):
         if size is not None:
-            raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
+            raise ValueError(
+                f"size={size} does not apply to a batch; resize it with clip.preprocess(..., size=)"
+            )
         _validation.check_images(images, clip.tower, clip.device)
-        shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
-        return images, list(shown.numpy())
+        pixels = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
+        return images, list(pixels.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):
         images = [images]
-    pictures = [load_picture(image) for image in images]
-    return clip.preprocess(pictures, size), [np.asarray(picture) for picture in pictures]
+    loaded = [load_picture(image) for image in images]
+    return clip.preprocess(loaded, size), [np.asarray(image) for image in loaded]
 
 
-def _check_masks(
-    masks: Sequence[Any] | Tensor,
-    images: int,
-    clip: ZeroShotClassifier,
-    targets: Sequence[int] | None,
-) -> list[Tensor]:
-    """Masks of bool, one for each image and text asked for, before any method runs."""
-    found = [torch.as_tensor(mask) for mask in masks]
-    texts = len(clip.texts) if targets is None else len(targets)
-    if len(found) != images or any(mask.ndim != 3 or len(mask) != texts for mask in found):
-        shapes = [tuple(mask.shape) for mask in found]
+def _check_masks(masks: Sequence[Any] | Tensor, n_images: int, n_texts: int) -> list[Tensor]:
+    """Return masks as tensors, after checks that come before any method runs."""
+    tensors = [torch.as_tensor(mask) for mask in masks]
+    if len(tensors) != n_images or any(m.ndim != 3 or len(m) != n_texts for m in tensors):
+        shapes = [tuple(mask.shape) for mask in tensors]
         raise ValueError(
-            f"masks are {shapes}, expected for each of {images} images ({texts} texts, H, W)"
+            f"masks have shapes {shapes}, expected ({n_texts} texts, H, W) for each of {n_images} "
+            "images"
         )
-    if any(mask.dtype != torch.bool for mask in found):
-        raise TypeError(f"masks are {[mask.dtype for mask in found]}, expected bool")
-    if not any(of_text.any() and not of_text.all() for mask in found for of_text in mask):
-        raise ValueError("every mask is empty or full: there is nothing to measure")
-    return found
+    if any(mask.dtype != torch.bool for mask in tensors):
+        raise TypeError(f"masks must be bool, got {[mask.dtype for mask in tensors]}")
+    if not any(mask.any() and not mask.all() for of_image in tensors for mask in of_image):
+        raise ValueError("every mask is empty or full, so nothing can be measured")
+    return tensors
 
 
 def _measures(maps: Mapping[str, Tensor], masks: Sequence[Tensor]) -> dict[str, dict[str, float]]:
-    measured = {}
+    measures = {}
     for name, values in maps.items():
-        measures = PairMeasures()
-        for image, (of_image, of_masks) in enumerate(zip(values, masks, strict=True)):
-            for attribution, mask in zip(of_image, of_masks, strict=True):
-                measures.update(attribution, mask, image)
-        measured[name] = measures.compute()
-    return measured
+        metric = PairMeasures()
+        for image, (attributions, targets) in enumerate(zip(values, masks, strict=True)):
+            for attribution, mask in zip(attributions, targets, strict=True):
+                metric.update(attribution, mask, image)
+        measures[name] = metric.compute()
+    return measures

@@ -111,7 +111,7 @@ def test_unknown_names_are_refused(clip):
     assert list(choose(clip, ["surgery", "CLIPSURGERY", "clip"])[0]) == ["CLIPSurgery", "CLIP"]
     with pytest.raises(ValueError, match="unknown method 'Surgeon'; known: CLIP, CLIPSurgery, "):
         choose(clip, ["Surgeon"])
-    with pytest.raises(TypeError, match=r"pass a list: \['all'\]"):
+    with pytest.raises(TypeError, match=r"must be a list, got the string 'all'; pass \['all'\]"):
         choose(clip, "all")
 
 
@@ -152,10 +152,10 @@ def test_pictures_and_batches_compare_alike(clip):
     for name in names:
         assert found.maps[name].shape == (2, 2, 14, 14)
         assert torch.equal(found.maps[name], again.maps[name])
-    assert torch.allclose(found.scores, clip(batch).detach())
-    assert np.array_equal(found.pictures[0], pictures[0])
-    assert again.pictures[0].shape == (224, 224, 3)
-    assert 0 <= again.pictures[0].min() <= again.pictures[0].max() <= 1
+    assert torch.allclose(found.logits, clip(batch).detach())
+    assert np.array_equal(found.images[0], pictures[0])
+    assert again.images[0].shape == (224, 224, 3)
+    assert 0 <= again.images[0].min() <= again.images[0].max() <= 1
     assert (found.left_out, found.measures) == ({}, {})
 
 
@@ -164,7 +164,7 @@ def test_targets_choose_and_order_the_texts(clip, images):
     some = compare(clip, images, targets=[1, 0], methods=["CLIP"])
     assert some.texts == whole.texts[::-1]
     assert torch.equal(some.maps["CLIP"], whole.maps["CLIP"].flip(1))
-    assert torch.equal(some.scores, whole.scores.flip(1))
+    assert torch.equal(some.logits, whole.logits.flip(1))
     with pytest.raises(IndexError):
         compare(clip, images, targets=[2], methods=["CLIP"])
 
@@ -197,7 +197,7 @@ def test_what_fails_is_left_out_and_the_others_compared(images):
 def test_size_is_of_pictures(clip, images):
     found = compare(clip, SCENES[0].image, methods=["CLIP"], size=(64, 96))
     assert found.maps["CLIP"].shape[-2:] == (4, 6)
-    with pytest.raises(ValueError, match="size 64 is of pictures"):
+    with pytest.raises(ValueError, match="size=64 does not apply to a batch"):
         compare(clip, images, methods=["CLIP"], size=64)
 
 
@@ -209,9 +209,9 @@ def test_masks_give_measures(clip):
     assert found.measures["CLIPSurgery"]["msc"] > found.measures["CLIP"]["msc"]
     table = found.to_markdown()
     assert f"{found.measures['CLIPSurgery']['explanation_iou']:.1f}" in table
-    with pytest.raises(ValueError, match=r"expected for each of 1 images \(2 texts, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected \(2 texts, H, W\) for each of 1 images"):
         compare(clip, [scene.image], masks=torch.zeros(2, 2, 8, 8, dtype=torch.bool))
-    with pytest.raises(TypeError, match=r"masks are \[torch.uint8\], expected bool"):
+    with pytest.raises(TypeError, match=r"masks must be bool, got \[torch.uint8\]"):
         compare(clip, [scene.image], masks=[scene.masks.astype(np.uint8)])
     with pytest.raises(ValueError, match="every mask is empty or full"):
         compare(clip, [scene.image], masks=[np.zeros((2, 8, 8), dtype=bool)])
@@ -235,23 +235,23 @@ def test_the_figure_has_a_row_for_each_image_and_text(clip, images):
     figure = found.figure()
     assert len(figure.axes) == 2 * 2 * 3
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == list(clip.texts) * 2
-    assert figure.axes[0].get_xlabel() == f"logit {found.scores[0, 0]:.2f}"
+    assert figure.axes[0].get_xlabel() == f"logit {found.logits[0, 0]:.2f}"
     assert figure.axes[1].get_xlabel().endswith(" ms")
 
 
 def test_more_rows_than_a_figure_holds_are_refused(clip, images, monkeypatch):
-    monkeypatch.setattr(comparison, "ROWS", 3)
-    with pytest.raises(ValueError, match="2 images and 2 texts make 4 rows, of which a figure ho"):
+    monkeypatch.setattr(comparison, "MAX_ROWS", 3)
+    with pytest.raises(ValueError, match="2 images and 2 texts make 4 rows; the limit is 3"):
         compare(clip, images, methods=["CLIP"]).figure()
 
 
 def test_many_images_pass_in_parts(clip, images, monkeypatch):
     whole = compare(clip, images, methods=["CLIPSurgery", "LeGrad"])
-    monkeypatch.setattr(comparison, "AT_ONCE", 1)
+    monkeypatch.setattr(comparison, "BATCH_SIZE", 1)
     parts = compare(clip, images, methods=["CLIPSurgery", "LeGrad"])
     for name, maps in whole.maps.items():
         assert relative_error(parts.maps[name], maps) < 1e-5
-    assert torch.allclose(parts.scores, whole.scores, atol=1e-4)
+    assert torch.allclose(parts.logits, whole.logits, atol=1e-4)
 
 
 # --- costs ---------------------------------------------------------------------------------------
