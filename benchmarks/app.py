@@ -28,10 +28,10 @@ from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.app import tabs
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import read_picture, scene
-from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.app import _tabs as tabs
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import example_scene, read_image
+from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.demo import Scenes, nouns
 
 
@@ -49,8 +49,8 @@ def upload(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def come(explainer: Explainer, content: bytes, settings: Settings) -> None:
-    tabs.complete(explainer, read_picture(content, "photo.jpg"), settings)
+def explain(explainer: Explainer, content: bytes, settings: Settings) -> None:
+    tabs.complete(explainer, read_image(content, "photo.jpg"), settings)
 
 
 def rows(found: dict[str, list[float]]) -> str:
@@ -107,7 +107,7 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
     from tests._helpers.served import chromium, serve
 
     found: dict[str, list[float]] = {"page opened": [], "first result": [], "changed text": []}
-    words = iter([noun for noun in nouns() if noun not in scene(0).nouns])
+    words = iter([noun for noun in nouns() if noun not in example_scene(0).nouns])
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         server = serve(Path(folder))
         try:
@@ -150,8 +150,8 @@ def main(
         first = Settings((next(words), next(words), next(words)), names)
         second = Settings((next(words), first.texts[1], first.texts[2]), names)
         third = Settings(second.texts, names, opacity=0.4)
-        times = [seconds(partial(come, explainer, content, first))]
-        times += [seconds(partial(come, explainer, content, s)) for s in (second, third)]
+        times = [seconds(partial(explain, explainer, content, first))]
+        times += [seconds(partial(explain, explainer, content, s)) for s in (second, third)]
         if number:
             for name, value in zip(found, times, strict=True):
                 found[name].append(value)

@@ -37,9 +37,10 @@ from tqdm import tqdm
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.provenance import environment_info
-from captum_clip_surgery.app import figures, markup, serving
-from captum_clip_surgery.app.code import Model
-from captum_clip_surgery.app.settings import MAX_TEXTS, Settings
+from captum_clip_surgery.app import _figures as figures
+from captum_clip_surgery.app import serve
+from captum_clip_surgery.app._settings import MAX_TEXTS, Settings
+from captum_clip_surgery.app._templates import escape
 from captum_clip_surgery.demo import Scenes, nouns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -67,7 +68,7 @@ def _serve(port: int, asked: Connection) -> None:
             asked.send(sample(asked.recv(), clip.model))
 
     threading.Thread(target=tell, daemon=True).start()
-    serving.serve(clip, Model(), port=port)
+    serve(clip, port=port)
 
 
 @dataclass
@@ -211,7 +212,7 @@ def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
         raise AssertionError(f"no maps came: {_last(answer)[:300]}")
     maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(image))[0].detach()
     for text, attribution in zip(clip.texts, maps, strict=True):
-        alt = re.escape(markup.escape(f"Where CLIPSurgery sees {text!r} in the picture"))
+        alt = re.escape(str(escape(f"Where CLIPSurgery sees {text!r} in the image")))
         shown = re.search(rf'src="data:image/png;base64,([^"]+)" alt="{alt}"', html)
         if shown is None:
             raise AssertionError(f"no map of {text!r}")

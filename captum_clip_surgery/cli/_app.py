@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from captum_clip_surgery.app import code, serving
+from captum_clip_surgery.app import serve
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, load_model
 
@@ -17,7 +17,7 @@ def app(options: _options.App) -> None:
     if name is None:
         print(EMBEDDED_MODEL_NOTE)
     clip = load_model(options.clip, ["a picture"], quiet=True)
-    serving.serve(clip, code.Model.of(clip, name, pretrained), **vars(options.server))
+    serve(clip, name, pretrained, **vars(options.server))
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -11,7 +11,7 @@ from captum_clip_surgery.cli._model import load_model
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.diagnostics import tower_report
 from captum_clip_surgery.models.catalog import list_models, to_markdown
-from captum_clip_surgery.visualization import report_figure, save_figure
+from captum_clip_surgery.visualization import save_figure
 
 NUM_SCENES = 12
 #: Texts for images of unknown content.
@@ -55,7 +55,7 @@ def check(options: _options.Check) -> None:
     scenes = Scenes("test", NUM_SCENES, clip.native_size[0])
     images = find_images(options.images) if options.images else [scene.image for scene in scenes]
     report = tower_report(clip, clip.preprocess(images, options.size))
-    path = save_figure(report_figure(report), options.output / "check.png")
+    path = save_figure(report.figure(), options.output / "check.png")
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return

@@ -324,7 +324,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Arguments of `app.serving.serve`."""
+    """Arguments of `app.serve`."""
 
     host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = (
         "127.0.0.1"

@@ -23,10 +23,25 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
-from captum_clip_surgery.app import code, figures, files, markup, pictures, serving, tabs
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, read_picture, scene
-from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
+from captum_clip_surgery.app import (
+    _code,
+    _figures,
+    _files,
+    _images,
+    _serving,
+    _tabs,
+    _templates,
+    serve,
+)
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import (
+    PageImage,
+    Sessions,
+    example_image,
+    example_scene,
+    read_image,
+)
+from captum_clip_surgery.app._settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.tasks.points import Prompt
@@ -63,7 +78,7 @@ def png_of(picture: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def settings(**given: Any) -> Settings:
-    return Settings(**{"texts": TEXTS, "example": 0, "caption": scene(0).caption, **given})
+    return Settings(**{"texts": TEXTS, "example": 0, "caption": example_scene(0).caption, **given})
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -73,10 +88,10 @@ def test_settings_come_back_from_json() -> None:
     given = settings(
         methods=("GEM", "LeGrad"),
         distractors=('a "quoted" cat', "naïve"),
-        form="release",
+        feature_surgery="release",
         side=336,
         opacity=0.25,
-        colours="viridis",
+        cmap="viridis",
         sign="positive",
         point=(0.1, 1.0),
         background=(),
@@ -92,54 +107,54 @@ def test_settings_come_back_from_json() -> None:
 @each(
     ("given", "words"),
     [
-        ({"texts": []}, "no text: write at least one"),
-        ({"texts": ["a"] * 2}, "'a' stands twice"),
-        ({"texts": [str(i) for i in range(25)]}, "25 texts, at most 24"),
-        ({"texts": "star"}, "a list, not 'star'"),
-        ({"texts": [3]}, "is 3, no string"),
+        ({"texts": []}, "no text given; add at least one"),
+        ({"texts": ["a"] * 2}, "'a' is listed twice"),
+        ({"texts": [str(i) for i in range(25)]}, "25 texts given; the limit is 24"),
+        ({"texts": "star"}, "texts must be a list, got 'star'"),
+        ({"texts": [3]}, "must be a string, got 3"),
         ({"texts": ["  "]}, "is empty"),
         (
             {"texts": ["text \x07bell"]},
-            r"text 'text \\x07bell' holds the control character '\\x07'",
+            r"text 'text \\x07bell' contains the control character '\\x07'",
         ),
         ({"texts": ["a\nb"]}, "control character"),  # which a text box would take for two texts
         ({"distractors": ["a \ud800"]}, "control character"),
         ({"caption": "a \uffff"}, "control character"),
-        ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters, at most 200"),
-        ({"distractors": [str(i) for i in range(201)]}, "201 distractors, at most 200"),
+        ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters; the limit is 200"),
+        ({"distractors": [str(i) for i in range(201)]}, "201 distractors given; the limit is 200"),
         ({"methods": []}, "no method"),
-        ({"methods": ["Magic"]}, "'Magic' is none of CLIP"),
-        ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "at most 96"),
-        ({"form": "softly"}, "'softly' is none of auto"),
-        ({"side": 1e9}, "resolution 1000000000.0 is no whole number"),
+        ({"methods": ["Magic"]}, "method must be one of CLIP, .*, got 'Magic'"),
+        ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "the limit is 96"),
+        ({"feature_surgery": "softly"}, "must be one of auto, .*, got 'softly'"),
+        ({"side": 1e9}, "resolution must be a whole number .*, got 1000000000.0"),
         ({"side": -5}, "from 1 to 1024"),
-        ({"opacity": 2}, "opacity 2 is no number from 0 to 1"),
-        ({"opacity": float("nan")}, "opacity nan"),
-        ({"opacity": True}, "opacity True"),
-        ({"colours": ["inferno"]}, "colour map"),
-        ({"sign": None}, "sign None"),
-        ({"point": [0.5]}, r"a point is \[x, y\]"),
-        ({"point": [0.5, 7]}, "coordinate 7"),
+        ({"opacity": 2}, "opacity must be a number from 0 to 1, got 2"),
+        ({"opacity": float("nan")}, "opacity must .*, got nan"),
+        ({"opacity": True}, "opacity must .*, got True"),
+        ({"cmap": ["inferno"]}, "color map must be one of none, inferno"),
+        ({"sign": None}, "sign must be one of .*, got None"),
+        ({"point": [0.5]}, r"a point must be \[x, y\]"),
+        ({"point": [0.5, 7]}, "a coordinate of a point must .*, got 7"),
         ({"boxes": "yes"}, "true or false"),
-        ({"example": -1}, "example -1"),
-        ({"tab": "admin"}, "'admin' is none of maps"),
-        ({"colour": "red"}, "no setting 'colour'"),
-        ({"x" * 5000: 1}, "no setting 'x{79}; there are texts"),
+        ({"example": -1}, "example must .*, got -1"),
+        ({"tab": "admin"}, "tab must be one of maps, .*, got 'admin'"),
+        ({"colour": "red"}, "unknown setting 'colour'"),
+        ({"x" * 5000: 1}, "unknown setting 'x{79}; expected texts"),
     ],
 )
 def test_what_is_refused_is_told_in_words(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Settings.of({"texts": list(TEXTS), **given})
+        Settings.from_dict({"texts": list(TEXTS), **given})
 
 
 @each(
     ("text", "words"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[1]", "JSON object, not list"),
-        ("{}", "name no texts"),
-        (" " * 300_000, "at most 200000"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[1]", "JSON object, got list"),
+        ("{}", "have no texts"),
+        (" " * 300_000, "the limit is 200000"),
     ],
 )
 def test_json_that_is_no_settings(text: str, words: str) -> None:
@@ -165,20 +180,20 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-PHOTO = png_of(Image.fromarray(scene(0).image))
+PHOTO = png_of(Image.fromarray(example_scene(0).image))
 HOSTILE = {
     "empty": (b"", "the file is empty"),
-    "text": (b"not a picture at all", "cannot be read as a picture"),
-    "cut off": (PHOTO[: len(PHOTO) // 2], "cannot be read as a picture"),
-    "garbled": (PHOTO[:60] + bytes(400) + PHOTO[460:], "cannot be read as a picture"),
-    "bomb": (bomb(60_000, 60_000), "far more than the 40 million pixels"),
-    "large": (bomb(9000, 9000), "9000 x 9000 pixels, at most 40 million"),
-    "header alone": (bomb(100, 100), "cannot be read as a picture"),
+    "text": (b"not an image at all", "cannot be read as an image"),
+    "cut off": (PHOTO[: len(PHOTO) // 2], "cannot be read as an image"),
+    "garbled": (PHOTO[:60] + bytes(400) + PHOTO[460:], "cannot be read as an image"),
+    "bomb": (bomb(60_000, 60_000), "far too many pixels; the limit is 40 million"),
+    "large": (bomb(9000, 9000), "9000 x 9000 pixels; the limit is 40 million"),
+    "header alone": (bomb(100, 100), "cannot be read as an image"),
     "strip": (png_of(Image.new("RGB", (4000, 3))), "is a strip"),
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>', "cannot be read"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read"),
-    "page": (b"<html><script>alert(1)</script></html>", "cannot be read as a picture"),
-    "too large": (bytes(21 * 2**20), "21 MB, at most 20 MB"),
+    "page": (b"<html><script>alert(1)</script></html>", "cannot be read as an image"),
+    "too large": (bytes(21 * 2**20), "21 MB; the limit is 20 MB"),
 }
 
 
@@ -186,63 +201,63 @@ HOSTILE = {
 def test_hostile_pictures_are_told_in_words(kind: str) -> None:
     content, words = HOSTILE[kind]
     with pytest.raises(ValueError, match=words):
-        read_picture(content, "upload.png")
+        read_image(content, "upload.png")
 
 
 def test_pictures_are_upright_rgb_and_not_too_large() -> None:
     wide = Image.new("RGBA", (3000, 1500), (255, 0, 0, 0))
-    shown = read_picture(png_of(wide), "wide.png")
-    assert (shown.image.size, shown.image.mode) == ((1024, 512), "RGB")
-    assert shown.image.getpixel((5, 5)) == (255, 255, 255)  # what is transparent lies on white
+    shown = read_image(png_of(wide), "wide.png")
+    assert (shown.pixels.size, shown.pixels.mode) == ((1024, 512), "RGB")
+    assert shown.pixels.getpixel((5, 5)) == (255, 255, 255)  # what is transparent lies on white
 
     turned = Image.new("RGB", (40, 20))
     exif = turned.getexif()
     exif[274] = 6  # to be turned by a quarter
     buffer = io.BytesIO()
     turned.save(buffer, format="JPEG", exif=exif)
-    assert read_picture(buffer.getvalue(), "turned.jpg").image.size == (20, 40)
+    assert read_image(buffer.getvalue(), "turned.jpg").pixels.size == (20, 40)
 
     for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
-        assert read_picture(png_of(turned, kind), f"a.{kind}").image.size == (40, 20)
+        assert read_image(png_of(turned, kind), f"a.{kind}").pixels.size == (40, 20)
 
 
-def test_a_visitors_picture_goes_with_the_visitor() -> None:
-    visitors = Visitors(most=2)
-    first = Shown(example_picture(0).image, "mine.png")
-    second = Shown(example_picture(1).image, "yours.png")
-    visitors.bring("anna", first)
-    visitors.bring("bert", first)
-    assert visitors.picture("anna") is first
-    assert visitors.leave("anna") == set()  # bert has the same
+def test_an_image_is_dropped_with_its_session() -> None:
+    sessions = Sessions(max_sessions=2)
+    first = PageImage(example_image(0).pixels, "mine.png")
+    second = PageImage(example_image(1).pixels, "yours.png")
+    sessions.set_image("anna", first)
+    sessions.set_image("bert", first)
+    assert sessions.image("anna") is first
+    assert sessions.close("anna") == set()  # bert has the same
     with pytest.raises(ValueError, match="choose it again"):
-        visitors.picture("anna")
-    assert visitors.leave("bert") == {first.digest}
-    assert visitors.leave("nobody") == set()
-    visitors.bring("carl", example_picture(0))
-    assert visitors.leave("carl") == set()  # an example is everybody's
-    assert visitors.bring("dora", first) == set()
-    assert visitors.bring("dora", second) == {first.digest}  # instead of the one before
-    visitors.bring("emil", first)
-    assert visitors.bring("fred", second) == set()
-    assert visitors.bring("gerd", second) == {first.digest}  # pushed out
+        sessions.image("anna")
+    assert sessions.close("bert") == {first.digest}
+    assert sessions.close("nobody") == set()
+    sessions.set_image("carl", example_image(0))
+    assert sessions.close("carl") == set()  # an example is everybody's
+    assert sessions.set_image("dora", first) == set()
+    assert sessions.set_image("dora", second) == {first.digest}  # instead of the one before
+    sessions.set_image("emil", first)
+    assert sessions.set_image("fred", second) == set()
+    assert sessions.set_image("gerd", second) == {first.digest}  # pushed out
     for name in "abc":
-        visitors.bring(name, second)
-    with pytest.raises(ValueError, match="no longer here"):
-        visitors.picture("a")
-    assert visitors.picture("c") is second
+        sessions.set_image(name, second)
+    with pytest.raises(ValueError, match="no longer in memory"):
+        sessions.image("a")
+    assert sessions.image("c") is second
 
 
 # --- what is found -------------------------------------------------------------------------------
 
 
 def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
-    shown = example_picture(0)
+    shown = example_image(0)
     given = settings(
         methods=("CLIP", "CLIPSurgery", "GEM", "GradCam"), distractors=("dog",), side=336
     )
-    result = tabs.complete(explainer, shown, given)
+    result = _tabs.complete(explainer, shown, given)
     clip = ZeroShotClassifier.demo(TEXTS, distractors=["dog"])
-    images = clip.preprocess(shown.image, 336)
+    images = clip.preprocess(shown.pixels, 336)
     for name in given.methods:
         expected = METHODS[name](clip).attribute_all(images)[0].detach().numpy()
         assert np.allclose(result.arrays[name], expected, atol=1e-5), name
@@ -254,70 +269,70 @@ def test_maps_and_ranking_are_those_of_the_api(explainer: Explainer) -> None:
 
 
 def test_forms_of_feature_surgery_are_chosen(explainer: Explainer) -> None:
-    shown, clip = example_picture(0), ZeroShotClassifier.demo(TEXTS)
-    for form, own in (("release", "release"), ("none", None)):
-        given = settings(methods=("CLIPSurgery",), form=form)
-        expected = LayerCLIPSurgery(clip, feature_surgery=own).attribute_all(
-            clip.preprocess(shown.image)
+    shown, clip = example_image(0), ZeroShotClassifier.demo(TEXTS)
+    for variant in ("release", None):
+        given = settings(methods=("CLIPSurgery",), feature_surgery=variant)
+        expected = LayerCLIPSurgery(clip, feature_surgery=variant).attribute_all(
+            clip.preprocess(shown.pixels)
         )
-        found = tabs.complete(explainer, shown, given).arrays["CLIPSurgery"]
-        assert np.allclose(found, expected[0].detach().numpy(), atol=1e-5), form
+        found = _tabs.complete(explainer, shown, given).arrays["CLIPSurgery"]
+        assert np.allclose(found, expected[0].detach().numpy(), atol=1e-5), variant
 
 
 def test_an_image_passes_the_tower_once(explainer: Explainer, passes: list[int]) -> None:
-    shown, given = example_picture(0), settings(methods=("CLIP", "CLIPSurgery"))
-    tabs.complete(explainer, shown, given)
+    shown, given = example_image(0), settings(methods=("CLIP", "CLIPSurgery"))
+    _tabs.complete(explainer, shown, given)
     assert passes == [1]
     for other in (
         replace(given, texts=("kiwi", "duck")),
         replace(given, opacity=0.1, sign="positive", point=(0.5, 0.5)),
-        replace(given, distractors=("dog",), form="release"),
+        replace(given, distractors=("dog",), feature_surgery="release"),
         replace(given, methods=("ArchitectureSurgery", "FeatureSurgery")),
     ):
-        tabs.complete(explainer, shown, other)
+        _tabs.complete(explainer, shown, other)
     assert passes == [1]
-    again = Shown(shown.image.copy(), "the same pixels, from somebody else")
-    tabs.complete(explainer, again, given)
+    again = PageImage(shown.pixels.copy(), "the same pixels, from somebody else")
+    _tabs.complete(explainer, again, given)
     assert passes == [1]
-    tabs.complete(explainer, example_picture(1), given)
+    _tabs.complete(explainer, example_image(1), given)
     assert passes == [1, 1]
     explainer.forget(shown.digest)
-    tabs.complete(explainer, shown, given)
+    _tabs.complete(explainer, shown, given)
     assert passes == [1, 1, 1]
 
 
 def test_a_method_of_gradients_is_asked_for_new_texts_alone(
     explainer: Explainer, passes: list[int]
 ) -> None:
-    shown, given = example_picture(0), settings(methods=("GradCam",))
-    tabs.complete(explainer, shown, given)
+    shown, given = example_image(0), settings(methods=("GradCam",))
+    _tabs.complete(explainer, shown, given)
     before = len(passes)
-    tabs.complete(explainer, shown, replace(given, texts=(*TEXTS[1:], "kiwi")))
+    _tabs.complete(explainer, shown, replace(given, texts=(*TEXTS[1:], "kiwi")))
     assert len(passes) == before + 1
-    tabs.complete(explainer, shown, replace(given, opacity=0.2))
+    _tabs.complete(explainer, shown, replace(given, opacity=0.2))
     assert len(passes) == before + 1
 
 
 def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int]) -> None:
     given = settings(methods=("CLIPSurgery", "GradCam", "LeGrad"))
-    steps = tabs.show(explainer, example_picture(2), given)
+    steps = _tabs.show(explainer, example_image(2), given)
     first = next(steps)
     assert first is not None
     assert not first.complete
     assert "CLIPSurgery" in first.arrays
-    assert "Still at work: GradCam, LeGrad." in first.hints
+    assert "Still running: GradCam, LeGrad." in first.hints
     next(steps)
     done = len(passes)
     steps.close()  # as Gradio does when a request is stopped
-    tabs.complete(explainer, example_picture(2), replace(given, methods=("CLIPSurgery",)))
+    _tabs.complete(explainer, example_image(2), replace(given, methods=("CLIPSurgery",)))
     assert len(passes) == done == 2
 
 
 def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer) -> None:
     given = settings(
-        texts=("star",), methods=("CLIP", "CLIPSurgery", "GuidedGradCam"), form="paper"
+        texts=("star",), methods=("CLIP", "CLIPSurgery", "GuidedGradCam"), feature_surgery="paper"
     )
-    result = tabs.complete(explainer, example_picture(0), given)
+    result = _tabs.complete(explainer, example_image(0), given)
     assert set(result.arrays) == {"texts", "logits", "CLIP"}
     left_out = " ".join(result.hints)
     assert "CLIPSurgery is left out: feature_surgery='paper' contrasts texts" in left_out
@@ -327,7 +342,7 @@ def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer)
 
 def test_scores_at_a_point_are_those_of_its_patch(explainer: Explainer) -> None:
     given = settings(methods=("CLIP",), point=(0.99, 0.0))
-    result = tabs.complete(explainer, example_picture(0), given)
+    result = _tabs.complete(explainer, example_image(0), given)
     shown = dict(re.findall(r'<th scope="row">(\w+)</th>.*?<td>([-+.\de]+)</td>', result.html))
     for text, score in zip(TEXTS, result.arrays["CLIP"][:, 0, -1], strict=True):
         assert float(shown[text]) == pytest.approx(score, rel=1e-3)
@@ -336,26 +351,30 @@ def test_scores_at_a_point_are_those_of_its_patch(explainer: Explainer) -> None:
 def test_resolutions(explainer: Explainer) -> None:
     assert explainer.sides() == [224, 336, 448, 672]
     given = settings(methods=("CLIP",), side=672)
-    assert tabs.complete(explainer, example_picture(0), given).arrays["CLIP"].shape == (3, 42, 42)
+    assert _tabs.complete(explainer, example_image(0), given).arrays["CLIP"].shape == (3, 42, 42)
     with pytest.raises(ValueError, match="100"):
-        tabs.complete(explainer, example_picture(0), replace(given, side=100))
+        _tabs.complete(explainer, example_image(0), replace(given, side=100))
 
 
 def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Explainer) -> None:
     with pytest.warns(UserWarning, match="never learnt: xylophone"):
-        result = tabs.complete(explainer, example_picture(0), settings(texts=("xylophone", "star")))
-    assert any("never learnt: xylophone" in hint for hint in result.hints)
+        result = _tabs.complete(explainer, example_image(0), settings(texts=("xylophone", "star")))
+    assert any("never seen: xylophone" in hint for hint in result.hints)
     with pytest.raises(ValueError, match="longer than the model's context"):
-        tabs.complete(explainer, example_picture(0), settings(texts=("star " * 39,)))
-    with pytest.raises(ValueError, match="no caption"):
-        tabs.complete(explainer, example_picture(0), settings(tab="words", caption=""))
+        _tabs.complete(explainer, example_image(0), settings(texts=("star " * 39,)))
+    with pytest.raises(ValueError, match="no caption given"):
+        _tabs.complete(explainer, example_image(0), settings(tab="words", caption=""))
 
 
 def test_what_visitors_write_stays_text(explainer: Explainer) -> None:
     evil = "<img src=x> ${1} {{2}} `"
     with pytest.warns(UserWarning, match="never learnt"):
-        result = tabs.complete(explainer, example_picture(0), settings(texts=(evil, "star")))
-    for html in (result.html, markup.notice(result.hints), markup.script(evil)):
+        result = _tabs.complete(explainer, example_image(0), settings(texts=(evil, "star")))
+    for html in (
+        result.html,
+        _templates.notice(result.hints),
+        _templates.html("code", python=evil),
+    ):
         assert "<img src=x" not in html
         assert not re.search(r"[{}$`]", html)
 
@@ -366,9 +385,9 @@ CASES = {
     "maps": settings(
         methods=("CLIPSurgery", "FeatureSurgery", "GEM", "GradCam"),
         distractors=("dog", "cat"),
-        form="paper",
+        feature_surgery="paper",
         side=336,
-        colours="viridis",
+        cmap="viridis",
         sign="positive",
         opacity=0.4,
         point=(0.25, 0.75),
@@ -377,7 +396,7 @@ CASES = {
     "segmentation": settings(tab="segmentation"),
     "no background": settings(tab="segmentation", background=()),
     "points": settings(tab="points", instances="components"),
-    "words": settings(tab="words", colours="viridis", sign="positive", opacity=0.4),
+    "words": settings(tab="words", cmap="viridis", sign="positive", opacity=0.4),
 }
 
 
@@ -391,7 +410,7 @@ def test_points_are_drawn_on_the_whole_picture(size: tuple[int, int]) -> None:
     framed.paste("gray", (8, 8, size[0] - 8, size[1] - 8))
     inside = np.array([[size[0] / 2, size[1] / 2]], dtype=np.float32)
     prompt = Prompt("star", inside, np.array([1]), None, None, 1.0)
-    drawn = pixels(figures.points(framed, [prompt])[0].content)
+    drawn = pixels(_figures.points(framed, [prompt])[0].content)
     assert drawn.shape[:2] == pytest.approx(
         (size[1] * 640 / max(size), size[0] * 640 / max(size)), abs=1
     )
@@ -416,39 +435,39 @@ def test_the_code_repeats_what_is_shown(
     case: str, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = CASES[case]
-    shown = example_picture(0)
-    result = tabs.complete(explainer, shown, given)
-    python = files.script(code.Model(), shown, given).content.decode()
+    shown = example_image(0)
+    result = _tabs.complete(explainer, shown, given)
+    python = _files.script(_code.Model(), shown, given).content.decode()
     names = run_code(python, tmp_path, monkeypatch)
     (saved,) = tmp_path.glob("*.png")
     if given.tab in ("maps", "words"):  # which have a look
-        drawn = pixels(files.png(result, given).content)
+        drawn = pixels(_files.png(result, given).content)
         assert np.abs(pixels(saved.read_bytes()) - drawn).mean() < 0.1
     if given.tab == "maps":
         for name in given.methods:
             assert np.allclose(names["maps"][name].numpy(), result.arrays[name], atol=1e-5), name
     elif given.tab == "segmentation":
-        assert np.array_equal(names["found"].labels.numpy(), result.arrays["labels"])
+        assert np.array_equal(names["segmentation"].labels.numpy(), result.arrays["labels"])
     elif given.tab == "points":
-        for number, prompt in enumerate(names["of_image"]):
+        for number, prompt in enumerate(names["image_prompts"]):
             assert np.array_equal(prompt.points, result.arrays[f"points-{number}"])
             assert np.array_equal(prompt.box, result.arrays[f"box-{number}"])
     else:
-        assert np.allclose(names["found"].maps.numpy(), result.arrays["maps"], atol=1e-5)
+        assert np.allclose(names["words"].maps.numpy(), result.arrays["maps"], atol=1e-5)
 
 
 def test_the_code_repeats_a_visitors_picture_and_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = code.Model(f"local-dir:{MODEL_FOLDER}")
+    model = _code.Model(f"local-dir:{MODEL_FOLDER}")
     explainer = Explainer(ZeroShotClassifier.from_pretrained(model.name, None, ["star"]))
     name = 'my "photo".png'
-    Image.fromarray(scene(0).image).resize((1500, 900)).save(tmp_path / name)
-    shown = read_picture((tmp_path / name).read_bytes(), name)
+    Image.fromarray(example_scene(0).image).resize((1500, 900)).save(tmp_path / name)
+    shown = read_image((tmp_path / name).read_bytes(), name)
     given = settings(methods=("CLIPSurgery",), example=None)
-    result = tabs.complete(explainer, shown, given)
-    names = run_code(code.python(model, shown, given), tmp_path, monkeypatch)
-    assert np.array_equal(np.asarray(names["picture"]), np.asarray(shown.image))
+    result = _tabs.complete(explainer, shown, given)
+    names = run_code(_code.python(model, shown, given), tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(names["image"]), np.asarray(shown.pixels))
     found = names["maps"]["CLIPSurgery"].numpy()
     assert np.allclose(found, result.arrays["CLIPSurgery"], atol=1e-5)
 
@@ -456,31 +475,31 @@ def test_the_code_repeats_a_visitors_picture_and_model(
 def test_figures_and_arrays_are_handed_on(explainer: Explainer) -> None:
     for tab in TABS:
         given = settings(tab=tab)
-        result = tabs.complete(explainer, example_picture(0), given)
-        arrays = np.load(io.BytesIO(files.npz(result, given).content))
+        result = _tabs.complete(explainer, example_image(0), given)
+        arrays = np.load(io.BytesIO(_files.npz(result, given).content))
         assert set(arrays) == set(result.arrays)
         assert all(np.array_equal(arrays[name], result.arrays[name]) for name in arrays)
-        picture = Image.open(io.BytesIO(files.png(result, given).content)).convert("RGB")
+        picture = Image.open(io.BytesIO(_files.png(result, given).content)).convert("RGB")
         assert np.asarray(picture).std() > 30
         assert picture.width > 500
-    svg = files.svg(result, given)
+    svg = _files.svg(result, given)
     assert svg.content.lstrip().startswith(b"<?xml")
     assert svg.to_dict()["name"] == "words.svg"
 
 
 def test_a_view_comes_back(explainer: Explainer) -> None:
-    own = read_picture(PHOTO, "mine.png")
+    own = read_image(PHOTO, "mine.png")
     given = settings(example=None, point=(0.5, 0.25), tab="points")
-    found, shown = files.read_view(files.view(own, given).content)
+    found, shown = _files.read_view(_files.view(own, given).content)
     assert (found, shown.digest, shown.name) == (given, own.digest, "mine.png")
 
     picked = settings(example=2, opacity=0.3)
     for back in (
-        files.read_view(files.view(example_picture(2), picked).content),
-        files.read_link(unquoted(files.link(picked))),
+        _files.read_view(_files.view(example_image(2), picked).content),
+        _files.read_link(unquoted(_files.link(picked))),
     ):
         assert back[0] == picked
-        assert back[1].digest == example_picture(2).digest
+        assert back[1].digest == example_image(2).digest
 
 
 def unquoted(link: str) -> str:
@@ -492,34 +511,36 @@ def unquoted(link: str) -> str:
 @each(
     ("content", "words"),
     [
-        (b"\xff\x00", "no view"),
+        (b"\xff\x00", "not a view"),
         (b"[]", "no settings"),
-        (b'{"settings": {"texts": ["a"]}}', "neither a picture nor an example"),
+        (b'{"settings": {"texts": ["a"]}}', "neither an image nor an example"),
         (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99"),
-        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "%%%"}}', "picture is damaged"),
-        (b'{"settings": {"texts": ["a"]}, "picture": {"png": "AAAA"}}', "cannot be read"),
+        (b'{"settings": {"texts": ["a"]}, "image": {"png": "%%%"}}', "image is damaged"),
+        (b'{"settings": {"texts": ["a"]}, "image": {"png": "AAAA"}}', "cannot be read"),
         (b'{"settings": {"texts": [""]}}', "is empty"),
     ],
 )
 def test_files_that_are_no_view(content: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        files.read_view(content)
+        _files.read_view(content)
 
 
 def test_links_that_are_none() -> None:
-    with pytest.raises(ValueError, match="holds no picture"):
-        files.link(settings(example=None))
+    with pytest.raises(ValueError, match="cannot hold your own image"):
+        _files.link(settings(example=None))
     with pytest.raises(ValueError, match="too long for a link"):
-        files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
+        _files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
     with pytest.raises(ValueError, match="names no example"):
-        files.read_link(json.dumps({"texts": ["a"]}))
+        _files.read_link(json.dumps({"texts": ["a"]}))
 
 
 def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
-    for number in range(len(pictures.EXAMPLES)):
-        given = settings(texts=scene(number).nouns, methods=("CLIPSurgery",), example=number)
-        maps = tabs.complete(explainer, example_picture(number), given).arrays["CLIPSurgery"]
-        for attribution, mask in zip(maps, scene(number).masks, strict=True):
+    for number in range(len(_images.EXAMPLES)):
+        given = settings(
+            texts=example_scene(number).nouns, methods=("CLIPSurgery",), example=number
+        )
+        maps = _tabs.complete(explainer, example_image(number), given).arrays["CLIPSurgery"]
+        for attribution, mask in zip(maps, example_scene(number).masks, strict=True):
             row, column = np.unravel_index(attribution.argmax(), attribution.shape)
             scale = mask.shape[0] / attribution.shape[0]
             assert mask[int((row + 0.5) * scale), int((column + 0.5) * scale)]
@@ -529,19 +550,19 @@ def test_what_was_found_of_a_picture_goes_with_its_visitor(
     explainer: Explainer, passes: list[int]
 ) -> None:
     pytest.importorskip("gradio")
-    from captum_clip_surgery.app.page import Page
+    from captum_clip_surgery.app._page import Page
 
-    page, visitor = Page(explainer, code.Model()), SimpleNamespace(session_hash="anna")
-    mine = read_picture(PHOTO, "mine.png")
-    page._bring(mine, visitor)
-    tabs.complete(explainer, mine, settings(example=None))
-    page._bring(example_picture(1), visitor)  # instead of it
-    tabs.complete(explainer, mine, settings(example=None))
-    page._bring(mine, visitor)
-    page._leave(visitor)  # as Gradio does when a browser's page is closed
+    page, visitor = Page(explainer, _code.Model()), SimpleNamespace(session_hash="anna")
+    mine = read_image(PHOTO, "mine.png")
+    page._set_image(mine, visitor)
+    _tabs.complete(explainer, mine, settings(example=None))
+    page._set_image(example_image(1), visitor)  # instead of it
+    _tabs.complete(explainer, mine, settings(example=None))
+    page._set_image(mine, visitor)
+    page._close(visitor)  # as Gradio does when a browser's page is closed
     with pytest.raises(ValueError, match="choose it again"):
-        page.visitors.picture("anna")
-    tabs.complete(explainer, mine, settings(example=None))
+        page.sessions.image("anna")
+    _tabs.complete(explainer, mine, settings(example=None))
     assert passes == [1, 1, 1]  # nothing was remembered
 
 
@@ -552,9 +573,9 @@ def test_without_gradio_the_extra_is_named(
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "set anew")
     with pytest.raises(ImportError, match=r"pip install \"captum_clip_surgery\[app\]\""):
-        serving.serve(clip, code.Model())
+        serve(clip)
     with pytest.raises(ValueError, match="password is empty"):
-        serving.serve(clip, code.Model(), password="")
+        serve(clip, password="")
 
 
 def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Path) -> None:
@@ -582,7 +603,7 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Pat
         return FileResponse(tmp_path / "never.png")
 
     routes = [Route(f"/file={name.__name__}", name) for name in (gone, there, never)]
-    with TestClient(Starlette(routes=routes, middleware=[serving._headers()])) as client:
+    with TestClient(Starlette(routes=routes, middleware=[_serving._headers()])) as client:
         assert client.get("/file=gone").status_code == 404
         assert client.get("/file=never").status_code == 404
         answer = client.get("/file=there")
@@ -597,19 +618,30 @@ def test_a_file_that_is_deleted_while_it_is_asked_for_is_not_found(tmp_path: Pat
     "given",
     [
         settings(methods=("CLIP", "GuidedGradCam"), point=(0.5, 0.5)),
-        settings(texts=("star",), methods=("FeatureSurgery", "CLIP", "CLIPSurgery"), form="paper"),
-        settings(texts=("star",), methods=("CLIPSurgery", "CLIP"), form="release"),
-        settings(texts=("star",), methods=("CLIPSurgery",), form="release", distractors=("dog",)),
-        settings(texts=("star",), methods=("CLIPSurgery",), form="empty"),
-        settings(texts=("star",), methods=("CLIPSurgery", "GuidedGradCam"), form="paper"),
+        settings(
+            texts=("star",),
+            methods=("FeatureSurgery", "CLIP", "CLIPSurgery"),
+            feature_surgery="paper",
+        ),
+        settings(texts=("star",), methods=("CLIPSurgery", "CLIP"), feature_surgery="release"),
+        settings(
+            texts=("star",),
+            methods=("CLIPSurgery",),
+            feature_surgery="release",
+            distractors=("dog",),
+        ),
+        settings(texts=("star",), methods=("CLIPSurgery",), feature_surgery="empty"),
+        settings(
+            texts=("star",), methods=("CLIPSurgery", "GuidedGradCam"), feature_surgery="paper"
+        ),
     ],
-    ids=lambda given: f"{given.form}-{'-'.join(given.methods)}-{len(given.texts)}",
+    ids=lambda given: f"{given.feature_surgery}-{'-'.join(given.methods)}-{len(given.texts)}",
 )
 def test_the_code_leaves_out_what_the_page_does(
     given: Settings, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = tabs.complete(explainer, example_picture(0), given)
-    python = code.python(code.Model.of(explainer.clip), example_picture(0), given)
+    result = _tabs.complete(explainer, example_image(0), given)
+    python = _code.python(_code.Model.of(explainer.clip), example_image(0), given)
     names = run_code(python, tmp_path, monkeypatch)
     shown = [name for name in given.methods if name in result.arrays]
     assert list(names.get("maps", {})) == shown
@@ -621,10 +653,10 @@ def test_the_code_leaves_out_what_the_page_does(
 
 
 def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
-    given = settings(texts=("star",), methods=("CLIPSurgery",), form="paper")
-    result = tabs.complete(explainer, example_picture(0), given)
+    given = settings(texts=("star",), methods=("CLIPSurgery",), feature_surgery="paper")
+    result = _tabs.complete(explainer, example_image(0), given)
     words = "no method has a map to draw; choose another. CLIPSurgery is left out: .* contrasts"
-    for drawn in (files.png, files.svg):
+    for drawn in (_files.png, _files.svg):
         with pytest.raises(ValueError, match=words):
             drawn(result, given)
 
@@ -635,11 +667,11 @@ def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
 def test_the_figure_of_words_has_the_look_of_the_screen(explainer: Explainer) -> None:
     def drawn(**look: Any) -> np.ndarray:
         given = settings(tab="words", caption="a star", **look)
-        result = tabs.complete(explainer, example_picture(0), given)
-        return pixels(files.png(result, given).content)
+        result = _tabs.complete(explainer, example_image(0), given)
+        return pixels(_files.png(result, given).content)
 
     usual = drawn()
-    for look in ({"colours": "viridis"}, {"sign": "positive"}, {"opacity": 0.1}):
+    for look in ({"cmap": "viridis"}, {"sign": "positive"}, {"opacity": 0.1}):
         assert np.abs(drawn(**look) - usual).mean() > 1, look
 
 
@@ -648,7 +680,9 @@ def test_numbers_keep_away_from_their_bars() -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no chromium here")
-    style = (Path(markup.__file__).parent / "page.css").read_text(encoding="utf-8")
+    macros = _templates._HTML.get_template("_macros.html").module
+    table = macros.bars("CLIP", [("star", 0.25)])  # type: ignore[attr-defined]
+    style = (Path(_templates.__file__).parent / "page.css").read_text(encoding="utf-8")
     gap = """() => {
         const number = document.createRange();
         number.selectNodeContents(document.querySelector("td:last-child"));
@@ -658,7 +692,7 @@ def test_numbers_keep_away_from_their_bars() -> None:
     with playwright.sync_playwright() as driver:
         browser = chromium(driver)
         page = browser.new_page()
-        page.set_content(f"<style>{style}</style>{markup.bars('CLIP', {'star': 0.25})}")
+        page.set_content(f"<style>{style}</style>{table}")
         assert page.evaluate(gap) >= 6
         browser.close()
 
@@ -670,23 +704,36 @@ def test_numbers_keep_away_from_their_bars() -> None:
     ("name", "value", "words"),
     [
         pytest.param(
-            *("across", 10**400, "a point's place in percent 10+ is no number from 0 to 100"),
+            *(
+                "across",
+                10**400,
+                "a point in percent must be a number from 0 to 100, got 10+",
+            ),
             id="too long for a float",
         ),
-        ("down", float("nan"), "a point's place in percent nan"),
-        ("down", -1, "a point's place in percent -1"),
-        ("pointed", "no", "at a point is true or false, not 'no'"),
-        ("boxes", 1, "boxes is true or false, not 1"),
+        ("down", float("nan"), "a point in percent must .*, got nan"),
+        ("down", -1, "a point in percent must .*, got -1"),
+        ("pointed", "no", "at a point must be true or false, got 'no'"),
+        ("boxes", 1, "boxes must be true or false, got 1"),
     ],
 )
 def test_what_browsers_send_is_refused_in_words(
     name: str, value: object, words: str, explainer: Explainer
 ) -> None:
     pytest.importorskip("gradio")
-    from captum_clip_surgery.app.controls import Controls
+    from captum_clip_surgery.app._controls import Controls
 
     controls = Controls(explainer)
-    for make in ("texts", "options", "look", "point", "background", "prompts", "caption", "hidden"):
+    for make in (
+        "texts",
+        "options",
+        "appearance",
+        "point",
+        "background",
+        "prompts",
+        "caption",
+        "hidden",
+    ):
         getattr(controls, make)()
     given = settings(point=(0.5, 0.25))
     sent = controls.values(given)

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.app import figures
-from captum_clip_surgery.app.pictures import example_picture, scene
-from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.app import _figures as figures
+from captum_clip_surgery.app._images import example_image, example_scene
+from captum_clip_surgery.app._settings import Settings
 from tests._helpers.served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
 from tests._helpers.waiting import wait_until
 
@@ -110,10 +110,10 @@ def picture_of(page: Any, alt: str) -> np.ndarray:
 
 def check_maps(page: Any, number: int, texts: tuple[str, ...]) -> None:
     """The maps of surgery on the page are those that the API finds in an example's picture."""
-    clip, shown = ZeroShotClassifier.demo(texts), example_picture(number).image
+    clip, shown = ZeroShotClassifier.demo(texts), example_image(number).pixels
     maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(shown))[0].detach()
     for text, attribution in zip(texts, maps, strict=True):
-        found = picture_of(page, f"Where CLIPSurgery sees {text!r} in the picture")
+        found = picture_of(page, f"Where CLIPSurgery sees {text!r} in the image")
         drawn = figures.overlay(shown, attribution, Settings(texts))
         expected = np.asarray(Image.open(io.BytesIO(drawn.content)).convert("RGB"))
         assert np.abs(found.astype(int) - expected).mean() < 1, text
@@ -143,17 +143,17 @@ def upload(page: Any, path: Path) -> None:
 
 def photo(tmp_path: Path, number: int = 1, name: str = "photo.png") -> Path:
     path = tmp_path / name
-    Image.fromarray(scene(number).image).save(path)
+    Image.fromarray(example_scene(number).image).save(path)
     return path
 
 
 def test_the_first_view_is_that_of_the_api(come: Come) -> None:
     page = come()
     assert "embedded model" in page.locator("header").inner_text()
-    nouns = scene(0).nouns
+    nouns = example_scene(0).nouns
     assert sorted(headings(page)) == sorted(nouns)
     check_maps(page, 0, nouns)
-    seen = [picture_of(page, f"Where CLIPSurgery sees {n!r} in the picture") for n in nouns]
+    seen = [picture_of(page, f"Where CLIPSurgery sees {n!r} in the image") for n in nouns]
     assert all(found.std() > 20 for found in seen)
     assert np.abs(seen[0].astype(int) - seen[1]).mean() > 5
 
@@ -163,12 +163,12 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     explain(page, "zebra\n\n  star \n<b>kiwi</b>")
     waits_for(page, ["zebra", "star", "<b>kiwi</b>"])
     page.wait_for_selector("#ccs-notices .ccs-notice")
-    assert "never learnt: b" in page.locator("#ccs-notices").inner_text()
-    before = picture_of(page, "Where CLIP sees 'zebra' in the picture")
-    page.locator("#ccs-look button").first.click()
+    assert "never seen: b" in page.locator("#ccs-notices").inner_text()
+    before = picture_of(page, "Where CLIP sees 'zebra' in the image")
+    page.locator("#ccs-appearance button").first.click()
     page.locator("#ccs-opacity input[type=number]").fill("0.1")
     page.locator("#ccs-opacity input[type=number]").press("Tab")
-    waits_for_another(page, before, "Where CLIP sees 'zebra' in the picture")
+    waits_for_another(page, before, "Where CLIP sees 'zebra' in the image")
 
     box = page.locator("#ccs-maps img.ccs-map").nth(1).bounding_box()
     page.locator("#ccs-maps img.ccs-map").nth(1).click(
@@ -182,7 +182,7 @@ def test_texts_controls_and_a_click(come: Come) -> None:
 
     explain(page, "")
     page.wait_for_selector("#ccs-notices [role=alert]")
-    assert "no text: write at least one" in page.locator("#ccs-notices").inner_text()
+    assert "No text given; add at least one." in page.locator("#ccs-notices").inner_text()
     assert len(headings(page)) == 3  # what was there stays
 
 
@@ -195,7 +195,7 @@ def test_an_upload_is_explained_and_deleted(come: Come, server: Server, tmp_path
     assert server.uploads() == []
     page.reload()  # a new visit, which begins with the example
     page.wait_for_selector("#ccs-maps img.ccs-map")
-    waits_for(page, list(scene(0).nouns))
+    waits_for(page, list(example_scene(0).nouns))
 
 
 COPY = """async ([picture, text]) => {
@@ -210,14 +210,14 @@ def copy(page: Any, number: int | None, text: str = "") -> None:
     picture = None
     if number is not None:
         buffer = io.BytesIO()
-        Image.fromarray(scene(number).image).save(buffer, format="PNG")
+        Image.fromarray(example_scene(number).image).save(buffer, format="PNG")
         picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     page.evaluate(COPY, [picture, text])
 
 
 def test_a_picture_is_pasted(come: Come, server: Server) -> None:
     page = come(permissions=["clipboard-read", "clipboard-write"])
-    texts = scene(0).nouns
+    texts = example_scene(0).nouns
 
     def by_button() -> None:
         page.get_by_role("button", name="Paste from clipboard").first.click()
@@ -227,7 +227,7 @@ def test_a_picture_is_pasted(come: Come, server: Server) -> None:
 
     # By keys again after the button, which takes the field for files from the page.
     for number, paste in ((1, by_keys), (2, by_button), (3, by_keys)):
-        alt = f"Where CLIP sees {texts[0]!r} in the picture"
+        alt = f"Where CLIP sees {texts[0]!r} in the image"
         before = picture_of(page, alt)
         copy(page, number)
         paste()
@@ -259,7 +259,7 @@ def test_bad_uploads_are_told_and_the_page_lives(
         upload(page, tmp_path / name)
         page.wait_for_selector("#ccs-notices [role=alert]")
         words = page.locator("#ccs-notices").inner_text()
-        assert "empty" in words or "cannot be read as a picture" in words
+        assert "empty" in words or "cannot be read as an image" in words
         explain(page, "star\nzebra")
         page.wait_for_selector("#ccs-notices [role=alert]", state="detached")
     waits_for(page, ["star", "zebra"])
@@ -279,8 +279,8 @@ def test_downloads(kind: str, come: Come, tmp_path: Path) -> None:
     elif kind == "SVG":
         assert "<svg" in path.read_text(encoding="utf-8")[:1000]
     elif kind == "NPZ":
-        clip = ZeroShotClassifier.demo(scene(0).nouns)
-        images = clip.preprocess(scene(0).image)
+        clip = ZeroShotClassifier.demo(example_scene(0).nouns)
+        images = clip.preprocess(example_scene(0).image)
         expected = LayerCLIPSurgery(clip).attribute_all(images)[0].detach().numpy()
         assert np.allclose(np.load(path)["CLIPSurgery"], expected, atol=1e-5)
     elif kind == "Python":
@@ -320,7 +320,7 @@ def test_stopped_work_ends(come: Come) -> None:
     page.locator("#ccs-options button").first.click()
     page.locator("#ccs-methods").get_by_label("KernelShap").check()
     page.wait_for_function(
-        "document.querySelector('#ccs-notices').innerText.includes('Still at work')"
+        "document.querySelector('#ccs-notices').innerText.includes('Still running')"
     )
     page.locator("#ccs-stop").click()
     page.wait_for_function("document.querySelector('#ccs-notices').innerText.includes('Stopped')")
@@ -415,7 +415,7 @@ def test_the_page_is_reached_by_keyboard(come: Come) -> None:
     page = come()
     page.locator("#ccs-examples button").nth(1).focus()
     page.keyboard.press("Enter")
-    waits_for(page, list(scene(1).nouns))
+    waits_for(page, list(example_scene(1).nouns))
     page.locator("#ccs-texts textarea").fill("cat\ntree")
     page.locator("#ccs-texts textarea").press("Shift+Enter")
     waits_for(page, ["cat", "tree"])

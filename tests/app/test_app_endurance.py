@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.app import tabs
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import example_picture
-from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.app import _tabs as tabs
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import example_image
+from captum_clip_surgery.app._settings import Settings
 
 pytest.importorskip("gradio")
 pytestmark = [
@@ -44,16 +44,16 @@ def test_what_goes_wrong_shows(endurance: Any) -> None:
     """Another's picture, a text that was not asked for, an answer without maps."""
     clip = ZeroShotClassifier.demo(["star", "zebra"])
     asked = Settings(clip.texts, methods=("CLIPSurgery",))
-    html = tabs.complete(Explainer(clip), example_picture(0), asked).html
+    html = tabs.complete(Explainer(clip), example_image(0), asked).html
     answer, refused = (
         "data: " + json.dumps({"output": {"data": [{"__type__": "update"}, shown]}})
-        for shown in (html, "no text: write at least one")
+        for shown in (html, "No text given; add at least one.")
     )
-    own, another = (example_picture(number).image for number in (0, 1))
+    own, another = (example_image(number).pixels for number in (0, 1))
     endurance.check(answer, clip, own)
     with pytest.raises(AssertionError, match="another map of 'star'"):
         endurance.check(answer, clip, another)
     with pytest.raises(AssertionError, match="no map of 'kiwi'"):
         endurance.check(answer, clip.with_texts(["kiwi"]), own)
-    with pytest.raises(AssertionError, match=r"no maps came: .*no text"):
+    with pytest.raises(AssertionError, match=r"no maps came: .*No text"):
         endurance.check(refused, clip, own)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.app.code import Model
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import scene
+from captum_clip_surgery.app._code import Model
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import example_scene
 from tests._helpers.served import Server, Visitor, end, free_port, serve, until_work_begins
 from tests._helpers.waiting import wait_until
 
@@ -35,7 +35,7 @@ def test_files_of_the_machine_are_neither_shown_nor_deleted(
     server: Server, tmp_path: Path, control: str, declared: bool
 ) -> None:
     path = tmp_path / "private.png"
-    Image.fromarray(scene(1).image).save(path)
+    Image.fromarray(example_scene(1).image).save(path)
     visitor = Visitor(server)
     given = {"path": str(path), "orig_name": "private.png"}
     if declared:
@@ -43,7 +43,7 @@ def test_files_of_the_machine_are_neither_shown_nor_deleted(
     answer = visitor.asks(control, "upload", **{control: given})
     assert path.exists()
     if control == "ccs-upload" and not declared:  # Gradio refuses the others, without a word
-        assert "no file came; choose it again" in answer
+        assert "No file was uploaded; choose it again." in answer
     view = visitor.asks("ccs-get-View", "click")
     assert "private.png" not in answer + view
 
@@ -76,7 +76,7 @@ def test_who_leaves_holds_up_nobody(server: Server, control: str, event: str) ->
 
 def test_nothing_of_who_left_is_held() -> None:
     """Neither by the page nor by Gradio, which keeps what it showed."""
-    from captum_clip_surgery.app.page import Page
+    from captum_clip_surgery.app._page import Page
 
     page = Page(Explainer(ZeroShotClassifier.demo(["star"])), Model())
     _, address, _ = page.blocks.launch(
@@ -88,13 +88,13 @@ def test_nothing_of_who_left_is_held() -> None:
             visitor.asks("ccs-run", "click")
             held = page.blocks.state_holder
             assert visitor.session in held.session_data
-            assert page.visitors.picture(visitor.session)
+            assert page.sessions.image(visitor.session)
         wait_until(
             lambda: not {visitor.session} & {*held.session_data, *held.time_last_used},
             "the end of the visit",
         )
-        with pytest.raises(ValueError, match="no longer here"):
-            page.visitors.picture(visitor.session)
+        with pytest.raises(ValueError, match="no longer in memory"):
+            page.sessions.image(visitor.session)
     finally:
         page.blocks.close()
 

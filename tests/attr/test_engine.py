@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import example_picture
-from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import example_image
+from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.attr import (
     CLIPSurgery,
     DualPathAttribution,
@@ -106,10 +106,10 @@ def test_comparison(clip: ZeroShotClassifier, images: Tensor) -> None:
 
 
 def test_page(clip: ZeroShotClassifier) -> None:
-    picture = example_picture(0)
+    picture = example_image(0)
     settings = Settings(texts=TEXTS, example=0, caption="a star")
     *_, found = Explainer(clip).explain(picture, replace(settings, methods=tuple(OWN)))
-    expected = plain_maps(clip, clip.preprocess(picture.image))
+    expected = plain_maps(clip, clip.preprocess(picture.pixels))
     for name in OWN:
         check(found.maps[name], expected[name][0])
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
 from captum_clip_surgery._utils.distributed import processes
-from captum_clip_surgery.app.serving import serve
+from captum_clip_surgery.app import serve
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, app
 from captum_clip_surgery.cli._bridge import as_function

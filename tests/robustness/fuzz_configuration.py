@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.app.files import read_link, read_view, view
-from captum_clip_surgery.app.pictures import Shown
-from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.app._files import read_link, read_view, view
+from captum_clip_surgery.app._images import PageImage
+from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import FOLDER, Protocol
 from captum_clip_surgery.export import load_maps
@@ -155,8 +155,8 @@ def configuration_seeds() -> list[bytes]:
     seeds: list[tuple[Part, Any]] = [
         (configures, model), (configures, model | {"model_cfg": TOWER | {"vision_cfg": resnet}}),
         *((protocols, path.read_bytes()) for path in sorted(FOLDER.glob("*.toml"))),
-        (settings, set_up.to_json()), (views, view(Shown(PICTURE, "x.png"), set_up).content),
-        (views, view(Shown(PICTURE, "x", 0), example).content), (links, example.to_json()),
+        (settings, set_up.to_json()), (views, view(PageImage(PICTURE, "x.png"), set_up).content),
+        (views, view(PageImage(PICTURE, "x", 0), example).content), (links, example.to_json()),
         (manifests, whole("manifest.json")), (indices, index_seed()),
         (measures, {"methods": {"CLIP": measured | {"measures": {"pointing": 0.5}}}}),
     ]  # fmt: skip

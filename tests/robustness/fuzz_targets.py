@@ -24,7 +24,7 @@ from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
-from captum_clip_surgery.app.pictures import read_picture
+from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
 from captum_clip_surgery.export._shards import ImageRecord
@@ -257,7 +257,7 @@ def opens(data: bytes) -> None:
     with may_refuse(f"{path} cannot be read as labels: "):
         assert open_labels(path).ndim == 2
     with may_refuse("the file ", "the picture "):
-        assert read_picture(data, "x.png").image.mode == "RGB"
+        assert read_image(data, "x.png").pixels.mode == "RGB"
 
 
 def picture_seeds() -> list[bytes]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from captum_clip_surgery.app.pictures import read_picture
+from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.datasets import open_dataset
 from captum_clip_surgery.datasets.base import open_labels, open_rgb, picture_size
@@ -141,7 +141,7 @@ DOORS: dict[str, Callable[[Path, bytes], object]] = {
     "an image": lambda root, content: open_rgb(path_of(root, content)),
     "labels": lambda root, content: open_labels(path_of(root, content)),
     "a size": lambda root, content: picture_size(path_of(root, content)),
-    "the page": lambda _, content: read_picture(content, "x.png"),
+    "the page": lambda _, content: read_image(content, "x.png"),
     "the command line": command_line,
     "a folder to export": lambda root, content: exported(root, content, False),
     "an archive to export": lambda root, content: exported(root, content, True),

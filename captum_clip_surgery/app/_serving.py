@@ -1,4 +1,4 @@
-"""Serves the page: on this machine alone unless asked otherwise, and with limits."""
+"""Server of the page: on this machine only unless configured otherwise, and with limits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from captum_clip_surgery.app import tabs
-from captum_clip_surgery.app.code import Model
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.pictures import MAX_MEGABYTES, VISITORS, example_picture
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
-#: Nothing is fetched from elsewhere, and no other page holds this one.
+#: The page fetches nothing from elsewhere, and no other page embeds it.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -35,7 +31,8 @@ MONO = ["ui-monospace", "monospace"]
 
 def serve(
     clip: ZeroShotClassifier,
-    model: Model,
+    model: str | None = None,
+    pretrained: str | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     password: str | None = None,
@@ -44,40 +41,46 @@ def serve(
     """Serve the page until it is interrupted.
 
     Args:
-        clip: the model; its texts do not matter.
-        model: where it comes from, for the Python code.
-        host: the address to listen on; "0.0.0.0" is every one this machine has.
-        port: None is the first free one from 7860.
-        password: asked of visitors, with any name; None lets everybody in.
-        share: whether Gradio's servers make a public address for it.
+        clip: The classifier; its texts do not matter.
+        model: Name by which open_clip loads the model, for the Python code; None stands for the
+            embedded model.
+        pretrained: Tag or checkpoint file, for the Python code.
+        host: Address to listen on; "0.0.0.0" accepts connections from other machines.
+        port: Port to listen on; None stands for the first free one from 7860.
+        password: Password that users must enter, with any name; None requires none.
+        share: Whether to request a public address from Gradio's servers.
 
     Raises:
-        ImportError: without Gradio.
-        OSError: a port that is taken.
-        ValueError: an empty password.
+        ImportError: If the extra `app` is not installed.
+        OSError: If the port is taken.
+        ValueError: If the password is empty.
     """
     if password is not None and not password:
-        raise ValueError("the password is empty; leave the option out to let everybody in")
+        raise ValueError("password is empty; leave the option out to require none")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # so that nothing stays on the disk then either
-    warnings.filterwarnings("ignore", message="the embedded model never learnt")  # the page says so
+        signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are deleted then, too
+    warnings.filterwarnings("ignore", message="the embedded model never learnt")  # shown as a hint
     with tempfile.TemporaryDirectory(prefix="clip-surgery-app-") as folder:
-        gradio = _gradio(folder)
-        from captum_clip_surgery.app.layout import asset
-        from captum_clip_surgery.app.page import Page, default_settings
+        gradio = _import_gradio(folder)
+        from captum_clip_surgery.app import _tabs as tabs
+        from captum_clip_surgery.app._code import Model
+        from captum_clip_surgery.app._explaining import Explainer
+        from captum_clip_surgery.app._images import MAX_MEGABYTES, MAX_SESSIONS, example_image
+        from captum_clip_surgery.app._layout import asset
+        from captum_clip_surgery.app._page import Page, default_settings
 
         explainer = Explainer(clip)
-        page = Page(explainer, model)
-        # So that the first visitor need not wait.
-        tabs.complete(explainer, example_picture(0), default_settings())
+        page = Page(explainer, Model.of(clip, model, pretrained))
+        # Warm up, so that the first user need not wait.
+        tabs.complete(explainer, example_image(0), default_settings())
         _, local, public = page.blocks.launch(
             server_name=host,
             server_port=port,
             share=share,
-            auth=None if password is None else _door(password),
-            auth_message="Any name, and the password that you were given.",
-            state_session_capacity=VISITORS,
-            max_file_size=2 * MAX_MEGABYTES * 2**20,  # of views; pictures have their own limit
+            auth=None if password is None else _password_check(password),
+            auth_message="Enter any name, and the password that you were given.",
+            state_session_capacity=MAX_SESSIONS,
+            max_file_size=2 * MAX_MEGABYTES * 2**20,  # of views; images have their own limit
             footer_links=[],
             ssr_mode=False,
             pwa=False,
@@ -99,30 +102,32 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _gradio(folder: str) -> Any:
-    """Gradio, told before it is imported to send nothing home and where its files go."""
+def _import_gradio(folder: str) -> Any:
+    """Import Gradio, configured to report nothing and to keep its files in a folder."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(Path(folder))
     try:
+        import cachetools  # noqa: F401
         import gradio
     except ImportError as error:
         raise ImportError(
-            'the page needs gradio; install the extra: pip install "captum_clip_surgery[app]"'
+            f"the page needs {error.name}; install the extra: "
+            'pip install "captum_clip_surgery[app]"'
         ) from error
     from gradio import processing_utils
 
-    # It would fetch what an address leads to, for any visitor who names one.
-    processing_utils.async_ssrf_protected_get = _refuse_address
+    # Gradio would fetch any address that a user sends.
+    processing_utils.async_ssrf_protected_get = _reject_address
     return gradio
 
 
-async def _refuse_address(url: str) -> Any:
+async def _reject_address(url: str) -> Any:
     raise ValueError(f"addresses such as {url[:200]} are not fetched; choose a file")
 
 
 def _theme(gradio: Any) -> Any:
-    """Gradio's own, with fonts of this machine and colours that contrast."""
+    """Return a theme of Gradio with fonts of this machine and enough contrast."""
     light, dark = "*primary_700", "*primary_200"
     return gradio.themes.Soft(primary_hue="indigo", font=FONT, font_mono=MONO).set(
         block_info_text_color="*neutral_600",
@@ -147,15 +152,15 @@ def _theme(gradio: Any) -> Any:
     )
 
 
-def _door(password: str) -> Any:
-    def enters(name: str, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), password.encode())
+def _password_check(password: str) -> Any:
+    def is_right(name: str, entered: str) -> bool:
+        return hmac.compare_digest(entered.encode(), password.encode())
 
-    return enters
+    return is_right
 
 
 async def _busy(request: Any, error: Any) -> Any:
-    """What a visitor is told where as many wait as may; Gradio has words of its own for 503."""
+    """Reject a request when too many wait; for 503 Gradio would show its own message."""
     from starlette.responses import JSONResponse
 
     return JSONResponse({"detail": BUSY}, status_code=429)
@@ -165,15 +170,15 @@ def _headers() -> Any:
     from starlette.middleware import Middleware
 
     class Headers:
-        """Adds `HEADERS` to every answer; a file that is deleted meanwhile is not found."""
+        """Adds `HEADERS` to every response; a file that is deleted meanwhile is not found."""
 
         def __init__(self, app: Any) -> None:
             self.app = app
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            held: list[Any] = []  # the start of an answer with a file, until the file is open
+            held: list[Any] = []  # the start of a response with a file, until the file is open
 
-            async def with_headers(message: Any) -> None:
+            async def send_with_headers(message: Any) -> None:
                 if message["type"] == "http.response.start":
                     added = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
                     message["headers"] = [*message.get("headers", []), *added]
@@ -185,10 +190,10 @@ def _headers() -> Any:
                 await send(message)
 
             try:
-                await self.app(scope, receive, with_headers)
+                await self.app(scope, receive, send_with_headers)
             except (FileNotFoundError, RuntimeError) as error:
-                # Browsers ask for uploads to show them, which are deleted once they are read:
-                # before the answer begins, in starlette's words, or after.
+                # Browsers request uploads to show them, which are deleted once they are read:
+                # before the response begins, with starlette's message, or after.
                 if not held and not re.match(r"File at path .* does not exist\.$", str(error)):
                     raise
                 await send({"type": "http.response.start", "status": 404, "headers": []})

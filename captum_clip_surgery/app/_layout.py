@@ -1,4 +1,4 @@
-"""The page: what stands where."""
+"""Layout of the page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from captum_clip_surgery.app import figures, markup
-from captum_clip_surgery.app.code import Model
-from captum_clip_surgery.app.controls import Controls
-from captum_clip_surgery.app.explaining import Explainer
-from captum_clip_surgery.app.files import OF_RESULT
-from captum_clip_surgery.app.pictures import EXAMPLES, MAX_MEGABYTES, example_picture, scene
+from captum_clip_surgery.app import _figures as figures
+from captum_clip_surgery.app._code import Model
+from captum_clip_surgery.app._controls import Controls
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._files import OF_RESULT
+from captum_clip_surgery.app._images import EXAMPLES, MAX_MEGABYTES, example_image, example_scene
+from captum_clip_surgery.app._templates import escape, html
 
 TITLE = "What CLIP sees"
 TAB_TITLES = {
@@ -22,64 +23,62 @@ TAB_TITLES = {
     "words": "Words",
 }
 ABOUT_TABS = {
-    "maps": "Where each method sees each text, the likeliest text first. Click a map to read the "
-    "texts' scores there.",
-    "segmentation": "Every pixel goes to the text that it is most like.",
-    "points": "Points and boxes that ask the Segment Anything Model for what is named.",
-    "words": "Where the picture shows each word of a sentence, and which words matter.",
+    "maps": "Where each method sees each text, likeliest text first. Click a map to read the "
+    "scores of all texts at that point.",
+    "segmentation": "Assigns every pixel to the text that it resembles most.",
+    "points": "Points and boxes that prompt the Segment Anything Model for each text.",
+    "words": "Where the image shows each word of a sentence, and which words matter.",
 }
 ABOUT_DEMO = (
-    "This is the embedded model: small, trained by this project on scenes of emoji. It shows how "
-    "the page works; it is of no use for photographs, for which another model is named at start."
+    "This is the embedded model: small, and trained by this project on scenes of emoji. It does "
+    "not work on photographs. For those, start the page with a pretrained model: "
+    "clip-surgery app --model ViT-B-16 --pretrained openai"
 )
 
 
 def asset(name: str) -> str:
-    """A file of this package as text."""
+    """Return a file of this package as text."""
     return (resources("captum_clip_surgery.app") / name).read_text(encoding="utf-8")
 
 
 class Layout:
-    """The components of the page, made within Gradio's blocks.
+    """Components of the page, created within Gradio's blocks.
 
     Args:
-        explainer: of the model.
-        model: where it comes from.
+        explainer: The model's methods and sizes.
+        model: Origin of the model.
     """
 
     def __init__(self, explainer: Explainer, model: Model) -> None:
         self.explainer = explainer
         self.controls = Controls(explainer)
         self.results: dict[str, Any] = {}
-        self._lay_out(model)
-
-    def _lay_out(self, model: Model) -> None:
         about = ABOUT_DEMO if model.name is None else f"The model is {model.name}."
-        gr.HTML(f"<header><h1>{TITLE}</h1><p>{markup.escape(about)}</p></header>")
+        gr.HTML(html("header", title=TITLE, about=about))
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
-                self._inputs()
+                self._add_inputs()
             with gr.Column(scale=3, min_width=320):
                 self.notice = gr.HTML(elem_id="ccs-notices", apply_default_css=False)
-                self._tabs()
-                self._downloads()
+                self._add_tabs()
+                self._add_downloads()
 
-    def _inputs(self) -> None:
+    def _add_inputs(self) -> None:
         self.upload = gr.Image(
-            label="Your picture",
+            label="Your image",
             sources=["upload", "clipboard"],
             type="filepath",
             height=170,
             buttons=[],
-            placeholder=f"Drop, choose or paste one, up to {MAX_MEGABYTES} MB",
+            placeholder=f"Drop, choose or paste an image of up to {MAX_MEGABYTES} MB",
             elem_id="ccs-upload",
         )
-        shown = [
-            (figures.plain(example_picture(i).image, 96), ", ".join(scene(i).nouns))
+        examples = [
+            (figures.plain(example_image(i).pixels, 96), ", ".join(example_scene(i).nouns))
             for i in range(len(EXAMPLES))
         ]
         self.examples = gr.HTML(
-            markup.examples(shown),
+            html("examples", examples=examples),
             js_on_load=asset("examples.js"),
             elem_id="ccs-examples",
             apply_default_css=False,
@@ -89,17 +88,17 @@ class Layout:
             self.run = gr.Button("Explain", variant="primary", min_width=80, elem_id="ccs-run")
             self.stop = gr.Button("Stop", min_width=80, elem_id="ccs-stop")
         if self.explainer.clip.vocabulary is not None:
-            with gr.Accordion("Nouns that the model knows", open=False):
-                gr.HTML(f"<p>{markup.escape(', '.join(self.explainer.clip.vocabulary))}</p>")
+            with gr.Accordion("Known nouns", open=False):
+                gr.HTML(f"<p>{escape(', '.join(self.explainer.clip.vocabulary))}</p>")
         with gr.Accordion("Methods and model", open=False, elem_id="ccs-options"):
             self.controls.options()
-        with gr.Accordion("Look", open=False, elem_id="ccs-look"):
-            self.controls.look()
+        with gr.Accordion("Appearance", open=False, elem_id="ccs-appearance"):
+            self.controls.appearance()
         with gr.Accordion("Scores at a point", open=False, elem_id="ccs-at-point"):
             self.controls.point()
         self.controls.hidden()
 
-    def _tabs(self) -> None:
+    def _add_tabs(self) -> None:
         inputs = {
             "segmentation": self.controls.background,
             "points": self.controls.prompts,
@@ -119,8 +118,8 @@ class Layout:
                         apply_default_css=False,
                     )
 
-    def _downloads(self) -> None:
-        with gr.Accordion("Take it with you", open=True, elem_id="ccs-downloads"):
+    def _add_downloads(self) -> None:
+        with gr.Accordion("Download", open=True, elem_id="ccs-downloads"):
             with gr.Row():
                 self.downloads = {
                     name: gr.Button(name, size="sm", min_width=80, elem_id=f"ccs-get-{name}")
@@ -136,6 +135,6 @@ class Layout:
             self.link = gr.Textbox(
                 label="Link to this view", visible=False, buttons=["copy"], elem_id="ccs-link"
             )
-            self.handed = gr.JSON(visible="hidden")
-        with gr.Accordion("The Python that repeats it", open=False, elem_id="ccs-python"):
+            self.file = gr.JSON(visible="hidden")
+        with gr.Accordion("Python code for this result", open=False, elem_id="ccs-python"):
             self.python = gr.HTML(apply_default_css=False)

@@ -1,0 +1,198 @@
+"""Maps of an image on the page: it passes the tower once, whatever texts are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from threading import Lock
+
+import torch
+from cachetools import LRUCache, cachedmethod
+from torch import Tensor
+
+from captum_clip_surgery.app._images import PageImage
+from captum_clip_surgery.app._settings import MAX_SIDE, Settings
+from captum_clip_surgery.attr import (
+    METHODS,
+    LayerCLIPSurgery,
+    LayerFeatureCLIPSurgery,
+    attribute_many,
+    choose,
+)
+from captum_clip_surgery.attr._engine import Explainer as Method
+from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models.image._base import nearest_multiple
+
+#: Patches of an image.
+MAX_TOKENS = 4096
+#: Images whose tower outputs are cached.
+MAX_OUTPUTS = 16
+#: Maps cached of methods that need a pass per text.
+MAX_MAPS = 512
+#: Methods whose variant of feature surgery the user chooses.
+SURGERY_METHODS = {"CLIPSurgery": LayerCLIPSurgery, "FeatureSurgery": LayerFeatureCLIPSurgery}
+
+#: Digest of an image, its side, and what else a cached value depends on.
+Key = tuple[str | int | None, ...]
+
+
+@dataclass
+class Explanation:
+    """Maps of an image, as far as they are computed.
+
+    Args:
+        texts: The K texts.
+        logits: Logits of the image for the texts, (K,).
+        probabilities: Softmax of the logits, (K,).
+        maps: Maps by method, (K, h, w), raw and signed.
+        left_out: Reason by method that has no maps.
+    """
+
+    texts: tuple[str, ...]
+    logits: Tensor
+    probabilities: Tensor
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def ranking(self) -> list[int]:
+        """Return the indices of the texts, likeliest first."""
+        return self.logits.argsort(descending=True, stable=True).tolist()
+
+    def scores_at(self, point: tuple[float, float]) -> dict[str, list[float]]:
+        """Return each method's raw scores of the texts at the patch under a point (x, y)."""
+        x, y = point
+        scores = {}
+        for name, maps in self.maps.items():
+            rows, columns = maps.shape[-2:]
+            row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+            scores[name] = maps[:, row, column].tolist()
+        return scores
+
+
+class Explainer:
+    """One model for all users, who are served one after another.
+
+    Args:
+        clip: The classifier; its texts do not matter.
+    """
+
+    def __init__(self, clip: ZeroShotClassifier) -> None:
+        self.clip = clip
+        self.methods, _ = choose(clip, ["all"])
+        self._outputs: LRUCache[Key, Outputs] = LRUCache(MAX_OUTPUTS)
+        self._maps: LRUCache[Key, Tensor] = LRUCache(MAX_MAPS)
+        self._lock = Lock()  # sessions are closed while others are served
+
+    def sides(self) -> list[int]:
+        """Return sides in pixels to choose from: the native one, and multiples of the patch."""
+        height, width = self.clip.native_size
+        step = max(self.clip.tower.patch_size)
+        larger = [nearest_multiple(int(height * factor), step) for factor in (1.5, 2, 3)]
+        return [height, *(side for side in larger if self._fits(side))] if height == width else []
+
+    def _fits(self, side: int) -> bool:
+        rows, columns = self.clip.tower.grid(side, side)
+        return side <= MAX_SIDE and rows * columns <= MAX_TOKENS
+
+    def classifier(self, settings: Settings) -> ZeroShotClassifier:
+        """Return the model with the user's texts."""
+        return self.clip.with_texts(settings.texts, settings.distractors)
+
+    def forget(self, digest: str) -> None:
+        """Drop everything cached of an image."""
+        with self._lock:
+            for cache in (self._outputs, self._maps):
+                for key in [key for key in cache if key[0] == digest]:
+                    del cache[key]
+
+    @torch.no_grad()  # methods that need gradients enable them themselves
+    def explain(self, image: PageImage, settings: Settings) -> Iterator[Explanation]:
+        """Yield the maps of every text by every method, as they are computed.
+
+        Methods that share the tower's pass come first and together, the others one by one. Between
+        the texts of a method the same explanation is yielded again, so that the computation can be
+        abandoned when the user leaves.
+
+        Raises:
+            ValueError: If the model does not accept the resolution, or a text is too long.
+        """
+        clip = self.classifier(settings)
+        images = self._preprocess(image, settings.side)
+        methods, left_out = self._methods(clip, settings)
+        sharing = {name: m for name, m in methods.items() if path_of(m) is not None}
+        outputs = self._cached_outputs(image.digest, settings.side)
+        explanation = _explain_together(clip, images, sharing, outputs)
+        explanation.left_out |= left_out
+        yield explanation
+        for name, method in methods.items():
+            if name in sharing:
+                continue
+            maps = []
+            try:
+                for index, text in enumerate(settings.texts):
+                    key = (image.digest, settings.side, name, text)
+                    maps.append(self._cached_map(key, method, images, index))
+                    yield explanation
+            except (TypeError, ValueError, ImportError) as error:
+                explanation.left_out[name] = str(error)
+            else:
+                explanation.maps[name] = torch.stack(maps)
+                yield explanation
+
+    @cachedmethod(attrgetter("_outputs"), lambda self, *key: key, attrgetter("_lock"))
+    def _cached_outputs(self, digest: str, side: int | None) -> Outputs:
+        """Return the tower outputs of an image; `explain` adds to them."""
+        return {}
+
+    @cachedmethod(attrgetter("_maps"), lambda self, key, *_: key, attrgetter("_lock"))
+    def _cached_map(self, key: Key, method: Method, images: Tensor, index: int) -> Tensor:
+        """Return the map (h, w) of one text by a method with its own pass."""
+        return attribute_many({"": method}, images, [index])[""][0, 0].detach().cpu()
+
+    def _preprocess(self, image: PageImage, side: int | None) -> Tensor:
+        if side is not None and not self._fits(side):
+            raise ValueError(
+                f"the resolution of {side} pixels is too large; the limit is {MAX_SIDE} pixels and "
+                f"{MAX_TOKENS} patches"
+            )
+        images = self.clip.preprocess(image.pixels, side)
+        _validation.check_images(images, self.clip.tower, self.clip.device)
+        return images
+
+    def _methods(
+        self, clip: ZeroShotClassifier, settings: Settings
+    ) -> tuple[dict[str, Method], dict[str, str]]:
+        """Create the chosen methods, and say why others are not defined on the model."""
+        methods: dict[str, Method] = {}
+        left_out: dict[str, str] = {}
+        for name in settings.methods:
+            try:
+                if name in SURGERY_METHODS:
+                    variant = settings.feature_surgery
+                    methods[name] = SURGERY_METHODS[name](clip, feature_surgery=variant)
+                else:
+                    methods[name] = METHODS[name](clip)
+            except (TypeError, ImportError) as error:
+                left_out[name] = str(error)
+        return methods, left_out
+
+
+def _explain_together(
+    clip: ZeroShotClassifier, images: Tensor, methods: Mapping[str, Method], outputs: Outputs
+) -> Explanation:
+    """Compute logits, and the maps of methods that share one pass."""
+    base = LayerCLIPSurgery(clip, feature_surgery=None).path_config
+    configs = [config for config in map(path_of, methods.values()) if config is not None]
+    with forward_pass(clip, images, [base, *configs], outputs) as forward:
+        forward.output(base)
+        logits = clip.logits(forward.image_features())[0].float().cpu()
+        explanation = Explanation(clip.texts, logits, logits.softmax(-1))
+        for name, method in methods.items():
+            try:
+                explanation.maps[name] = attribute_many({name: method}, images)[name][0].cpu()
+            except ValueError as error:
+                explanation.left_out[name] = str(error)
+    return explanation

@@ -1,0 +1,142 @@
+"""Downloads: figures, arrays, Python code, and views; all are made in memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from captum_clip_surgery.app._code import Model, python
+from captum_clip_surgery.app._images import MAX_MEGABYTES, PageImage, example_image, read_image
+from captum_clip_surgery.app._settings import MAX_JSON, Settings
+from captum_clip_surgery.app._tabs import Result
+from captum_clip_surgery.visualization import save_figure
+
+#: Bytes of a view with its image.
+MAX_VIEW = 2 * MAX_MEGABYTES * 2**20
+#: Characters of a link; some browsers and servers reject longer ones.
+MAX_LINK = 6000
+
+
+@dataclass(frozen=True)
+class File:
+    """A file's name, media type and bytes."""
+
+    name: str
+    mime: str
+    content: bytes
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the file for the page's script."""
+        content = base64.b64encode(self.content).decode()
+        return {"name": self.name, "mime": self.mime, "content": content}
+
+
+def png(result: Result, settings: Settings) -> File:
+    """Return the figure for screens."""
+    return File(f"{settings.tab}.png", "image/png", _figure(result, ".png"))
+
+
+def svg(result: Result, settings: Settings) -> File:
+    """Return the figure for print."""
+    return File(f"{settings.tab}.svg", "image/svg+xml", _figure(result, ".svg"))
+
+
+def npz(result: Result, settings: Settings) -> File:
+    """Return the raw arrays of a tab."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **result.arrays)  # type: ignore[arg-type]
+    return File(f"{settings.tab}.npz", "application/octet-stream", buffer.getvalue())
+
+
+#: Files made of a tab's result, by their names on the page.
+OF_RESULT: dict[str, Callable[[Result, Settings], File]] = {"PNG": png, "SVG": svg, "NPZ": npz}
+
+
+def script(model: Model, image: PageImage, settings: Settings) -> File:
+    """Return the Python code that repeats the tab."""
+    code = python(model, image, settings)
+    return File(f"{settings.tab}.py", "text/x-python", code.encode())
+
+
+def _figure(result: Result, suffix: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return save_figure(result.figure(), Path(folder) / f"figure{suffix}").read_bytes()
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def view(image: PageImage, settings: Settings) -> File:
+    """Return settings and image as a file that `read_view` reads."""
+    content: dict[str, object] = {"settings": json.loads(settings.to_json())}
+    if settings.example is None:
+        buffer = io.BytesIO()
+        image.pixels.save(buffer, format="PNG")
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        content["image"] = {"name": image.name, "png": encoded}
+    return File("view.json", "application/json", json.dumps(content, ensure_ascii=False).encode())
+
+
+def read_view(content: bytes) -> tuple[Settings, PageImage]:
+    """Read a file that `view` wrote.
+
+    Raises:
+        ValueError: If the file is too long or not a view, or a setting or the image is rejected.
+    """
+    if len(content) > MAX_VIEW:
+        raise ValueError(f"the file has {len(content)} bytes; the limit of views is {MAX_VIEW}")
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("the file is not a view; open one that this page saved") from None
+    if not isinstance(values, dict) or "settings" not in values:
+        raise ValueError("the file is not a view: it has no settings")
+    settings = Settings.from_dict(values["settings"])
+    if settings.example is not None:
+        return settings, example_image(settings.example)
+    image = values.get("image")
+    if not isinstance(image, dict) or not isinstance(image.get("png"), str):
+        raise ValueError("the view has neither an image nor an example")
+    try:
+        decoded = base64.b64decode(image["png"], validate=True)
+    except ValueError:
+        raise ValueError("the view's image is damaged") from None
+    return settings, read_image(decoded, str(image.get("name", "image.png"))[:100])
+
+
+def link(settings: Settings) -> str:
+    """Return the query of a link that opens the view of an example.
+
+    Raises:
+        ValueError: If the image is the user's own, or the texts are too long for a link.
+    """
+    if settings.example is None:
+        raise ValueError(
+            "a link cannot hold your own image; save the view as a file, or choose an example"
+        )
+    query = f"?view={quote(settings.to_json(), safe='')}"
+    if len(query) > MAX_LINK:
+        raise ValueError("the texts are too long for a link; save the view as a file")
+    return query
+
+
+def read_link(value: str) -> tuple[Settings, PageImage]:
+    """Read the decoded value of a link from `link`.
+
+    Raises:
+        ValueError: If the value is not a view's settings, or there is no example.
+    """
+    if len(value) > MAX_JSON:
+        raise ValueError("the link is too long")
+    settings = Settings.from_json(value)
+    if settings.example is None:
+        raise ValueError("the link names no example, and cannot hold an image")
+    return settings, example_image(settings.example)

@@ -1,0 +1,335 @@
+"""The page: what happens when a user does something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from captum_clip_surgery.app import _files as files
+from captum_clip_surgery.app import _tabs as tabs
+from captum_clip_surgery.app._code import Model, python
+from captum_clip_surgery.app._controls import ComponentValues
+from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import (
+    PageImage,
+    Sessions,
+    example_image,
+    example_scene,
+    read_image,
+)
+from captum_clip_surgery.app._layout import TITLE, Layout, asset
+from captum_clip_surgery.app._settings import Settings
+from captum_clip_surgery.app._templates import html, notice
+
+#: Requests that may wait; further ones are rejected.
+MAX_WAITING = 32
+#: Seconds between searches for abandoned uploads, and the age at which they are deleted.
+CLEANING = (60, 300)
+#: All work shares one queue, because there is one model.
+QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+#: Text boxes that take effect when they are submitted.
+SUBMITTED = ("texts", "distractors", "background", "caption")
+
+Updates = dict[Any, Any]
+#: A computation that updates the page step by step.
+Work = Callable[[], Iterator[Updates]]
+
+
+def default_settings(example: int = 0) -> Settings:
+    """Return the first view of an example: its nouns as texts."""
+    scene = example_scene(example)
+    return Settings(texts=scene.nouns, caption=scene.caption, example=example)
+
+
+class Page:
+    """The page of one model; `blocks` is what Gradio serves.
+
+    Args:
+        explainer: The model.
+        model: Origin of the model, for the Python code.
+    """
+
+    def __init__(self, explainer: Explainer, model: Model) -> None:
+        self.explainer = explainer
+        self.model = model
+        self.sessions = Sessions()
+        self._running: list[Any] = []
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as blocks:
+            self.layout = Layout(explainer, model)
+            self.controls = self.layout.controls
+            self._connect(blocks)
+        blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+        self.blocks = blocks
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        layout, named = self.layout, self.controls.by_name
+        results = list(layout.results.values())
+        outputs = [*self.controls.all(), *results, layout.notice, layout.python, layout.upload]
+        options: dict[str, Any] = {
+            "outputs": [*outputs, layout.tabs, layout.link],
+            "preprocess": False,  # settings check all that browsers send
+            "trigger_mode": "always_last",  # of changes during work, the last one counts
+            "show_progress": "minimal",
+            "show_progress_on": results,
+            "api_visibility": "private",
+            **QUEUE,
+        }
+        values = set(self.controls.all())
+
+        def on(*triggers: Any, fn: Callable[..., Any], inputs: set[Any] | None = None) -> None:
+            event = gr.on(triggers, fn, inputs=values if inputs is None else inputs, **options)
+            self._running.append(event)
+
+        changed = [named[name].input for name in named if name not in (*SUBMITTED, "tab")]
+        on(layout.run.click, *(named[name].submit for name in SUBMITTED), fn=self._run)
+        on(*changed, fn=self._run)
+        for name, tab in layout.tab_items.items():
+            on(tab.select, fn=self._on_select(name))
+        on(layout.upload.upload, fn=self._on_upload, inputs=values | {layout.upload})
+        on(layout.examples.click, fn=self._on_example)
+        on(layout.results["maps"].click, fn=self._on_point)
+        on(layout.open.upload, fn=self._on_open, inputs={layout.open})
+        on(blocks.load, fn=self._on_load, inputs=set())
+        self._connect_downloads(values)
+        layout.stop.click(
+            lambda: notice(["Stopped."]),
+            None,
+            layout.notice,
+            cancels=self._running,
+            queue=False,
+            api_visibility="private",
+        )
+        blocks.unload(self._close)
+
+    def _connect_downloads(self, values: set[Any]) -> None:
+        layout = self.layout
+        options: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
+        for name, button in layout.downloads.items():
+            if name == "Link":
+                outputs = [layout.link, layout.notice]
+                event = button.click(self._on_link, values, outputs, **options)
+                event.then(None, layout.link, layout.link, js=asset("link.js"))
+                continue
+            outputs = [layout.file, layout.notice]
+            event = button.click(self._on_download(name), values, outputs, **options, **QUEUE)
+            self._running.append(event)
+            event.then(None, layout.file, None, js=asset("save.js"))
+
+    def _run(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Explain the image with the current settings."""
+        yield from self._catching(lambda: self._show(self._settings(values, request), request))
+
+    def _on_select(self, name: str) -> Callable[..., Iterator[Updates]]:
+        """Return the handler of a selected tab."""
+
+        def select(values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+            tab = self.controls.by_name["tab"]
+            if values[tab] == name:  # selected by the page itself, which shows it already
+                yield {self.layout.notice: gr.skip()}
+                return
+
+            def work() -> Iterator[Updates]:
+                yield {tab: name}
+                settings = replace(self._settings(values, request), tab=name)
+                yield from self._show(settings, request)
+
+            yield from self._catching(work)
+
+        return select
+
+    def _on_upload(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Explain an uploaded or pasted image; its file is deleted as soon as it is read."""
+        upload = self.layout.upload
+
+        def work() -> Iterator[Updates]:
+            content, name = _take_file(values[upload])
+            self._set_image(read_image(content, name), request)
+            yield {upload: None}
+            yield from self._show(self._settings(values, request), request)
+
+        yield from self._catching(work, {upload: None})
+
+    def _on_example(
+        self, event: gr.EventData, values: ComponentValues, request: gr.Request
+    ) -> Iterator[Updates]:
+        """Show an example with its own texts."""
+
+        def work() -> Iterator[Updates]:
+            example = _example_of(event)
+            start = default_settings(example)
+            self._set_image(example_image(example), request)
+            named = self.controls.by_name
+            texts = {named["texts"]: "\n".join(start.texts), named["caption"]: start.caption}
+            settings = replace(self._settings({**values, **texts}, request), point=None)
+            yield self.controls.values(settings)
+            yield from self._show(settings, request)
+
+        yield from self._catching(work)
+
+    def _on_point(
+        self, event: gr.EventData, values: ComponentValues, request: gr.Request
+    ) -> Iterator[Updates]:
+        """Show the scores at the point of a map that was clicked."""
+
+        def work() -> Iterator[Updates]:
+            settings = replace(self._settings(values, request), point=(event.x, event.y))
+            yield self.controls.values(settings)
+            yield from self._show(settings, request)
+
+        yield from self._catching(work)
+
+    def _on_open(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Open a view from a file."""
+
+        def work() -> Iterator[Updates]:
+            content, _ = _take_file(values[self.layout.open])
+            yield from self._open(*files.read_view(content), request)
+
+        yield from self._catching(work)
+
+    def _on_load(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Open the view of a link, or the first example."""
+
+        def work() -> Iterator[Updates]:
+            link = request.query_params.get("view")
+            settings, image = default_settings(), example_image(0)
+            hints: tuple[str, ...] = ()
+            if link:
+                try:
+                    settings, image = files.read_link(link)
+                except ValueError as error:
+                    hints = (f"The link cannot be opened: {error}",)
+            yield from self._open(settings, image, request, hints)
+
+        yield from self._catching(work)
+
+    def _on_link(self, values: ComponentValues, request: gr.Request) -> Updates:
+        """Show a link to the current view."""
+        layout = self.layout
+        try:
+            link = files.link(self._settings(values, request))
+        except ValueError as error:
+            message = notice([str(error)], is_error=True)
+            return {layout.link: gr.Textbox(visible=False), layout.notice: message}
+        return {layout.link: gr.Textbox(link, visible=True), layout.notice: gr.skip()}
+
+    def _on_download(self, name: str) -> Callable[..., Iterator[Updates]]:
+        """Return the handler of a kind of file."""
+
+        def download(values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+            yield {self.layout.file: None}  # clear the previous file, in case this is stopped
+
+            def work() -> Iterator[Updates]:
+                for file in self._file(name, self._settings(values, request), request):
+                    yield {self.layout.file: None if file is None else file.to_dict()}
+
+            yield from self._catching(work)
+
+        return download
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    def _open(
+        self, settings: Settings, image: PageImage, request: gr.Request, hints: tuple[str, ...] = ()
+    ) -> Iterator[Updates]:
+        self._set_image(image, request)
+        yield {**self.controls.values(settings), self.layout.tabs: gr.Tabs(selected=settings.tab)}
+        yield from self._show(settings, request, hints)
+
+    def _set_image(self, image: PageImage, request: gr.Request) -> None:
+        """Replace a user's image, and drop everything cached of the previous one."""
+        for digest in self.sessions.set_image(_session(request), image):
+            self.explainer.forget(digest)
+
+    def _close(self, request: gr.Request) -> None:
+        """Drop everything that is kept of a user."""
+        session = _session(request)
+        for digest in self.sessions.close(session):
+            self.explainer.forget(digest)
+        # Gradio would keep the last results of thousands of users, images included.
+        held = self.blocks.state_holder
+        held.session_data.pop(session, None)
+        held.time_last_used.pop(session, None)
+
+    # --- results ---------------------------------------------------------------------------------
+
+    def _settings(self, values: ComponentValues, request: gr.Request) -> Settings:
+        return self.controls.settings(values, self.sessions.image(_session(request)).example)
+
+    def _show(
+        self, settings: Settings, request: gr.Request, hints: tuple[str, ...] = ()
+    ) -> Iterator[Updates]:
+        layout, image = self.layout, self.sessions.image(_session(request))
+        for result in tabs.show(self.explainer, image, settings):
+            if result is None:
+                yield {layout.notice: gr.skip()}
+                continue
+            yield {
+                layout.results[settings.tab]: result.html,
+                layout.notice: notice([*hints, *result.hints]),
+                layout.python: html("code", python=python(self.model, image, settings)),
+                layout.link: gr.Textbox(visible=False),
+            }
+
+    def _catching(self, work: Work, on_error: Updates | None = None) -> Iterator[Updates]:
+        """Show errors as messages; the previous result stays."""
+        try:
+            yield from work()
+        except (TypeError, ValueError, ImportError) as error:
+            message = notice([str(error)], is_error=True)
+            yield {self.layout.notice: message, **(on_error or {})}
+
+    def _file(
+        self, name: str, settings: Settings, request: gr.Request
+    ) -> Iterator[files.File | None]:
+        """Yield None while a file is being made, so that it can be stopped, then the file."""
+        image = self.sessions.image(_session(request))
+        if name == "Python":
+            yield files.script(self.model, image, settings)
+        elif name == "View":
+            yield files.view(image, settings)
+        else:
+            last = None
+            for result in tabs.show(self.explainer, image, settings):
+                last = result or last
+                yield None
+            assert last is not None  # a tab gives a result or raises
+            yield files.OF_RESULT[name](last, settings)
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def _example_of(event: gr.EventData) -> int:
+    number = event.example
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"there is no example {number!r:.80}")
+    return number
+
+
+def _take_file(upload: Any) -> tuple[bytes, str]:
+    """Return the bytes and the name of an uploaded file, which is deleted.
+
+    Browsers may send any path: files outside the upload folder are neither read nor deleted.
+    """
+    if not isinstance(upload, Mapping) or not isinstance(upload.get("path"), str):
+        raise ValueError("no file was uploaded; choose it again")
+    try:
+        path = Path(upload["path"]).resolve()
+        uploads = Path(get_upload_folder()).resolve()
+        if not path.is_relative_to(uploads) or not path.is_file():
+            raise ValueError("no file was uploaded; choose it again")
+        content = path.read_bytes()
+    except OSError:
+        raise ValueError("the file could not be uploaded; choose it again") from None
+    path.unlink(missing_ok=True)
+    name = upload.get("orig_name")
+    return content, Path(name).name[:100] if isinstance(name, str) else path.name

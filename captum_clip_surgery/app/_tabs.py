@@ -1,0 +1,259 @@
+"""Results of each tab for an image: as HTML, as arrays and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from captum_clip_surgery.app import _figures as figures
+from captum_clip_surgery.app._explaining import Explainer, Explanation
+from captum_clip_surgery.app._figures import Drawn
+from captum_clip_surgery.app._images import PageImage
+from captum_clip_surgery.app._settings import Settings
+from captum_clip_surgery.app._templates import html
+from captum_clip_surgery.demo import unknown_words
+from captum_clip_surgery.tasks import prompts, segment, word_maps
+from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
+from captum_clip_surgery.visualization import compare_figure
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a tab.
+
+    Args:
+        html: What the page shows.
+        arrays: Contents of the NPZ file.
+        figure: Function that draws the figure of PNG and SVG files.
+        hints: Messages to show with it.
+        complete: False while methods are still running.
+    """
+
+    html: str
+    arrays: dict[str, np.ndarray]
+    figure: Callable[[], Figure]
+    hints: tuple[str, ...] = ()
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image on the page, with its name and a text that describes it."""
+
+    drawn: Drawn
+    name: str
+    alt: str
+    is_original: bool = False
+
+
+def show(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
+    """Compute the selected tab.
+
+    Yields:
+        Results, each with more than the one before, or None where nothing is new, so that the
+        computation can be abandoned there.
+
+    Raises:
+        TypeError: If the model or a task raises it.
+        ValueError: If the model or a task raises it.
+    """
+    yield from _TABS[settings.tab](explainer, image, settings)
+
+
+def complete(explainer: Explainer, image: PageImage, settings: Settings) -> Result:
+    """Return the last result of the selected tab.
+
+    Raises:
+        TypeError: If the model or a task raises it.
+        ValueError: If the model or a task raises it.
+    """
+    *_, last = (result for result in show(explainer, image, settings) if result is not None)
+    return last
+
+
+def _original(image: PageImage) -> Panel:
+    return Panel(figures.plain(image.pixels), "image", "The image itself", is_original=True)
+
+
+def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, ...]:
+    vocabulary = explainer.clip.vocabulary
+    words = unknown_words(texts) if vocabulary is not None else ()
+    if vocabulary is None or not words:
+        return ()
+    return (
+        f"The embedded model has never seen: {', '.join(words)}. It knows only the "
+        f"{len(vocabulary)} nouns listed under “Known nouns”.",
+    )
+
+
+# --- maps ----------------------------------------------------------------------------------------
+
+
+def _maps(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
+    shown: tuple[int, int] | None = None
+    for explanation in explainer.explain(image, settings):
+        state = len(explanation.maps), len(explanation.left_out)
+        if state == shown:
+            yield None
+        else:
+            shown = state
+            yield _maps_result(explainer, explanation, image, settings)
+
+
+def _maps_result(
+    explainer: Explainer, explanation: Explanation, image: PageImage, settings: Settings
+) -> Result:
+    maps, left_out = explanation.maps, explanation.left_out
+    hints = _left_out(explanation)
+    running = [name for name in settings.methods if name not in maps and name not in left_out]
+    if running:
+        hints.insert(0, f"Still running: {', '.join(running)}.")
+    return Result(
+        _maps_html(explanation, image, settings),
+        {
+            "texts": np.array(explanation.texts),
+            "logits": explanation.logits.numpy(),
+            **{name: values.numpy() for name, values in maps.items()},
+        },
+        lambda: _maps_figure(explanation, image, settings),
+        (*hints, *_unknown_words(explainer, (*settings.texts, *settings.distractors))),
+        not running,
+    )
+
+
+def _left_out(explanation: Explanation) -> list[str]:
+    return [f"{name} is left out: {reason}" for name, reason in explanation.left_out.items()]
+
+
+def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings) -> Figure:
+    if not explanation.maps:
+        reasons = "; ".join(_left_out(explanation))
+        raise ValueError(f"no method has a map to draw; choose another. {reasons}")
+    names = [name for name in settings.methods if name in explanation.maps]  # in the page's order
+    return compare_figure(
+        [image.pixels],
+        {name: explanation.maps[name][None] for name in names},
+        explanation.texts,
+        sign=settings.sign,
+        cmap=settings.cmap,
+        alpha_overlay=settings.opacity,
+    )
+
+
+def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -> str:
+    original, texts = _original(image), explanation.texts
+    rows = []
+    for index in explanation.ranking():
+        panels = [original]
+        for name in settings.methods:
+            if name in explanation.maps:
+                drawn = figures.overlay(image.pixels, explanation.maps[name][index], settings)
+                alt = f"Where {name} sees {texts[index]!r} in the image"
+                panels.append(Panel(drawn, name, alt))
+        rows.append(
+            {
+                "text": texts[index],
+                "probability": float(explanation.probabilities[index]),
+                "logit": float(explanation.logits[index]),
+                "panels": panels,
+            }
+        )
+    at_point = {} if settings.point is None else explanation.scores_at(settings.point)
+    scores = {name: list(zip(texts, row, strict=True)) for name, row in at_point.items()}
+    return html("maps", rows=rows, point=settings.point, scores_at_point=scores)
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+
+def _segmentation(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+    (segmentation,) = segment(
+        explainer.classifier(settings),
+        [image.pixels],
+        size=settings.side,
+        background=list(settings.background) or None,
+    )
+    drawn, colors = figures.segments(image.pixels, segmentation)
+    shares = segmentation.shares()
+    alt = "Classes of the image: " + ", ".join(f"{n} {s:.0%}" for n, s in shares.items())
+    rows = [(name, f"{share:.1%}") for name, share in shares.items()]
+    yield Result(
+        html("segmentation", segments=Panel(drawn, "classes", alt), rows=rows, colors=colors),
+        {
+            "labels": segmentation.labels.cpu().numpy(),
+            "classes": np.array(segmentation.classes),
+        },
+        lambda: segmentation_figure(np.asarray(image.pixels), segmentation),
+        _unknown_words(explainer, settings.texts),
+    )
+
+
+def _points(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+    (image_prompts,) = prompts(
+        explainer.classifier(settings),
+        [image.pixels],
+        instances=settings.instances,
+        boxes=settings.boxes,
+        size=settings.side,
+    )
+    drawn, colors = figures.points(image.pixels, image_prompts)
+    rows, arrays = [], {"texts": np.array([prompt.text for prompt in image_prompts])}
+    for number, prompt in enumerate(image_prompts):
+        inside = int(prompt.labels.sum())
+        box = "" if prompt.box is None else ", ".join(f"{side:.0f}" for side in prompt.box)
+        rows.append((prompt.text, inside, len(prompt.labels) - inside, box))
+        arrays |= {f"points-{number}": prompt.points, f"labels-{number}": prompt.labels}
+        if prompt.box is not None:
+            arrays[f"box-{number}"] = prompt.box
+    alt = "Points and boxes on the image, for " + ", ".join(colors)
+    panel = Panel(drawn, "points inside (●) and outside (✖) what a text names", alt)
+    yield Result(
+        html("points", points=panel, rows=rows, colors=colors),
+        arrays,
+        lambda: points_figure(np.asarray(image.pixels), image_prompts),
+        _unknown_words(explainer, settings.texts),
+    )
+
+
+def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+    if not settings.caption:
+        raise ValueError("no caption given; write a sentence whose words are to be found")
+    (words,) = word_maps(explainer.clip, [image.pixels], [settings.caption], size=settings.side)
+    maps, importance = words.maps.cpu(), words.importance.tolist()
+    panels = [_original(image)]
+    for word, attribution, value in zip(words.words, maps, importance, strict=True):
+        drawn = figures.overlay(image.pixels, attribution, settings)
+        panels.append(Panel(drawn, f"{word} {value:+.2f}", f"Where the image shows {word!r}"))
+    numbered = [f"{number}. {word}" for number, word in enumerate(words.words, 1)]
+    yield Result(
+        html(
+            "words",
+            caption=settings.caption,
+            panels=panels,
+            importance=list(zip(numbered, importance, strict=True)),
+        ),
+        {
+            "words": np.array(words.words),
+            "maps": maps.numpy(),
+            "importance": words.importance.cpu().numpy(),
+        },
+        lambda: words_figure(
+            np.asarray(image.pixels),
+            words,
+            sign=settings.sign,
+            cmap=settings.cmap,
+            alpha_overlay=settings.opacity,
+        ),
+        _unknown_words(explainer, (settings.caption,)),
+    )
+
+
+_TABS: dict[str, Callable[[Explainer, PageImage, Settings], Iterator[Result | None]]] = {
+    "maps": _maps,
+    "segmentation": _segmentation,
+    "points": _points,
+    "words": _words,
+}
