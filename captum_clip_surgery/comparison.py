@@ -219,7 +219,8 @@ def _explain(
             maps.append(results[""].detach().cpu())
             costs.append(cost)
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    return torch.cat(maps), ProfileResult(sum(cost.seconds for cost in costs), max(peaks, default=None))
+    seconds = sum(cost.seconds for cost in costs)
+    return torch.cat(maps), ProfileResult(seconds, max(peaks, default=None))
 
 
 def _batch(

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_clip_surgery.attr import PathConfig
-from captum_clip_surgery.attr._engine import forward_pass, tower_output
+from captum_clip_surgery.attr import PathConfig, forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized

@@ -17,11 +17,13 @@ from captum_clip_surgery.attr import (
     METHODS,
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
+    Outputs,
     attribute_many,
     choose,
+    forward_pass,
+    path_of,
 )
-from captum_clip_surgery.attr._engine import Explainer as Method
-from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
+from captum_clip_surgery.attr import Explainer as Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.models.image._base import nearest_multiple

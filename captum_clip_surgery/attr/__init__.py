@@ -10,7 +10,14 @@ from captum_clip_surgery.attr._base import (
     Method,
     PatchAttribution,
 )
-from captum_clip_surgery.attr._engine import attribute_many
+from captum_clip_surgery.attr._engine import (
+    Explainer,
+    Outputs,
+    attribute_many,
+    forward_pass,
+    path_of,
+    tower_output,
+)
 from captum_clip_surgery.attr._gradients import TowerAttribution
 from captum_clip_surgery.attr.attention import (
     AttentionRelevance,
@@ -63,6 +70,7 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "DualPathAttribution",
+    "Explainer",
     "FeatureCLIPSurgery",
     "GradECLIP",
     "InputShapeMixin",
@@ -84,6 +92,7 @@ __all__ = [
     "LeGrad",
     "MaskCLIP",
     "Method",
+    "Outputs",
     "PatchAttribution",
     "PathConfig",
     "RawAttention",
@@ -92,5 +101,8 @@ __all__ = [
     "WordScores",
     "attribute_many",
     "choose",
+    "forward_pass",
+    "path_of",
+    "tower_output",
     "word_scores",
 ]
