@@ -38,6 +38,7 @@ NEEDED = (
     "demo/sprites.png",
     "datasets/classes/",
     "evaluation/protocols/",
+    "app/templates/",
     "py.typed",
 )
 
