@@ -21,8 +21,6 @@ import open_clip
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
-
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import METHODS
@@ -31,6 +29,7 @@ from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
 from captum_clip_surgery.evaluation.results import LONG
+from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 DENSE = (
     ("CLIPSurgery",),
