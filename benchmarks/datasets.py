@@ -26,7 +26,7 @@ from written_scenes import of_few_nouns, scene_folder, scene_voc
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import DataSet
+from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
@@ -80,7 +80,7 @@ def _model(tower: str | None) -> ZeroShotClassifier:
     return ZeroShotClassifier(model, ["dog"], templates=["a photo of {}."])
 
 
-def speeds(clip: ZeroShotClassifier, data: DataSet, batch: int, workers: int) -> str:
+def speeds(clip: ZeroShotClassifier, data: ImageDataset, batch: int, workers: int) -> str:
     """Images a second, by task and number of methods."""
     size = clip.native_size[0]
     rows = []

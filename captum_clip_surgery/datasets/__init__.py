@@ -1,9 +1,9 @@
 """Data sets as they lie on disk once downloaded, and what is known of their images."""
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Masks,
     Point,
@@ -15,9 +15,9 @@ from captum_clip_surgery.datasets.catalog import DATASETS, open_dataset
 
 __all__ = [
     "DATASETS",
-    "IGNORED",
+    "IGNORE_INDEX",
     "Classes",
-    "DataSet",
+    "ImageDataset",
     "Labels",
     "Masks",
     "Point",

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     check_layout,
@@ -25,7 +25,7 @@ HINT = (
 SPLITS = ("training", "validation")
 
 
-class Ade20k(DataSet):
+class Ade20k(ImageDataset):
     """ADE20K, the 150 classes of the scene parsing challenge: each pixel one class, or ignored.
 
     Layout::
@@ -62,5 +62,5 @@ class Ade20k(DataSet):
         name = self.names[index]
         path = self._labels[name]
         image, stored = read_pair(self._images[name], path)
-        table = np.array([IGNORED, *range(len(self.classes))])
+        table = np.array([IGNORE_INDEX, *range(len(self.classes))])
         return Sample(name, image, Labels(relabel(stored, table, path)))

@@ -20,19 +20,19 @@ from captum_clip_surgery.datasets.files import read_text
 from captum_clip_surgery.preprocessing import open_picture
 
 #: The label of pixels that nobody judged: borders, voids. They count for nothing.
-IGNORED = -1
+IGNORE_INDEX = -1
 
 
 @dataclass(frozen=True)
 class Labels:
-    """One class a pixel: `labels` (H, W) of int32, an index of `DataSet.classes` or `IGNORED`."""
+    """One class per pixel: `labels` (H, W) of int32, indices of classes or `IGNORE_INDEX`."""
 
     labels: np.ndarray
 
     def masks(self) -> Masks:
         """Each class that is there, and where it was not judged."""
-        found = [int(label) for label in np.unique(self.labels) if label != IGNORED]
-        void = self.labels == IGNORED
+        found = [int(label) for label in np.unique(self.labels) if label != IGNORE_INDEX]
+        void = self.labels == IGNORE_INDEX
         ignored = dict.fromkeys(found, void) if void.any() else {}
         return Masks({label: self.labels == label for label in found}, ignored)
 
@@ -74,7 +74,7 @@ class Points:
     points: tuple[Point, ...]
 
 
-Truth = Labels | Masks | Tags | Points
+Target = Labels | Masks | Tags | Points
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Sample:
 
     name: str
     image: Image.Image
-    truth: Truth
+    target: Target
 
 
-class DataSet(Sequence[Sample]):
+class ImageDataset(Sequence[Sample]):
     """A data set on disk.
 
     Args:

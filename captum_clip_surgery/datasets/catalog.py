@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from captum_clip_surgery.datasets.ade20k import Ade20k
-from captum_clip_surgery.datasets.base import DataSet
+from captum_clip_surgery.datasets.base import ImageDataset
 from captum_clip_surgery.datasets.cityscapes import Cityscapes
 from captum_clip_surgery.datasets.coco import Coco, CocoTags
 from captum_clip_surgery.datasets.coco_stuff import CocoObject, CocoStuff
@@ -25,7 +25,7 @@ from captum_clip_surgery.datasets.voc import PascalVoc, PascalVocTags
 class Entry:
     """How to make one, and which split is measured where nobody says; None where there are none."""
 
-    make: Callable[..., DataSet]
+    make: Callable[..., ImageDataset]
     split: str | None
 
 
@@ -52,7 +52,7 @@ DATASETS: dict[str, Entry] = {
 }
 
 
-def open_dataset(name: str, root: Path | str, split: str | None = None) -> DataSet:
+def open_dataset(name: str, root: Path | str, split: str | None = None) -> ImageDataset:
     """A data set by its name.
 
     Args:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     check_layout,
@@ -31,7 +31,7 @@ TRAIN_IDS = "_gtFine_labelTrainIds.png"
 SPLITS = ("train", "val")
 
 
-class Cityscapes(DataSet):
+class Cityscapes(ImageDataset):
     """Cityscapes, fine annotations: each pixel one of 19 classes, or ignored.
 
     Layout::
@@ -95,7 +95,7 @@ def _label_table() -> np.ndarray:
     drawn = {label.id: label.train_id for label in Official.classes if label.id >= 0}
     table = np.full(max(drawn) + 1, INVALID)
     for number, train_id in drawn.items():
-        table[number] = IGNORED if train_id == 255 else train_id
+        table[number] = IGNORE_INDEX if train_id == 255 else train_id
     return table
 
 
@@ -103,5 +103,5 @@ def _label_table() -> np.ndarray:
 def _train_table() -> np.ndarray:
     table = np.full(256, INVALID)
     table[:19] = range(19)
-    table[255] = IGNORED
+    table[255] = IGNORE_INDEX
     return table

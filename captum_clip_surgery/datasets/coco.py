@@ -8,7 +8,7 @@ from PIL import Image
 
 from captum_clip_surgery.datasets.base import (
     Classes,
-    DataSet,
+    ImageDataset,
     Masks,
     Sample,
     Tags,
@@ -23,7 +23,7 @@ SPLITS = ("train", "val")
 YEARS = (2014, 2017)
 
 
-class _Annotated(DataSet):
+class _Annotated(ImageDataset):
     """Images that `instances_{split}{year}.json` lists."""
 
     def __init__(

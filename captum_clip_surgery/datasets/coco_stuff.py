@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     check_layout,
@@ -53,7 +53,7 @@ class _Maps:
         return Sample(name, image, Labels(relabel(values, table, path)))
 
 
-class CocoStuff(DataSet):
+class CocoStuff(ImageDataset):
     """COCO-Stuff 2017 (164K): a class of thing or stuff for each pixel, `Labels`.
 
     Expected, either as published or as mmsegmentation's converter leaves it::
@@ -64,7 +64,7 @@ class CocoStuff(DataSet):
         root/annotations/val2017/000000000139_labelTrainIds.png
 
     Published maps hold COCO-Stuff's ids less 1, 0 to 181, of which 11 are unused, and converted
-    ones 0 to 170. 255 is unlabelled: `IGNORED`. The published are read where there are both.
+    ones 0 to 170. 255 is unlabelled: `IGNORE_INDEX`. The published are read where there are both.
 
     The 27 coarse classes are COCO-Stuff's supercategories, 12 of things and 15 of stuff, in the
     order of unsupervised segmentation (IIC, PiCIE). Its published results are of a part of val2017
@@ -112,7 +112,7 @@ class CocoStuff(DataSet):
         return self._maps.read(self.names[index], self._table)
 
 
-class CocoObject(DataSet):
+class CocoObject(ImageDataset):
     """COCO's 80 classes and background (label 0), one for each pixel: `Labels`.
 
     Expected, the first of these there is::
@@ -205,7 +205,7 @@ def _table(ending: str) -> np.ndarray:
         return table
     used = [value for value in range(182) if value + 1 not in REMOVED]
     table[used if ending == PUBLISHED else range(len(used))] = np.arange(len(used))
-    table[255] = IGNORED
+    table[255] = IGNORE_INDEX
     return table
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     check_layout,
@@ -34,7 +34,7 @@ SPLITS = ("train", "val")
 MAX_ID = 65_535
 
 
-class PascalContext(DataSet):
+class PascalContext(ImageDataset):
     """PASCAL Context, the task of 59 classes: each pixel one class, or background.
 
     Two layouts are read, whichever lies there, the converted one if both do::
@@ -97,7 +97,7 @@ class PascalContext(DataSet):
         self._images = folder / "JPEGImages"
         check_listed(title, path, self._images, names, ".jpg", HINT)
         check_listed(title, path, self._labels, names, self._suffix, HINT)
-        self._table = shown if background else np.where(shown == 0, IGNORED, shown - 1)
+        self._table = shown if background else np.where(shown == 0, IGNORE_INDEX, shown - 1)
         super().__init__(title, classes, names, 0 if background else None)
 
     def read(self, index: int) -> Sample:

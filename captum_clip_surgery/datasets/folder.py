@@ -10,7 +10,7 @@ from PIL import Image
 
 from captum_clip_surgery.datasets.base import (
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Masks,
     Sample,
@@ -29,7 +29,7 @@ HINT = (
 )
 
 
-class Folder(DataSet):
+class Folder(ImageDataset):
     """One's own pictures: each pixel one class, or a mask for each class.
 
     Layout::

@@ -11,7 +11,14 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery._utils.errors import error_message
-from captum_clip_surgery.datasets.base import Classes, DataSet, Labels, Sample, Tags, check_layout
+from captum_clip_surgery.datasets.base import (
+    Classes,
+    ImageDataset,
+    Labels,
+    Sample,
+    Tags,
+    check_layout,
+)
 from captum_clip_surgery.datasets.files import check_size, read_json
 from captum_clip_surgery.datasets.paired import own_numbers, relabel
 from captum_clip_surgery.preprocessing import open_picture, upright
@@ -23,7 +30,7 @@ HINT = (
 VOID = 255
 
 
-class HuggingFace(DataSet):
+class HuggingFace(ImageDataset):
     """A saved Hugging Face data set: its column `image`, and `mask` or `labels`.
 
     Layout::

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     check_layout,
@@ -26,7 +26,7 @@ SPLITS = ("train-semi", "validation")
 VOID = 1000
 
 
-class ImageNetS(DataSet):
+class ImageNetS(ImageDataset):
     """ImageNet-S: each pixel one of 50, 300 or 919 classes, another thing, or ignored.
 
     Layout, as `data_preparation.sh` of LUSSeg/ImageNet-S makes it of ImageNet::
@@ -84,7 +84,7 @@ class ImageNetS(DataSet):
         stored = _open_colours(path)
         table = np.full(VOID + 1, INVALID)
         table[: len(self.classes)] = range(len(self.classes))
-        table[VOID] = IGNORED
+        table[VOID] = IGNORE_INDEX
         return Sample(name, image, Labels(relabel(stored, table, path)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from captum_clip_surgery.datasets.base import (
     Classes,
-    DataSet,
+    ImageDataset,
     Sample,
     Tags,
     check_layout,
@@ -33,7 +33,7 @@ UNKNOWN = 2
 DAMAGED = {("lake", "Train"): -1130179}
 
 
-class NusWide(DataSet):
+class NusWide(ImageDataset):
     """NUS-WIDE: which of 81 concepts an image shows, as people judged it.
 
     Layout, as published; the photographs may lie in `images` or `Images` as well, and there without

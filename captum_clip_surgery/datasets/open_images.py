@@ -10,7 +10,7 @@ import numpy as np
 
 from captum_clip_surgery.datasets.base import (
     Classes,
-    DataSet,
+    ImageDataset,
     Point,
     Points,
     Sample,
@@ -31,7 +31,7 @@ ANSWERS = {"yes": True, "no": False}
 UNSURE = "unsure"
 
 
-class OpenImagesPoints(DataSet):
+class OpenImagesPoints(ImageDataset):
     """Open Images V7, labels of points: places where people judged whether a class is there.
 
     Layout, as published::

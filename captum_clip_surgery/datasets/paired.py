@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import IGNORED, open_labels, open_rgb, picture_size
+from captum_clip_surgery.datasets.base import IGNORE_INDEX, open_labels, open_rgb, picture_size
 from captum_clip_surgery.datasets.files import check_size
 
 #: In a table for `relabel`: a value that files of the data set never hold.
@@ -51,7 +51,7 @@ def read_pair(image_path: Path, labels_path: Path) -> tuple[Image.Image, np.ndar
 def own_numbers(count: int, void: int) -> np.ndarray:
     """A table for `relabel`: classes 0 to count - 1 stay, `void` is ignored unless it is one."""
     table = np.full(max(void + 1, count), INVALID)
-    table[void] = IGNORED
+    table[void] = IGNORE_INDEX
     table[:count] = range(count)
     return table
 

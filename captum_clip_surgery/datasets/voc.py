@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from captum_clip_surgery.datasets.base import (
-    IGNORED,
+    IGNORE_INDEX,
     Classes,
-    DataSet,
+    ImageDataset,
     Labels,
     Sample,
     Tags,
@@ -28,7 +28,7 @@ YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
 SPLITS = ("train", "val", "trainval")
 
 
-class PascalVoc(DataSet):
+class PascalVoc(ImageDataset):
     """PASCAL VOC 2012, segmentation: each pixel one class, background, or ignored.
 
     Layout::
@@ -78,13 +78,13 @@ class PascalVoc(DataSet):
         image, stored = read_pair(self._images / f"{name}.jpg", path)
         table = np.full(VOID + 1, INVALID)
         table[:21] = range(21)
-        table[VOID] = IGNORED
+        table[VOID] = IGNORE_INDEX
         if self.background is None:
-            table[:21] = [IGNORED, *range(20)]
+            table[:21] = [IGNORE_INDEX, *range(20)]
         return Sample(name, image, Labels(relabel(stored, table, path)))
 
 
-class PascalVocTags(DataSet):
+class PascalVocTags(ImageDataset):
     """PASCAL VOC, classification: which of 20 classes an image shows.
 
     Layout::

@@ -9,7 +9,7 @@ from captum_clip_surgery.metrics.localization import iou_curve, pointing_game, s
 from captum_clip_surgery.metrics.maps import prepare
 from captum_clip_surgery.metrics.pairs import Localization, PairMeasures, localization
 from captum_clip_surgery.metrics.ranking import pixel_auroc, pixel_average_precision
-from captum_clip_surgery.metrics.sanity import Randomization, randomization, suspicious
+from captum_clip_surgery.metrics.sanity import Randomization, flag_insensitive, randomization
 from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Randomization",
     "confusion",
     "energy_pointing_game",
+    "flag_insensitive",
     "grid_pointing_game",
     "insertion_deletion",
     "iou_curve",
@@ -30,5 +31,4 @@ __all__ = [
     "randomization",
     "score_contrast",
     "segmentation_miou",
-    "suspicious",
 ]

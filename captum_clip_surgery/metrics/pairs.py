@@ -38,7 +38,7 @@ class Localization:
     `explanation_iou` (mean IoU at the one best `threshold`, which is in 0..1), `msc` (mean score
     inside minus outside; negative is opposite visualization), `pointing` (maxima inside),
     `pointing_near` (maxima inside or at most `TOLERANCE` pixels away), the
-    number of `pairs`, and of pairs `skipped` because their mask is empty or full. Then as in
+    number of pairs `n_pairs`, and of pairs `skipped` because their mask is empty or full. Then as in
     `PairMeasures`.
     """
 
@@ -47,7 +47,7 @@ class Localization:
     msc: float
     pointing: float
     pointing_near: float
-    pairs: int
+    n_pairs: int
     skipped: int
     energy: float
     auroc: float
@@ -70,15 +70,15 @@ def localization(pairs: Iterable[tuple[Tensor, Tensor]]) -> Localization:
 
         >>> mask = torch.tensor([[True, False], [False, False]])
         >>> found = localization([(mask.float(), mask), (mask.float(), ~mask)])
-        >>> found.msc, found.pointing, found.pairs
+        >>> found.msc, found.pointing, found.n_pairs
         (0.0, 50.0, 2)
     """
     measures = PairMeasures()
     for attribution, mask in pairs:
         measures.update(attribution, mask)
     found = measures.compute()
-    pairs_measured, skipped = int(found.pop("pairs")), int(found.pop("skipped"))
-    return Localization(pairs=pairs_measured, skipped=skipped, **found)
+    pairs_measured, skipped = int(found.pop("n_pairs")), int(found.pop("skipped"))
+    return Localization(n_pairs=pairs_measured, skipped=skipped, **found)
 
 
 class PairMeasures:
@@ -99,7 +99,7 @@ class PairMeasures:
         >>> measures.update(mask.float(), mask, image=0)
         >>> measures.update(-mask.float(), mask, image=1)
         >>> found = measures.compute()
-        >>> found["msc"], found["auroc"], found["pairs"]
+        >>> found["msc"], found["auroc"], found["n_pairs"]
         (0.0, 50.0, 2.0)
         >>> measures.confidence()["auroc"]
         (0.0, 100.0)
@@ -154,7 +154,7 @@ class PairMeasures:
             self._add(image, state[:-1])
 
     @property
-    def pairs(self) -> int:
+    def n_pairs(self) -> int:
         """How many were measured."""
         return int(sum(sums[-1] for sums in self._sums.values()))
 
@@ -174,7 +174,7 @@ class PairMeasures:
             self._add(image, sums)
 
     def compute(self) -> dict[str, float]:
-        """The measures in percent, `threshold` in 0..1, and the numbers `pairs` and `skipped`.
+        """The measures in percent, `threshold` in 0..1, and the numbers `n_pairs` and `skipped`.
 
         `explanation_iou` takes the one threshold that is best for all pairs; `pixel_accuracy` and
         `segmentation_miou` count the pixels of all pairs together; the others are means over pairs.
@@ -184,7 +184,7 @@ class PairMeasures:
         """
         sums = self._table().sum(0)
         found = {name: float(value) for name, value in _figures(sums).items()}
-        return found | {"pairs": float(sums[-1]), "skipped": float(self.skipped)}
+        return found | {"n_pairs": float(sums[-1]), "skipped": float(self.skipped)}
 
     def confidence(
         self, level: float = 0.95, resamples: int = 1000, seed: int = 0

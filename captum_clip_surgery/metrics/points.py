@@ -80,9 +80,9 @@ class PointResult:
 
     p_miou: float
     pair_iou: float
-    classes: int
-    pairs: int
-    points: int
+    n_classes: int
+    n_pairs: int
+    n_points: int
     skipped: int
 
 
@@ -101,7 +101,7 @@ class PointMeasures:
         >>> measures.update("cat", mask, [0.2, 0.8], [0.5, 0.5], [True, False])
         >>> measures.update("cat", ~mask, [0.2], [0.5], [True])
         >>> found = measures.compute()
-        >>> found.p_miou, found.pair_iou, found.pairs
+        >>> found.p_miou, found.pair_iou, found.n_pairs
         (50.0, 50.0, 2)
     """
 
@@ -142,9 +142,9 @@ class PointMeasures:
         return PointResult(
             p_miou=100 * float(point_iou(counts).mean()),
             pair_iou=100 * sum(self._ious) / len(self._ious),
-            classes=len(counts),
-            pairs=len(self._ious),
-            points=int(counts.sum()),
+            n_classes=len(counts),
+            n_pairs=len(self._ious),
+            n_points=int(counts.sum()),
             skipped=self.skipped,
         )
 

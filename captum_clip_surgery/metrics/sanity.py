@@ -67,7 +67,7 @@ def randomization(
         ... }
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
         >>> found = randomization(clip, methods, torch.rand(1, 3, *clip.native_size), 0)
-        >>> found.stages[:3], suspicious(found)
+        >>> found.stages[:3], flag_insensitive(found)
         (('original', 'head', 'block 7'), ['centre'])
     """
     _validation.check_images(images, clip.tower, clip.device)
@@ -98,7 +98,7 @@ def _randomization(
     return Randomization(tuple(labels), correlations)
 
 
-def suspicious(results: Randomization, limit: float = 0.5) -> list[str]:
+def flag_insensitive(results: Randomization, limit: float = 0.5) -> list[str]:
     """Methods whose maps hardly noticed that all weights are lost: correlation above a limit.
 
     Args:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets import Classes, DataSet, Labels, Sample
-from captum_clip_surgery.datasets.base import Truth
+from captum_clip_surgery.datasets import Classes, ImageDataset, Labels, Sample
+from captum_clip_surgery.datasets.base import Target
 from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.datasets.voc import PascalVoc
 from captum_clip_surgery.demo import nouns
@@ -71,14 +71,14 @@ def scene_voc(scenes: Sequence[Scene], root: Path) -> PascalVoc:
     return data
 
 
-class Given(DataSet):
+class Given(ImageDataset):
     """Pictures and truths that are there already."""
 
     def __init__(
         self,
         classes: str,
         pictures: Sequence[np.ndarray],
-        truths: Sequence[Truth],
+        truths: Sequence[Target],
         background: int | None = None,
     ) -> None:
         names = [f"given {number}" for number in range(len(pictures))]

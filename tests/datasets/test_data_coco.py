@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection
 
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Masks, Sample, Tags
+from captum_clip_surgery.datasets.base import IGNORE_INDEX, Classes, Labels, Masks, Sample, Tags
 from captum_clip_surgery.datasets.coco import Coco, CocoTags
 from captum_clip_surgery.datasets.coco_stuff import CocoObject, CocoStuff
 from tests._helpers.written_coco import (
@@ -52,14 +52,14 @@ USED = [key - 1 for key in CATEGORIES] + list(range(91, 182))
 
 
 def masks_of(sample: Sample) -> Masks:
-    assert isinstance(sample.truth, Masks)
-    return sample.truth
+    assert isinstance(sample.target, Masks)
+    return sample.target
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def named(data: Any, key: int, year: int = 2017) -> Sample:
@@ -139,8 +139,8 @@ def test_an_instance_without_a_pixel_is_no_mask(tmp_path: Path) -> None:
     write_coco(tmp_path / "alone", {1: PICTURES[776][:1], 2: PICTURES[776][1:]})
     assert Coco(tmp_path / "alone").names == ("000000000002",)
     # to tags it is an annotation like any other
-    truth = named(CocoTags(tmp_path, year=2017), 776).truth
-    assert truth == Tags(frozenset(NAMES.index(name) for name in ("fork", "cup")))
+    target = named(CocoTags(tmp_path, year=2017), 776).target
+    assert target == Tags(frozenset(NAMES.index(name) for name in ("fork", "cup")))
 
 
 @pytest.mark.parametrize("year", [2014, 2017])
@@ -152,15 +152,15 @@ def test_images_are_torchvisions(tmp_path: Path, year: int) -> None:
     for sample, (image, target) in zip(data, [reader[i] for i in range(len(reader))], strict=True):
         np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(image))
         shown = {NAMES.index(CATEGORIES[a["category_id"]]) for a in target}
-        assert sample.truth == Tags(frozenset(shown))
+        assert sample.target == Tags(frozenset(shown))
 
 
 def test_tags_count_crowds_and_keep_images_of_nothing(tmp_path: Path) -> None:
     write_coco(tmp_path, year=2014)
     data = CocoTags(tmp_path)
     assert data.name == "COCO val2014"
-    assert named(data, 724, 2014).truth == Tags(frozenset({NAMES.index("broccoli")}))
-    assert named(data, 632, 2014).truth == Tags(frozenset())
+    assert named(data, 724, 2014).target == Tags(frozenset({NAMES.index("broccoli")}))
+    assert named(data, 632, 2014).target == Tags(frozenset())
     fewer = CocoTags(tmp_path, unannotated=False)
     assert set(data.names) - set(fewer.names) == {"COCO_val2014_000000000632"}
 
@@ -304,7 +304,7 @@ def test_stuff_has_171_labels_and_unlabelled_pixels(tmp_path: Path) -> None:
     write_maps(tmp_path, {139: all_values()}, "stuffthingmaps")
     data = CocoStuff(tmp_path)
     assert (data.name, len(data.classes), data.background) == ("COCO-Stuff171 val2017", 171, None)
-    np.testing.assert_array_equal(labels_of(data[0]).ravel(), [*range(171), *[IGNORED] * 4])
+    np.testing.assert_array_equal(labels_of(data[0]).ravel(), [*range(171), *[IGNORE_INDEX] * 4])
     assert data.classes.first[170] == "wood"  # value 181, of id 182
     assert data.classes.first[USED.index(105)] == "clouds"  # id 106
     assert data[0].image.size == (7, 25)
@@ -316,7 +316,7 @@ def test_stuff_has_171_labels_and_unlabelled_pixels(tmp_path: Path) -> None:
 def test_coarse_classes_are_iics(tmp_path: Path, folder: str, images: str) -> None:
     write_maps(tmp_path, {139: all_values()}, folder, images=images)
     data = CocoStuff(tmp_path, classes=27)
-    expected = [*(IIC[value] for value in USED), *[IGNORED] * 4]
+    expected = [*(IIC[value] for value in USED), *[IGNORE_INDEX] * 4]
     np.testing.assert_array_equal(labels_of(data[0]).ravel(), expected)
     assert len(data.classes) == 27
     suffixes = [name.split("-")[-1] for name in data.classes.first]

@@ -23,9 +23,9 @@ POSIX = [name.replace("\\", "/") for name in SHOWS]
 
 
 def tags(data: NusWide, index: int) -> Tags:
-    truth = data[index].truth
-    assert isinstance(truth, Tags)
-    return truth
+    target = data[index].target
+    assert isinstance(target, Tags)
+    return target
 
 
 def present(data: NusWide, index: int) -> set[str]:
@@ -153,4 +153,4 @@ def test_other_split(tmp_path: Path) -> None:
 def test_goes_to_workers(tmp_path: Path) -> None:
     write_nus(tmp_path, SHOWS)
     data = NusWide(tmp_path)
-    assert pickle.loads(pickle.dumps(data))[1].truth == data[1].truth
+    assert pickle.loads(pickle.dumps(data))[1].target == data[1].target

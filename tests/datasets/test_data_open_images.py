@@ -32,9 +32,9 @@ ANNOTATIONS = "oidv7-val-annotations-point-labels.csv"
 
 
 def points_of(data: OpenImagesPoints, index: int) -> tuple[Point, ...]:
-    truth = data[index].truth
-    assert isinstance(truth, Points)
-    return truth.points
+    target = data[index].target
+    assert isinstance(target, Points)
+    return target.points
 
 
 def test_points(tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_goes_to_workers(tmp_path: Path) -> None:
     write_open_images(tmp_path, ROWS, DESCRIBED)
     data = OpenImagesPoints(tmp_path)
     again = pickle.loads(pickle.dumps(data))
-    assert [s.truth for s in again] == [s.truth for s in data]
+    assert [s.target for s in again] == [s.target for s in data]

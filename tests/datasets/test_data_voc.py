@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import VOCDetection, VOCSegmentation
 
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample, Tags
+from captum_clip_surgery.datasets.base import IGNORE_INDEX, Classes, Labels, Sample, Tags
 from captum_clip_surgery.datasets.voc import PascalVoc, PascalVocTags
 from tests._helpers.written_voc import (
     VOC_LISTS,
@@ -31,14 +31,14 @@ LABELS = {
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def tags_of(sample: Sample) -> Tags:
-    assert isinstance(sample.truth, Tags)
-    return sample.truth
+    assert isinstance(sample.target, Tags)
+    return sample.target
 
 
 def as_is(samples: list[Sample]) -> Sample:
@@ -60,7 +60,7 @@ def test_segmentation_is_torchvisions(tmp_path: Path) -> None:
     assert ours.classes.first[15] == "person"
     for sample, (image, target) in zip(ours, theirs, strict=True):
         expected = np.asarray(target).astype(int)
-        expected[expected == 255] = IGNORED
+        expected[expected == 255] = IGNORE_INDEX
         np.testing.assert_array_equal(labels_of(sample), expected)
         np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(image))
 
@@ -71,10 +71,10 @@ def test_without_background_classes_shift_by_one_and_background_is_ignored(tmp_p
     assert ours.background is None
     assert ours.classes.first[14] == "person"
     assert len(ours.classes) == 20
-    assert labels_of(ours[0])[0].tolist() == [IGNORED, *range(20), IGNORED]
+    assert labels_of(ours[0])[0].tolist() == [IGNORE_INDEX, *range(20), IGNORE_INDEX]
     assert labels_of(ours[1]).tolist() == [
-        [IGNORED, IGNORED, IGNORED, 14],
-        [IGNORED, 19, 19, 0],
+        [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 14],
+        [IGNORE_INDEX, 19, 19, 0],
     ]
     # Same as mmsegmentation's reduce_zero_label, in its own words.
     for sample, (_, target) in zip(ours, VOCSegmentation(tmp_path, image_set="val"), strict=True):
@@ -83,7 +83,7 @@ def test_without_background_classes_shift_by_one_and_background_is_ignored(tmp_p
         reduced = reduced - 1
         reduced[reduced == 254] = 255
         found = labels_of(sample)
-        np.testing.assert_array_equal(np.where(found == IGNORED, 255, found), reduced)
+        np.testing.assert_array_equal(np.where(found == IGNORE_INDEX, 255, found), reduced)
 
 
 def test_splits_are_of_their_own_lists(tmp_path: Path) -> None:

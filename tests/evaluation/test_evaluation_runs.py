@@ -118,7 +118,7 @@ def test_what_workers_are_given_can_be_sent(clip: ZeroShotClassifier, folder: Fo
     pictures = _Pictures(folder, range(len(folder)), clip.preprocessing, frame)
     sent = pickle.loads(pickle.dumps(pictures))
     assert torch.equal(sent[2].pixels, pictures[2].pixels)
-    assert np.array_equal(sent[2].truth.labels, folder[2].truth.labels)
+    assert np.array_equal(sent[2].target.labels, folder[2].target.labels)
 
 
 def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None:

@@ -105,7 +105,7 @@ def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
     found = localization([(torch.full((4, 4), value), MASK)])
     area = float(MASK.double().mean())
     assert (found.explanation_iou, found.msc, found.pointing, found.energy) == (0, 0, 0, 0)
-    assert (found.auroc, found.pairs) == (50, 1)
+    assert (found.auroc, found.n_pairs) == (50, 1)
     assert found.average_precision == pytest.approx(100 * area)
     assert found.pixel_accuracy == pytest.approx(100 * (1 - area))  # all is background
     assert found.segmentation_miou == pytest.approx(100 * (1 - area) / 2)
@@ -115,7 +115,7 @@ def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
 def test_empty_and_full_masks_are_skipped_and_counted(value: bool) -> None:
     mask = torch.full((8, 8), value)
     found = localization([(MASK.float(), MASK), (random_map(0), mask)])
-    assert (found.explanation_iou, found.msc, found.pairs, found.skipped) == (100, 100, 1, 1)
+    assert (found.explanation_iou, found.msc, found.n_pairs, found.skipped) == (100, 100, 1, 1)
     with pytest.raises(ValueError, match=r"no pair to measure \(1 skipped"):
         localization([(random_map(0), mask)])
 

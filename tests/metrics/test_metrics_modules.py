@@ -63,7 +63,7 @@ def expected() -> dict[str, float]:
             measures.update(attribution, mask)
     found = measures.compute()
     assert found.pop("skipped") == 2
-    del found["pairs"], found["threshold"]
+    del found["n_pairs"], found["threshold"]
     return found
 
 

@@ -38,8 +38,8 @@ def measures_of(
 
 def test_keys_and_counts() -> None:
     found = measures_of(PAIRS).compute()
-    assert list(found) == [*KEYS, "pairs", "skipped"]
-    assert (found["pairs"], found["skipped"]) == (11, 2)
+    assert list(found) == [*KEYS, "n_pairs", "skipped"]
+    assert (found["n_pairs"], found["skipped"]) == (11, 2)
 
 
 def test_the_same_as_localization() -> None:
@@ -78,7 +78,7 @@ def test_merging_leaves_the_other_alone_and_keeps_unnamed_images_apart() -> None
     first.merge(second)
     first.update(MASK.float(), MASK)
     assert second.compute() == before
-    assert first.compute()["pairs"] == 3
+    assert first.compute()["n_pairs"] == 3
     assert first.confidence()["msc"] == (-100, 100)  # three images; as one, a point
 
 
@@ -87,7 +87,7 @@ def test_merging_with_itself_counts_twice() -> None:
     once = measures.compute()
     measures.merge(measures)
     twice = measures.compute()
-    assert (twice["pairs"], twice["skipped"]) == (22, 4)
+    assert (twice["n_pairs"], twice["skipped"]) == (22, 4)
     assert [twice[key] for key in KEYS] == pytest.approx([once[key] for key in KEYS])
 
 
@@ -199,4 +199,4 @@ def test_nothing_measured_and_refused_images() -> None:
         measures.update(MASK.float(), MASK, "cat")  # type: ignore[arg-type]
     measures.update(MASK.float(), MASK, np.int64(3))  # type: ignore[arg-type]
     measures.update(MASK.float().requires_grad_(), MASK, 3)
-    assert measures.compute()["pairs"] == 2
+    assert measures.compute()["n_pairs"] == 2

@@ -69,14 +69,14 @@ def test_over_classes_and_over_pairs() -> None:
     found = measures.compute()
     assert found.p_miou == pytest.approx(100 * (2 / 5) / 2)
     assert found.pair_iou == pytest.approx(100 * (1 + 1 / 4) / 3)
-    assert (found.classes, found.pairs, found.points, found.skipped) == (2, 3, 7, 0)
+    assert (found.n_classes, found.n_pairs, found.n_points, found.skipped) == (2, 3, 7, 0)
 
 
 def test_a_class_with_as_many_misses_as_hits_counts() -> None:
     measures = PointMeasures()
     measures.update("cat", LEFT, [0.1, 0.9], [0.5, 0.5], [True, True])
     found = measures.compute()
-    assert (found.p_miou, found.pairs, found.skipped) == (50, 1, 0)
+    assert (found.p_miou, found.n_pairs, found.skipped) == (50, 1, 0)
 
 
 def test_classes_that_an_image_does_not_show_are_skipped() -> None:
@@ -85,7 +85,7 @@ def test_classes_that_an_image_does_not_show_are_skipped() -> None:
     measures.update("cat", LEFT, [0.1], [0.5], [False])  # would halve it
     measures.update("dog", LEFT, [0.1], [0.5], [False])
     found = measures.compute()
-    assert (found.p_miou, found.classes, found.pairs, found.skipped) == (100, 1, 1, 2)
+    assert (found.p_miou, found.n_classes, found.n_pairs, found.skipped) == (100, 1, 1, 2)
 
 
 def test_nothing_to_measure() -> None:

@@ -151,7 +151,7 @@ def test_outlines_of_nothing_are_skipped_and_counted(tmp_path: Path) -> None:
     ):
         data = Coco(tmp_path)
     assert [int(name) for name in data.names] == [1, 139, 285, 776]
-    truth = data[0].truth
+    truth = data[0].target
     assert isinstance(truth, Masks)
     (found,) = truth.masks.values()
     theirs = coder.frPyObjects([TRIANGLE], HEIGHT, WIDTH)
@@ -332,7 +332,7 @@ def test_matrices_in_other_forms_are_read(
     data, path = context
     stored = np.array([[0, 2, 2, 0], [2, 0, 0, 2]]).astype(kind)
     io.savemat(path, {"other": np.ones((3, 3)), "LabelMap": stored}, format=form)
-    truth = data[0].truth
+    truth = data[0].target
     assert isinstance(truth, Labels)
     assert (truth.labels == np.where(stored, 1 + CONTEXT_IDS.index(2), 0)).all()
 
@@ -498,7 +498,7 @@ def test_xml_of_100_000_elements_in_each_other(tmp_path: Path) -> None:
     write_voc_tags(tmp_path)
     path = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
     path.write_bytes(b"<a>" * 100_000 + b"</a>" * 100_000)
-    told = outcome(lambda: PascalVocTags(tmp_path)[0].truth)
+    told = outcome(lambda: PascalVocTags(tmp_path)[0].target)
     assert told.startswith(("returned Tags", "ValueError: "))
 
 
