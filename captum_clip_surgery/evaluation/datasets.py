@@ -15,7 +15,7 @@ from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import ImageDataset
+from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.evaluation.figures import cases_figure
 from captum_clip_surgery.evaluation.judges import JUDGES, Judge
 from captum_clip_surgery.evaluation.protocol import Protocol, View

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.datasets.base import (
+from captum_clip_surgery.datasets import (
     IGNORE_INDEX,
     ImageDataset,
     Labels,

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.datasets.base import (
+from captum_clip_surgery.datasets import (
     IGNORE_INDEX,
     ImageDataset,
     Labels,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import ImageDataset, Labels, Masks, Target
+from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models.image._base import nearest_multiple
 from captum_clip_surgery.preprocessing import Preprocess

@@ -14,7 +14,7 @@ from captum_clip_surgery.attr._engine import Explainer, attribute_each, attribut
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.attr.registry import make_all
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import Classes, ImageDataset
+from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation.judges import Judge
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.evaluation.records import Records

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import IGNORE_INDEX, Labels, Masks, Sample
+from captum_clip_surgery.datasets import IGNORE_INDEX, Labels, Masks, Sample
 
 
 def write_folder(samples: Iterable[Sample], root: Path, classes: str) -> Path:

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets import Classes, ImageDataset, Labels, Sample
-from captum_clip_surgery.datasets.base import Target
-from captum_clip_surgery.datasets.folder import Folder
-from captum_clip_surgery.datasets.voc import PascalVoc
+from captum_clip_surgery.datasets import (
+    Classes,
+    Folder,
+    ImageDataset,
+    Labels,
+    PascalVoc,
+    Sample,
+    Target,
+)
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.demo.scenes import Scene
 from tests._helpers.written_folder import write_folder

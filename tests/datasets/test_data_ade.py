@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip_surgery.datasets.ade20k import Ade20k
-from captum_clip_surgery.datasets.base import IGNORE_INDEX, Classes, Labels
+from captum_clip_surgery.datasets import IGNORE_INDEX, Ade20k, Classes, Labels
 from tests._helpers.written_ade import write_ade
 
 FIRST, SECOND = "ADE_val_00000001", "ADE_val_00000002"
@@ -99,7 +98,7 @@ def test_its_own_folder_is_the_root_too(tmp_path: Path) -> None:
 
 
 def test_other_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'val' of ADE20K is none of training, validation"):
+    with pytest.raises(ValueError, match=r"split of ADE20K must be one of .*, got 'val'"):
         Ade20k(tmp_path, "val")
 
 

@@ -12,8 +12,7 @@ import pytest
 from scipy import io
 from torch.utils.data import DataLoader
 
-from captum_clip_surgery.datasets.base import IGNORE_INDEX, Classes, Labels, Sample
-from captum_clip_surgery.datasets.context import PascalContext
+from captum_clip_surgery.datasets import IGNORE_INDEX, Classes, Labels, PascalContext, Sample
 from tests._helpers.written_context import (
     CONTEXT_NAMES,
     converted,
@@ -111,7 +110,9 @@ def test_splits_are_of_their_own_lists(tmp_path: Path, write: Write) -> None:
     write(tmp_path, {"2008_000003": np.array([[2]])}, split="train")
     assert PascalContext(tmp_path, "train").names == ("2008_000003",)
     assert PascalContext(tmp_path, "val").names == tuple(IDS)
-    with pytest.raises(ValueError, match="'trainval' of PASCAL Context is none of train, val"):
+    with pytest.raises(
+        ValueError, match=r"split of PASCAL Context must be one of .*, got 'trainval'"
+    ):
         PascalContext(tmp_path, "trainval")
 
 

@@ -53,7 +53,7 @@ def test_masks(tmp_path):
     [
         (np.full((4, 6), 7, np.uint8), r"mask of row 0 holds 7, expected only 0\.\.2, 255"),
         (np.zeros((3, 6), np.uint8), "6 x 3 pixels"),
-        (COLOURS, "holds colours"),
+        (COLOURS, "holds colors"),
     ],
 )
 def test_masks_that_cannot_be(tmp_path, wrong, message):
@@ -80,7 +80,7 @@ def test_tags(tmp_path):
 
 
 def test_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"not whole .*no such folder.*save_to_disk"):
+    with pytest.raises(FileNotFoundError, match=r"incomplete .*no such folder.*save_to_disk"):
         open_dataset("huggingface", tmp_path / "nowhere")
     nothing = saved(tmp_path / "nothing", {"text": ["a"]}, {"text": datasets.Value("string")})
     with pytest.raises(ValueError, match=r"has the columns image, text\. Expected"):

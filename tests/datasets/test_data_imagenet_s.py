@@ -12,8 +12,7 @@ from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from captum_clip_surgery.datasets.base import IGNORE_INDEX, Classes, Labels, Sample
-from captum_clip_surgery.datasets.imagenet_s import ImageNetS
+from captum_clip_surgery.datasets import IGNORE_INDEX, Classes, ImageNetS, Labels, Sample
 from tests._helpers.written_imagenet_s import FIRST, colours, write_imagenet_s
 from tests._helpers.written_voc import write_jpeg
 
@@ -99,9 +98,9 @@ def test_train_semi_and_the_folder_itself(tmp_path: Path) -> None:
 
 def test_other_sizes_and_splits(tmp_path: Path) -> None:
     write_imagenet_s(tmp_path, LABELS)
-    with pytest.raises(ValueError, match="'test' of ImageNet-S is none of train-semi, validation"):
+    with pytest.raises(ValueError, match=r"split of ImageNet-S must be one of .*, got 'test'"):
         ImageNetS(tmp_path, split="test")
-    with pytest.raises(ValueError, match="size 100 of ImageNet-S is none of 50, 300, 919"):
+    with pytest.raises(ValueError, match="size of ImageNet-S must be one of 50, 300, 919, got 100"):
         ImageNetS(tmp_path, size=100)
     with pytest.raises(FileNotFoundError, match=r"ImageNetS300 .*no such folder"):
         ImageNetS(tmp_path, size=300)
@@ -157,7 +156,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{name}\.png is 2 x 4 pixels.*is 4 x 2"):
         dataset[0]
     Image.fromarray(np.ones((2, 4), np.uint8)).save(path)
-    with pytest.raises(ValueError, match=rf"{name}\.png cannot be read.*mode L, expected colours"):
+    with pytest.raises(ValueError, match=rf"{name}\.png cannot be read.*mode L, expected colors"):
         dataset[0]
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"{name}\.png cannot be read"):

@@ -10,8 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from captum_clip_surgery.datasets.base import Classes, Tags
-from captum_clip_surgery.datasets.nus_wide import NusWide
+from captum_clip_surgery.datasets import Classes, NusWide, Tags
 from tests._helpers.written_nus import write_nus
 
 SHOWS = {
@@ -146,7 +145,7 @@ def test_labels_missing(tmp_path: Path) -> None:
 
 
 def test_other_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'val' of NUS-WIDE is none of train, test"):
+    with pytest.raises(ValueError, match=r"split of NUS-WIDE must be one of .*, got 'val'"):
         NusWide(tmp_path, "val")
 
 

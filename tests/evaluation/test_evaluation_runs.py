@@ -20,8 +20,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, tasks
 from captum_clip_surgery.evaluation.results import read
@@ -288,7 +287,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
             "--dataset folder --root DATA --size 96",
             "--size cannot be combined with --dataset folder: on data sets, the protocol",
         ),
-        ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
+        ("--dataset folder --root nowhere", "is incomplete at nowhere (no such folder)"),
         ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
         ("--root DATA --resume", "--root, --resume cannot be combined with --dataset scenes"),
     ],
