@@ -22,10 +22,15 @@ from captum_clip_surgery.datasets import (
     Tags,
     Target,
 )
-from captum_clip_surgery.metrics.bootstrap import percentiles, resample
-from captum_clip_surgery.metrics.maps import prepare
-from captum_clip_surgery.metrics.pairs import PairMeasures
-from captum_clip_surgery.metrics.points import PointMeasures, point_confusion, point_iou
+from captum_clip_surgery.metrics import (
+    PairMeasures,
+    PointMeasures,
+    percentiles,
+    point_confusion,
+    point_iou,
+    prepare,
+    resample,
+)
 
 Figures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
@@ -86,7 +91,7 @@ class Localization(Judge):
                 0,
                 None if ignored is None else torch.from_numpy(ignored),
             )
-        return measures.state(0)
+        return measures.stats(0)
 
     def figures(self, records: Sequence[Tensor]) -> Figures:
         return self._measures(records).compute()
@@ -101,7 +106,7 @@ class Localization(Judge):
     def _measures(self, records: Sequence[Tensor]) -> PairMeasures:
         measures = PairMeasures()
         for image, record in enumerate(records):
-            measures.add_state(image, record)
+            measures.add_stats(image, record)
         return measures
 
 

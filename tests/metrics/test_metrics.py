@@ -31,7 +31,7 @@ from captum_clip_surgery.metrics import (
     score_contrast,
     segmentation_miou,
 )
-from captum_clip_surgery.metrics.localization import THRESHOLDS
+from captum_clip_surgery.metrics.functional import THRESHOLDS
 
 MASK = torch.zeros(8, 8, dtype=torch.bool)
 MASK[2:5, 3:7] = True
@@ -153,14 +153,19 @@ def test_means_over_pairs_by_a_naive_loop() -> None:
 @pytest.mark.parametrize(
     ("attribution", "mask", "error", "message"),
     [
-        (torch.zeros(3, 8, 8), MASK, ValueError, "summed over channels first"),
-        (torch.zeros(8, 8), MASK[None], ValueError, r"not \(8, 8\) and \(1, 8, 8\)"),
-        (torch.zeros(8, 0), MASK, ValueError, "no pixels"),
-        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask is of bool"),
+        (
+            torch.zeros(3, 8, 8),
+            MASK,
+            ValueError,
+            "sum image-shaped attributions over channels first",
+        ),
+        (torch.zeros(8, 8), MASK[None], ValueError, r"got \(8, 8\) and \(1, 8, 8\)"),
+        (torch.zeros(8, 0), MASK, ValueError, "must have pixels"),
+        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be of bool"),
         (torch.full((8, 8), torch.nan), MASK, ValueError, "NaN or infinity"),
         (torch.full((8, 8), -torch.inf), MASK, ValueError, "NaN or infinity"),
-        (np.zeros((8, 8)), MASK, TypeError, "a map is a ndarray, expected a tensor"),
-        (torch.zeros(8, 8), MASK.numpy(), TypeError, "a mask is a ndarray, expected a tensor"),
+        (np.zeros((8, 8)), MASK, TypeError, "a map must be a tensor, got ndarray"),
+        (torch.zeros(8, 8), MASK.numpy(), TypeError, "a mask must be a tensor, got ndarray"),
     ],
 )
 def test_refused_pairs(
@@ -309,9 +314,9 @@ def test_grid_pointing_game_shares_pixels_on_borders() -> None:
 def test_grid_pointing_game_of_nothing_and_of_no_cell() -> None:
     assert grid_pointing_game(torch.ones(4, 4), 2, 2, 0) == 0
     assert grid_pointing_game(-random_map(0).abs(), 2, 2, 0) == 0
-    with pytest.raises(IndexError, match="cell 4 of 2 x 2; 0 to 3 exist"):
+    with pytest.raises(IndexError, match="cell must be 0 to 3 in a grid of 2 x 2, got 4"):
         grid_pointing_game(torch.ones(4, 4), 2, 2, 4)
-    with pytest.raises(ValueError, match="a grid of 0 x 2 images"):
+    with pytest.raises(ValueError, match="at least 1 x 1 images, got 0 x 2"):
         grid_pointing_game(torch.ones(4, 4), 0, 2, 0)
 
 

@@ -112,7 +112,7 @@ def test_states_add_up() -> None:
             one.update(attribution, mask, 0)
         whole.update(torch.rand(3, 3), empty, image)
         one.update(torch.rand(3, 3), empty, 0)
-        parts.add_state(image, one.state(0))
+        parts.add_stats(image, one.stats(0))
     assert parts.compute() == whole.compute()
     assert parts.confidence(resamples=50) == whole.confidence(resamples=50)
     assert (parts.n_pairs, parts.skipped) == (6, 4)

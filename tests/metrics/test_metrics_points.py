@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from captum_clip_surgery.metrics.points import PointMeasures, point_confusion, point_iou
+from captum_clip_surgery.metrics import PointMeasures, point_confusion, point_iou
 
 #: 2 x 4, left half inside.
 LEFT = torch.tensor([[True, True, False, False]] * 2)
@@ -110,7 +110,7 @@ def test_measures_go_between_processes() -> None:
         (LEFT.float() / 0, [0.5], ValueError, "not finite"),
         (LEFT, [1.1], ValueError, "outside 0..1"),
         (LEFT, [float("nan")], ValueError, "outside 0..1"),
-        (LEFT, [0.5, 0.5], ValueError, "2 x, 1 y and 1 answers"),
+        (LEFT, [0.5, 0.5], ValueError, "same length, got 2, 1 and 1"),
     ],
 )
 def test_refusals(
