@@ -264,8 +264,9 @@ def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor:
 def _pair_stats(attribution: Tensor, mask: Tensor, valid: Tensor, tolerance: float) -> Tensor:
     """Return a pair's statistics, (112,) as `WIDTHS` lists them."""
     prepared = prepare(attribution, mask)
-    scores = None if prepared is None else prepared[valid][None]  # (1, P) of P valid pixels
-    inside = mask[valid][None]
+    scores, inside = prepared, mask
+    if not valid.all():  # the measures of single pixels take the valid ones, (P,)
+        scores, inside = None if prepared is None else prepared[valid], mask[valid]
     means = [
         score_contrast(scores, inside),
         _pointing_game_update(prepared, mask, 0, valid),

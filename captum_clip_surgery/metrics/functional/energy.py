@@ -51,8 +51,8 @@ def energy_pointing_game(attribution: Tensor, mask: Tensor) -> float:
 
 def _energy_pointing_game_update(attribution: Tensor, mask: Tensor, valid: Tensor) -> float:
     """Return the fraction of the valid pixels' positive mass that is inside the mask."""
-    positive = resize(positive_part(attribution), mask)
-    return safe_fraction(positive[mask & valid].sum(), positive[valid].sum())
+    positive = resize(positive_part(attribution), mask) * valid
+    return safe_fraction((positive * mask).sum(), positive.sum())
 
 
 def grid_pointing_game(attribution: Tensor, rows: int, columns: int, cell: int) -> float:

@@ -111,7 +111,8 @@ def _pointing_game_update(
     """Return the fraction of the maxima among valid pixels that are at most `tolerance` away."""
     if prepared is None:
         return 0.0
-    rows, columns = (valid & (prepared == prepared[valid].max())).nonzero(as_tuple=True)
+    scores = prepared.masked_fill(~valid, -math.inf)
+    rows, columns = (scores == scores.max()).nonzero(as_tuple=True)
     if not tolerance:
         return float(mask[rows, columns].double().mean())
     return float(_is_near(mask, rows, columns, tolerance).double().mean())
