@@ -11,7 +11,7 @@ from PIL import Image
 from captum_clip_surgery._utils.files import read_text
 from captum_clip_surgery.datasets._base import IGNORE_INDEX
 from captum_clip_surgery.datasets._classes import Classes
-from captum_clip_surgery.datasets._files import check_size
+from captum_clip_surgery.datasets._files import check_size, image_size, open_labels
 from captum_clip_surgery.datasets._layout import check_layout, check_option
 from captum_clip_surgery.datasets._matlab import import_scipy_io, read_matrix
 from captum_clip_surgery.datasets._paired import PairedDataset
@@ -100,7 +100,8 @@ class PascalContext(PairedDataset):
 
     def _read_values(self, path: Path, image: Image.Image, image_path: Path) -> np.ndarray:
         if path.suffix == ".png":
-            return super()._read_values(path, image, image_path)
+            check_size(image, image_path, image_size(path), path)
+            return open_labels(path)
 
         def check_shape(shape: tuple[int, ...]) -> None:
             if len(shape) != 2:
