@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import DataSet
+from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
@@ -79,7 +79,7 @@ def _model(tower: str | None) -> ZeroShotClassifier:
     return ZeroShotClassifier(model, ["dog"], templates=["a photo of {}."])
 
 
-def speeds(clip: ZeroShotClassifier, data: DataSet, batch: int, workers: int) -> str:
+def speeds(clip: ZeroShotClassifier, data: ImageDataset, batch: int, workers: int) -> str:
     """Images a second, by task and number of methods."""
     size = clip.native_size[0]
     rows = []

@@ -18,7 +18,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.metrics import randomization, suspicious
+from captum_clip_surgery.metrics import flag_insensitive, randomization
 
 
 def main(
@@ -39,7 +39,7 @@ def main(
         for name, correlations in found.correlations.items()
     ]
     table = markdown(["method", *(found.stages[i] for i in shown)], rows)
-    table += f"\n\nAbove 0.5 after all is shuffled: {', '.join(suspicious(found)) or 'none'}."
+    table += f"\n\nAbove 0.5 after all is shuffled: {', '.join(flag_insensitive(found)) or 'none'}."
     print(table)
     if output is not None:
         output.write_text(table + "\n")

@@ -10,7 +10,7 @@ from captum_clip_surgery.attr._base import (
     Method,
     PatchAttribution,
 )
-from captum_clip_surgery.attr._engine import attribute_many
+from captum_clip_surgery.attr._engine import Explain, Explainer, attribute_many, explain_of
 from captum_clip_surgery.attr._gradients import TowerAttribution
 from captum_clip_surgery.attr.attention import (
     AttentionRelevance,
@@ -63,6 +63,8 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "DualPathAttribution",
+    "Explain",
+    "Explainer",
     "FeatureCLIPSurgery",
     "GradECLIP",
     "InputShapeMixin",
@@ -92,5 +94,6 @@ __all__ = [
     "WordScores",
     "attribute_many",
     "choose",
+    "explain_of",
     "word_scores",
 ]

@@ -16,7 +16,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, folder_digest
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
-from captum_clip_surgery.datasets import DataSet, open_dataset
+from captum_clip_surgery.datasets import ImageDataset, open_dataset
 from captum_clip_surgery.evaluation import Evaluation, Protocol
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
 from captum_clip_surgery.evaluation.results import LONG, settings_digest, to_markdown, write
@@ -78,7 +78,7 @@ def _task_names(options: Evaluate) -> list[str] | None:
 
 
 def _settings(
-    options: Evaluate, root: Path, protocol: Protocol, data: DataSet, clip: ZeroShotClassifier
+    options: Evaluate, root: Path, protocol: Protocol, data: ImageDataset, clip: ZeroShotClassifier
 ) -> dict[str, Any]:
     """Return all that the results depend on, as JSON; a run resumes only if it is the same."""
     encoder = clip._encoder
@@ -112,7 +112,7 @@ def _settings(
 
 def _report(
     result: Evaluation,
-    data: DataSet,
+    data: ImageDataset,
     output: Path,
     provenance: Mapping[str, Any],
     clip: ZeroShotClassifier,

@@ -50,7 +50,7 @@ def demo(options: _options.Demo) -> None:
         progress=sys.stderr.isatty(),
         confidence=False,
     )
-    pairs = results["CLIP"].measures["pairs"]
+    pairs = results["CLIP"].measures["n_pairs"]
     print(
         f"\nHow well the maps find {pairs:.0f} objects in {options.scenes} test scenes, compared "
         f"with their masks:\n\n{to_markdown(results)}\n\n"

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from captum_clip_surgery._utils.files import read_text
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
-from captum_clip_surgery.datasets.files import read_text
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.models.text.templates import Template
 

@@ -15,7 +15,7 @@ from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import DataSet
+from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.evaluation.figures import cases_figure
 from captum_clip_surgery.evaluation.judges import JUDGES, Judge
 from captum_clip_surgery.evaluation.protocol import Protocol, View
@@ -67,13 +67,13 @@ class Measured:
         return sorted(found)
 
 
-def tasks_of(data: DataSet, protocol: Protocol) -> tuple[str, ...]:
+def tasks_of(data: ImageDataset, protocol: Protocol) -> tuple[str, ...]:
     """What a protocol measures that a data set has the truth for.
 
     Raises:
         ValueError: there is nothing of that kind.
     """
-    kind = type(data[0].truth)
+    kind = type(data[0].target)
     found = tuple(task for task in protocol.views if kind in JUDGES[task].truths)
     if not found:
         raise ValueError(
@@ -85,7 +85,7 @@ def tasks_of(data: DataSet, protocol: Protocol) -> tuple[str, ...]:
 
 def evaluate(
     clip: ZeroShotClassifier,
-    data: DataSet,
+    data: ImageDataset,
     methods: Mapping[str, Method],
     protocol: Protocol,
     dataset: str = "",
@@ -208,7 +208,7 @@ def _finished(
 
 def _figure(
     clip: ZeroShotClassifier,
-    data: DataSet,
+    data: ImageDataset,
     view: View,
     ask: Asking,
     task: str,

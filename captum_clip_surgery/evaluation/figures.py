@@ -10,7 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.datasets.base import IGNORED, DataSet, Labels, Points, Sample, Tags
+from captum_clip_surgery.datasets import (
+    IGNORE_INDEX,
+    ImageDataset,
+    Labels,
+    Points,
+    Sample,
+    Tags,
+)
 from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import Asking
 from captum_clip_surgery.tasks.segmentation import voc_palette
@@ -29,7 +36,7 @@ INSIDE, OUTSIDE = "#009e73", "#d55e00"  # of points; also told apart by their ma
 
 
 def cases_figure(
-    data: DataSet, ask: Asking, reader: Reader, scores: Sequence[float], title: str
+    data: ImageDataset, ask: Asking, reader: Reader, scores: Sequence[float], title: str
 ) -> Figure:
     """A row for each image: the picture, what is true, and what each method says.
 
@@ -64,9 +71,9 @@ def cases_figure(
 
 
 def _show_truth(
-    axis: Axes, picture: np.ndarray, sample: Sample, data: DataSet, targets: Sequence[int]
+    axis: Axes, picture: np.ndarray, sample: Sample, data: ImageDataset, targets: Sequence[int]
 ) -> None:
-    truth = sample.truth
+    truth = sample.target
     if isinstance(truth, Tags):
         _show_names(axis, picture, [data.classes.first[label] for label in sorted(truth.present)])
     elif isinstance(truth, Points):
@@ -87,12 +94,12 @@ def _show_found(
     picture: np.ndarray,
     found: Tensor,
     sample: Sample,
-    data: DataSet,
+    data: ImageDataset,
     targets: Sequence[int],
 ) -> None:
     if found.ndim == 1:
         order = found.argsort(descending=True)[:NAMED].tolist()
-        present = sample.truth.present if isinstance(sample.truth, Tags) else frozenset()
+        present = sample.target.present if isinstance(sample.target, Tags) else frozenset()
         _show_names(
             axis,
             picture,
@@ -102,15 +109,15 @@ def _show_found(
         _show_labels(axis, picture, found.numpy(), data.background)
     elif len(found):
         show_map(axis, picture, found[0])
-        if isinstance(sample.truth, Points):
-            _mark(axis, picture, sample.truth, targets)
+        if isinstance(sample.target, Points):
+            _mark(axis, picture, sample.target, targets)
 
 
 def _show_labels(
     axis: Axes, picture: np.ndarray, labels: np.ndarray, background: int | None
 ) -> None:
     """Classes in the colours of PASCAL VOC; the background, and what is ignored, without any."""
-    drawn = set(np.unique(labels).tolist()) - {IGNORED, background}
+    drawn = set(np.unique(labels).tolist()) - {IGNORE_INDEX, background}
     # The first colour is black, VOC's background.
     shift = int(background is None)
     palette = (voc_palette() / 255).tolist()
@@ -147,6 +154,6 @@ def _mark(axis: Axes, picture: np.ndarray, truth: Points, targets: Sequence[int]
         axis.scatter(places[:, 0], places[:, 1], c=colour, marker=mark, s=18)
 
 
-def _name(axis: Axes, data: DataSet, targets: Sequence[int]) -> None:
+def _name(axis: Axes, data: ImageDataset, targets: Sequence[int]) -> None:
     if targets:
         axis.set_xlabel(data.classes.first[targets[0]], fontsize=8, labelpad=2, parse_math=False)

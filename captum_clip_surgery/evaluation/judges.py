@@ -13,11 +13,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.datasets.base import IGNORED, DataSet, Labels, Masks, Points, Tags, Truth
-from captum_clip_surgery.metrics.bootstrap import percentiles, resample
-from captum_clip_surgery.metrics.maps import prepare
-from captum_clip_surgery.metrics.pairs import PairMeasures
-from captum_clip_surgery.metrics.points import PointMeasures, point_confusion, point_iou
+from captum_clip_surgery.datasets import (
+    IGNORE_INDEX,
+    ImageDataset,
+    Labels,
+    Masks,
+    Points,
+    Tags,
+    Target,
+)
+from captum_clip_surgery.metrics import (
+    PairMeasures,
+    PointMeasures,
+    percentiles,
+    point_confusion,
+    point_iou,
+    prepare,
+    resample,
+)
 
 Figures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
@@ -33,15 +46,15 @@ class Judge(ABC):
     #: Kinds of truth it can measure against.
     truths: ClassVar[tuple[type, ...]]
 
-    def __init__(self, data: DataSet) -> None:
+    def __init__(self, data: ImageDataset) -> None:
         self.data = data
 
-    def targets(self, truth: Truth) -> list[int]:
+    def targets(self, truth: Target) -> list[int]:
         """The classes that maps are asked for; empty where the task looks at all of them."""
         return []
 
     @abstractmethod
-    def record(self, truth: Truth, found: Tensor) -> Tensor:
+    def record(self, truth: Target, found: Tensor) -> Tensor:
         """What an image adds: `found` is of the task (maps of the targets, labels, scores)."""
 
     @abstractmethod
@@ -65,10 +78,10 @@ class Localization(Judge):
 
     truths = (Labels, Masks)
 
-    def targets(self, truth: Truth) -> list[int]:
+    def targets(self, truth: Target) -> list[int]:
         return [label for label in _masks(truth).masks if label != self.data.background]
 
-    def record(self, truth: Truth, found: Tensor) -> Tensor:
+    def record(self, truth: Target, found: Tensor) -> Tensor:
         masks, measures = _masks(truth), PairMeasures()
         for label, attribution in zip(self.targets(truth), found, strict=True):
             ignored = masks.ignored.get(label)
@@ -78,7 +91,7 @@ class Localization(Judge):
                 0,
                 None if ignored is None else torch.from_numpy(ignored),
             )
-        return measures.state(0)
+        return measures.stats(0)
 
     def figures(self, records: Sequence[Tensor]) -> Figures:
         return self._measures(records).compute()
@@ -88,12 +101,12 @@ class Localization(Judge):
 
     def score(self, record: Tensor) -> float | None:
         measures = self._measures([record])
-        return measures.compute()["explanation_iou"] / 100 if measures.pairs else None
+        return measures.compute()["explanation_iou"] / 100 if measures.n_pairs else None
 
     def _measures(self, records: Sequence[Tensor]) -> PairMeasures:
         measures = PairMeasures()
         for image, record in enumerate(records):
-            measures.add_state(image, record)
+            measures.add_stats(image, record)
         return measures
 
 
@@ -105,10 +118,10 @@ class Segmentation(Judge):
 
     truths = (Labels,)
 
-    def record(self, truth: Truth, found: Tensor) -> Tensor:
+    def record(self, truth: Target, found: Tensor) -> Tensor:
         assert isinstance(truth, Labels)
         labels = torch.from_numpy(truth.labels).long()
-        judged, count = labels != IGNORED, len(self.data.classes)
+        judged, count = labels != IGNORE_INDEX, len(self.data.classes)
         there, chosen = labels[judged], found[judged]
         parts = (there[there == chosen], chosen, there)
         return torch.stack([torch.bincount(part, minlength=count) for part in parts]).double()
@@ -140,11 +153,11 @@ class Recognition(Judge):
 
     truths = (Tags,)
 
-    def __init__(self, data: DataSet) -> None:
+    def __init__(self, data: ImageDataset) -> None:
         super().__init__(data)
         _binary_average_precision()  # what is missing is better told before hours of measuring
 
-    def record(self, truth: Truth, found: Tensor) -> Tensor:
+    def record(self, truth: Target, found: Tensor) -> Tensor:
         assert isinstance(truth, Tags)
         told = torch.zeros_like(found, dtype=torch.float64)
         told[list(truth.present)] = 1
@@ -172,11 +185,11 @@ class PointedOut(Judge):
 
     truths = (Points,)
 
-    def targets(self, truth: Truth) -> list[int]:
+    def targets(self, truth: Target) -> list[int]:
         assert isinstance(truth, Points)
         return sorted({point.label for point in truth.points if point.positive})
 
-    def record(self, truth: Truth, found: Tensor) -> Tensor:
+    def record(self, truth: Target, found: Tensor) -> Tensor:
         assert isinstance(truth, Points)
         rows = []
         for label, attribution in zip(self.targets(truth), found, strict=True):
@@ -195,7 +208,7 @@ class PointedOut(Judge):
         for row in torch.cat(list(records)):
             measures.add(int(row[0]), row[1:])
         found = measures.compute()
-        return {"p_miou": found.p_miou, "pair_iou": found.pair_iou, "pairs": float(found.pairs)}
+        return {"p_miou": found.p_miou, "pair_iou": found.pair_iou, "n_pairs": float(found.n_pairs)}
 
     def score(self, record: Tensor) -> float | None:
         return float(point_iou(record[:, 1:]).mean()) if len(record) else None
@@ -246,7 +259,7 @@ def _binary_average_precision() -> Callable[[Tensor, Tensor], Tensor]:
     return binary_average_precision
 
 
-def _masks(truth: Truth) -> Masks:
+def _masks(truth: Target) -> Masks:
     assert isinstance(truth, (Labels, Masks))
     return truth.masks() if isinstance(truth, Labels) else truth
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from captum_clip_surgery.datasets.catalog import DATASETS
+from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template
 
 #: What can be measured on a data set, and which fields of a `View` that looks at.

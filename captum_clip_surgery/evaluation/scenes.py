@@ -16,8 +16,12 @@ from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
-from captum_clip_surgery.metrics.bootstrap import ImageMeans
+from captum_clip_surgery.metrics import (
+    ImageMeans,
+    PairMeasures,
+    grid_pointing_game,
+    insertion_deletion,
+)
 from captum_clip_surgery.models._guards import Watch
 
 #: What can be measured: maps against masks, pixels taken and given, the image among others.

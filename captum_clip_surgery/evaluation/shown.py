@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import DataSet, Labels, Masks, Truth
+from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models.image._base import nearest_multiple
 from captum_clip_surgery.preprocessing import Preprocess
@@ -29,7 +29,7 @@ class Shown:
     index: int
     name: str
     pixels: Tensor
-    truth: Truth
+    truth: Target
     size: tuple[int, int]
 
 
@@ -62,7 +62,7 @@ class _Pictures(Dataset[Shown | ValueError]):
     """What a worker does: read a sample, and bring its picture to size."""
 
     def __init__(
-        self, data: DataSet, indices: Sequence[int], preprocess: Preprocess, frame: Frame
+        self, data: ImageDataset, indices: Sequence[int], preprocess: Preprocess, frame: Frame
     ) -> None:
         self.data = data
         self.indices = indices
@@ -89,7 +89,7 @@ class _Pictures(Dataset[Shown | ValueError]):
             error.add_note(which)
             raise
         side = self.frame.view.truth_size
-        truth = sample.truth if side is None else squashed(sample.truth, side)
+        truth = sample.target if side is None else squashed(sample.target, side)
         return Shown(index, sample.name, pixels, truth, size)
 
 
@@ -108,7 +108,7 @@ class Reader:
     def __init__(
         self,
         clip: ZeroShotClassifier,
-        data: DataSet,
+        data: ImageDataset,
         indices: Sequence[int],
         view: View,
         batch_size: int,
@@ -138,7 +138,7 @@ class Reader:
             start = time.perf_counter()
 
 
-def squashed(truth: Truth, side: int) -> Truth:
+def squashed(truth: Target, side: int) -> Target:
     """Labels or masks at side x side pixels, each the nearest of those there were."""
 
     def nearest(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from captum_clip_surgery.attr._engine import Explainer, attribute_each, attribut
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.attr.registry import make_all
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.datasets.base import Classes, DataSet
+from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation.judges import Judge
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.evaluation.records import Records
@@ -52,7 +52,7 @@ class AskForMaps(Asking):
     def __init__(
         self,
         clip: ZeroShotClassifier,
-        data: DataSet,
+        data: ImageDataset,
         methods: Mapping[str, Method],
         view: View,
         judge: Judge,
@@ -101,7 +101,7 @@ class AskForLabels(Asking):
     def __init__(
         self,
         clip: ZeroShotClassifier,
-        data: DataSet,
+        data: ImageDataset,
         methods: Mapping[str, Method],
         view: View,
         judge: Judge,
@@ -156,7 +156,7 @@ class AskForScores(Asking):
     def __init__(
         self,
         clip: ZeroShotClassifier,
-        data: DataSet,
+        data: ImageDataset,
         methods: Mapping[str, Method],
         view: View,
         judge: Judge,
@@ -187,7 +187,7 @@ class AskForScores(Asking):
         return [{name: scores[name][i] for name in self.names} for i in range(len(batch))]
 
 
-Ask = Callable[[ZeroShotClassifier, DataSet, Mapping[str, Method], View, Judge], Asking]
+Ask = Callable[[ZeroShotClassifier, ImageDataset, Mapping[str, Method], View, Judge], Asking]
 ASKING: Mapping[str, Ask] = {
     "localization": AskForMaps,
     "segmentation": AskForLabels,
@@ -196,7 +196,7 @@ ASKING: Mapping[str, Ask] = {
 }
 
 
-def _names(data: DataSet, view: View) -> Classes:
+def _names(data: ImageDataset, view: View) -> Classes:
     """The classes by the names that the view has for them.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from captum_clip_surgery.datasets.files import state_of, walk
+from captum_clip_surgery._utils.files import state_of, walk
 from captum_clip_surgery.export._extras import webdataset
 from captum_clip_surgery.preprocessing import load_picture, open_picture
 

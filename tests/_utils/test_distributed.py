@@ -18,7 +18,7 @@ import pytest
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.distributed import Processes, processes, shard
 from captum_clip_surgery.attr.registry import choose
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import Folder
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation.judges import JUDGES
 from captum_clip_surgery.evaluation.protocol import Protocol

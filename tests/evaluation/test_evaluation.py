@@ -62,7 +62,7 @@ def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
     expected |= {"insertion": float(insertion), "deletion": float(deletion)}
     expected |= {"grid_pointing": 100 * sum(shares) / 2}
     assert measures == pytest.approx(expected, rel=1e-5)
-    assert set(found["CLIPSurgery"].intervals) == set(expected) - {"pairs", "skipped"}
+    assert set(found["CLIPSurgery"].intervals) == set(expected) - {"n_pairs", "skipped"}
 
 
 def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import IGNORED, Labels
+from captum_clip_surgery.datasets import IGNORE_INDEX, Labels
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, View, evaluate
 from captum_clip_surgery.evaluation.judges import JUDGES
@@ -147,7 +147,7 @@ def check(
     for label in range(5):
         hits = union = there = 0
         for truth, said in zip(truths, found, strict=True):
-            counts = truth != IGNORED
+            counts = truth != IGNORE_INDEX
             mine, true = (said == label) & counts, (truth == label) & counts
             hits += int((mine & true).sum())
             union += int((mine | true).sum())

@@ -20,8 +20,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, tasks
 from captum_clip_surgery.evaluation.results import read
@@ -118,7 +117,7 @@ def test_what_workers_are_given_can_be_sent(clip: ZeroShotClassifier, folder: Fo
     pictures = _Pictures(folder, range(len(folder)), clip.preprocessing, frame)
     sent = pickle.loads(pickle.dumps(pictures))
     assert torch.equal(sent[2].pixels, pictures[2].pixels)
-    assert np.array_equal(sent[2].truth.labels, folder[2].truth.labels)
+    assert np.array_equal(sent[2].target.labels, folder[2].target.labels)
 
 
 def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None:
@@ -288,7 +287,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
             "--dataset folder --root DATA --size 96",
             "--size cannot be combined with --dataset folder: on data sets, the protocol",
         ),
-        ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
+        ("--dataset folder --root nowhere", "is incomplete at nowhere (no such folder)"),
         ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
         ("--root DATA --resume", "--root, --resume cannot be combined with --dataset scenes"),
     ],

@@ -9,8 +9,7 @@ import open_clip
 import pytest
 
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets.base import Classes
-from captum_clip_surgery.datasets.catalog import DATASETS
+from captum_clip_surgery.datasets import DATASETS, Classes
 from captum_clip_surgery.evaluation.protocol import (
     CLASSES,
     FOLDER,

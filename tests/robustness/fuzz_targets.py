@@ -25,7 +25,7 @@ from PIL import Image
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app.pictures import read_picture
-from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
+from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
 from captum_clip_surgery.export._shards import ImageRecord
 from captum_clip_surgery.export._writing import ShardRecord, rows_of

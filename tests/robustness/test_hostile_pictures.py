@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from captum_clip_surgery.datasets.base import open_labels, open_rgb
+from captum_clip_surgery.datasets import open_labels, open_rgb
 from captum_clip_surgery.export import open_source
 from captum_clip_surgery.preprocessing import load_picture
 

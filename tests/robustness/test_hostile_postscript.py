@@ -15,8 +15,8 @@ from PIL import EpsImagePlugin, Image
 
 from captum_clip_surgery.app.pictures import read_picture
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.datasets import open_dataset
-from captum_clip_surgery.datasets.base import open_labels, open_rgb, picture_size
+from captum_clip_surgery.datasets import open_dataset, open_labels, open_rgb
+from captum_clip_surgery.datasets._files import image_size
 from captum_clip_surgery.export import open_source
 from captum_clip_surgery.preprocessing import load_picture, open_picture
 from tests._helpers.written_city import write_city
@@ -140,7 +140,7 @@ DOORS: dict[str, Callable[[Path, bytes], object]] = {
     "a stream": lambda _, content: open_picture(io.BytesIO(content)).load(),
     "an image": lambda root, content: open_rgb(path_of(root, content)),
     "labels": lambda root, content: open_labels(path_of(root, content)),
-    "a size": lambda root, content: picture_size(path_of(root, content)),
+    "a size": lambda root, content: image_size(path_of(root, content)),
     "the page": lambda _, content: read_picture(content, "x.png"),
     "the command line": command_line,
     "a folder to export": lambda root, content: exported(root, content, False),

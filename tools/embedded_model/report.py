@@ -93,9 +93,8 @@ def main(
         chosen = Scenes("test", scenes, render, objects=counts)
         measured = evaluate_scenes(clip, chosen, methods, distractors, size, confidence=False)
         count = " or ".join(map(str, counts))
-        title = (
-            f"{scenes} scenes of {count}, {measured['CLIP'].measures['pairs']:.0f} objects, {texts}"
-        )
+        objects = f"{measured['CLIP'].measures['n_pairs']:.0f} objects"
+        title = f"{scenes} scenes of {count}, {objects}, {texts}"
         print(f"\n{title}\n\n{to_markdown(measured)}")
         found[title] = {name: asdict(value) for name, value in measured.items()}
     if output is not None:

@@ -1,7 +1,7 @@
 """Outlines of COCO's annotations as runs of pixels, checked before pycocotools draws them.
 
-pycocotools believes what it is given: NaN, far coordinates or runs that do not fit the image make
-it read and write outside its memory or take all of it. Nothing unchecked reaches it.
+pycocotools does not validate its input: NaN, distant coordinates or runs that do not fit the image
+make it access memory out of bounds or exhaust it. Every outline is checked here first.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-#: An outline may be this many times as long as the border of its image, which bounds the memory
-#: to draw it. Outlines traced pixel by pixel stay far below.
+#: Largest length of an outline, in borders of its image, which bounds the memory to draw it.
+#: Outlines traced pixel by pixel are far shorter.
 MAX_TURNS = 100
-#: Bits of the largest run that can be compressed.
+#: Number of bits of the largest run that can be compressed.
 MAX_BITS = 35
 
 
@@ -23,21 +23,21 @@ def encode_outline(segmentation: Any, height: int, width: int) -> tuple[bytes, l
     """Encode an annotation's `segmentation` as COCO's compressed runs.
 
     Args:
-        segmentation: polygons [[x, y, x, y, ...], ...], or {"size": [height, width], "counts":
-            runs}, the runs being numbers or text.
-        height: of the image, at least 1.
-        width: of the image, at least 1.
+        segmentation: Polygons [[x, y, x, y, ...], ...], or {"size": [height, width], "counts":
+            runs} with runs as numbers or text.
+        height: Height of the image in pixels, at least 1.
+        width: Width of the image in pixels, at least 1.
 
     Returns:
-        The runs, empty if no pixel is covered, and why outlines or parts of them were skipped:
-        those without a pixel or with fewer than three points.
+        The runs, empty if no pixel is covered, and the reasons why parts were skipped, such as
+        polygons with fewer than three points.
 
     Raises:
-        ValueError: what is not of this form, coordinates far from the image, or runs that do not
-            fit it.
-        ImportError: pycocotools is missing.
+        ValueError: If the format is another, coordinates are far from the image, or runs do not fit
+            it.
+        ImportError: If pycocotools is missing.
     """
-    mask = pycocotools_mask()
+    mask = _import_mask()
     if isinstance(segmentation, list):
         polygons, skipped = _check_polygons(segmentation, height, width)
         if not polygons:
@@ -48,7 +48,7 @@ def encode_outline(segmentation: Any, height: int, width: int) -> tuple[bytes, l
             raise ValueError(f"it is {segmentation!r:.80}, expected polygons, or a size and counts")
         if segmentation["size"] != [height, width]:
             raise ValueError(
-                f"it is of size {segmentation['size']!r:.80}, its image of {[height, width]}"
+                f"it has size {segmentation['size']!r:.80}, its image {[height, width]}"
             )
         counts, skipped = segmentation["counts"], []
         if counts in ("", []):
@@ -59,17 +59,20 @@ def encode_outline(segmentation: Any, height: int, width: int) -> tuple[bytes, l
 
 
 def decode_outlines(outlines: Iterable[bytes], height: int, width: int) -> np.ndarray:
-    """Return the mask (height, width) of the pixels that any of `outlines` covers.
+    """Return the union of outlines.
 
     Args:
-        outlines: from `encode_outline`, for the same size.
-        height: of the image.
-        width: of the image.
+        outlines: Runs from `encode_outline` for the same size.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        Array (height, width) of bool.
     """
     runs = [{"size": [height, width], "counts": outline} for outline in outlines]
     if not runs:
         return np.zeros((height, width), bool)
-    mask = pycocotools_mask()
+    mask = _import_mask()
     covered: np.ndarray = mask.decode(mask.merge(runs)).astype(bool)
     return covered
 
@@ -77,8 +80,8 @@ def decode_outlines(outlines: Iterable[bytes], height: int, width: int) -> np.nd
 def _check_polygons(
     polygons: list[Any], height: int, width: int
 ) -> tuple[list[list[float]], list[str]]:
-    """Return the polygons that can be drawn, and why others are skipped."""
-    kept: list[list[float]] = []
+    """Return the polygons that can be drawn, and the reasons for skipping others."""
+    drawable: list[list[float]] = []
     skipped = [] if polygons else ["an outline without polygons"]
     length = 0.0
     for polygon in polygons:
@@ -91,20 +94,24 @@ def _check_polygons(
         if len(polygon) % 2:
             raise ValueError(expected)
         length += _boundary_length(polygon, height, width)
-        kept.append(polygon)
+        drawable.append(polygon)
     if length > MAX_TURNS * 2 * (height + width):
         raise ValueError(
             f"its outline is {length:.0f} pixels long, more than {MAX_TURNS} times the border of "
             f"its image of {width} x {height}"
         )
-    return kept, skipped
+    return drawable, skipped
 
 
 def _boundary_length(polygon: list[float], height: int, width: int) -> float:
-    """Return the pixels on a polygon's boundary; raise for a point far from the image."""
+    """Return the length of a polygon's boundary in pixels.
+
+    Raises:
+        ValueError: If a point is far from the image.
+    """
     try:
         points = np.array([*polygon, *polygon[:2]], dtype=float).reshape(-1, 2)
-    except OverflowError:  # integers beyond floats
+    except OverflowError:  # integers beyond the range of floats
         points = np.full((1, 2), np.inf)
     sides = np.array([width, height])
     near = (points >= -sides) & (points <= 2 * sides)  # False for NaN
@@ -118,20 +125,20 @@ def _boundary_length(polygon: list[float], height: int, width: int) -> float:
 
 
 def _check_runs(counts: Any, height: int, width: int) -> list[int]:
-    """Return runs as numbers that cover the image exactly, none of them empty but the first.
+    """Return runs as numbers that cover the image exactly, with no empty run after the first.
 
-    pycocotools reads past the end of its memory when it merges outlines with empty runs inside.
+    pycocotools reads out of bounds when it merges outlines with empty runs inside.
     """
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not set(map(type, runs)) <= {int} or min(runs) < 0:
         raise ValueError(f"its runs are {counts!r:.80}, expected whole numbers of 0 or more")
     if sum(runs) != height * width:
-        raise ValueError(f"its runs are of {sum(runs)!s:.20} pixels, not {height} x {width}")
+        raise ValueError(f"its runs have {sum(runs)!s:.20} pixels, expected {height} x {width}")
     joined = runs[:1]
     for place, run in enumerate(runs[1:], 1):
         if not run:
             continue
-        if (len(joined) - place) % 2:  # of the same value as the run before
+        if (len(joined) - place) % 2:  # same value as the previous run
             joined[-1] += run
         else:
             joined.append(run)
@@ -139,16 +146,16 @@ def _check_runs(counts: Any, height: int, width: int) -> list[int]:
 
 
 def _decompress(text: str) -> list[int]:
-    """Return the runs that COCO's text stands for: 5 bits a character, as differences."""
+    """Decode COCO's compressed text: differences of runs, 5 bits per character."""
     runs: list[int] = []
     value = bits = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or bits >= MAX_BITS:
-            raise ValueError(f"its runs are {text!r:.80}, no compressed text")
+            raise ValueError(f"its runs are {text!r:.80}, expected compressed runs")
         value |= (code & 31) << bits
         bits += 5
-        if code & 32:  # goes on
+        if code & 32:  # continues in the next character
             continue
         if code & 16:  # negative
             value -= 1 << bits
@@ -159,12 +166,7 @@ def _decompress(text: str) -> list[int]:
     return runs
 
 
-def pycocotools_mask() -> ModuleType:
-    """Import pycocotools' masks.
-
-    Raises:
-        ImportError: pycocotools is missing.
-    """
+def _import_mask() -> ModuleType:
     try:
         from pycocotools import mask
     except ImportError:
