@@ -21,7 +21,7 @@ from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.metrics import localization
-from captum_clip_surgery.tasks.recognition import recognize
+from captum_clip_surgery.tasks import recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
 SCENES = Scenes("test", 8, 224, objects=[2, 3])

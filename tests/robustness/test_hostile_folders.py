@@ -29,7 +29,7 @@ from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.models._config_check import MODEL, PREPROCESS, TEXT
 from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
 from captum_clip_surgery.models._schema import check_table
-from captum_clip_surgery.tasks.sam import Sam
+from captum_clip_surgery.tasks import Sam
 from tests.models.test_text_towers import HUGGING_FACE, VISION, save_text_tower, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
