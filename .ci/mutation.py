@@ -68,7 +68,7 @@ GROUPS = {
             "test_towers_real.py::test_refused_configurations_say_why",
             "test_towers_real.py::test_refused_towers_say_why",
             "test_towers_real.py::test_unknown_positions",
-            "test_multimodal.py::test_sub_words_of_hugging_face_tokenizers",
+            "test_captions.py::test_sub_words_of_hugging_face_tokenizers",
         ),
         sample=200,
         # One size and num_blocks of a tower, one tower of a method tell as much as all of them.

@@ -27,8 +27,13 @@ from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.evaluation.results import LONG
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    Protocol,
+    View,
+    evaluate,
+    evaluate_scenes,
+)
 from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 DENSE = (
@@ -100,7 +105,7 @@ def speeds(clip: ZeroShotClassifier, data: ImageDataset, batch: int, workers: in
                     progress=False,
                     confidence=False,
                 )
-            speed, waiting = f"{found.images_per_second:.1f}", f"{found.waiting:.0%}"
+            speed, waiting = f"{found.images_per_second:.1f}", f"{found.data_wait_fraction:.0%}"
             rows.append([task, str(len(names)), speed, waiting])
     return markdown(["task", "methods", "images / s", "waiting for data"], rows)
 
@@ -128,7 +133,9 @@ def compared(drawn: Sequence[Scene], root: Path) -> str:
             way: evaluate(clip, data, methods, protocol, confidence=False).results
             for way, data in ways.items()
         }
-        columns = {key: name for key, name in LONG.items() if key in expected["CLIP"].measures}
+        columns = {
+            key: name for key, name in ALL_COLUMNS.items() if key in expected["CLIP"].measures
+        }
         rows = [
             [name, way, *_cells(table[name].measures, expected[name].measures, columns)]
             for name in COMPARED

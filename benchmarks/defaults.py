@@ -18,8 +18,7 @@ from torch import Tensor
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.evaluation.results import to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 
 SEED_OF_RIVALS = 7
 

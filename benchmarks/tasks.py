@@ -22,10 +22,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.tasks.multimodal import word_maps
-from captum_clip_surgery.tasks.points import Prompt, prompts
-from captum_clip_surgery.tasks.recognition import recognize
-from captum_clip_surgery.tasks.segmentation import segment
+from captum_clip_surgery.tasks import Prompt, prompts, recognize, segment, word_maps
 
 VOID = -1
 #: How pixels of no object are told from those of objects, beside leaving them out.

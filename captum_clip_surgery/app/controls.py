@@ -17,7 +17,7 @@ from captum_clip_surgery.app.settings import (
     lines_of,
     number,
 )
-from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
 OWN_SIDE = "the model's own"

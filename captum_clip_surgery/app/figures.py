@@ -14,10 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.app.settings import Settings
+from captum_clip_surgery.tasks import BACKGROUND, Prompt, Segmentation
 from captum_clip_surgery.tasks.figures import points_figure
-from captum_clip_surgery.tasks.points import Prompt
-from captum_clip_surgery.tasks.segmentation import Segmentation
-from captum_clip_surgery.tasks.vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import hue, show_labels, visualize_attribution
 
 PANEL, LARGE = 360, 640  # pixels of a longer side

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
 MAX_TEXTS = 24
@@ -44,7 +44,7 @@ class Settings:
         sign: of the values that are drawn, one of `visualization.SIGNS`.
         point: (x, y) of the picture in 0..1, whose scores are shown; None is none.
         background: texts for what is no class in segmentation.
-        instances: prompts for SAM, one of `tasks.points.INSTANCES`.
+        instances: prompts for SAM, one of `tasks.INSTANCES`.
         boxes: whether prompts have boxes.
         caption: whose words get maps.
         example: number of the example that is shown; None is a picture of the visitor's own.

@@ -17,9 +17,15 @@ from captum_clip_surgery.cli._digests import code_digest, folder_digest
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
-from captum_clip_surgery.evaluation import Evaluation, Protocol
-from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
-from captum_clip_surgery.evaluation.results import LONG, settings_digest, to_markdown, write
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    TEMPLATE_SETS,
+    Evaluation,
+    Protocol,
+    settings_digest,
+    to_markdown,
+    write,
+)
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.visualization import save_figure
 
@@ -119,24 +125,25 @@ def _report(
 ) -> None:
     """Write the results and figures, and print the table."""
     ranked = {
-        task: [data.names[index] for _, index in cases] for task, cases in result.cases.items()
+        task: [data.names[index] for _, index in ranked]
+        for task, ranked in result.ranked_images.items()
     }
     content = {
         **provenance,
         **environment_info(clip.device),
         "images": result.images,
         "images_per_second": result.images_per_second,
-        "data_wait_fraction": result.waiting,
+        "data_wait_fraction": result.data_wait_fraction,
         "ranked_images": ranked,
     }
     write(result.results, output, content)
     for task, figure in result.figures.items():
         save_figure(figure, output / f"{task}.png")
-    print(to_markdown(result.results, LONG))
+    print(to_markdown(result.results, ALL_COLUMNS))
     for name, reason in result.left_out.items():
         print(f"left out: {name}: {reason}")
     print(
         f"\n{result.images} images, {result.images_per_second:.1f} per second, "
-        f"{result.waiting:.0%} of the time waiting for data. All measures, confidence intervals "
-        f"and figures are in {output}."
+        f"{result.data_wait_fraction:.0%} of the time waiting for data. All measures, confidence "
+        f"intervals and figures are in {output}."
     )

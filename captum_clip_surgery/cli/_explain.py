@@ -27,8 +27,7 @@ from captum_clip_surgery.cli._model import (
     split_names,
 )
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.evaluation.results import to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Index of the test scene that `demo` shows: three objects, each found by its own map.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.tasks.recognition import pooled_scores
+from captum_clip_surgery.tasks import image_scores
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
     clip = surgery.forward_func
     with forward_pass(clip, images, [surgery.path_config]) as forward:
         maps = surgery.attribute_all(images).half()
-        scores = pooled_scores(clip, forward.image_features(), None).float()
+        scores = image_scores(clip, forward.image_features(), None).float()
     # Of equal scores the first text comes first, on every device.
     values, order = scores.sort(descending=True, stable=True)
     found = maps.cpu().numpy()

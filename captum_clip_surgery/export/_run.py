@@ -20,7 +20,7 @@ from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.evaluation.results import settings_digest
+from captum_clip_surgery.evaluation import settings_digest
 from captum_clip_surgery.export import _extras
 from captum_clip_surgery.export._explaining import explain_batch
 from captum_clip_surgery.export._manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest

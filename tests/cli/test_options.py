@@ -13,6 +13,7 @@ from typing import Annotated, get_args
 import pytest
 import typer
 from captum_clip_surgery.export.shards import FORMATS as SHARD_FORMATS
+from captum_clip_surgery.tasks.points import INSTANCES
 from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
@@ -25,7 +26,6 @@ from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
 from captum_clip_surgery.export import export_maps
 from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.tasks.points import INSTANCES
 from captum_clip_surgery.visualization import FORMATS, SIGNS
 
 PROBE = """

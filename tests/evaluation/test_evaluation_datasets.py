@@ -26,10 +26,9 @@ from captum_clip_surgery.datasets import (
     Tags,
 )
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.evaluation.results import Result
+from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
 from captum_clip_surgery.metrics import localization
-from captum_clip_surgery.tasks.recognition import recognize
+from captum_clip_surgery.tasks import recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
 SCENES = Scenes("test", 8, 224, objects=[2, 3])
@@ -159,7 +158,7 @@ def test_images_that_show_nothing_add_nothing(clip: ZeroShotClassifier) -> None:
         view = way(localization=View(size=64, texts=texts))
         found = evaluate(clip, data, {"CLIP": METHODS["CLIP"]}, view, progress=False)
         assert found.results["CLIP"].measures["n_pairs"] == 1
-        assert [index for _, index in found.cases["localization"]] == [1]
+        assert [index for _, index in found.ranked_images["localization"]] == [1]
     with pytest.raises(ValueError, match="no pair to measure"):
         evaluate(clip, Given(FOUR, [GREY], [Masks({})]), {"CLIP": METHODS["CLIP"]}, view)
 
@@ -251,7 +250,7 @@ def test_average_precision_by_scikit_learn(clip: ZeroShotClassifier) -> None:
     nothing = Given("\n".join(classes), pictures, [Tags(frozenset())] * len(pictures))
     with pytest.raises(ValueError, match="no image shows any class"):
         measured(clip, nothing, view)
-    with pytest.raises(ValueError, match=r"recognition takes the dense methods.*none of LeGrad"):
+    with pytest.raises(ValueError, match=r"recognition needs dense methods .*, got LeGrad"):
         measured(clip, given, view, "LeGrad")
 
 
@@ -260,7 +259,9 @@ def test_methods_that_recognition_cannot_ask(clip: ZeroShotClassifier) -> None:
     methods = {name: METHODS[name] for name in ("LeGrad", "CLIP")}
     found = evaluate(clip, given, methods, way(recognition=View(size=64)), progress=False)
     assert list(found.results) == ["CLIP"]
-    assert found.left_out == {"LeGrad": "recognition takes the dense methods of this package alone"}
+    assert found.left_out == {
+        "LeGrad": "recognition needs dense methods with feature surgery (DualPathAttribution)"
+    }
 
 
 # --- points --------------------------------------------------------------------------------------
@@ -287,6 +288,6 @@ def test_points_by_hand(clip: ZeroShotClassifier) -> None:
         view = way(points=View(size=64, texts=texts))
         found = evaluate(clip, data, {"corner": corner}, view, progress=False)
         assert found.results["corner"].measures == pytest.approx(expected)
-        assert [index for _, index in found.cases["points"]] in ([0, 1], [1, 0])
+        assert [index for _, index in found.ranked_images["points"]] in ([0, 1], [1, 0])
     with pytest.raises(ValueError, match="no image has a positive point"):
         evaluate(clip, Given(FOUR, [GREY], [Points(())]), {"corner": corner}, view)

@@ -28,7 +28,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, word_score
 from captum_clip_surgery.models import image
 from captum_clip_surgery.models._agreement import ImageSide
 from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
-from captum_clip_surgery.tasks.multimodal import word_maps
+from captum_clip_surgery.tasks import word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY

@@ -23,7 +23,7 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr import attribute_many
 from captum_clip_surgery.export import explain_batch
-from captum_clip_surgery.tasks.multimodal import maps_of_own_texts, word_maps
+from captum_clip_surgery.tasks import maps_of_own_texts, word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model
 

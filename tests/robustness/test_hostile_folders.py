@@ -27,7 +27,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models._config_check import MODEL, PREPROCESS, TEXT
 from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
 from captum_clip_surgery.models._schema import check_table
-from captum_clip_surgery.tasks.sam import Sam
+from captum_clip_surgery.tasks import Sam
 from tests._helpers.model_folders import CONFIG, DEMO, edit, write_hugging_face
 from tests._helpers.text_towers import HUGGING_FACE
 

@@ -22,8 +22,8 @@ from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text.words import word_positions
+from captum_clip_surgery.tasks import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.figures import words_figure
-from captum_clip_surgery.tasks.multimodal import WordMaps, maps_of_own_texts, word_maps
 from tests._helpers.cases import each
 from tests._helpers.text_towers import KINDS, Words, manner, shrunk
 from tests._helpers.tiny import random_images, relative_error, tiny_model
@@ -163,7 +163,7 @@ def test_the_words_shared_most():
     found = WordMaps(("a", "dog", "cat", "a"), torch.zeros(4, 1, 1), (8, 8), importance)
     assert [word for word, _ in found.shared()] == ["cat", "a", "a", "dog"]
     assert found.shared(1) == [("cat", pytest.approx(0.7))]
-    with pytest.raises(ValueError, match="k 0 must be at least 1"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         found.shared(0)
 
 
@@ -333,7 +333,7 @@ def test_figure(demo):
     np.testing.assert_array_equal(shown[0].get_images()[0].get_array(), scene.image)
     assert all(len(axis.get_images()) == 2 for axis in shown[1:])
     figure.canvas.draw()  # signs of mathematics in a caption are drawn as they are
-    with pytest.raises(ValueError, match="columns 0 must be at least 1"):
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
         words_figure(scene.image, found, columns=0)
 
 
@@ -428,7 +428,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
     assert found[0].importance[1].item() == pytest.approx(float(image @ (whole - part)), abs=1e-6)
     without_marks = HFTokenizer(str(tmp_path), 16, clean="canonicalize")
     bare = ZeroShotClassifier(model, ["dog"], tokenizer=without_marks, templates=())
-    with pytest.raises(ValueError, match="caption '!!!' holds no words for the model's tokenizer"):
+    with pytest.raises(ValueError, match="caption '!!!' has no words for the model's tokenizer"):
         word_maps(bare, images, ["a", "!!!"])
 
 
@@ -438,7 +438,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
 @each(
     ("captions", "error", "message"),
     [
-        (["a dog"], ValueError, "there are 1 captions for 2 images; give one for each image"),
+        (["a dog"], ValueError, "there are 1 captions for 2 images; pass one per image"),
         ("a dog", ValueError, "there are 1 captions for 2 images"),
         (["a"] * 3, ValueError, "there are 3 captions for 2 images"),
         (["a dog", " "], ValueError, "caption 1 is empty"),
@@ -459,8 +459,8 @@ def test_captions_that_are_refused(vit, captions, error, message):
         ([["a"], []], ValueError, "image 1 has no texts"),
         ([["a"], ["a", ""]], ValueError, "image 1's text 1 is empty"),
         (["a", "b"], TypeError, r"image 0's texts is the string 'a'; pass a list: \['a'\]"),
-        ("ab", TypeError, "texts is a str, expected a list with a list of texts per image"),
-        ({0: ["a"]}, TypeError, "texts is a dict"),
+        ("ab", TypeError, "texts must be a list with a list of texts per image, got str"),
+        ({0: ["a"]}, TypeError, "texts must be a list with a list of texts per image, got dict"),
     ],
 )
 def test_own_texts_that_are_refused(vit, texts, error, message):
@@ -474,7 +474,7 @@ def test_other_arguments_that_are_refused(vit):
         ValueError, match="num_blocks must be an int from 0 to the tower's 3, got 4"
     ):
         word_maps(vit, images, "a dog", num_blocks=4)
-    with pytest.raises(ValueError, match="contrasts texts, and there is one"):
+    with pytest.raises(ValueError, match="contrasts texts, and there is only one"):
         maps_of_own_texts(vit, images, [["a"]], feature_surgery="release")
     with pytest.raises(ValueError, match=r"feature_surgery must be one of .*, got 'other'"):
         maps_of_own_texts(vit, images, [["a"]], feature_surgery="other")
@@ -483,7 +483,7 @@ def test_other_arguments_that_are_refused(vit):
             function(vit, images, texts, batch_size=0)
         with pytest.raises(ValueError, match=r"expected \(N, 3, H, W\); add the batch"):
             function(vit, images[0], texts)
-        with pytest.raises(TypeError, match="forward_func is a CLIP"):
+        with pytest.raises(TypeError, match="forward_func must be a ZeroShotClassifier, got CLIP"):
             function(vit.model, images, texts)
 
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.tasks import points, regions
-from captum_clip_surgery.tasks.points import Prompt, points_from_map, prompts, sam_inputs
+from captum_clip_surgery.tasks import (
+    Prompt,
+    _prompts,
+    _regions,
+    points_from_map,
+    prompts,
+    sam,
+    sam_inputs,
+)
 from tests._helpers.cases import each
 from tests._helpers.tiny import DATA, random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
@@ -156,15 +165,27 @@ def test_scale_offset_and_gradients_do_not_matter() -> None:
 @each(
     ("change", "error", "message"),
     [
-        ({"threshold": 1.1}, ValueError, "threshold 1.1 must be from 0 to 1"),
-        ({"threshold": -0.1}, ValueError, "threshold -0.1 must"),
-        ({"threshold": float("nan")}, ValueError, "threshold nan must"),
-        ({"threshold": "high"}, ValueError, "threshold 'high' must"),
-        ({"down_sample": 0}, ValueError, "down_sample 0 must be an int from 1"),
-        ({"down_sample": 1.5}, ValueError, "down_sample 1.5 must"),
-        ({"size": (0, 5)}, ValueError, r"size \(0, 5\) is not the image's \(height, width\)"),
-        ({"attribution": [[1.0]]}, TypeError, "attribution is a list, expected a tensor"),
-        ({"attribution": torch.ones(1, 2, 2)}, ValueError, r"\(1, 2, 2\), expected \(h, w\)"),
+        (
+            {"threshold": 1.1},
+            ValueError,
+            "threshold must be from 0 to 1, of the normalized map, got 1.1",
+        ),
+        ({"threshold": -0.1}, ValueError, r"threshold must be .*, got -0.1"),
+        ({"threshold": float("nan")}, ValueError, r"threshold must be .*, got nan"),
+        ({"threshold": "high"}, ValueError, r"threshold must be .*, got 'high'"),
+        ({"down_sample": 0}, ValueError, "down_sample must be an int of at least 1, got 0"),
+        ({"down_sample": 1.5}, ValueError, r"down_sample must be .*, got 1.5"),
+        (
+            {"size": (0, 5)},
+            ValueError,
+            r"size must be the image's \(height, width\) in pixels, got \(0, 5\)",
+        ),
+        ({"attribution": [[1.0]]}, TypeError, r"attribution must be a tensor .*, got list"),
+        (
+            {"attribution": torch.ones(1, 2, 2)},
+            ValueError,
+            r"must be one map \(h, w\).* got shape \(1, 2, 2\)",
+        ),
         ({"attribution": torch.ones(0, 2)}, ValueError, r"shape \(0, 2\)"),
         ({"attribution": torch.tensor([[1, torch.nan]])}, ValueError, "NaN or infinity"),
         ({"attribution": torch.tensor([[1, torch.inf]])}, ValueError, "NaN or infinity"),
@@ -185,7 +206,7 @@ def test_components_are_scipy_s(seed: int) -> None:
     inside = noise(9, 12, seed=seed) > 0.6
     labels, count = ndimage.label(inside.numpy(), structure=np.ones((3, 3)))
     expected = {tuple(np.flatnonzero(labels == i + 1)) for i in range(count)}
-    found = regions.components(inside)
+    found = _regions.components(inside)
     assert len(found) == count > 2
     assert {tuple(np.flatnonzero(part.numpy())) for part in found} == expected
 
@@ -193,7 +214,7 @@ def test_components_are_scipy_s(seed: int) -> None:
 def test_a_winding_component_is_one() -> None:
     inside = torch.ones(9, 9, dtype=torch.bool)
     inside[1::4, :-1] = inside[3::4, 1:] = False
-    assert len(regions.components(inside)) == 1
+    assert len(_regions.components(inside)) == 1
 
 
 def plateaus(values: np.ndarray) -> set[tuple[int, ...]]:
@@ -219,7 +240,7 @@ def plateaus(values: np.ndarray) -> set[tuple[int, ...]]:
 def test_peaks_are_plateaus_with_nothing_higher_beside_them(seed: int) -> None:
     scaled = (noise(8, 11, seed=seed).sigmoid() * 5).round() / 5
     everywhere = torch.ones_like(scaled, dtype=torch.bool)
-    found = regions.peaks(scaled.double(), everywhere)
+    found = _regions.peaks(scaled.double(), everywhere)
     assert {tuple(np.flatnonzero(peak.numpy())) for peak, _ in found} == plateaus(scaled.numpy())
     shares = torch.stack([region for _, region in found])
     assert (shares.sum(0) == 1).all()
@@ -374,6 +395,13 @@ def test_prompts_are_plain_data(shown: Any) -> None:
     assert bare.to_dict()["box"] is bare.to_dict()["mask"] is None
 
 
+def test_without_scipy_the_extra_is_named(shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert len(shown(TWO[None], targets=[0])) == 1
+    with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[sam\]'"):
+        shown(TWO[None], targets=[0], instances="peaks")
+
+
 # --- prompts of images ---------------------------------------------------------------------------
 
 
@@ -389,6 +417,17 @@ def test_maps_are_those_of_surgery(clip: ZeroShotClassifier) -> None:
             expected, _ = points_from_map(attribution, images.shape[-2:], down_sample=1)
             assert np.array_equal(prompt.points, expected.numpy())
             assert prompt.score == pytest.approx(attribution.max().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["NACLIP", "Saliency"])
+def test_any_method(demo: ZeroShotClassifier, name: str) -> None:
+    image = demo.preprocess(Scenes("test", 1)[0].image, 96)
+    maps = METHODS[name](demo).attribute_all(image)[0]
+    for prompt, attribution in zip(
+        prompts(demo, image, method=METHODS[name])[0], maps, strict=True
+    ):
+        expected, _ = points_from_map(attribution, (96, 96))
+        assert np.array_equal(prompt.points, expected.numpy())
 
 
 def test_pictures_have_points_in_their_own_pixels(demo: ZeroShotClassifier) -> None:
@@ -434,14 +473,22 @@ def test_pixels_that_patches_leave_out_have_no_points() -> None:
 @each(
     ("options", "error", "message"),
     [
-        ({"instances": "many"}, ValueError, "'many' is none of 'one', 'components', 'peaks'"),
-        ({"instances": "peaks", "union": True}, ValueError, "union joins .* 'peaks' parts"),
-        ({"threshold": 2}, ValueError, "threshold 2 must"),
-        ({"down_sample": -1}, ValueError, "down_sample -1 must"),
+        (
+            {"instances": "many"},
+            ValueError,
+            "must be one of 'one', 'components', 'peaks', got 'many'",
+        ),
+        (
+            {"instances": "peaks", "union": True},
+            ValueError,
+            r"union=True joins .*'peaks' separates",
+        ),
+        ({"threshold": 2}, ValueError, r"threshold must .*, got 2"),
+        ({"down_sample": -1}, ValueError, r"down_sample must .*, got -1"),
         ({"targets": [2]}, IndexError, "target 2 is past the 2 texts"),
         ({"targets": []}, ValueError, "targets are empty"),
-        ({"size": 64}, ValueError, "size 64 is of pictures"),
-        ({"num_blocks": 99}, ValueError, "num_blocks 99"),
+        ({"size": 64}, ValueError, "size 64 is for images to be resized"),
+        ({"num_blocks": 99}, ValueError, r"num_blocks must .*, got 99"),
     ],
 )
 def test_prompts_refuse(
@@ -613,7 +660,7 @@ def test_filled_up_points_are_those_of_transformers(hugging_face: tuple[Any, Any
     """Of label -10: their embedding is zero, wherever they are."""
     encoder = hugging_face[0].prompt_encoder
     places = torch.tensor([[[[5.0, 5.0], [0.0, 0.0], [900.0, 3.0]]]])
-    labels = torch.tensor([[[1, points.PADDING, points.PADDING]]])
+    labels = torch.tensor([[[1, sam.PADDING, sam.PADDING]]])
     embedded = encoder._embed_points(places, labels, pad=False)[0, 0]
     assert embedded[0].abs().min() > 0
     assert (embedded[1:] == 0).all()
@@ -635,10 +682,14 @@ def test_inputs_are_filled_up() -> None:
 @each(
     ("given", "error", "message"),
     [
-        ([prompt_of(1)], TypeError, r"of one image, .* sam_inputs\(\[prompts\]\)"),
-        ([], ValueError, r"images have \[\] prompts"),
-        ([[], []], ValueError, r"images have \[0, 0\] prompts, .* at least one"),
-        ([[prompt_of(1)], [prompt_of(1)] * 2], ValueError, r"\[1, 2\] prompts, .* one at a time"),
+        (
+            [prompt_of(1)],
+            TypeError,
+            r"a list per image; for one image call sam_inputs\(\[prompts\]\)",
+        ),
+        ([], ValueError, r"same number of prompts, at least one, got \[\]"),
+        ([[], []], ValueError, r"at least one, got \[0, 0\]"),
+        ([[prompt_of(1)], [prompt_of(1)] * 2], ValueError, r"got \[1, 2\]; .* one at a time"),
         ([[prompt_of(1), prompt_of(0, box=True)]], ValueError, "for 'a dog' has no points"),
     ],
 )
@@ -665,7 +716,7 @@ def test_boxes_end_with_the_picture_whatever_its_size(cells: int) -> None:
             inside = torch.zeros(cells, cells, dtype=torch.bool)
             inside[cell, cell] = True
             expected = [cell * width // cells, -(-(cell + 1) * width // cells) - 1]
-            found = points._box(inside, (float(width), float(width)))
+            found = _prompts.make_box(inside, (float(width), float(width)))
             assert found.tolist() == [expected[0]] * 2 + [expected[1]] * 2, (width, cell)
 
 
