@@ -30,7 +30,7 @@ from captum_clip_surgery.models.loading import load
 from captum_clip_surgery.models.text.encoder import PromptEncoder, cached_features
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
 from captum_clip_surgery.models.text.tokenization import Tokenizer
-from captum_clip_surgery.preprocessing import Picture, Preprocess
+from captum_clip_surgery.preprocessing import ImageInput, Preprocess
 
 
 class ZeroShotClassifier(nn.Module):
@@ -324,21 +324,21 @@ class ZeroShotClassifier(nn.Module):
 
     def preprocess(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         size: int | tuple[int, int] | None = None,
         crop: bool = False,
     ) -> Tensor:
         """Pictures to a normalised batch (N, 3, H, W) on the model's device.
 
         Args:
-            images: one or a list of PIL images, arrays or paths; see `load_picture`.
+            images: one or a list of PIL images, arrays or paths; see `load_image`.
             size: side or (height, width) in pixels; None is the native size.
             crop: resize the shorter side and keep the middle, as open_clip's own preprocessing
                 does, instead of squashing the whole picture.
 
         Raises:
             ValueError: no images, an unreadable one, a size the patch size does not divide.
-            FileNotFoundError, TypeError: see `load_picture`.
+            FileNotFoundError, TypeError: see `load_image`.
         """
         batch = self.preprocessing(images, size, crop)
         self.tower.grid(*batch.shape[-2:])

@@ -22,7 +22,7 @@ from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models import _validation
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
 
 AT_ONCE = 8  # images that a method is given
@@ -133,7 +133,7 @@ def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def compare(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     targets: Sequence[int] | None = None,
     methods: Iterable[str] | Mapping[str, Method] = DEFAULT_METHODS,
     masks: Sequence[Any] | Tensor | None = None,
@@ -204,7 +204,7 @@ def _explain(
 
 def _batch(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     size: int | tuple[int, int] | None,
 ) -> tuple[Tensor, list[np.ndarray]]:
     if isinstance(images, Tensor):
@@ -215,7 +215,7 @@ def _batch(
         return images, list(shown.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):
         images = [images]
-    pictures = [load_picture(image) for image in images]
+    pictures = [load_image(image) for image in images]
     return clip.preprocess(pictures, size), [np.asarray(picture) for picture in pictures]
 
 

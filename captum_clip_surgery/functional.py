@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 #: The forms of feature surgery; None in their place leaves the plain scores.
-FORMS = ("release", "paper", "empty")
+VARIANTS = ("release", "paper", "empty")
 INVERSE_TEMPERATURE = 2.0
 
 
@@ -86,7 +86,7 @@ def feature_surgery(
         tokens: (N, L, C), L2-normalised.
         text_features: (T, C), L2-normalised: every text that competes.
         class_features: (N, C), L2-normalised: the image's pooled embedding.
-        form: one of `FORMS`, or None.
+        form: one of `VARIANTS`, or None.
         inverse_temperature: see `class_weights`.
         empty_features: (C,), needed by "empty" alone.
         targets: indices of the texts to return, (K,) for all images or (N, K); None is all.
@@ -112,8 +112,8 @@ def feature_surgery(
         if empty_features is None:
             raise ValueError('feature surgery "empty" needs empty_features')
         return scores - (tokens @ empty_features)[:, None]
-    if form not in FORMS:
-        raise ValueError(f"feature surgery {form!r} is none of {', '.join(FORMS)} and None")
+    if form not in VARIANTS:
+        raise ValueError(f"feature surgery {form!r} is none of {', '.join(VARIANTS)} and None")
     weights = class_weights(class_features @ text_features.T, inverse_temperature)
     common = weights @ text_features / weights.shape[-1]
     redundant = common[:, None] @ tokens.mT

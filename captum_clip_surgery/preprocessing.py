@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-Picture = Image.Image | np.ndarray | str | PathLike[str]
+ImageInput = Image.Image | np.ndarray | str | PathLike[str]
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -36,7 +36,7 @@ FORMATS = (
 PROGRAMS = ("EPS", "WMF")
 
 
-def load_picture(picture: Picture) -> Image.Image:
+def load_image(picture: ImageInput) -> Image.Image:
     """A picture as upright RGB.
 
     Args:
@@ -56,7 +56,7 @@ def load_picture(picture: Picture) -> Image.Image:
         if not path.is_file():
             raise FileNotFoundError(f"no image file at {path}")
         try:
-            with open_picture(path) as opened:
+            with open_image(path) as opened:
                 return _to_rgb(upright(opened))
         except Exception as error:  # decoders fail in their own ways
             raise ValueError(
@@ -77,7 +77,7 @@ def load_picture(picture: Picture) -> Image.Image:
     )
 
 
-def open_picture(
+def open_image(
     file: str | PathLike[str] | IO[bytes], formats: Sequence[str] = FORMATS
 ) -> ImageFile.ImageFile:
     """Open a picture without decoding its pixels. Everything that opens pictures goes this way.
@@ -225,7 +225,7 @@ class Preprocess:
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         size: int | tuple[int, int] | None = None,
         crop: bool = False,
     ) -> Tensor:
@@ -235,7 +235,7 @@ class Preprocess:
             images = [images]
         if not images:
             raise ValueError("no images to preprocess")
-        batch = [self._one(load_picture(image), height, width, crop) for image in images]
+        batch = [self._one(load_image(image), height, width, crop) for image in images]
         return torch.stack(batch).sub_(self._channels(self.mean)).div_(self._channels(self.std))
 
     def unnormalize(self, images: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def test_weights_are_positive_with_mean_one() -> None:
     torch.testing.assert_close(weights.mean(-1), torch.ones(2).double())
 
 
-@pytest.mark.parametrize("form", [*functional.FORMS, None])
+@pytest.mark.parametrize("form", [*functional.VARIANTS, None])
 @pytest.mark.parametrize("targets", [[2], [3, 0], [[1], [2]]])
 def test_targets_select_rows(form: str | None, targets: list[int] | list[list[int]]) -> None:
     index = torch.tensor(targets)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery.datasets.files import read_text
-from captum_clip_surgery.preprocessing import open_picture
+from captum_clip_surgery.preprocessing import open_image
 
 #: The label of pixels that nobody judged: borders, voids. They count for nothing.
 IGNORED = -1
@@ -222,7 +222,7 @@ def open_rgb(path: Path) -> Image.Image:
         ValueError: a file that is no picture, or is cut short.
     """
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             picture = image.convert("RGB")
             picture.info.clear()  # or what turns pictures upright would still follow the note
             return picture
@@ -240,7 +240,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         ValueError: a file that is no picture.
     """
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             return image.size
     except FileNotFoundError:
         raise
@@ -255,7 +255,7 @@ def open_labels(path: Path) -> np.ndarray:
         ValueError: a file that cannot be read, or holds colours.
     """
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             if image.mode not in ("P", "L", "I", "I;16", "I;16B", "1"):
                 raise ValueError(
                     f"it is of mode {image.mode}, expected a palette or grey values, the labels"

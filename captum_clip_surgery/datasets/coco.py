@@ -87,7 +87,7 @@ class Coco(_Annotated):
 
     def read(self, index: int) -> Sample:
         picture = self._pictures[index]
-        image = open_picture(self._folder, picture)  # holds the sizes to each other
+        image = open_image(self._folder, picture)  # holds the sizes to each other
         masks, ignored = {}, {}
         for label in sorted({region.label for region in picture.regions}):
             regions = [region for region in picture.regions if region.label == label]
@@ -137,7 +137,7 @@ class CocoTags(_Annotated):
     def read(self, index: int) -> Sample:
         picture = self._pictures[index]
         tags = Tags(frozenset(region.label for region in picture.regions))
-        return Sample(self.names[index], open_picture(self._folder, picture), tags)
+        return Sample(self.names[index], open_image(self._folder, picture), tags)
 
 
 def open_annotated(
@@ -172,7 +172,7 @@ def image_folder(root: Path, split: str, year: int) -> str:
     return nested if (root / nested).is_dir() and not (root / plain).is_dir() else plain
 
 
-def open_picture(folder: Path, picture: Picture) -> Image.Image:
+def open_image(folder: Path, picture: Picture) -> Image.Image:
     """The image, held to the size that its annotations are of."""
     path = folder / picture.file
     image = open_rgb(path)

@@ -22,7 +22,7 @@ from captum_clip_surgery.datasets.coco import (
     check_split,
     image_folder,
     open_annotated,
-    open_picture,
+    open_image,
 )
 from captum_clip_surgery.datasets.coco_json import Picture
 from captum_clip_surgery.datasets.files import check_files, read_text
@@ -174,7 +174,7 @@ class CocoObject(DataSet):
         if self._maps is not None:
             return self._maps.read(self.names[index], self._table)
         picture = self._pictures[index]
-        image = open_picture(self._images, picture)
+        image = open_image(self._images, picture)
         return Sample(self.names[index], image, Labels(_painted(picture)))
 
 

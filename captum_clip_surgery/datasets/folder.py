@@ -19,7 +19,7 @@ from captum_clip_surgery.datasets.base import (
     picture_size,
 )
 from captum_clip_surgery.datasets.paired import own_numbers, relabel
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
@@ -84,7 +84,7 @@ class Folder(DataSet):
     def read(self, index: int) -> Sample:
         name = self.names[index]
         path = self._images[name]
-        image = load_picture(path)
+        image = load_image(path)
         if self._overlap:
             return Sample(name, image, self._read_masks(self._folder / name, image, path))
         mask_path = self._files[name]
@@ -94,7 +94,7 @@ class Folder(DataSet):
 
     def _read_labels(self, path: Path) -> np.ndarray:
         stored = open_labels(path)
-        with open_picture(path) as image:
+        with open_image(path) as image:
             void = 65_535 if image.mode.startswith("I") else 255
         return relabel(stored, own_numbers(len(self.classes), void), path)
 

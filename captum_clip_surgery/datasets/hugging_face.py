@@ -14,7 +14,7 @@ from captum_clip_surgery._utils.errors import error_message
 from captum_clip_surgery.datasets.base import Classes, DataSet, Labels, Sample, Tags, check_layout
 from captum_clip_surgery.datasets.files import check_size, read_json
 from captum_clip_surgery.datasets.paired import own_numbers, relabel
-from captum_clip_surgery.preprocessing import open_picture, upright
+from captum_clip_surgery.preprocessing import open_image, upright
 
 HINT = (
     "what Dataset.save_to_disk wrote, with the columns image and either mask (images of class "
@@ -115,7 +115,7 @@ class HuggingFace(DataSet):
             )
         mode = self._modes[column]
         try:
-            with open_picture(io.BytesIO(content)) as opened:
+            with open_image(io.BytesIO(content)) as opened:
                 if like and math.prod(opened.size) != math.prod(like[0].size):
                     check_size(*like, opened.size, where)
                 picture = upright(opened)

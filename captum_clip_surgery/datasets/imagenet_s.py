@@ -18,7 +18,7 @@ from captum_clip_surgery.datasets.base import (
 )
 from captum_clip_surgery.datasets.files import check_size, check_split
 from captum_clip_surgery.datasets.paired import INVALID, check_paired, relabel
-from captum_clip_surgery.preprocessing import open_picture
+from captum_clip_surgery.preprocessing import open_image
 
 SIZES = (50, 300, 919)
 SPLITS = ("train-semi", "validation")
@@ -96,7 +96,7 @@ def _by_name(folder: Path, suffix: str) -> dict[str, Path]:
 def _open_colours(path: Path) -> np.ndarray:
     """The numbers that colours stand for."""
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             if image.mode != "RGB":
                 raise ValueError(f"it is of mode {image.mode}, expected colours, RGB")
             colours = np.asarray(image).astype(np.int32)

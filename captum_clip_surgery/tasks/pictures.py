@@ -11,10 +11,10 @@ from torch import Tensor
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.models._guards import Watch
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 
 #: A picture or several (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
-Images = Picture | Sequence[Picture] | Tensor
+Images = ImageInput | Sequence[ImageInput] | Tensor
 
 
 def batches(
@@ -35,7 +35,7 @@ def batches(
         (N, 3, H, W) on the model's device, and N sizes.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: see `_validation.check_images`, `load_picture` and
+        TypeError, ValueError, FileNotFoundError: see `_validation.check_images`, `load_image` and
             `clip.preprocess`; a size for a ready batch, a batch size below 1.
         RuntimeError: the model was changed since the last batch.
     """
@@ -55,12 +55,12 @@ def batches(
         return
     pictures = as_list(images)
     for start in range(0, len(pictures), batch_size):
-        loaded = [load_picture(picture) for picture in pictures[start : start + batch_size]]
+        loaded = [load_image(picture) for picture in pictures[start : start + batch_size]]
         yield clip.preprocess(loaded, size), [height_width(picture) for picture in loaded]
         watch.check()
 
 
-def as_list(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """One picture or several as a list.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_clip_surgery.attr.dual_path import check_feature_surgery, check_inverse_temperature
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import INVERSE_TEMPERATURE, feature_surgery, full_precision
-from captum_clip_surgery.preprocessing import Picture
+from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.tasks.pictures import Images, batches
 
 
@@ -62,7 +62,7 @@ def recognize(
 @overload
 def recognize(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture],
+    images: ImageInput | Sequence[ImageInput],
     form: str | None = ...,
     inverse_temperature: float = ...,
     size: int | None = ...,

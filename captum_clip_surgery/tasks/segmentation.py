@@ -22,7 +22,7 @@ from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.tasks.enlarging import (
     GUIDED_BYTES,
     best_of,
@@ -101,7 +101,7 @@ class Options(TypedDict, total=False):
 def segment(clip: ZeroShotClassifier, images: Tensor, **options: Unpack[Options]) -> Tensor: ...
 @overload
 def segment(
-    clip: ZeroShotClassifier, images: Picture | Sequence[Picture], **options: Unpack[Options]
+    clip: ZeroShotClassifier, images: ImageInput | Sequence[ImageInput], **options: Unpack[Options]
 ) -> list[Segmentation]: ...
 def segment(
     clip: ZeroShotClassifier,
@@ -256,7 +256,7 @@ def _shown(
         yield from batches(clip, images, sides, _at_once(clip, sides))
     else:
         for picture in as_list(images):
-            loaded = load_picture(picture)
+            loaded = load_image(picture)
             yield from batches(clip, loaded, _keeping_aspect(clip, loaded, size))
 
 
