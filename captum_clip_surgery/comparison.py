@@ -21,7 +21,7 @@ from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
 
@@ -163,7 +163,7 @@ def compare(
     )
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
-    indices = _validation.resolve_indices(wanted, count, batch.device).tolist()
+    indices = validation.resolve_indices(wanted, count, batch.device).tolist()
     with torch.no_grad():
         scores = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(AT_ONCE)])
     maps, costs = {}, {}
@@ -210,7 +210,7 @@ def _batch(
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(shown.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):

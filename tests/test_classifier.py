@@ -146,7 +146,7 @@ def test_from_features_equals_the_constructor_given_its_features(family):
     assert ready.index("a cat") == 1
     unnamed = ZeroShotClassifier.from_features(clip.model, clip.text_features())
     assert unnamed.index("feature 2") == 2
-    with pytest.raises(ValueError, match="made from_features has no texts to replace"):
+    with pytest.raises(ValueError, match="made by from_features has no texts to replace"):
         ready.with_texts(["a dog"])
 
 

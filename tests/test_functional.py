@@ -90,7 +90,9 @@ def test_paper_form_keeps_the_ranking_of_texts() -> None:
 
 
 def test_unknown_form_and_missing_empty_text() -> None:
-    with pytest.raises(ValueError, match="'published' is none of release, paper, empty"):
+    with pytest.raises(
+        ValueError, match="variant must be one of release, paper, empty or None, got 'published'"
+    ):
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "published")
     with pytest.raises(ValueError, match="needs empty_features"):
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty")

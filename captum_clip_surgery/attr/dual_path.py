@@ -19,8 +19,7 @@ from captum_clip_surgery.attr._base import (
 )
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models._blocks import AttentionInputs
-from captum_clip_surgery.models.image import PathConfig, TowerOutput
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig, TowerOutput
 
 __all__ = [
     "AttentionInputs",
@@ -148,7 +147,8 @@ def check_feature_surgery(
     count = _num_competing(clip)
     if variant not in (*functional.VARIANTS, None):
         raise ValueError(
-            f"feature_surgery must be one of {', '.join(functional.VARIANTS)} or None, got {variant!r}"
+            f"feature_surgery must be one of {', '.join(functional.VARIANTS)} or None, "
+            f"got {variant!r}"
         )
     if variant in ("release", "paper") and count == 1:
         raise ValueError(

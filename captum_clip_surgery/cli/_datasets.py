@@ -19,8 +19,8 @@ from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import DataSet, open_dataset
 from captum_clip_surgery.evaluation import Evaluation, Protocol
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
-from captum_clip_surgery.evaluation.results import LONG, settings_digest, to_markdown, write
-from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.evaluation.results import LONG, to_markdown, write
+from captum_clip_surgery.models import describe_activation, settings_digest
 from captum_clip_surgery.visualization import save_figure
 
 
@@ -45,7 +45,9 @@ def evaluate(options: Evaluate, root: Path, dist: Processes) -> None:
     methods, left_out = choose(clip, split_names(options.methods))
     settings: dict[str, Any] = {}
     folder = options.output / "journal"
-    if dist.is_main_process:  # in one process, because it reads every weight and looks at every file
+    if (
+        dist.is_main_process
+    ):  # in one process, because it reads every weight and looks at every file
         report_left_out(left_out)
         settings = _settings(options, root, protocol, data, clip) | {"methods": list(methods)}
         journal = CheckpointStore(folder, settings, options.resume or dist.restarted)
@@ -81,7 +83,6 @@ def _settings(
     options: Evaluate, root: Path, protocol: Protocol, data: DataSet, clip: ZeroShotClassifier
 ) -> dict[str, Any]:
     """Return all that the results depend on, as JSON; a run resumes only if it is the same."""
-    encoder = clip._encoder
     views = {task: asdict(protocol.view(task, options.dataset)) for task in protocol.views}
     return {
         "dataset": {
@@ -102,7 +103,7 @@ def _settings(
             "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
             "settings": settings_digest(clip.model),
-            "templates": [] if encoder is None else [str(t) for t in encoder.templates],
+            "templates": [str(template) for template in clip.templates],
         },
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],

@@ -23,7 +23,7 @@ from captum_clip_surgery.evaluation.records import Records, from_bytes, pack, to
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.evaluation.shown import Reader
 from captum_clip_surgery.evaluation.tasks import ASKING, Asking
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def evaluate(
             )
     indices = range(len(data))[:limit]
     start, waited, done = time.perf_counter(), 0.0, 0
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     # One process reads for all, and before anyone adds: were they to see different things, they
     # would share out differently, and images be lost or measured twice.
     pieces = journal.completed() if journal is not None and dist.is_main_process else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery.datasets.catalog import DATASETS
-from captum_clip_surgery.models.text.templates import TEMPLATES, Template
+from captum_clip_surgery.models.text import TEMPLATES, Template
 
 #: What can be measured on a data set, and which fields of a `View` that looks at.
 USES: dict[str, tuple[str, ...]] = {

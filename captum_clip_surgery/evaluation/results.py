@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models._contents import Contents, UntellableError
 from captum_clip_surgery.visualization import bar_figure, save_figure
 
 #: Columns of the short table, and of the long one.
@@ -107,25 +102,6 @@ def _is_taken(results: Mapping[str, Result], measure: str) -> bool:
 
 def _mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.0f}"
-
-
-def settings_digest(model: nn.Module) -> str:
-    """SHA-256 of the classes, modes and plain attributes of a model's modules.
-
-    Of a model with hooks, replaced methods or objects that mean nothing in another process, the
-    reason why there is none; a warning says so.
-    """
-    contents = Contents()
-    try:
-        told = [contents.of_module(name, module) for name, module in model.named_modules()]
-    except UntellableError as error:
-        warnings.warn(
-            f"{error}, which cannot be told in another process: a run that goes on with this one "
-            "is not checked for it",
-            stacklevel=3,
-        )
-        return f"none: {error}"
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
 from captum_clip_surgery.metrics.bootstrap import ImageMeans
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch
 
 #: What can be measured: maps against masks, pixels taken and given, the image among others.
 MEASURES = ("localization", "faithfulness", "grid")
@@ -71,7 +71,7 @@ def evaluate_scenes(
     costs: dict[str, list[ProfileResult]] = {name: [] for name in methods}
     judge = clip.with_texts(nouns()) if "faithfulness" in measures else None
     clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate at first is nobody's
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     bar = partial(tqdm, disable=not progress)
     for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)

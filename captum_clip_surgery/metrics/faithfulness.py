@@ -11,7 +11,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.maps import check_maps
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 
 #: Standard deviation of the blur, in the shorter side: 10 of 224 pixels, as Fong and Vedaldi
 #: (ICCV 2017) blur. RISE's own window of 11 pixels leaves objects that a good model still names.
@@ -23,7 +23,7 @@ def insertion_deletion(
     clip: ZeroShotClassifier,
     images: Tensor,
     maps: Tensor,
-    targets: _validation.Target,
+    targets: validation.Target,
     steps: int = 100,
     baseline: str | Tensor = "blur",
     batch_size: int = 32,
@@ -65,11 +65,11 @@ def insertion_deletion(
         >>> insertion.shape, torch.equal(insertion, deletion)  # a plain image is its own blur
         (torch.Size([1]), True)
     """
-    _validation.check_images(images, clip.tower, clip.device)
+    validation.check_images(images, clip.tower, clip.device)
     check_maps(maps, len(images))
     pixels = images.shape[-2] * images.shape[-1]
     _check_numbers(clip, steps, pixels, batch_size)
-    chosen = _validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    chosen = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
     chosen = chosen.flatten().expand(len(images))
     background = _background(images, baseline, seed)
     ranks = _ranks(maps.to(images.device), images)

@@ -31,7 +31,7 @@ from captum_clip_surgery.metrics.localization import (
 from captum_clip_surgery.metrics.maps import check_maps, check_pair, is_measurable, prepare
 from captum_clip_surgery.metrics.ranking import pixel_auroc, pixel_average_precision
 from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 
 try:
     from torchmetrics import Metric
@@ -304,7 +304,7 @@ class InsertionDeletion(MeanOfFigures):
             seed=seed,
         )
 
-    def update(self, images: Tensor, maps: Tensor, targets: _validation.Target) -> None:
+    def update(self, images: Tensor, maps: Tensor, targets: validation.Target) -> None:
         """Add images (N, 3, H, W) with their maps (N, h, w) and the text each map is of.
 
         Raises:

@@ -13,7 +13,7 @@ from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.maps import check_maps
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def randomization(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    targets: _validation.Target,
+    targets: validation.Target,
     seed: int = 0,
 ) -> Randomization:
     """How like the original maps remain as the image tower forgets, from the output backwards.
@@ -70,8 +70,8 @@ def randomization(
         >>> found.stages[:3], suspicious(found)
         (('original', 'head', 'block 7'), ['centre'])
     """
-    _validation.check_images(images, clip.tower, clip.device)
-    chosen = _validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    validation.check_images(images, clip.tower, clip.device)
+    chosen = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
     chosen = chosen.flatten().expand(len(images))
     with torch.inference_mode(False):  # in which nothing tells what the head is
         return _randomization(clip, methods, images.clone(), chosen, seed)

@@ -17,6 +17,7 @@ import open_clip
 from open_clip.pretrained import list_pretrained
 from torch import nn
 
+from captum_clip_surgery.models._internals import get_hub_config
 from captum_clip_surgery.models._weight_files import recognize_activation
 
 HUB = "hf-hub:"
@@ -173,7 +174,7 @@ def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
     if tag is None:
         return _as_configured(name)
     try:
-        content = open_clip.factory._get_hf_config(repository, cache_dir=cache_dir)
+        content = get_hub_config(repository, cache_dir=cache_dir)
         config = content["model_cfg"]
     except (OSError, RuntimeError, ValueError, LookupError, TypeError):
         # open_clip asks again and says what is wrong.

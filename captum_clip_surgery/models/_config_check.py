@@ -10,11 +10,11 @@ from typing import Any
 import timm
 import torch
 from open_clip.coca_model import CoCa
-from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message
+from captum_clip_surgery.models._internals import find_checkpoint
 from captum_clip_surgery.models._schema import ListOf, Table, check_links, check_table, read_json
 from captum_clip_surgery.models._transformers_files import build_text_tower, check_text_tower
 
@@ -162,7 +162,7 @@ def find_weights(folder: Path) -> Path:
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"no {FILE} in {folder}")
-    weights = _find_checkpoint_in_dir(folder)
+    weights = find_checkpoint(folder)
     if weights is None:
         raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
     return Path(weights)

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch, validation
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 
 #: A picture or several (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
@@ -35,17 +34,17 @@ def batches(
         (N, 3, H, W) on the model's device, and N sizes.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: see `_validation.check_images`, `load_image` and
+        TypeError, ValueError, FileNotFoundError: see `validation.check_images`, `load_image` and
             `clip.preprocess`; a size for a ready batch, a batch size below 1.
         RuntimeError: the model was changed since the last batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size!r} must be at least 1")
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         height, width = images.shape[-2:]
         for part in images.split(batch_size):
             # Scores differ by little: in half precision they would be equal.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 from captum_clip_surgery.tasks.pictures import Images, batches, seen_part
 from captum_clip_surgery.tasks.regions import components, nearest, peaks, unit_range
 
@@ -178,7 +178,7 @@ def prompts(
         raise ValueError(f'union joins texts and instances {instances!r} parts them; choose "one"')
     method = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery)
     wanted = range(len(clip.texts)) if targets is None else targets
-    chosen = _validation.resolve_indices(wanted, len(clip.texts), clip.device).tolist()
+    chosen = validation.resolve_indices(wanted, len(clip.texts), clip.device).tolist()
     texts = [clip.texts[index] for index in chosen]
     found = []
     for batch, sizes in batches(clip, images, size, batch_size):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captum_clip_surgery.models._transformers_files import check_sam
+from captum_clip_surgery.models import check_sam
 from captum_clip_surgery.tasks.points import Prompt, sam_inputs
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models import assert_parameters_unchanged, validation
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.tasks.enlarging import (
     GUIDED_BYTES,
@@ -214,7 +213,7 @@ def class_scores(
     Raises:
         TypeError, ValueError: as `segment` does.
     """
-    _validation.check_images(images, clip.tower, clip.device)
+    validation.check_images(images, clip.tower, clip.device)
     vocabulary = Vocabulary.of(clip, classes, None, merge, alone=True)
     surgery = LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=feature_surgery)
     parts = images.split(_at_once(clip, images.shape[-2:]))
@@ -249,7 +248,7 @@ def _shown(
 ) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
     """Batches as the model sees them, each with the sizes of its results."""
     if isinstance(images, Tensor):
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         yield from batches(clip, images, size, _at_once(clip, images.shape[-2:]))
     elif not keep_aspect:
         sides = dense_size(clip) if size is None else (size, size)

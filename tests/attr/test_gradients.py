@@ -238,7 +238,7 @@ def test_a_model_made_in_inference_mode(clip):
     with torch.inference_mode():
         frozen = copy.deepcopy(clip.model)
     made = ZeroShotClassifier(
-        frozen, clip.texts, distractors=clip.distractors, templates=clip._encoder.templates
+        frozen, clip.texts, distractors=clip.distractors, templates=clip.text_encoder.templates
     )
     for make in MAPS.values():
         with torch.no_grad():

@@ -296,7 +296,9 @@ def test_evaluate_writes_figures_for_people_and_programs(
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["images"] == 4
-    assert results["command"].startswith("clip-surgery evaluate --limit 4 --methods CLIP,CLIPSurgery ")
+    assert results["command"].startswith(
+        "clip-surgery evaluate --limit 4 --methods CLIP,CLIPSurgery "
+    )
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert {"insertion", "grid_pointing", "auroc"} <= set(results["methods"]["CLIP"]["measures"])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))

@@ -25,6 +25,7 @@ from typer.exceptions import TyperException
 import captum_clip_surgery
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
+from captum_clip_surgery.models.image._registry import TOWER_CLASSES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -101,8 +102,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What examples register is gone afterwards."""
     monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
     monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
-    families = captum_clip_surgery.models.image.FAMILIES
-    monkeypatch.setattr("captum_clip_surgery.models.image.FAMILIES", families)
+    towers = "captum_clip_surgery.models.image._registry.TOWER_CLASSES"
+    monkeypatch.setattr(towers, list(TOWER_CLASSES))
 
 
 @pytest.mark.usefixtures("tables")

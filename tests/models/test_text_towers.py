@@ -260,7 +260,7 @@ def test_hugging_face_text_towers(folder):
     each = (each / each.norm(dim=-1, keepdim=True)).unflatten(0, (3, 2)).mean(1)
     assert torch.allclose(clip.text_features(), each / each.norm(dim=-1, keepdim=True), atol=1e-6)
     # As many tokens as the tokenizer gives, not as the tower has places.
-    assert clip._encoder.context_length == 20
+    assert clip.text_encoder.context_length == 20
     fits = "dog " * 18
     plain = ZeroShotClassifier(clip.model, ["dog"], tokenizer=tokenizer, templates=())
     plain.with_texts([fits])

@@ -257,7 +257,7 @@ def test_empty_pictures_of_every_mode(mode: str) -> None:
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 def test_pictures_without_pixels(size: tuple[int, int]) -> None:
-    message = f"a picture of {size[0]} x {size[1]} pixels shows nothing"
+    message = f"an image must have pixels, got {size[0]} x {size[1]}"
     with pytest.raises(ValueError, match=message):
         load_image(Image.new("RGB", size))
 
