@@ -57,7 +57,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no CLIP": (
         lambda: nn.Linear(2, 2),
         TypeError,
-        "model must be an open_clip CLIP, but Linear has no visual, encode_image, .*create_model_and_transf",
+        "an open_clip CLIP, but Linear has no visual, encode_image, .*create_model_and_",
     ),
     "an image tower": (
         lambda: tiny_model("vit").visual,

@@ -339,5 +339,7 @@ def test_an_unreachable_hub_says_what_to_pass(monkeypatch, tmp_path):
     model = TINY["vit"].build()
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *a, **k: (model, 0, 0))
     (tmp_path / "weights.pt").touch()
-    with pytest.raises(OSError, match=r"tokenizer of ViT-B-32 could not be had.*\nPass tokenizer="):
+    with pytest.raises(
+        OSError, match=r"tokenizer of ViT-B-32 could not be loaded.*\nPass tokenizer="
+    ):
         ZeroShotClassifier.from_pretrained("ViT-B-32", tmp_path / "weights.pt", ["dog"])

@@ -373,7 +373,7 @@ PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {
     "std NaN": ({"std": [float("nan")] * 3}, "std .* expected three finite numbers"),
     "std zero": ({"std": [0, 0, 0]}, r"std \(0, 0, 0\), expected numbers above 0"),
     "std negative": ({"std": [-1, -1, -1]}, r"std \(-1, -1, -1\), expected numbers above 0"),
-    "interpolation": ({"interpolation": "evil"}, "interpolation 'evil', none of bicubic"),
+    "interpolation": ({"interpolation": "evil"}, "interpolation 'evil', expected one of bicubic"),
 }
 
 

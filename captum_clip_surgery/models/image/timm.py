@@ -190,10 +190,10 @@ class TimmTower(Tower):
         if (height, width) == self.native_size:
             return self.trunk
         trunk = shallow_copy(self.trunk)
-        self._resize(trunk, height, width)
+        self.resize_parts(trunk, height, width)
         return trunk
 
-    def _resize(self, trunk: Any, height: int, width: int) -> None:
+    def resize_parts(self, trunk: Any, height: int, width: int) -> None:
         """Replace the parts of a copied trunk that depend on the size of images."""
         grid = self.grid(height, width)
         # set_input_size would run a convolutional stem once more.
@@ -216,12 +216,13 @@ class TimmTower(Tower):
         self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
         attention = self.blocks[index].attn
-        x = self._attention_input(index, x)
+        x = self.attention_input(index, x)
         projected = _project_qkv(attention, x, queries)
         q, k, v = (split_heads(each, attention.num_heads) for each in projected)
         return AttentionInputs(attention.q_norm(q), attention.k_norm(k), v, x, grid_spec.grid)
 
-    def _attention_input(self, index: int, x: Tensor) -> Tensor:
+    def attention_input(self, index: int, x: Tensor) -> Tensor:
+        """Return what the attention of block `index` reads of the stream (N, L, D)."""
         return self.blocks[index].norm1(x)
 
     def _attention_output(self, index: int, values: Tensor, x: Tensor) -> Tensor:
@@ -277,8 +278,8 @@ class EvaTower(TimmTower):
     def _positioned(self, trunk: Any, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         return add_timm_positions(trunk, patches)
 
-    def _resize(self, trunk: Any, height: int, width: int) -> None:
-        super()._resize(trunk, height, width)
+    def resize_parts(self, trunk: Any, height: int, width: int) -> None:
+        super().resize_parts(trunk, height, width)
         if trunk.rope is not None:
             rope = shallow_copy(trunk.rope)
             for name, buffer in buffers_of(rope).items():
@@ -308,8 +309,8 @@ class EvaTower(TimmTower):
         q, k = (_rotate(each, rope, attention).type_as(heads.v) for each in (heads.q, heads.k))
         return AttentionInputs(q, k, heads.v, heads.x, heads.grid)
 
-    def _attention_input(self, index: int, x: Tensor) -> Tensor:
-        return x if self._post_norm(index) else super()._attention_input(index, x)
+    def attention_input(self, index: int, x: Tensor) -> Tensor:
+        return x if self._post_norm(index) else super().attention_input(index, x)
 
     def _post_norm(self, index: int) -> bool:
         return isinstance(self.blocks[index], EvaBlockPostNorm)

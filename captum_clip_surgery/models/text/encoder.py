@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
@@ -51,7 +52,8 @@ TEXTS_PER_BATCH = 256  # whose prompts are held at once
 MAX_CACHED = 50_000  # texts, before all but the latest request are forgotten
 
 
-class _Generation(NamedTuple):
+@dataclass(frozen=True)
+class _Generation:
     """The features of one state of the text tower, by text; `identity` stands for that state."""
 
     identity: object
@@ -149,7 +151,7 @@ class PromptEncoder:
                 features.update(self._encode_texts(missing, current))
             latest = self._cached
             if len(features) > MAX_CACHED and latest is not None and latest.features is features:
-                self._cached = latest._replace(features={text: features[text] for text in texts})
+                self._cached = replace(latest, features={text: features[text] for text in texts})
             return torch.stack([features[text] for text in texts])
 
     def generation(self) -> object:
@@ -225,7 +227,7 @@ class PromptEncoder:
             return cached
         state = self._read()
         if cached is not None and not list_changes(cached.state, state):
-            cached = cached._replace(state=state)  # only a forward pass's own counter moved
+            cached = replace(cached, state=state)  # only a forward pass's own counter moved
         else:
             parameters = [*iter_text_parameters(self.tower), self.model.logit_scale]
             check_place(parameters, "text tower")
@@ -260,7 +262,7 @@ class PromptEncoder:
             return states[-1], equal
 
         raise_changed(unexplained_changes(current.state, states[0], rerun))
-        later = current._replace(state=states[-1])
+        later = replace(current, state=states[-1])
         if self._cached is current:
             self._cached = later
         return later
