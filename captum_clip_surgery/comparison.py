@@ -21,8 +21,8 @@ from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.models import validation
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
 
 AT_ONCE = 8  # images that a method is given
@@ -133,7 +133,7 @@ def rows_to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def compare(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     targets: Sequence[int] | None = None,
     methods: Iterable[str] | Mapping[str, Method] = DEFAULT_METHODS,
     masks: Sequence[Any] | Tensor | None = None,
@@ -163,7 +163,7 @@ def compare(
     )
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
-    indices = _validation.resolve_indices(wanted, count, batch.device).tolist()
+    indices = validation.resolve_indices(wanted, count, batch.device).tolist()
     with torch.no_grad():
         scores = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(AT_ONCE)])
     maps, costs = {}, {}
@@ -204,18 +204,18 @@ def _explain(
 
 def _batch(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     size: int | tuple[int, int] | None,
 ) -> tuple[Tensor, list[np.ndarray]]:
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(f"size {size} is of pictures; a batch has its own: preprocess it so")
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         shown = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(shown.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):
         images = [images]
-    pictures = [load_picture(image) for image in images]
+    pictures = [load_image(image) for image in images]
     return clip.preprocess(pictures, size), [np.asarray(picture) for picture in pictures]
 
 

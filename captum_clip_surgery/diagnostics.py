@@ -17,7 +17,7 @@ from captum_clip_surgery.attr._engine import forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 from captum_clip_surgery.models.image import PathConfig, Tower
 
 #: A patch token is an outlier from so many times the median norm of its image's on.
@@ -132,8 +132,8 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
         (torch.Size([9, 2, 16]), 9)
     """
     tower = clip.tower
-    _validation.check_images(images, tower, clip.device)
-    _validation.check_modes(clip.model)
+    validation.check_images(images, tower, clip.device)
+    validation.check_modes(clip.model)
     grid = tower.grid(*images.shape[-2:])
     if grid == (1, 1):
         raise ValueError("images of one patch have no map to stand out; give larger ones")
@@ -158,10 +158,10 @@ def _norms(tower: Tower, images: Tensor) -> Tensor:
     def norms(x: Tensor) -> Tensor:
         return x[:, tower.num_prefix_tokens :].double().norm(dim=-1).cpu()
 
-    x, layout = tower.embed(images.to(tower.dtype))
+    x, grid_spec = tower.embed(images.to(tower.dtype))
     found = [norms(x)]
     for index in range(len(tower.blocks)):
-        x = tower.run_block(index, x, layout)
+        x = tower.run_block(index, x, grid_spec)
         # A ResNet's one block makes no stream: it leaves embeddings, whose norms are others.
         found += [norms(x)] if tower.has_residual else []
     return torch.stack(found)

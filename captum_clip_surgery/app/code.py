@@ -116,9 +116,9 @@ def _load(picture: Shown) -> tuple[Imports, str]:
         made = f'Scenes("test", {index + 1}, size={EXAMPLE_SIDE}, objects=[2, 3])[{index}]'
         imports = {("PIL", "Image"), (f"{PACKAGE}.demo", "Scenes")}
         return imports, f"picture = Image.fromarray({made}.image)"
-    imports = {(f"{PACKAGE}.preprocessing", "load_picture")}
+    imports = {(f"{PACKAGE}.preprocessing", "load_image")}
     return imports, (
-        f"picture = load_picture({quote(picture.name)})\n"
+        f"picture = load_image({quote(picture.name)})\n"
         f"picture.thumbnail(({SIDE}, {SIDE}))  # as the page does"
     )
 

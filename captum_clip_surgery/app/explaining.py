@@ -23,8 +23,8 @@ from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery
 from captum_clip_surgery.attr.registry import METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models.image._base import nearest_multiple
+from captum_clip_surgery.models import validation
+from captum_clip_surgery.models.image import nearest_multiple
 
 MAX_TOKENS = 4096  # of an image
 PASSES = 16  # images whose tower outputs are cached
@@ -181,7 +181,7 @@ class Explainer:
                 f"{MAX_SIDE} pixels and {MAX_TOKENS} patches"
             )
         images = self.clip.preprocess(picture.image, side)
-        _validation.check_images(images, self.clip.tower, self.clip.device)
+        validation.check_images(images, self.clip.tower, self.clip.device)
         return images
 
     def _methods(

@@ -13,7 +13,7 @@ from PIL import Image
 from captum_clip_surgery.app.remembering import Remembered
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 40
@@ -64,9 +64,9 @@ def read_picture(content: bytes, name: str) -> Shown:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = open_picture(io.BytesIO(content), FORMATS)
+            opened = open_image(io.BytesIO(content), FORMATS)
             _check_size(*opened.size)
-            image = load_picture(opened)
+            image = load_image(opened)
     except _BeyondLimit:
         raise
     except Image.DecompressionBombError:

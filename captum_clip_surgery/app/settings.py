@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
@@ -22,7 +22,7 @@ MAX_JSON = 200_000  # characters of settings: of all texts at their longest and 
 
 AUTO_FORM = "auto"
 NO_FORM = "none"
-FORM_NAMES = (AUTO_FORM, *FORMS, NO_FORM)
+FORM_NAMES = (AUTO_FORM, *VARIANTS, NO_FORM)
 TABS = ("maps", "segmentation", "points", "words")
 #: Of Matplotlib; "auto" is chosen by the sign.
 AUTO_COLOURS = "auto"

@@ -22,11 +22,10 @@ from captum_clip_surgery.evaluation import (
     TEMPLATE_SETS,
     Evaluation,
     Protocol,
-    settings_digest,
     to_markdown,
     write,
 )
-from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.models import describe_activation, settings_digest
 from captum_clip_surgery.visualization import save_figure
 
 
@@ -87,7 +86,6 @@ def _settings(
     options: Evaluate, root: Path, protocol: Protocol, data: ImageDataset, clip: ZeroShotClassifier
 ) -> dict[str, Any]:
     """Return all that the results depend on, as JSON; a run resumes only if it is the same."""
-    encoder = clip._encoder
     views = {task: asdict(protocol.view(task, options.dataset)) for task in protocol.views}
     return {
         "dataset": {
@@ -108,7 +106,7 @@ def _settings(
             "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
             "settings": settings_digest(clip.model),
-            "templates": [] if encoder is None else [str(t) for t in encoder.templates],
+            "templates": [str(template) for template in clip.templates],
         },
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],

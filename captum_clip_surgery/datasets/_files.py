@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from captum_clip_surgery.preprocessing import open_picture
+from captum_clip_surgery.preprocessing import open_image
 
 
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[ImageFile.ImageFile]:
     """Open an image file; name the file in every error of its decoder, `what` being expected."""
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             yield image
     except FileNotFoundError:
         raise

@@ -13,7 +13,7 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import image_size, open_labels
 from captum_clip_surgery.datasets._layout import check_layout
 from captum_clip_surgery.datasets._paired import lookup_table, relabel
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 __all__ = ["Folder"]
 
@@ -81,7 +81,7 @@ class Folder(ImageDataset):
         """Read an image and its labels or masks."""
         name = self.names[index]
         path = self._images[name]
-        image = load_picture(path)
+        image = load_image(path)
         if self._per_class:
             return Sample(name, image, self._read_masks(self._folder / name, image, path))
         mask_path = self._masks[name]
@@ -90,7 +90,7 @@ class Folder(ImageDataset):
 
     def _read_labels(self, path: Path) -> Labels:
         stored = open_labels(path)
-        with open_picture(path) as image:
+        with open_image(path) as image:
             void = 65_535 if image.mode.startswith("I") else 255
         return Labels(relabel(stored, lookup_table(len(self.classes), void), path))
 

@@ -17,7 +17,7 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import check_size
 from captum_clip_surgery.datasets._layout import check_layout
 from captum_clip_surgery.datasets._paired import lookup_table, relabel
-from captum_clip_surgery.preprocessing import open_picture, upright
+from captum_clip_surgery.preprocessing import open_image, upright
 
 __all__ = ["HuggingFace"]
 
@@ -123,7 +123,7 @@ class HuggingFace(ImageDataset):
             )
         mode = self._modes[column]
         try:
-            with open_picture(io.BytesIO(content)) as opened:
+            with open_image(io.BytesIO(content)) as opened:
                 if like and math.prod(opened.size) != math.prod(like[0].size):
                     check_size(*like, opened.size, where)
                 image = upright(opened)

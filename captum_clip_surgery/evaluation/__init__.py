@@ -8,7 +8,6 @@ from captum_clip_surgery.evaluation.results import (
     Result,
     chart,
     read,
-    settings_digest,
     to_markdown,
     write,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "evaluate",
     "evaluate_scenes",
     "read",
-    "settings_digest",
     "to_markdown",
     "write",
 ]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models._contents import Contents, UntellableError
 from captum_clip_surgery.visualization import bar_figure, save_figure
 
 __all__ = [
@@ -23,7 +18,6 @@ __all__ = [
     "Result",
     "chart",
     "read",
-    "settings_digest",
     "to_markdown",
     "write",
 ]
@@ -124,25 +118,6 @@ def _is_measured(results: Mapping[str, Result], measure: str) -> bool:
 
 def _mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.0f}"
-
-
-def settings_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of the classes, modes and plain attributes of a model's modules.
-
-    A model with hooks, replaced methods or objects without a meaning in another process has no
-    digest: the reason is returned, with a warning.
-    """
-    contents = Contents()
-    try:
-        settings = [contents.of_module(name, module) for name, module in model.named_modules()]
-    except UntellableError as error:
-        warnings.warn(
-            f"{error}, which cannot be compared with another process: a run that resumes this one "
-            "is not checked for it",
-            stacklevel=3,
-        )
-        return f"none: {error}"
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:

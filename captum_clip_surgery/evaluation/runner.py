@@ -28,7 +28,7 @@ from captum_clip_surgery.evaluation.predictors import Predictor
 from captum_clip_surgery.evaluation.protocol import Protocol, View
 from captum_clip_surgery.evaluation.report import cases_figure
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -107,7 +107,7 @@ class _Runner:
     dist: Processes
     journal: CheckpointStore | None
     completed: Mapping[str, bytes]
-    watch: Watch
+    watch: ModelWatch
 
     def run(self, name: str, view: View) -> TaskRun:
         """Measure one task on all images that are not completed."""
@@ -243,7 +243,7 @@ def evaluate(
     # different batches, they would divide them differently and lose or repeat images.
     completed = journal.completed() if journal is not None and dist.is_main_process else {}
     indices = range(len(data))[:limit]
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     runner = _Runner(
         clip=clip,
         data=data,

@@ -23,7 +23,7 @@ from captum_clip_surgery.metrics import (
     grid_pointing_game,
     insertion_deletion,
 )
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch
 
 __all__ = ["MEASURES", "evaluate_scenes"]
 
@@ -99,7 +99,7 @@ def evaluate_scenes(
     totals = {name: _Totals() for name in methods}
     competing = clip.with_texts(nouns()) if "faithfulness" in measures else None
     clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate once counts for none
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     bar = partial(tqdm, disable=not progress)
     for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)

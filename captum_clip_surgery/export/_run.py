@@ -20,7 +20,6 @@ from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.evaluation import settings_digest
 from captum_clip_surgery.export import _extras
 from captum_clip_surgery.export._explaining import explain_batch
 from captum_clip_surgery.export._manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest
@@ -28,8 +27,7 @@ from captum_clip_surgery.export._reading import Batch, Prefetcher
 from captum_clip_surgery.export._shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export._sources import Shard, Source, open_source
 from captum_clip_surgery.export._writing import AsyncShardWriter, ShardRecord, entries
-from captum_clip_surgery.models._activations import describe_activation
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch, describe_activation, settings_digest
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def export_maps(
     sides = _sides(size, clip.native_size)
     clip.tower.grid(*sides)
     collection = open_source(source, shard_size)
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     if dist.is_main_process:  # every weight is looked at
         settings = {
             **(about or {}),
@@ -154,7 +152,7 @@ def _explain(
     batches: Iterable[Batch],
     behind: AsyncShardWriter,
     dist: Processes,
-    watch: Watch,
+    watch: ModelWatch,
 ) -> int:
     """How many images were explained."""
     device, made = surgery.forward_func.device, 0
@@ -213,7 +211,6 @@ def _left(
 def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
     """All that changes an export's content, beside what a user asked of it."""
     clip = surgery.forward_func
-    encoder = clip._encoder
     features = clip.text_features().cpu().contiguous()
     return {
         "source": {
@@ -224,9 +221,11 @@ def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
         },
         "texts": list(clip.texts),
         "distractors": list(clip.distractors),
-        "templates": [] if encoder is None else [str(one) for one in encoder.templates],
+        "templates": [str(template) for template in clip.templates],
         # Given features are known by nothing else.
-        "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
+        "features": (
+            None if clip.templates else hashlib.sha256(features.numpy().tobytes()).hexdigest()
+        ),
         "method": repr(surgery),
         "tower": clip.tower.describe(),
         "activation": describe_activation(clip.model),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from captum_clip_surgery._utils.files import state_of, walk
 from captum_clip_surgery.export._extras import webdataset
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
 #: Ends of the names of pictures; in folders and tars others are passed over.
@@ -247,10 +247,10 @@ def _pictures(sample: dict[str, Any]) -> Iterator[Sample]:
 def _read(name: str, file: Path | io.BytesIO) -> Sample:
     try:
         if isinstance(file, Path):
-            return Sample(name, load_picture(file))
-        with open_picture(file) as opened:
+            return Sample(name, load_image(file))
+        with open_image(file) as opened:
             opened.load()
-            return Sample(name, load_picture(opened))
+            return Sample(name, load_image(opened))
     except Exception as error:
         # Decoders fail in their own ways, and nothing in a picture may end a run.
         _refuse_passing(error, name)

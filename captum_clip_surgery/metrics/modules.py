@@ -40,7 +40,7 @@ from captum_clip_surgery.metrics.functional._maps import (
     check_tolerance,
     is_measurable,
 )
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 
 try:
     from torchmetrics import Metric
@@ -370,7 +370,7 @@ class InsertionDeletion(_PercentMean):
             seed=seed,
         )
 
-    def update(self, images: Tensor, maps: Tensor, targets: _validation.Target) -> None:
+    def update(self, images: Tensor, maps: Tensor, targets: validation.Target) -> None:
         """Add images with their maps.
 
         Args:

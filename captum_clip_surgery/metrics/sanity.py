@@ -13,7 +13,7 @@ from captum_clip_surgery.attr import Method, explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.functional._maps import check_maps
 from captum_clip_surgery.metrics.functional.ranking import spearman
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 
 __all__ = ["Randomization", "flag_insensitive", "randomization"]
 
@@ -37,7 +37,7 @@ def randomization(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    targets: _validation.Target,
+    targets: validation.Target,
     seed: int = 0,
 ) -> Randomization:
     """Measure how similar maps stay to the original while the image tower is randomized.
@@ -78,8 +78,8 @@ def randomization(
         >>> result.stages[:3], flag_insensitive(result)
         (('original', 'head', 'block 7'), ['center'])
     """
-    _validation.check_images(images, clip.tower, clip.device)
-    indices = _validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    validation.check_images(images, clip.tower, clip.device)
+    indices = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
     indices = indices.flatten().expand(len(images))
     with torch.inference_mode(False):  # the head's parameters are found by autograd
         return _randomize(clip, methods, images.clone(), indices, seed)

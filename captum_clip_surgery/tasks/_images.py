@@ -11,12 +11,11 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import LayerCLIPSurgery, Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import Watch
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.models import ModelWatch, validation
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 
 #: One or several images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
-Images = Picture | Sequence[Picture] | Tensor
+Images = ImageInput | Sequence[ImageInput] | Tensor
 #: (height, width) in pixels.
 Size = tuple[int, int]
 
@@ -88,14 +87,14 @@ def batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size!r} must be at least 1")
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(
                 f"size {size} is for images to be resized; a preprocessed batch has its own: pass "
                 "size= to clip.preprocess"
             )
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         height, width = images.shape[-2:]
         for part in images.split(batch_size):
             # Scores differ by little: in half precision they would be equal.
@@ -105,7 +104,7 @@ def batches(
         return
     sources = as_list(images)
     for start in range(0, len(sources), batch_size):
-        loaded = [load_picture(image) for image in sources[start : start + batch_size]]
+        loaded = [load_image(image) for image in sources[start : start + batch_size]]
         if whole_patches:
             batch = clip.preprocess(loaded, size)
         else:
@@ -114,7 +113,7 @@ def batches(
         watch.check()
 
 
-def as_list(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """Return one image or several as a list.
 
     Raises:

@@ -13,15 +13,11 @@ from torch import Tensor
 from captum_clip_surgery.attr._base import check_classifier
 from captum_clip_surgery.attr._engine import attribute_many, tower_output
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.attr.words import encoder_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models import assert_parameters_unchanged, validation
 from captum_clip_surgery.models.image import TowerOutput
-from captum_clip_surgery.models.text.encoder import PromptEncoder
-from captum_clip_surgery.models.text.templates import check_texts
-from captum_clip_surgery.models.text.words import END, START, word_positions
+from captum_clip_surgery.models.text import END, START, PromptEncoder, check_texts, word_positions
 from captum_clip_surgery.tasks._images import Images, Size, as_list, batches
 
 __all__ = ["WordMaps", "maps_of_own_texts", "word_maps"]
@@ -137,11 +133,11 @@ def word_maps(
         >>> result.words, result.maps.shape
         (('a', 'dog', 'and', 'a', 'pizza'), torch.Size([5, 4, 4]))
     """
-    encoder = encoder_of(check_classifier(clip))
+    encoder = check_classifier(clip).text_encoder
     texts = check_texts([captions] if isinstance(captions, str) else captions, "caption")
     _check_count(clip, images, len(texts), "captions")
     path_config = LayerCLIPSurgery(clip, num_blocks=num_blocks).path_config
-    _validation.check_modes(clip.model)
+    validation.check_modes(clip.model)
     tokenized = _tokenize(encoder, texts)
     results: list[WordMaps] = []
     with torch.no_grad():
@@ -207,7 +203,7 @@ def maps_of_own_texts(
         >>> [tuple(image_maps.shape) for image_maps in maps]
         [(1, 4, 4), (2, 4, 4)]
     """
-    encoder = encoder_of(check_classifier(clip))
+    encoder = check_classifier(clip).text_encoder
     lists = _check_lists(texts)
     _check_count(clip, images, len(lists), "lists of texts")
     path_config = LayerCLIPSurgery(clip, num_blocks=num_blocks).path_config
@@ -247,7 +243,7 @@ def _check_lists(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 def _check_count(clip: ZeroShotClassifier, images: Images, count: int, what: str) -> None:
     if isinstance(images, Tensor):
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         number = len(images)
     else:
         number = len(as_list(images))

@@ -14,7 +14,7 @@ from captum_clip_surgery import functional
 from captum_clip_surgery.attr import DualPathAttribution, LayerFeatureCLIPSurgery, Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import INVERSE_TEMPERATURE
-from captum_clip_surgery.preprocessing import Picture
+from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.tasks._images import Images, Size, batches
 
 __all__ = ["Recognition", "Recognizer", "image_scores", "recognize"]
@@ -109,7 +109,7 @@ def recognize(
 @overload
 def recognize(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture],
+    images: ImageInput | Sequence[ImageInput],
     feature_surgery: str | None = ...,
     inverse_temperature: float = ...,
     size: int | Size | None = ...,

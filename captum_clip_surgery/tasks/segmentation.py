@@ -11,9 +11,8 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.models import assert_parameters_unchanged, validation
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.tasks._images import (
     Images,
     ResizePolicy,
@@ -62,7 +61,7 @@ class Options(TypedDict, total=False):
 def segment(clip: ZeroShotClassifier, images: Tensor, **options: Unpack[Options]) -> Tensor: ...
 @overload
 def segment(
-    clip: ZeroShotClassifier, images: Picture | Sequence[Picture], **options: Unpack[Options]
+    clip: ZeroShotClassifier, images: ImageInput | Sequence[ImageInput], **options: Unpack[Options]
 ) -> list[Segmentation]: ...
 def segment(
     clip: ZeroShotClassifier,
@@ -210,7 +209,7 @@ def class_scores(
         ValueError: If the images do not fit the model, a class has no names or shares one, or a
             window or stride does not fit.
     """
-    _validation.check_images(images, clip.tower, clip.device)
+    validation.check_images(images, clip.tower, clip.device)
     vocabulary = make_vocabulary(clip, classes, None, merge, allow_single=True)
     segmenter = Segmenter(
         vocabulary,
@@ -257,7 +256,7 @@ def _resized(
 ) -> Iterator[tuple[Tensor, list[Size]]]:
     """Iterate over batches as the model sees them, each with the sizes of its results."""
     if isinstance(images, Tensor):
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         yield from batches(clip, images, size, _images_per_pass(clip, images.shape[-2:]))
     elif not keep_aspect:
         sides = dense_size(clip) if size is None else (size, size)
@@ -266,7 +265,7 @@ def _resized(
         shorter = min(dense_size(clip)) if size is None else size
         policy = ResizePolicy(shorter, True, longest, clip.tower.patch_size)
         for source in as_list(images):
-            image = load_picture(source)
+            image = load_image(source)
             target = policy.target(*height_width(image))
             _check_tokens(clip, image, target)
             yield from batches(clip, image, target, whole_patches=False)

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization.layout import add_bar, fit, side_of, tight_grid, type_size
 from captum_clip_surgery.visualization.overlays import show_map
 from captum_clip_surgery.visualization.pictures import drawn_aspect, show_picture
@@ -27,7 +27,7 @@ IMAGE = "image"  # the panels that hold the pictures themselves
 
 
 def compare_figure(
-    pictures: Sequence[Picture],
+    pictures: Sequence[ImageInput],
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
     title: str = "",
@@ -73,7 +73,7 @@ def compare_figure(
             finite; an option that is not known; a width that does not hold the columns.
     """
     _check(len(pictures), texts, maps)
-    shown = [np.asarray(load_picture(picture)) for picture in pictures]
+    shown = [np.asarray(load_image(picture)) for picture in pictures]
     view = View(method, sign, outlier_perc, cmap, alpha_overlay)
     views = {name: _view_of(values, view, diverging) for name, values in maps.items()}
     scales = {name: _scale(values, views[name]) for name, values in maps.items()} if shared else {}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization.layout import picture_pair
 from captum_clip_surgery.visualization.pictures import extent, greyed, show_picture, shrunk
 from captum_clip_surgery.visualization.scales import refuse_undrawable
@@ -39,7 +39,7 @@ def hue(index: int) -> Colour:
 
 
 def winner_figure(
-    picture: Picture,
+    picture: ImageInput,
     maps: Tensor | np.ndarray,
     texts: Sequence[str],
     threshold: float | None = None,
@@ -74,7 +74,7 @@ def winner_figure(
             f"maps have shape {tuple(values.shape)}, expected ({len(texts)}, h, w), one a text"
         )
     refuse_undrawable(values.numpy())
-    shown = np.asarray(load_picture(picture))
+    shown = np.asarray(load_image(picture))
     small = shrunk(shown)
     enlarged = F.interpolate(values[None], small.shape[:2], mode="bilinear", align_corners=False)
     highest, labels = enlarged[0].max(0)

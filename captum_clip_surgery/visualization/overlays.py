@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization.layout import fit, inches, side_of, type_size
 from captum_clip_surgery.visualization.pictures import (
     bare,
@@ -32,7 +32,7 @@ BAR, TITLE, NOTE = 0.75, 0.3, 0.1  # room for each, in inches
 
 def visualize_attribution(
     attribution: Tensor | np.ndarray,
-    picture: Picture | None = None,
+    picture: ImageInput | None = None,
     method: str = "blended_heat_map",
     sign: str = "all",
     outlier_perc: float = 2.0,
@@ -101,7 +101,7 @@ def visualize_attribution(
             "show_colorbar out"
         )
     values = as_map(attribution)
-    shown = None if picture is None else np.asarray(load_picture(picture))
+    shown = None if picture is None else np.asarray(load_image(picture))
     if axis is None:
         aspect = drawn_aspect(values if shown is None else shown)
         axis = _new_axis(aspect, width, BAR * show_colorbar, TITLE * bool(title))

@@ -71,8 +71,8 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     view = Protocol.load("present").view("localization", "folder")
     methods, _ = choose(clip, ["CLIPSurgery"])
     EVALUATORS["localization"].predictor(clip, data, methods, view)
-    assert clip._encoder is not None
-    assert set(data.classes.first[1:]) <= set(clip._encoder._known.features)
+    assert clip.text_encoder is not None
+    assert set(data.classes.first[1:]) <= set(clip.text_encoder._cached.features)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -66,8 +66,8 @@ def test_attention_matters(tower: str) -> None:
     images = random_images(clip, 3)
 
     def patches(num_blocks: int, attention: Callable[[AttentionInputs], Tensor]) -> Tensor:
-        recipe = PathConfig(num_blocks, attention, mlp=True)
-        return functional.normalized(clip.tower.dual_path(images, recipe).patches.detach())
+        path_config = PathConfig(num_blocks, attention, mlp=True)
+        return functional.normalized(clip.tower.dual_path(images, path_config).patches.detach())
 
     for num_blocks in range(1, len(clip.tower.blocks) + 1):
         own = patches(num_blocks, AttentionInputs.attend)

@@ -121,7 +121,7 @@ def cut_at_resnet_grid(clip: ZeroShotClassifier, twin: Any, images: Tensor) -> C
 def by_hand(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the targets' logits with respect to it."""
     activation = cut.activation.detach().requires_grad_()
-    cosines = F.normalize(cut.after(activation), dim=-1) @ clip.features[: len(clip.texts)].T
+    cosines = F.normalize(cut.after(activation), dim=-1) @ clip.text_features()[: len(clip.texts)].T
     logits = clip.model.logit_scale.exp() * cosines
     assert_close(logits, clip(images))
     (gradient,) = torch.autograd.grad(logits[range(len(TARGETS)), TARGETS].sum(), activation)

@@ -24,11 +24,11 @@ from tests._helpers.tiny import TOWERS, relative_error, tiny_model
 
 TEXTS = ["dog", "cat", "tree", "car"]
 TEMPLATES = ["a photo of a {}."]
-FORMS = ("release", "paper", "empty", None)
+VARIANTS = ("release", "paper", "empty", None)
 MAPS: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
     **{
         f"surgery {form}": functools.partial(LayerCLIPSurgery, feature_surgery=form)
-        for form in FORMS
+        for form in VARIANTS
     },
     "similarity": LayerCLIPSimilarity,
     "normalised values": functools.partial(
@@ -164,7 +164,7 @@ POOLED_ALONE = re.compile(
 
 @each_family
 @at_sizes
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", VARIANTS)
 def test_gradients_with_respect_to_parameters(family, grid, form):
     # A copy, since differences are taken by moving its parameters.
     clip = copy.deepcopy(double_clip(family))
@@ -219,7 +219,7 @@ def test_text_features_of_another_grad_mode_allow_gradients_later(family, mode, 
         else:
             features, empty = plain.text_features().clone(), plain.empty_features().clone()
             fresh = ZeroShotClassifier.from_features(model, features, empty)
-        for form in FORMS:
+        for form in VARIANTS:
             LayerCLIPSurgery(fresh, feature_surgery=form).attribute_all(images)
         fresh(images)
     images.requires_grad_()
@@ -238,7 +238,7 @@ def test_a_model_made_in_inference_mode(clip):
     with torch.inference_mode():
         frozen = copy.deepcopy(clip.model)
     made = ZeroShotClassifier(
-        frozen, clip.texts, distractors=clip.distractors, templates=clip._encoder.templates
+        frozen, clip.texts, distractors=clip.distractors, templates=clip.text_encoder.templates
     )
     for make in MAPS.values():
         with torch.no_grad():

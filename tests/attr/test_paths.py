@@ -1,4 +1,4 @@
-"""Several recipes in one pass of a tower: each as if it had the tower to itself."""
+"""Several path configurations in one pass of a tower: each as if it had the tower to itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys_only(heads: AttentionInputs) -> torch.Tensor:
     return functional.vv_attention(heads.k)
 
 
-def recipes_of(blocks: int) -> dict[str, PathConfig]:
+def path_configs_of(blocks: int) -> dict[str, PathConfig]:
     """Of all kinds; deep ones span every block there is."""
     return {
         "own": PathConfig(0, vv_attention),
@@ -56,7 +56,7 @@ TOGETHER = [
     ["deep", "alone", "deep with mlp"],
     ["deep with mlp", "own", "last"],  # the model's own tokens are needed to the end
     ["deep", "deep"],
-    list(recipes_of(1)),
+    list(path_configs_of(1)),
 ]
 
 
@@ -65,13 +65,13 @@ TOGETHER = [
 def test_each_recipe_as_alone(kind: str, names: list[str]) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog"], templates=[])
     tower, images = clip.tower, random_images(clip)
-    known = recipes_of(len(tower.blocks))
-    recipes = [known[name] for name in names]
+    known = path_configs_of(len(tower.blocks))
+    path_configs = [known[name] for name in names]
     with torch.no_grad():
-        together = tower.paths(images, recipes)
+        together = tower.paths(images, path_configs)
         embedding = normalized(clip.model.encode_image(images))  # CoCa's is normalised already
-        for name, recipe, found in zip(names, recipes, together, strict=True):
-            alone = tower.dual_path(images, recipe)
+        for name, path_config, found in zip(names, path_configs, together, strict=True):
+            alone = tower.dual_path(images, path_config)
             assert found.grid == alone.grid == tower.grid(*images.shape[-2:])
             assert relative_error(found.patches, alone.patches) < TOLERANCE, name
             assert relative_error(found.pooled, alone.pooled) < TOLERANCE, name
@@ -82,7 +82,7 @@ def test_recipes_differ() -> None:
     """Or the test above would not tell them apart."""
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=[])
     with torch.no_grad():
-        found = clip.tower.paths(random_images(clip), list(recipes_of(3).values()))
+        found = clip.tower.paths(random_images(clip), list(path_configs_of(3).values()))
     for place, one in enumerate(found):
         for other in found[:place]:
             assert relative_error(one.patches, other.patches) > 0.01

@@ -183,8 +183,8 @@ def test_legrad_is_its_definition(kind):
     images, feature = random_images(clip), clip.text_features()[1]
     expected = 0
     for index in (1, 2):
-        x, layout = tower.enter(images, index)
-        heads = tower.heads(index, x.detach(), layout)
+        x, grid_spec = tower.enter(images, index)
+        heads = tower.attention_inputs(index, x.detach(), grid_spec)
         weights = (heads.q @ heads.k.mT / heads.q.shape[-1] ** 0.5).softmax(-1).detach()
         weights.requires_grad_()
         y = x.detach() + tower.merge(index, weights @ heads.v, heads.x)

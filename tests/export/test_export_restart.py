@@ -237,7 +237,7 @@ def test_faults_of_the_machine_end_the_run_and_are_no_property_of_the_image(
     def fault() -> None:
         raise OSError(code, os.strerror(code))
 
-    fail_at(monkeypatch, preprocessing, "open_picture", 3, fault)
+    fail_at(monkeypatch, preprocessing, "open_image", 3, fault)
     with pytest.raises(OSError, match=os.strerror(code)) as raised:
         export(tmp_path / "in", tmp_path / "out")
     assert raised.value.__notes__[0].startswith("reading a/s004.png")

@@ -31,7 +31,7 @@ from captum_clip_surgery.export._shards import ImageRecord
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
-from captum_clip_surgery.preprocessing import Preprocess, load_picture
+from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model
 from tests.robustness.fuzz_configuration import CONFIGURATION, PICTURE
 from tests.robustness.fuzz_inputs import (
@@ -249,7 +249,7 @@ def opens(data: bytes) -> None:
     path = folder("pictures") / "x.png"
     path.write_bytes(data)
     with may_refuse(f"{path} cannot be read as an image: "):
-        picture = load_picture(path)
+        picture = load_image(path)
         assert picture.mode == "RGB"
         assert SHOW(picture).isfinite().all()
     with may_refuse(f"{path} cannot be read as a picture: "):

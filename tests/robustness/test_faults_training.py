@@ -137,11 +137,11 @@ def test_a_step_of_the_text_tower_while_it_reads_is_refused(tmp_path: Any) -> No
             weight.mul_(-1)
 
     # A hook there keeps the disk out of it; the step is made by what calls the tokenizer.
-    tokenizer = clip._encoder.tokenizer
-    clip._encoder.tokenizer = lambda *a, **k: (step(), tokenizer(*a, **k))[1]
+    tokenizer = clip.text_encoder.tokenizer
+    clip.text_encoder.tokenizer = lambda *a, **k: (step(), tokenizer(*a, **k))[1]
     with pytest.raises(RuntimeError, match=CHANGED):
         clip.with_texts(["a bird"])
-    clip._encoder.tokenizer = tokenizer
+    clip.text_encoder.tokenizer = tokenizer
     assert known == sorted(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     fresh = ZeroShotClassifier(copy.deepcopy(clip.model), ["a bird"], templates=["{}."])
     assert torch.equal(clip.with_texts(["a bird"])(images), fresh(images))

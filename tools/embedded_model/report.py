@@ -20,7 +20,7 @@ from captum_clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery, ZeroS
 from captum_clip_surgery.attr import METHODS, Method
 from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
-from captum_clip_surgery.functional import FORMS
+from captum_clip_surgery.functional import VARIANTS
 from tools.embedded_model import variants  # noqa: F401  (registers the plans' image towers)
 
 BATCH = 100
@@ -32,8 +32,8 @@ def forms_of_surgery() -> dict[str, Method]:
         "CLIP": METHODS["CLIP"],
         "architecture surgery": _surgery(LayerCLIPSurgery, None),
     }
-    methods |= {f"feature surgery, {f}": _surgery(LayerFeatureCLIPSurgery, f) for f in FORMS}
-    methods |= {f"both, {f}": _surgery(LayerCLIPSurgery, f) for f in FORMS}
+    methods |= {f"feature surgery, {f}": _surgery(LayerFeatureCLIPSurgery, f) for f in VARIANTS}
+    methods |= {f"both, {f}": _surgery(LayerCLIPSurgery, f) for f in VARIANTS}
     return methods
 
 

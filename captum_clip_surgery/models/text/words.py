@@ -9,12 +9,12 @@ from typing import Any
 import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
+from captum_clip_surgery.models._internals import BPE_TOKENIZER
+
 __all__ = ["END", "START", "word_positions"]
 
-#: Name of the token that starts a text.
-START = "<start>"
-#: Name of the token that ends a text.
-END = "<end>"
+#: Names of the tokens that start and end a text.
+START, END = "<start>", "<end>"
 #: Signs for a space in the vocabularies of sentencepiece and of byte-level BPE.
 SPACES = ("▁", "Ġ")
 
@@ -73,7 +73,7 @@ class _Spelling:
 
 def _spelling(tokenizer: Any) -> _Spelling:
     if tokenizer is open_clip.tokenize:
-        tokenizer = open_clip.tokenizer._tokenizer
+        tokenizer = BPE_TOKENIZER
     if isinstance(tokenizer, SimpleTokenizer):
         return _spelling_of_open_clip(tokenizer)
     if isinstance(tokenizer, HFTokenizer):

@@ -1,4 +1,4 @@
-"""What is refused at the door: images, features, targets and models that would mislead."""
+"""Checks of images, features, targets and modes, each with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -12,21 +12,44 @@ from torch import Tensor, nn
 from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.models.image import Tower
 
+__all__ = [
+    "Target",
+    "check_features",
+    "check_finite",
+    "check_images",
+    "check_modes",
+    "resolve_indices",
+    "resolve_target",
+]
+
+#: Captum's targets: an index for all images, or one per image.
 Target = int | Tensor | Sequence[int] | None
-PIXELS = "images hold NaN or infinite pixels"
+NOT_FINITE = "images hold NaN or infinite pixels"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 def check_images(images: Tensor, tower: Tower, device: torch.device, finite: bool = True) -> None:
-    """A floating-point batch (N, 3, H, W) on the model's device, `finite` if that is asked for.
+    """Check a batch of images.
+
+    Args:
+        images: Images, expected to be a dense floating-point tensor (N, 3, H, W) with N > 0.
+        tower: The image tower, whose patches must divide the images.
+        device: The model's device.
+        finite: Whether to check for NaN and infinity; on a GPU this waits for the images.
 
     Raises:
-        TypeError: no tensor, or not of floating point.
-        ValueError: another shape, an empty batch, another device, NaN or infinity.
+        TypeError: If `images` is not a dense floating-point tensor.
+        ValueError: If the shape does not fit, the batch is empty, the images are on another device
+            than the model, or they contain NaN or infinity.
     """
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"images are a {type(images).__name__}, not a tensor; clip.preprocess makes one"
+            f"images must be a tensor, got {type(images).__name__}; clip.preprocess(...) makes one"
         )
     shape = tuple(images.shape)
     if images.ndim != 4:
@@ -35,7 +58,9 @@ def check_images(images: Tensor, tower: Tower, device: torch.device, finite: boo
     if images.shape[1] != 3:
         raise ValueError(f"images have {images.shape[1]} channels, expected 3: shape {shape}")
     if images.dtype not in FLOATS:
-        raise TypeError(f"images are {images.dtype}, expected floating point as preprocess gives")
+        raise TypeError(
+            f"images are {images.dtype}, expected floating point; clip.preprocess(...) makes them"
+        )
     if images.layout != torch.strided:
         raise TypeError(f"images are {images.layout}, expected a dense tensor: images.to_dense()")
     if not len(images):
@@ -44,36 +69,44 @@ def check_images(images: Tensor, tower: Tower, device: torch.device, finite: boo
     if images.device != device:
         raise ValueError(f"images are on {images.device}, the model on {device}")
     if finite and not _is_finite(images):
-        raise ValueError(PIXELS)
+        raise ValueError(NOT_FINITE)
 
 
 def check_finite(images: Tensor, results: Tensor, what: str) -> Tensor:
-    """What a model made of images, as it is; a GPU is waited for once.
+    """Check that results computed from images are finite; on a GPU this waits once.
+
+    Args:
+        images: The images.
+        results: What was computed from them.
+        what: Name of the results in the plural, for the message.
+
+    Returns:
+        The results.
 
     Raises:
-        ValueError: NaN or infinity in the images, or in what was made of them.
+        ValueError: If images or results contain NaN or infinity.
     """
     if _is_finite(images, results):
         return results
     if not _is_finite(images):
-        raise ValueError(PIXELS)
+        raise ValueError(NOT_FINITE)
     raise ValueError(
         f"{what} hold NaN or infinity, though the images do not: are the model's weights "
-        "whole, and pixels normalised (clip.preprocess)? Half precision may be too narrow"
+        "intact, and pixels normalized (clip.preprocess)? Half precision may be too narrow"
     )
 
 
 def _is_finite(*tensors: Tensor) -> bool:
-    # In one pass of each and without a copy; NaN shows in both ends.
-    ends = [torch.stack(values.detach().aminmax()).isfinite().all() for values in tensors]
-    return bool(torch.stack(ends).all())
+    # One pass per tensor and no copy; NaN shows in both extremes.
+    extremes = [torch.stack(values.detach().aminmax()).isfinite().all() for values in tensors]
+    return bool(torch.stack(extremes).all())
 
 
 def check_modes(model: nn.Module) -> None:
-    """No module that acts by chance or learns from what it sees.
+    """Check that no module is random or updates statistics.
 
     Raises:
-        ValueError: such a module is in train mode.
+        ValueError: If such a module is in train mode.
     """
     for name, module in model.named_modules():
         if module.training and _depends_on_mode(module):
@@ -84,13 +117,13 @@ def check_modes(model: nn.Module) -> None:
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BATCH_NORMS):
         return True
     if isinstance(module, nn.MultiheadAttention):
         return module.dropout > 0
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, DROPOUTS):
         return module.p > 0
-    # timm's DropPath and open_clip's PatchDropout name their probability so.
+    # The names of the probability in timm's DropPath and open_clip's PatchDropout.
     for name in ("drop_prob", "prob"):
         probability: Any = getattr(module, name, 0)
         if isinstance(probability, float) and probability > 0:
@@ -101,12 +134,20 @@ def _depends_on_mode(module: nn.Module) -> bool:
 def check_features(
     features: Tensor, width: int, what: str, device: torch.device, rows: int | None = None
 ) -> None:
-    """Finite rows (K, width) on a device, none of them zero; K is `rows` where that is given.
+    """Check text features passed by the user.
+
+    Args:
+        features: Features, expected to be a floating-point tensor (K, width) with finite rows that
+            can be L2-normalized.
+        width: Width of the joint space.
+        what: Name of the argument, for the message.
+        device: The model's device.
+        rows: Expected number of rows K; None allows any from 1 on.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape or device, NaN or infinity, or rows that are zero or cannot be
-            normalised.
+        TypeError: If `features` is not a floating-point tensor.
+        ValueError: If shape or device do not fit, or a row is zero, contains NaN or infinity, or
+            under- or overflows when it is normalized.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
@@ -125,25 +166,28 @@ def check_features(
     lost = (~has_direction(features)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(
-            f"{what} {lost[0]} is too small or too large to be measured in {features.dtype}; bring "
+            f"{what} {lost[0]} is too small or too large to be measured in {features.dtype}; scale "
             "it to a length around 1"
         )
 
 
 def resolve_target(target: Target, batch: int, count: int, device: torch.device) -> Tensor:
-    """Captum's target as indices of texts: (1,) for all images, or (N, 1).
+    """Convert Captum's target to indices of texts.
 
     Args:
-        target: an int (negative counts from the end), a 0-d tensor or one of one element, a 1-D
-            tensor or list of one int for each image; None where there is one text.
-        batch: number of images, N.
-        count: number of texts.
-        device: where the indices go.
+        target: An int, where negative values count from the end; a tensor of one element; a 1-D
+            tensor or list of one int per image; or None if there is one text.
+        batch: Number of images N.
+        count: Number of texts.
+        device: Device of the indices.
+
+    Returns:
+        Indices (1,) for all images, or (N, 1).
 
     Raises:
-        TypeError: another kind.
-        ValueError: None with several texts, or a length that is not the batch's.
-        IndexError: an index past the texts.
+        TypeError: If `target` has another type.
+        ValueError: If it is None and there are several texts, or its length is not the batch's.
+        IndexError: If an index is out of range.
     """
     if target is None:
         if count != 1:
@@ -171,12 +215,17 @@ def resolve_target(target: Target, batch: int, count: int, device: torch.device)
 
 
 def resolve_indices(indices: Sequence[int], count: int, device: torch.device) -> Tensor:
-    """Indices of texts, negative ones counted from the end: (K,).
+    """Convert indices of texts to a tensor (K,), with negative ones counted from the end.
+
+    Args:
+        indices: Indices of texts.
+        count: Number of texts.
+        device: Device of the result.
 
     Raises:
-        TypeError: no sequence, or an entry that is no int.
-        ValueError: no entry.
-        IndexError: one past the texts.
+        TypeError: If `indices` is not a sequence of ints.
+        ValueError: If it is empty.
+        IndexError: If an index is out of range.
     """
     if not isinstance(indices, Sequence) or isinstance(indices, (str, bytes)):
         raise TypeError(
@@ -194,4 +243,4 @@ def resolve_indices(indices: Sequence[int], count: int, device: torch.device) ->
 
 
 def _is_index(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's ints are Integral
+    return isinstance(value, Integral) and not isinstance(value, bool)  # also numpy's integers
