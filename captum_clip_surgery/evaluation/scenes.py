@@ -45,7 +45,9 @@ class _Totals:
 
     def result(self, localized: bool, confidence: bool) -> Result:
         """Return the measures, with confidence intervals if requested."""
-        sources = [self.pairs, self.means] if localized else [self.means]
+        sources: list[PairMeasures | ImageMeans] = [self.means]
+        if localized:
+            sources.insert(0, self.pairs)
         peaks = [cost.peak_bytes for cost in self.costs if cost.peak_bytes is not None]
         return Result(
             {key: value for source in sources for key, value in source.compute().items()},

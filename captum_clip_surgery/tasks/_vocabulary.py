@@ -122,7 +122,7 @@ def _members(
 ) -> dict[str, tuple[int, ...]]:
     """Return the indices of each class's texts."""
     if classes is None:
-        members = {text: (i,) for i, text in enumerate(clip.texts)}
+        members: dict[str, tuple[int, ...]] = {text: (i,) for i, text in enumerate(clip.texts)}
         if len(members) < len(clip.texts):
             clip.index(next(text for text in members if clip.texts.count(text) > 1))  # raises
         return members

@@ -221,8 +221,8 @@ def class_scores(
     with assert_parameters_unchanged(clip.model, whole=True), torch.no_grad():
         for part in images.split(_images_per_pass(clip, images.shape[-2:])):
             for scores in segmenter.scores(part):
-                size = scores[""].grids[0].shape[-2:] if window is None else images.shape[-2:]
-                results.append(segmenter.class_scores(scores[""], size))
+                height, width = (scores[""].grids[0] if window is None else images).shape[-2:]
+                results.append(segmenter.class_scores(scores[""], (height, width)))
     return torch.stack(results)
 
 
