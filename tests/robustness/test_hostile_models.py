@@ -67,7 +67,7 @@ SIZES: list[tuple[str, Any, str]] = [
     ("vision_cfg", None, "no model_cfg.vision_cfg, a table"), ("text_cfg", 3, "model_cfg.text_cfg"),
     ("evil", 1, "model_cfg.evil is no option that"),
     ("vision_cfg.evil", 1, "model_cfg.vision_cfg.evil is no option that"),
-    ("vision_cfg.timm_model_name", "os.system", "'os.system', which is not one of timm's own models"),
+    ("vision_cfg.timm_model_name", "os.system", "'os.system', which is not one of timm's own"),
 ]  # fmt: skip
 
 
