@@ -54,7 +54,7 @@ def naive_token_features(model: nn.Module, ids: Tensor) -> Tensor:
 
 def naive_cosines(clip: ZeroShotClassifier, image: Tensor, caption: str) -> tuple[Tensor, int]:
     """Cosines (L, h, w) of one image's patches with every token of the context, and its end."""
-    ids = open_clip.tokenize([caption], clip._encoder.context_length)
+    ids = open_clip.tokenize([caption], clip.text_encoder.context_length)
     features = naive_token_features(clip.model, ids)[0]
     every = ZeroShotClassifier.from_features(clip.model, features)
     maps = LayerCLIPSurgery(every, feature_surgery=None).attribute_all(image[None])
@@ -151,7 +151,7 @@ def test_importance_is_how_far_the_cosine_falls_without_the_word(vit):
         words = caption.split()
         without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
         with torch.no_grad():
-            ids = open_clip.tokenize([caption, *without], vit._encoder.context_length)
+            ids = open_clip.tokenize([caption, *without], vit.text_encoder.context_length)
             texts = F.normalize(vit.model.encode_text(ids), dim=-1)
             cosines = texts @ F.normalize(vit.model.encode_image(image[None]), dim=-1)[0]
         assert torch.allclose(found.importance, cosines[0] - cosines[1:], atol=1e-6)
@@ -502,7 +502,7 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
         word_maps(unreadable, images, "a dog")
     foreign = nn.Module()
     foreign.transformer = nn.Identity()
-    monkeypatch.setattr(type(vit._encoder), "tower", foreign)
+    monkeypatch.setattr(type(vit.text_encoder), "tower", foreign)
     with pytest.raises(TypeError, match=r"the text tower Module has no tokens.*open_clip's own"):
         word_maps(vit, images, "a dog")
 
