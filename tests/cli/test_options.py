@@ -12,8 +12,7 @@ from typing import Annotated, get_args
 
 import pytest
 import typer
-from captum_clip_surgery.export.shards import FORMATS as SHARD_FORMATS
-from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
 from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
