@@ -12,8 +12,6 @@ from typing import Annotated, get_args
 
 import pytest
 import typer
-from captum_clip_surgery.export.shards import FORMATS as SHARD_FORMATS
-from captum_clip_surgery.tasks.points import INSTANCES
 from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
@@ -25,7 +23,9 @@ from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
 from captum_clip_surgery.export import export_maps
+from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
 from captum_clip_surgery.functional import VARIANTS
+from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import FORMATS, SIGNS
 
 PROBE = """
