@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import io
 import json
 import re
@@ -30,6 +29,7 @@ from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.tasks.points import Prompt
+from tests._helpers.cases import each
 from tests._helpers.served import CHROMIUM, chromium
 
 TEXTS = ("star", "zebra", "pizza")

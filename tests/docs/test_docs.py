@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import ast
 import configparser
 import os
@@ -26,6 +25,7 @@ from typer.exceptions import TyperException
 import captum_clip_surgery
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
+from tests._helpers.cases import each
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

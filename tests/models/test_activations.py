@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import copy
 import functools
 import io
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models._activations import describe_activation
+from tests._helpers.cases import each
 from tests._helpers.tiny import relative_error, with_preprocessing
 from tests._helpers.tower_kinds import TINY
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import copy
 import pickle
 import threading
@@ -24,6 +23,7 @@ from captum_clip_surgery import (
     LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
+from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY

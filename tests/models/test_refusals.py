@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import io
 import warnings
 from pathlib import Path
@@ -27,6 +26,7 @@ from captum_clip_surgery.visualization import (
     winner_figure,
 )
 from captum_clip_surgery.visualization.scales import as_map, scaled
+from tests._helpers.cases import each
 
 GENERATOR = np.random.default_rng(0)
 PICTURE = GENERATOR.integers(0, 256, (40, 60, 3), dtype=np.uint8)

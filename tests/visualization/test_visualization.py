@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import io
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +24,7 @@ from captum_clip_surgery.visualization import (
     show_map,
     visualize_attribution,
 )
+from tests._helpers.cases import each
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
