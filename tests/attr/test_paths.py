@@ -23,6 +23,7 @@ from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_a
 from captum_clip_surgery.attr.registry import METHODS, make_all
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
 
@@ -60,7 +61,7 @@ TOGETHER = [
 ]
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids=" + ".join)
+@each("names", TOGETHER)
 @pytest.mark.parametrize("kind", TOWERS)
 def test_each_recipe_as_alone(kind: str, names: list[str]) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog"], templates=[])
@@ -122,7 +123,7 @@ def dense(clip: ZeroShotClassifier) -> Iterator[tuple[str, LayerCLIPSurgery]]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, tiny in TINY.items() if tiny.everywhere])
-@pytest.mark.parametrize("targets", [None, [2, 0], [1]])
+@each("targets", [None, [2, 0], [1]])
 def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
     model = tiny_model(kind)
     clip = ZeroShotClassifier(model, ["a dog", "a cat", "a tree"], ["a car"], templates=[])
