@@ -1,6 +1,6 @@
-"""A group's mutants, tested in the folder that `mutation.py` made for it.
+"""Test the mutants of a group in the folder that `mutation.py` made for it.
 
-A program of its own, because mutmut reads its settings when it is imported.
+This is a separate program because mutmut reads its settings from the current folder on import.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SEED = 0
 
 
 def mutate_decorated_functions() -> None:
-    """mutmut leaves them out, and with them each property and what runs without gradients.
+    """Make mutmut mutate decorated functions, such as properties, which it leaves out.
 
-    It would decorate the mutants too, and call a property; here only what chooses among them is.
+    It would decorate every mutant; here only the function that chooses among them is decorated.
     """
     skips = file_mutation.MutationVisitor._skip_node_and_children
     arrange = file_mutation.function_trampoline_arrangement
@@ -47,28 +47,28 @@ def mutate_decorated_functions() -> None:
 
 
 def run_tests_in_order() -> None:
-    """As files and cases have them, not in the order of a set."""
+    """Run tests in the order of their names instead of the order of a set."""
     arguments = PytestRunner._pytest_args_regular_run
     PytestRunner._pytest_args_regular_run = lambda self, tests: arguments(self, sorted(tests))
 
 
 def results(sample: int | None) -> dict[str, str]:
-    """What became of each mutant of the group, of those drawn."""
+    """Return the status of each mutant drawn."""
     found = {}
     for path in mutmut.walk_mutatable_files():
         data = mutmut.SourceFileMutationData(path=path)
         data.load()
         found.update({k: status_by_exit_code[code] for k, code in data.exit_code_by_key.items()})
     names = sorted(found)
-    random.Random(SEED).shuffle(names)  # so that a smaller sample is part of a larger one
+    random.Random(SEED).shuffle(names)  # a smaller sample is part of a larger one
     return {name: found[name] for name in names[:sample]}
 
 
 def run(name: str, sample: int | None, again: bool, processes: int) -> None:
-    """Test the mutants that have no result yet, or survived, and list all that survived."""
+    """Test the mutants without a result (with `again`, also the survivors) and print survivors."""
     mutate_decorated_functions()
     run_tests_in_order()
-    # Results stay where the list of tests has grown.
+    # Results stay valid when the list of tests grows.
     mutmut._apply_config_change_invalidation = lambda _: False
     mutmut.makedirs("mutants", exist_ok=True)
     mutmut.copy_src_dir()

@@ -1,11 +1,11 @@
-"""How long a visitor of the page waits: a first result, and a changed text.
+"""Time until a visitor of the web demo sees a first result, or the result of changed texts.
 
     python benchmarks/app.py [--repeats 5] [--methods CLIP,CLIPSurgery] [--browser]
 
-Seconds from what a visitor does to the finished HTML, without the browser: a picture that was never
-seen, other texts on it, and another look of the same maps. Texts are new each time. With
-`--browser` a process serves the page and headless Chromium looks at it: until the new maps are on
-the page, decoded.
+Without a browser, seconds are measured from the request to the finished HTML: for a new image, for
+other texts on it, and for another look of the same maps. Texts are new each time. With `--browser`,
+a process serves the page to headless Chromium, and seconds are measured until the new maps are
+decoded on the page.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def upload(number: int) -> bytes:
-    """A picture of 1600 x 1200 pixels as a file."""
+    """Return a JPEG file of an image of 1600 x 1200 pixels."""
     buffer = io.BytesIO()
     drawn = Scenes("test", number + 1, size=256, objects=[3])[number]
     Image.fromarray(drawn.image).resize((1600, 1200)).save(buffer, format="JPEG")
@@ -71,8 +71,8 @@ SHOWN = """([texts, before]) => {
 def look(
     page: Any, act: Callable[[], object], texts: tuple[str, ...], before: str | None = None
 ) -> float:
-    """Seconds from what a visitor does until maps of these texts, on another picture than the one
-    `before`, are on the page."""
+    """Return the seconds from an action until the page shows maps of these texts, on another image
+    than `before`."""
     begin = time.perf_counter()
     act()
     page.wait_for_function(SHOWN, arg=[sorted(texts), before], polling="raf")
@@ -80,7 +80,7 @@ def look(
 
 
 def visit(page: Any, address: str, number: int, words: Iterator[str]) -> list[float]:
-    """One visitor: the page opened, a picture chosen, a text changed."""
+    """Return seconds for opening the page, choosing an image, and changing a text."""
     begin = time.perf_counter()
     page.goto(address)
     page.wait_for_function("document.querySelector('#ccs-maps img.ccs-map')?.complete")
@@ -100,7 +100,7 @@ def visit(page: Any, address: str, number: int, words: Iterator[str]) -> list[fl
 
 
 def in_browser(repeats: int) -> dict[str, list[float]]:
-    """The page of the embedded model with what it shows first, in a process of its own."""
+    """Measure in Chromium the page of the embedded model, served by a process of its own."""
     from playwright.sync_api import sync_playwright
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -112,7 +112,7 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
         server = serve(Path(folder))
         try:
             browser = chromium(driver)
-            for number in range(repeats + 1):  # the first warms up
+            for number in range(repeats + 1):  # the first one is a warm-up
                 context = browser.new_context()
                 times = visit(context.new_page(), server.address, number, words)
                 context.close()
@@ -128,8 +128,12 @@ def in_browser(repeats: int) -> dict[str, list[float]]:
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     methods: str = "CLIP,CLIPSurgery",
-    model: Annotated[str | None, typer.Option(help="open_clip name; the embedded one.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="open_clip tag or checkpoint.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip name (default: the embedded model).")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip pretrained tag or checkpoint file.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--browser")] = False,
 ) -> None:
     if browser:
@@ -145,7 +149,7 @@ def main(
     explainer = Explainer(clip)
     names, words = tuple(methods.split(",")), iter(nouns())
     found: dict[str, list[float]] = {"first result": [], "changed texts": [], "another look": []}
-    for number in range(repeats + 1):  # the first warms up
+    for number in range(repeats + 1):  # the first one is a warm-up
         content = upload(number)
         first = Settings((next(words), next(words), next(words)), names)
         second = Settings((next(words), first.texts[1], first.texts[2]), names)

@@ -1,11 +1,11 @@
-"""Many visitors of the page at once: do memory, file handles, hooks or threads grow?
+"""Endurance of the web demo under concurrent users: memory, open files, hooks and threads.
 
     python benchmarks/app_endurance.py [--minutes 10] [--users 8] [--output FOLDER]
 
-A process of its own serves the embedded model. Users choose pictures, ask for texts that hardly
-anybody asked before, save files, stop work that is long, and leave in the midst of it, drawn at
-random; every picture that comes back is held against what the API finds. Samples are taken while
-nobody asks. Needs Linux's /proc. Writes app_endurance.json.
+A separate process serves the embedded model. Users act at random: they choose images, ask for texts
+that are rarely repeated, save files, cancel long work, or leave while it runs. Every image that
+comes back is compared with the API's result. Samples are taken while the server is idle. Needs
+Linux's /proc. Writes app_endurance.json.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests._helpers.served import Visitor, free_port, until_work_begins
 
-#: What users do, and how often.
+#: Actions of users, and their weights.
 ACTS = {"explains": 6, "chooses": 2, "saves": 1, "stops": 1, "leaves": 1}
-#: By one pass, and by gradients, a text at a time.
+#: A method of one pass, and one that takes gradients text by text.
 METHODS = (["CLIP", "CLIPSurgery"], ["CLIPSurgery", "GradCam"], ["CLIPSurgery", "LeGrad"])
 LONG = ["CLIPSurgery", "LeGrad"]
-REST = 0.5  # seconds between looks whether the process is at rest
+REST = 0.5  # seconds between checks whether the process is idle
 
 
 # --- the process that serves ----------------------------------------------------------------------
 
 
 def _serve(port: int, asked: Connection) -> None:
-    """The page, beside a thread that tells what the process holds."""
+    """Serve the page, with a thread that reports the process's resources."""
     torch.set_num_threads(1)
     clip = ZeroShotClassifier.demo(["dog"])
 
@@ -73,13 +73,13 @@ def _serve(port: int, asked: Connection) -> None:
 
 @dataclass
 class Page:
-    """A page that is served, by its address, and what its process holds."""
+    """A served page: its address, and the resources of its process."""
 
     address: str
     asked: Connection
 
     def sample(self, requests: int) -> Sample:
-        """As it is once no file is opened or closed any more."""
+        """Take a sample once no files are opened or closed any more."""
         last = None
         for _ in range(60):
             self.asked.send(requests)
@@ -93,7 +93,7 @@ class Page:
 
 @contextmanager
 def served() -> Iterator[Page]:
-    """A page in a process of its own, which ends with it."""
+    """Serve a page in a process of its own within the block."""
     spawn, port = multiprocessing.get_context("spawn"), free_port()
     asked, tells = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(port, tells))
@@ -118,12 +118,12 @@ def served() -> Iterator[Page]:
 
 
 class User:
-    """Somebody with a picture and texts of their own, who knows what the page must show.
+    """A user with an image and texts of their own, who checks the page's maps.
 
     Args:
-        page: to visit.
-        number: of this user, who has pictures that no other has.
-        clip: the model of the page, in this process.
+        page: The page to visit.
+        number: Number of the user, which determines the images.
+        clip: The page's model, loaded in this process.
     """
 
     def __init__(self, page: Page, number: int, clip: ZeroShotClassifier) -> None:
@@ -135,11 +135,11 @@ class User:
         self._comes()
 
     def acts(self, count: int) -> None:
-        """So many things, drawn at random; what goes wrong is kept."""
+        """Run a number of random actions, and record failures."""
         for name in self.draw.choices(list(ACTS), list(ACTS.values()), k=count):
             try:
                 getattr(self, "_" + name)()
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # of any kind; the other users continue
                 self.wrong.append(f"{name}: {error!r}")
             self.done[name] += 1
 
@@ -187,7 +187,7 @@ class User:
                 self.visitor.cancels(joined)
 
     def _wants(self, methods: list[str], count: int) -> None:
-        # Of two nouns each, so that hardly any was there before: nothing may keep them all.
+        # Texts of two nouns rarely repeat, so a cache without a limit would grow.
         self.texts = tuple(" ".join(self.draw.sample(nouns(), 2)) for _ in range(count))
         self.visitor.values |= {"ccs-texts": "\n".join(self.texts), "ccs-methods": methods}
 
@@ -196,15 +196,15 @@ class User:
 
 
 def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
-    """Hold the pictures of an answer against the API's.
+    """Compare the images of an answer with the API's.
 
     Args:
-        answer: all that came, with maps by CLIPSurgery.
-        clip: the model under the texts that were asked for.
-        image: the picture they were asked of.
+        answer: The answer, with maps by CLIPSurgery.
+        clip: The model with the texts of the request.
+        image: The image of the request.
 
     Raises:
-        AssertionError: no maps, a text without one, or with another one.
+        AssertionError: If a map is missing or differs.
     """
     data = json.loads(_last(answer))["output"].get("data", [])
     html = next((part for part in data if isinstance(part, str) and "ccs-row" in part), None)
@@ -235,7 +235,7 @@ def _pixels(png: bytes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Run:
-    """What the process held, what users did, and what went wrong."""
+    """Samples of the process's resources, the users' actions, and failures."""
 
     found: Found
     done: Counter[str]
@@ -243,12 +243,12 @@ class Run:
 
 
 def run(seconds: float, count: int = 8, acts: int = 3) -> Run:
-    """Users at once, who all rest after a few acts, for a sample.
+    """Run concurrent users, who all pause after a few actions for a sample.
 
     Args:
-        seconds: how long; at least two rounds.
-        count: of users.
-        acts: of each in a round, after which a sample is taken.
+        seconds: Duration; at least two rounds are run.
+        count: Number of users.
+        acts: Actions per user in a round, after which a sample is taken.
     """
     clip = ZeroShotClassifier.demo(["dog"])
     with served() as page, ThreadPoolExecutor(count) as pool:
@@ -267,13 +267,13 @@ def run(seconds: float, count: int = 8, acts: int = 3) -> Run:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0, help="How long.")] = 10,
-    users: Annotated[int, typer.Option(min=1, help="At once.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0, help="Duration of the run in minutes.")] = 10,
+    users: Annotated[int, typer.Option(min=1, help="Number of concurrent users.")] = 8,
     output: Annotated[Path, typer.Option(help="Folder for app_endurance.json.")] = Path(
         "clip-surgery-endurance"
     ),
 ) -> None:
-    """Print what the page's process held after the warm-up and at the end, and what went wrong."""
+    """Print the process's resources after the warm-up and at the end, and the failures."""
     torch.set_num_threads(1)
     ended = run(60 * minutes, users)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Counted operations of explaining over those of the model's own pass: what no machine changes.
+"""Operations of explaining relative to those of the model's own pass, independent of the machine.
 
     python benchmarks/counted.py [--texts 59] [--json FILE]
 
-Multiplications and additions of matrix products, convolutions and attention, as torch's counter
-sees them in a real pass with random weights.
+Counts multiplications and additions of matrix products, convolutions and attention in a real pass
+with random weights, by torch's counter.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-#: The counter knows attention on GPUs only.
+#: The counter has no formula for attention on the CPU.
 ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 def count(model: str, size: int, texts: int) -> tuple[float, float]:
-    """Of one image: operations of the model's own pass, and of all texts' maps."""
+    """Return the operations of one image for the model's own pass and for the maps of all texts."""
     clip = classifier(model, texts, "cpu", torch.float32)
     image = torch.zeros(1, 3, size, size)
     found = []
-    # With gradients on, PyTorch does not take its fused attention, which the counter cannot see.
+    # With gradients enabled, PyTorch does not use its fused attention, which is not counted.
     for call in (at_size(clip, image), LayerCLIPSurgery(clip).attribute_all):
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
             call(image)
@@ -54,8 +54,10 @@ def count(model: str, size: int, texts: int) -> tuple[float, float]:
 
 
 def main(
-    texts: Annotated[int, typer.Option(help="Text features.")] = 59,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+    texts: Annotated[int, typer.Option(help="Number of text features.")] = 59,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file for the results.")
+    ] = None,
 ) -> None:
     """Print the table."""
     counts = {case: count(*case, texts) for case in CASES}

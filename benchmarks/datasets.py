@@ -1,12 +1,11 @@
-"""How fast `evaluate` goes over a data set on disk, and that its table is that of the scenes.
+"""Speed of `evaluate` on a data set on disk, and agreement with `evaluate_scenes`.
 
     python benchmarks/datasets.py [--scenes 64] [--tower ViT-B-16] [--jpeg] [--compare]
 
-Writes scenes of the embedded model as a folder of pictures and masks. Images per second, of the
-task alone and without intervals, with one, three and all dense methods, and the share of the time
-in which no image was ready. `--tower` takes a configuration of open_clip with random weights, whose
-speed is that of trained ones. `--compare` prints the measures of the folder, of VOC's layout with
-JPEG pictures, and of `evaluate_scenes`.
+Writes scenes of the embedded model as a folder of images and masks. Prints images per second of one
+task without confidence intervals, for one, three and all dense methods, and the fraction of time
+spent waiting for images. `--compare` prints the measures for the folder, for VOC's layout with JPEG
+images, and of `evaluate_scenes`.
 """
 
 from __future__ import annotations
@@ -21,16 +20,20 @@ import open_clip
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
-
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import DataSet
+from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.evaluation.results import LONG
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    Protocol,
+    View,
+    evaluate,
+    evaluate_scenes,
+)
+from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 DENSE = (
     ("CLIPSurgery",),
@@ -51,15 +54,21 @@ COMPARED = ("CLIP", "CLIPSurgery")
 
 
 def main(
-    scenes: Annotated[int, typer.Option(min=2, help="Of two and three objects.")] = 64,
+    scenes: Annotated[
+        int, typer.Option(min=2, help="Number of scenes, of two or three objects.")
+    ] = 64,
     tower: Annotated[
-        str | None, typer.Option(help="Of open_clip, with random weights; the embedded model.")
+        str | None,
+        typer.Option(
+            help="open_clip configuration, with random weights (default: the embedded model)."
+        ),
     ] = None,
-    jpeg: Annotated[bool, typer.Option("--jpeg", help="JPEG pictures instead of PNG.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 1,
+    jpeg: Annotated[bool, typer.Option("--jpeg", help="Write JPEG instead of PNG images.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that load images.")] = 1,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Measures of each layout instead of speed.")
+        bool,
+        typer.Option("--compare", help="Compare the measures of each layout instead of timing."),
     ] = False,
 ) -> None:
     """Print the table."""
@@ -76,12 +85,12 @@ def _model(tower: str | None) -> ZeroShotClassifier:
     if tower is None:
         return ZeroShotClassifier.demo(["dog"])
     model = open_clip.create_model(tower).eval()
-    # One prompt a text: what texts cost is once a run, and not what is timed here.
+    # One prompt per text, because the cost of texts per run is not measured here.
     return ZeroShotClassifier(model, ["dog"], templates=["a photo of {}."])
 
 
-def speeds(clip: ZeroShotClassifier, data: DataSet, batch: int, workers: int) -> str:
-    """Images a second, by task and number of methods."""
+def speeds(clip: ZeroShotClassifier, data: ImageDataset, batch: int, workers: int) -> str:
+    """Return images per second, by task and number of methods."""
     size = clip.native_size[0]
     rows = []
     for task in ("localization", "segmentation"):
@@ -89,7 +98,7 @@ def speeds(clip: ZeroShotClassifier, data: DataSet, batch: int, workers: int) ->
         for names in DENSE:
             methods = {name: METHODS[name] for name in names}
 
-            for limit in (1, None):  # texts are remembered from the first image on
+            for limit in (1, None):  # text features are cached after the first image
                 found = evaluate(
                     clip,
                     data,
@@ -101,13 +110,13 @@ def speeds(clip: ZeroShotClassifier, data: DataSet, batch: int, workers: int) ->
                     progress=False,
                     confidence=False,
                 )
-            speed, waiting = f"{found.images_per_second:.1f}", f"{found.waiting:.0%}"
+            speed, waiting = f"{found.images_per_second:.1f}", f"{found.data_wait_fraction:.0%}"
             rows.append([task, str(len(names)), speed, waiting])
     return markdown(["task", "methods", "images / s", "waiting for data"], rows)
 
 
 def compared(drawn: Sequence[Scene], root: Path) -> str:
-    """Measures of each way to the same scenes, and how far they are from `evaluate_scenes`."""
+    """Return the measures of each layout of the same scenes, and their differences."""
     clip = ZeroShotClassifier.demo(nouns())
     methods = {name: METHODS[name] for name in COMPARED}
     few = of_few_nouns(drawn)  # as many nouns as VOC has classes
@@ -129,7 +138,9 @@ def compared(drawn: Sequence[Scene], root: Path) -> str:
             way: evaluate(clip, data, methods, protocol, confidence=False).results
             for way, data in ways.items()
         }
-        columns = {key: name for key, name in LONG.items() if key in expected["CLIP"].measures}
+        columns = {
+            key: name for key, name in ALL_COLUMNS.items() if key in expected["CLIP"].measures
+        }
         rows = [
             [name, way, *_cells(table[name].measures, expected[name].measures, columns)]
             for name in COMPARED
@@ -143,7 +154,7 @@ def compared(drawn: Sequence[Scene], root: Path) -> str:
 def _cells(
     found: Mapping[str, float], expected: Mapping[str, float], columns: Mapping[str, str]
 ) -> list[str]:
-    """Figures, with what they differ by where they do."""
+    """Format measures, with their differences where there are any."""
     cells = []
     for key in columns:
         by = found[key] - expected[key]

@@ -2,8 +2,8 @@
 
     python benchmarks/defaults.py [--scenes 300] [--split validation] [--output FILE.md]
 
-Number of blocks, averages over numbers of blocks, variant of feature surgery, inverse temperature,
-and which variant is best with how many texts. docs/results.md reports the choice on test scenes.
+Varies the number of blocks, averages over numbers of blocks, the variant of feature surgery, the
+inverse temperature, and the number of texts. docs/results.md reports the choice on test scenes.
 """
 
 from __future__ import annotations
@@ -18,24 +18,20 @@ from torch import Tensor
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.evaluation.results import to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 
-SEED_OF_RIVALS = 7
+DISTRACTOR_SEED = 7
 
 
 def surgery(**options: object) -> Method:
     return lambda clip: LayerCLIPSurgery(clip, **options).attribute_all
 
 
-def averaged(depths: range, form: str) -> Method:
-    """The mean of the maps of several depths."""
+def averaged(num_blocks: range, variant: str) -> Method:
+    """Return a method that averages the maps of several numbers of blocks."""
 
     def method(clip: ZeroShotClassifier):  # type: ignore[no-untyped-def]
-        each = [
-            LayerCLIPSurgery(clip, num_blocks=num_blocks, feature_surgery=form)
-            for num_blocks in depths
-        ]
+        each = [LayerCLIPSurgery(clip, num_blocks=n, feature_surgery=variant) for n in num_blocks]
 
         def explain(images: Tensor) -> Tensor:
             return torch.stack([one.attribute_all(images) for one in each]).mean(0)
@@ -45,18 +41,18 @@ def averaged(depths: range, form: str) -> Method:
     return method
 
 
-def depths() -> dict[str, Method]:
+def num_blocks_methods() -> dict[str, Method]:
     single = {
         f"empty, num_blocks {d}": surgery(num_blocks=d, feature_surgery="empty")
         for d in range(1, 9)
     }
     ranges = (range(5, 9), range(3, 9), range(1, 9))
     return single | {
-        f"empty, mean of depths {r.start} to {r.stop - 1}": averaged(r, "empty") for r in ranges
+        f"empty, mean of num_blocks {r.start} to {r.stop - 1}": averaged(r, "empty") for r in ranges
     }
 
 
-def forms() -> dict[str, Method]:
+def variant_methods() -> dict[str, Method]:
     contrasts = {
         f"{form}, inverse_temperature {inverse_temperature:g}": surgery(
             feature_surgery=form, inverse_temperature=inverse_temperature
@@ -72,14 +68,16 @@ def forms() -> dict[str, Method]:
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Scenes measured on.")] = 300,
-    split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
-    output: Annotated[Path | None, typer.Option(help="Also write the tables here.")] = None,
+    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 300,
+    split: Annotated[str, typer.Option(help="'validation' or 'test'.")] = "validation",
+    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
     clip = ZeroShotClassifier.demo(["dog"])
     chosen = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
-    shuffled = torch.randperm(len(nouns()), generator=torch.Generator().manual_seed(SEED_OF_RIVALS))
+    shuffled = torch.randperm(
+        len(nouns()), generator=torch.Generator().manual_seed(DISTRACTOR_SEED)
+    )
     distractors = [nouns()[i] for i in shuffled.tolist()]
     parts = []
 
@@ -88,10 +86,10 @@ def main(
         parts.append(f"**{title}**\n\n{to_markdown(measured)}\n")
         print(parts[-1], flush=True)
 
-    table("Depth, the scene's own two or three texts", depths(), [])
+    table("Number of blocks, the scene's two or three texts", num_blocks_methods(), [])
     for count in (0, 2, 5, 10, 30, len(distractors)):
-        title = f"Form and inverse_temperature, own texts and {count} distractors"
-        table(title, forms(), distractors[:count])
+        title = f"Variant and inverse temperature, the scene's texts and {count} distractors"
+        table(title, variant_methods(), distractors[:count])
     if output is not None:
         output.write_text("\n".join(parts))
 

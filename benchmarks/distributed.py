@@ -1,11 +1,11 @@
-"""What sharing a run out among processes gains, and what going on with one costs.
+"""Speed-up of `evaluate` by several processes, and the cost of resuming.
 
     python benchmarks/distributed.py [--images 200] [--rounds 3] [--json FILE]
 
-`torchrun ... evaluate` on a folder of scenes with the embedded model, by one process and by two of
-one thread each, in turns. Images a second are those of the run itself, from the first image to the
-last measure, without the seconds in which Python imports; seconds in all are with them. A run that
-is finished already and gone on with shows what a restart costs: imports, model, digests, journal.
+Runs `torchrun ... evaluate` on a folder of scenes with the embedded model, alternating between one
+and two processes of one thread each. Images per second count from the first image to the last
+measure; total seconds include Python's imports. Resuming a finished run shows the cost of a
+restart: imports, model, digests, and reading the stored batches.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OPTIONS = "--dataset folder --protocol present --workers 0 --batch-size 8"
 
 @dataclass(frozen=True)
 class Timing:
-    """Images a second while measuring, and seconds of the whole command."""
+    """Images per second while measuring, and seconds of the whole command."""
 
     rate: float
     seconds: float
 
 
 def write_scenes(count: int, root: Path) -> None:
-    """Pictures and masks, as the data set `folder` has them."""
+    """Write images and masks in the layout of the data set `folder`."""
     names = ["background", *nouns()]
     for part in ("images", "masks"):
         (root / part).mkdir(parents=True)
@@ -69,7 +69,7 @@ def run(root: Path, output: Path, processes: int, methods: str, *more: str) -> T
 
 
 def measure(root: Path, work: Path, methods: str, rounds: int) -> dict[str, list[Timing]]:
-    """Each case once a round, so that what else the machine does meets them alike."""
+    """Run each case once per round, so that other load affects all of them alike."""
     found: dict[str, list[Timing]] = {}
     for number in range(rounds):
         tables = set()
@@ -88,10 +88,14 @@ def measure(root: Path, work: Path, methods: str, rounds: int) -> dict[str, list
 
 
 def main(
-    images: Annotated[int, typer.Option(help="How many scenes.")] = 200,
-    rounds: Annotated[int, typer.Option(help="How often each case is run.")] = 3,
-    methods: Annotated[str, typer.Option(help="Names, comma between.")] = "CLIP,CLIPSurgery",
-    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+    images: Annotated[int, typer.Option(help="Number of scenes.")] = 200,
+    rounds: Annotated[int, typer.Option(help="Number of runs per case.")] = 3,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated method names.")
+    ] = "CLIP,CLIPSurgery",
+    output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file for the results.")
+    ] = None,
 ) -> None:
     """Print the table."""
     print(f"load before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")

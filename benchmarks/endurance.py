@@ -1,10 +1,10 @@
-"""Many attributions on one model: do memory, file handles, hooks or threads grow?
+"""Endurance of many attributions on one model: memory, open files, hooks and threads.
 
     python benchmarks/endurance.py [--attributions 20000] [--changes 2000]
         [--methods CLIPSurgery,GradECLIP,...] [--output FOLDER]
 
-A change is a new list of texts on the same model, at another size. Attributions are spread evenly
-between changes, methods in turns; the model is the embedded one. Needs Linux's /proc. Writes
+A change gives the same model, the embedded one, a new list of texts and another image size.
+Attributions are spread evenly between changes; methods take turns. Needs Linux's /proc. Writes
 endurance.json.
 """
 
@@ -33,17 +33,17 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.demo import nouns
 
-#: One that shares a pass, one of CLIP's own, two by gradients, of which one opens attention.
+#: A method of the shared pass, CLIP's own maps, and two that take gradients.
 DEFAULT_METHODS = ("CLIPSurgery", "CLIP", "GEM", "LeGrad", "GradECLIP")
 SIDES = (96, 112, 128, 160, 192, 224)
 MOST_TEXTS = 12
-WARM_UP = 0.2  # of all attributions: what libraries keep of their first calls, and of each size
-SAMPLES = 100  # of memory, over the whole run
+WARM_UP = 0.2  # fraction of attributions; first calls allocate memory that stays
+SAMPLES = 100  # number of samples over the whole run
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The process after a number of attributions: bytes resident, open files, threads, hooks."""
+    """Resources after a number of attributions: resident bytes, files, threads, hooks."""
 
     attributions: int
     resident: int
@@ -60,26 +60,26 @@ class Found:
 
     @property
     def warm(self) -> list[Sample]:
-        """Those after the warm-up."""
+        """Samples after the warm-up."""
         begin = WARM_UP * self.samples[-1].attributions
         return [sample for sample in self.samples if sample.attributions >= begin]
 
     @property
     def mib_per_thousand(self) -> float:
-        """MiB for a thousand attributions after the warm-up, by least squares."""
+        """MiB per thousand attributions after the warm-up, by least squares."""
         thousands = [sample.attributions / 1_000 for sample in self.warm]
         mib = [sample.resident / 2**20 for sample in self.warm]
         return float(np.polyfit(thousands, mib, 1)[0])
 
 
 def hooks_of(model: nn.Module) -> int:
-    """Hooks on all modules, forward and backward."""
+    """Count the forward and backward hooks on all modules."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
 def sample(attributions: int, model: nn.Module) -> Sample:
-    """As it is once garbage is collected and freed memory given back: what is held, not idle."""
+    """Take a sample after garbage is collected and freed memory is returned to the system."""
     gc.collect()
     if TRIM is not None:
         TRIM(0)
@@ -100,17 +100,17 @@ def endure(
     changes: int,
     seed: int = 0,
 ) -> Found:
-    """Attribute, methods in turns, on one model whose texts and images change now and then.
+    """Run attributions of methods in turn on one model, whose texts and images change at times.
 
     Args:
-        clip: lends its model; texts are drawn from the embedded model's nouns.
-        methods: by name, as in `METHODS`.
-        attributions: how many calls, at least 20.
-        changes: how many lists of texts and sizes, in 1..attributions.
-        seed: of texts, sizes and pixels.
+        clip: Classifier of the model; texts are drawn from the embedded model's nouns.
+        methods: Methods by name, as in `METHODS`.
+        attributions: Number of calls, at least 20.
+        changes: Number of lists of texts and sizes, 1 to `attributions`.
+        seed: Seed of texts, sizes and pixels.
 
     Raises:
-        ValueError: counts out of their ranges.
+        ValueError: If a count is out of range.
     """
     if attributions < 20 or not 1 <= changes <= attributions:
         raise ValueError(
@@ -124,7 +124,7 @@ def endure(
     sides = SIDES[:2]
     for number in tqdm(range(attributions), disable=not sys.stderr.isatty()):
         if number * changes % attributions < changes:
-            # Of two nouns each, so that hardly any was there before: nothing may keep them all.
+            # Texts of two nouns rarely repeat, so a cache without a limit would grow.
             pairs = [draw.sample(nouns(), 2) for _ in range(draw.randint(1, MOST_TEXTS))]
             own = clip.with_texts(map(" ".join, pairs))
             chosen = [method(own) for method in methods.values()]
@@ -137,7 +137,7 @@ def endure(
 
 
 def report(found: Found, counted: str = "attributions") -> str:
-    """What was held at the first and the last sample after the warm-up, and its highest between."""
+    """Format the first, highest and last sample after the warm-up as a table."""
     warm = found.warm
     rows = [
         [name, *(f"{value:,.{digits}f}" for value in (values[0], max(values), values[-1]))]
@@ -155,17 +155,19 @@ def report(found: Found, counted: str = "attributions") -> str:
 
 
 def main(
-    attributions: Annotated[int, typer.Option(min=20, help="Calls in all.")] = 20_000,
-    changes: Annotated[int, typer.Option(min=1, help="Of texts and size.")] = 2_000,
-    methods: Annotated[str, typer.Option(help="In turns, comma between.")] = ",".join(
-        DEFAULT_METHODS
-    ),
-    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    attributions: Annotated[int, typer.Option(min=20, help="Total number of calls.")] = 20_000,
+    changes: Annotated[
+        int, typer.Option(min=1, help="Number of changes of texts and size.")
+    ] = 2_000,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated method names, called in turn.")
+    ] = ",".join(DEFAULT_METHODS),
+    threads: Annotated[int, typer.Option(min=1, help="Number of torch threads.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for endurance.json.")] = Path(
         "clip-surgery-endurance"
     ),
 ) -> None:
-    """Print what the process held after the warm-up and at the end, and the slope of memory."""
+    """Print the process's resources after the warm-up and at the end, and the growth of memory."""
     torch.set_num_threads(threads)
     clip = ZeroShotClassifier.demo(["dog"])
     chosen = {name: METHODS[name] for name in methods.split(",")}

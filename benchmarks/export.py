@@ -1,10 +1,10 @@
-"""`export` measured: images a second of 1 and 2 processes, what going on costs, memory.
+"""Speed of `export` with 1 and 2 processes, cost of resuming, and memory.
 
     python benchmarks/export.py [--images 20000] [--side 128] [--pool 500] [--format webdataset]
         [--parts speed,resume,memory] [--workers 1]
 
-Images are scenes of a small pool, linked under as many names as asked for. Each process has one
-thread, and reads ahead by `--workers` processes of its own.
+Images are links to a small pool of scenes. Each process has one thread and loads images by
+`--workers` processes of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.export import _run, export_maps
 
-EVERY = 1.0  # seconds between looks at memory
+EVERY = 1.0  # seconds between samples of memory
 
 
 def write_images(root: Path, count: int, side: int, pool: int) -> Path:
-    """A folder of `count` names for `pool` scenes."""
+    """Write a folder of `count` links to `pool` scenes."""
     (root / "pool").mkdir()
     for index, scene in enumerate(Scenes("test", min(pool, count), side)):
         Image.fromarray(scene.image).save(root / f"pool/{index:06d}.png")
@@ -46,7 +46,7 @@ def write_images(root: Path, count: int, side: int, pool: int) -> Path:
 
 
 def resident(process: int) -> int:
-    """Resident bytes of a process and of its children: these share much, and count it again."""
+    """Return the resident bytes of a process and its children, shared memory repeatedly."""
     total = 0
     for task in Path(f"/proc/{process}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -58,7 +58,7 @@ def resident(process: int) -> int:
 
 
 class Looking:
-    """Memory while a `with` block runs: (seconds, bytes) from time to time."""
+    """Samples (seconds, bytes) of memory while a `with` block runs."""
 
     def __enter__(self) -> Looking:
         self.seen: list[tuple[float, int]] = []
@@ -81,10 +81,10 @@ class Looking:
 
 
 def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers: Any) -> None:
-    """What a process of its own does."""
+    """Run an export in a process of its own."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    # Readers of a spawned process would be spawned, too, which takes seconds.
+    # Loaders of a spawned process would be spawned, too, which takes seconds.
     multiprocessing.set_start_method("fork", force=True)
     options = dict(options)
     stop_at = options.pop("stop_at", None)
@@ -93,7 +93,7 @@ def exported(options: Mapping[str, Any], environment: Mapping[str, str], answers
     with processes() as dist:
         surgery = LayerCLIPSurgery(ZeroShotClassifier.demo(nouns()))
         start = time.perf_counter()
-        with Looking() as looking:  # which costs the model next to nothing
+        with Looking() as looking:  # its cost is negligible
             try:
                 found = export_maps(surgery, dist=dist, **options)
             except KeyboardInterrupt:
@@ -122,7 +122,7 @@ def _stop_at(batches: int) -> None:
 
 
 def start(world: int, **options: Any) -> list[dict[str, Any]]:
-    """Exports by `world` processes that begin together, and what each found."""
+    """Run an export by `world` processes, and return the result of each."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with socket.socket() as free:
@@ -147,17 +147,21 @@ def start(world: int, **options: Any) -> list[dict[str, Any]]:
 
 
 def main(
-    images: Annotated[int, typer.Option(help="How many.")] = 20_000,
-    side: Annotated[int, typer.Option(help="Of the images in pixels.")] = 128,
-    pool: Annotated[int, typer.Option(help="How many are not the same.")] = 500,
-    format: Annotated[str, typer.Option(help="webdataset or zarr.")] = "webdataset",
-    parts: Annotated[str, typer.Option(help="Of these, comma between.")] = "speed,resume,memory",
-    speed_images: Annotated[int, typer.Option(help="For speed and going on.")] = 2_000,
-    shard_size: Annotated[int, typer.Option(help="Images in a shard.")] = 100,
-    batch: Annotated[int, typer.Option(help="Images in one pass.")] = 8,
-    workers: Annotated[int, typer.Option(help="Processes that read ahead, of each.")] = 1,
+    images: Annotated[int, typer.Option(help="Number of images.")] = 20_000,
+    side: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
+    pool: Annotated[int, typer.Option(help="Number of different images.")] = 500,
+    format: Annotated[str, typer.Option(help="'webdataset' or 'zarr'.")] = "webdataset",
+    parts: Annotated[
+        str, typer.Option(help="Comma-separated parts to run.")
+    ] = "speed,resume,memory",
+    speed_images: Annotated[
+        int, typer.Option(help="Number of images for speed and resume.")
+    ] = 2_000,
+    shard_size: Annotated[int, typer.Option(help="Images per shard.")] = 100,
+    batch: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    workers: Annotated[int, typer.Option(help="Number of loading processes per process.")] = 1,
 ) -> None:
-    """Print a table for each part, and all of it as JSON."""
+    """Print a table per part, and everything as JSON."""
     told: dict[str, Any] = {}
     options = dict(format=format, shard_size=shard_size, batch_size=batch, workers=workers)
     with tempfile.TemporaryDirectory() as name:
@@ -196,7 +200,7 @@ def main(
             options["source"] = write_images(root / "many", images, side, pool)
             (found,) = start(1, output=root / "all", **options)
             memory = [size / 2**20 for _, size in found["memory"]]
-            # Once all is loaded and the first shard written.
+            # After loading, when the first shard is written.
             early = memory[max(1, len(memory) // 10)]
             late = memory[-max(2, len(memory) // 10)]
             told["memory"] = {"early": early, "late": late, "peak": max(memory)}
@@ -208,7 +212,7 @@ def main(
 
 
 def speed(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Images a second of processes that ran together."""
+    """Return the images per second of processes that ran together."""
     seconds = max(one["seconds"] for one in found)
     waiting = max(one["waiting"] for one in found)
     return {"rate": sum(one["made"] for one in found) / seconds, "waiting": f"{waiting:.1%}"}

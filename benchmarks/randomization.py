@@ -1,9 +1,9 @@
-"""Do maps notice that the model is lost? Methods on test scenes of the embedded model.
+"""Sensitivity of maps to the model's weights, on test scenes of the embedded model.
 
     python benchmarks/randomization.py [--scenes 8] [--methods all] [--output FILE.md]
 
-Rank correlation of maps with the original's after the image tower's weights are shuffled: the head
-alone, half of its stages, all.
+Prints the rank correlation of maps with those of the original model after the image tower's weights
+are shuffled: only the head, half of the stages, and all of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.metrics import randomization, suspicious
+from captum_clip_surgery.metrics import flag_insensitive, randomization
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Test scenes, one object of each.")] = 8,
-    methods: Annotated[str, typer.Option(help="Names, comma between, or all.")] = "all",
-    output: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+    scenes: Annotated[
+        int, typer.Option(help="Number of test scenes; one object of each is explained.")
+    ] = 8,
+    methods: Annotated[str, typer.Option(help="Comma-separated method names, or 'all'.")] = "all",
+    output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
 ) -> None:
     """Print the table."""
     drawn = Scenes("test", scenes, objects=[2, 3])
@@ -39,7 +41,7 @@ def main(
         for name, correlations in found.correlations.items()
     ]
     table = markdown(["method", *(found.stages[i] for i in shown)], rows)
-    table += f"\n\nAbove 0.5 after all is shuffled: {', '.join(suspicious(found)) or 'none'}."
+    table += f"\n\nAbove 0.5 after all is shuffled: {', '.join(flag_insensitive(found)) or 'none'}."
     print(table)
     if output is not None:
         output.write_text(table + "\n")

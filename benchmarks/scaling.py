@@ -1,10 +1,10 @@
-"""How the cost of explaining grows with texts, tokens, batch and images; draws the curves.
+"""Cost of explaining as a function of texts, tokens, batch size and images, with a figure.
 
     python benchmarks/scaling.py [--model ViT-B-16] [--sweeps texts,side,batch,images]
         [--rounds 3] [--device cuda] [--dtype bf16] [--output FOLDER]
 
-Each point is `LayerCLIPSurgery.attribute_all` beside the model's own pass over the same images, in
-turns. Weights are random, which changes no time.
+Each point compares `LayerCLIPSurgery.attribute_all` with the model's own pass over the same images,
+alternating between both. Weights are random, which does not affect the time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from captum_clip_surgery._utils.tables import markdown
 
 @dataclass(frozen=True)
 class Setting:
-    """One point: how many texts, which side in pixels, images in a batch and images in all."""
+    """One point: number of texts, side in pixels, batch size, and total number of images."""
 
     texts: int = 59
     side: int = 224
@@ -39,7 +39,7 @@ class Setting:
     images: int = 1
 
 
-#: What each sweep changes; the rest is as in `Setting`.
+#: Values of each sweep; the rest is as in `Setting`.
 SWEEPS: dict[str, tuple[int, ...]] = {
     "texts": (1, 10, 100, 1_000, 10_000),
     "side": (224, 336, 512, 768, 1024),
@@ -62,7 +62,7 @@ CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds an image of the model's own pass and of surgery, ratio, and peak bytes of surgery."""
+    """Seconds per image of encode_image and of surgery, ratio, and peak bytes of surgery."""
 
     plain: float
     surgery: float
@@ -82,7 +82,7 @@ def settings(sweep: str) -> Iterator[Setting]:
 
 @torch.inference_mode()
 def run(clip: ZeroShotClassifier, setting: Setting, rounds: int) -> Found:
-    """One point: both cases in turns, and memory in a call of its own before."""
+    """Measure one point: memory in a call of its own, then both cases in turn."""
     batch = torch.randn(setting.batch, 3, setting.side, setting.side, device=clip.device)
     count = setting.images // setting.batch
     plain, surgery = at_size(clip, batch), LayerCLIPSurgery(clip)
@@ -103,7 +103,7 @@ def run(clip: ZeroShotClassifier, setting: Setting, rounds: int) -> Found:
 
 
 def figure(found: dict[str, dict[int, Found]]) -> Figure:
-    """A panel for each sweep: time an image of both, on logarithmic axes, and the ratio above."""
+    """Draw a panel per sweep: time per image on logarithmic axes, and the ratio above."""
     drawing = Figure(figsize=(4 * len(found), 3.6), layout="constrained")
     for axes, (sweep, points) in zip(
         drawing.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
@@ -147,17 +147,17 @@ def table(sweep: str, points: dict[int, Found]) -> str:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="An open_clip configuration.")] = "ViT-B-16",
-    sweeps: Annotated[str, typer.Option(help="Of these, comma between.")] = ",".join(SWEEPS),
-    rounds: Annotated[int, typer.Option(help="Both cases in each.")] = 3,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    model: Annotated[str, typer.Option(help="open_clip configuration.")] = "ViT-B-16",
+    sweeps: Annotated[str, typer.Option(help="Comma-separated parts to run.")] = ",".join(SWEEPS),
+    rounds: Annotated[int, typer.Option(help="Number of rounds; each runs both cases.")] = 3,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "fp32",
-    threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of torch threads on the CPU.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for JSON and the figure.")] = Path(
         "clip-surgery-scaling"
     ),
 ) -> None:
-    """Print a table for each sweep, and write JSON and the curves."""
+    """Print a table per sweep, and write JSON and the figure."""
     if threads is not None:
         torch.set_num_threads(threads)
     most = classifier(model, max(SWEEPS["texts"]), device, PRECISIONS[dtype])

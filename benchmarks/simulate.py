@@ -268,16 +268,22 @@ def runs(setting: Setting, trials: int) -> str:
 
 def main(
     read_ms: Annotated[
-        float | None, typer.Option("--reading", help="Milliseconds to read a picture; measured.")
+        float | None,
+        typer.Option("--reading", help="Milliseconds to read an image (default: measured)."),
     ] = None,
-    cores: Annotated[int, typer.Option(help="That decode, beside each GPU.")] = 16,
+    cores: Annotated[int, typer.Option(help="CPU cores per GPU that decode images.")] = 16,
     between: Annotated[
-        float, typer.Option("--hours-between-failures", help="Of one GPU, in the mean.")
+        float,
+        typer.Option("--hours-between-failures", help="Mean hours between failures of one GPU."),
     ] = 50_000.0,
-    slow: Annotated[float, typer.Option(help="Share of GPUs that straggle.")] = 0.02,
-    slowness: Annotated[float, typer.Option(help="Their share of the speed.")] = 0.8,
-    begin: Annotated[float, typer.Option(help="Seconds from a failure to work.")] = 120.0,
-    trials: Annotated[int, typer.Option(help="Simulated runs for each row.")] = 20,
+    slow: Annotated[float, typer.Option(help="Fraction of slow GPUs.")] = 0.02,
+    slowness: Annotated[
+        float, typer.Option(help="Speed of slow GPUs, relative to the others.")
+    ] = 0.8,
+    begin: Annotated[
+        float, typer.Option(help="Seconds from a failure until work resumes.")
+    ] = 120.0,
+    trials: Annotated[int, typer.Option(help="Simulated runs per row.")] = 20,
 ) -> None:
     """Print the tables."""
     seconds = reading() if read_ms is None else read_ms / 1000

@@ -1,12 +1,12 @@
-"""What explaining costs beside the model's own `encode_image`, in one process and in turns.
+"""Cost of explaining relative to the model's own `encode_image`, measured in one process.
 
     python benchmarks/speed.py [--model ViT-B-16] [--size 512] [--batch 8] [--texts 59]
         [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled] [--json FILE]
 
-Each round runs every case once, so that what else the machine does meets them alike; ratios are of
-a round's time to `encode_image` in the same round. Weights are random, which changes no time.
-`--peer module:function` times a callable of images (N, 3, H, W) and text features (K, C) beside;
-`--compiled` adds both passes through `torch.compile`, and how long that takes to warm up.
+Each round runs every case once, so that other load on the machine affects all of them alike; ratios
+are taken to `encode_image` in the same round. Weights are random, which does not affect the time.
+`--peer module:function` also times a callable of images (N, 3, H, W) and text features (K, C);
+`--compiled` adds both passes through `torch.compile`, and the time of their first call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr.registry import choose
 
-YARDSTICK = "encode_image"
+BASELINE = "encode_image"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DENSE = "CLIP,CLIPSurgery,ArchitectureSurgery,MaskCLIP,SCLIP,ClearCLIP,NACLIP,GEM"
 GRADIENTS = "LeGrad,AttentionRelevance,GradECLIP"
@@ -46,7 +46,7 @@ Case = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """A case over several rounds: seconds, ratio to the yardstick in the same round, peak bytes."""
+    """A case over several rounds: seconds, ratio to the baseline in the same round, peak bytes."""
 
     least: float
     middle: float
@@ -55,7 +55,7 @@ class Timing:
 
 
 def classifier(name: str, texts: int, device: str, dtype: torch.dtype) -> ZeroShotClassifier:
-    """A model of random weights, and random text features with an empty one."""
+    """Return a model of random weights, with random text features and an empty one."""
     torch.manual_seed(0)
     precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     model = open_clip.create_model(name, precision=precision, device=device).eval()
@@ -75,7 +75,7 @@ def cases(
     peers: Sequence[str],
     compiled: bool = False,
 ) -> dict[str, Case]:
-    """What is timed, by name; the yardstick is the model's own pass at the images' size."""
+    """Return the calls to time; the baseline is the model's own pass at this size."""
     plain = at_size(clip, images)
     chosen, left_out = choose(clip, methods)
     for name, why in left_out.items():
@@ -87,33 +87,35 @@ def cases(
     with torch.inference_mode():
         encoded = encode()
         maps = surgery.scores_from_output(encoded)
-    found: dict[str, Case] = {
-        YARDSTICK: partial(plain, images),
+    named_calls: dict[str, Case] = {
+        BASELINE: partial(plain, images),
         "logits": partial(clip, images),
     }
-    found |= {name: partial(method(clip).attribute_all, images) for name, method in chosen.items()}
-    found["one target, on the grid"] = partial(surgery.attribute, images, 0)
-    found["one target, image-shaped"] = partial(shaped.attribute, images, 0)
-    found["from a picture to an array"] = lambda: (
+    named_calls |= {
+        name: partial(method(clip).attribute_all, images) for name, method in chosen.items()
+    }
+    named_calls["one target, on the grid"] = partial(surgery.attribute, images, 0)
+    named_calls["one target, image-shaped"] = partial(shaped.attribute, images, 0)
+    named_calls["from a picture to an array"] = lambda: (
         surgery.attribute_all(clip.preprocess(picture, size)).float().cpu().numpy()
     )
-    found |= {
+    named_calls |= {
         "stage: a picture to pixels": partial(clip.preprocess, picture, size),
         "stage: dual path": encode,
         "stage: scores and feature surgery": partial(surgery.scores_from_output, encoded),
         "stage: maps to the images' size": partial(F.interpolate, maps, size, mode="bilinear"),
     }
     if compiled:
-        found |= _compiled(plain, partial(surgery.attribute_all, check_finite=False), images)
+        named_calls |= _compiled(plain, partial(surgery.attribute_all, check_finite=False), images)
     for peer in peers:
         module, function = peer.split(":")
         call = getattr(import_module(module), function)
-        found[peer] = partial(call, images, clip.text_features())
-    return found
+        named_calls[peer] = partial(call, images, clip.text_features())
+    return named_calls
 
 
 def at_size(clip: ZeroShotClassifier, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """The model's own pass: `encode_image`, or its blocks in turn on resized positions."""
+    """Return the model's own pass: `encode_image`, or its blocks on resized positions."""
     if tuple(images.shape[-2:]) == clip.native_size:
         return lambda batch: clip.model.encode_image(batch.to(clip.tower.dtype))
     return lambda batch: clip.tower.encode(batch.to(clip.tower.dtype))
@@ -121,23 +123,23 @@ def at_size(clip: ZeroShotClassifier, images: Tensor) -> Callable[[Tensor], Tens
 
 @torch.inference_mode()
 def _compiled(plain: Case, surgery: Case, images: Tensor) -> dict[str, Case]:
-    """Both passes compiled as one graph each; says what the first call took."""
-    found: dict[str, Case] = {}
-    for name, call in ((YARDSTICK, plain), ("all texts", surgery)):
+    """Compile both passes as one graph each, and print the time of their first call."""
+    named_calls: dict[str, Case] = {}
+    for name, call in ((BASELINE, plain), ("all texts", surgery)):
         compiled = torch.compile(call, fullgraph=True)
         seconds = profile_call(partial(compiled, images), images.device)[1].seconds
         print(f"{name}, compiled without a graph break: first call {seconds:.1f} s")
-        found[f"{name}, compiled"] = partial(compiled, images)
-    return found
+        named_calls[f"{name}, compiled"] = partial(compiled, images)
+    return named_calls
 
 
 @torch.inference_mode()
-def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Every case in every round; memory in a round of its own, before the clock."""
-    peaks = {name: profile_call(case, device)[1].peak_bytes for name, case in found.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in found}
+def run(named_calls: dict[str, Case], rounds: int, device: torch.device) -> dict[str, Timing]:
+    """Time every case in every round, after a round that measures memory."""
+    peaks = {name: profile_call(case, device)[1].peak_bytes for name, case in named_calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in named_calls}
     for _ in tqdm(range(rounds), leave=False, desc="rounds"):
-        for name, case in found.items():
+        for name, case in named_calls.items():
             start = time.perf_counter()
             case()
             if device.type == "cuda":
@@ -147,7 +149,7 @@ def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, 
         name: Timing(
             min(taken),
             median(taken),
-            median(t / base for t, base in zip(taken, seconds[YARDSTICK], strict=True)),
+            median(t / base for t, base in zip(taken, seconds[BASELINE], strict=True)),
             peaks[name],
         )
         for name, taken in seconds.items()
@@ -155,7 +157,7 @@ def run(found: dict[str, Case], rounds: int, device: torch.device) -> dict[str, 
 
 
 def waits(call: Case) -> int:
-    """How often a call makes the host wait for the GPU."""
+    """Count how often a call makes the host wait for the GPU."""
     call()
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
@@ -166,7 +168,7 @@ def waits(call: Case) -> int:
 
 
 def table(timings: dict[str, Timing], batch: int) -> str:
-    """Milliseconds a call, ratio, images a second and memory."""
+    """Format milliseconds per call, ratio, images per second and memory."""
     rows = [
         [
             name,
@@ -178,24 +180,33 @@ def table(timings: dict[str, Timing], batch: int) -> str:
         ]
         for name, timing in timings.items()
     ]
-    header = ["case", "least ms", "median ms", f"x {YARDSTICK}", "images/s", "MiB"]
+    header = ["case", "least ms", "median ms", f"x {BASELINE}", "images/s", "MiB"]
     return markdown(header, rows)
 
 
 def main(
-    model: Annotated[str, typer.Option(help="An open_clip configuration.")] = "ViT-B-16",
-    size: Annotated[int | None, typer.Option(help="Side in pixels; native.")] = None,
-    batch: Annotated[int, typer.Option(help="Images in a call.")] = 1,
-    texts: Annotated[int, typer.Option(help="Text features.")] = 59,
-    rounds: Annotated[int, typer.Option(help="Each runs every case once.")] = 7,
-    methods: Annotated[str, typer.Option(help="Names, comma between.")] = f"{DENSE},{GRADIENTS}",
-    peer: Annotated[list[str] | None, typer.Option(help="module:function; repeat.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    model: Annotated[str, typer.Option(help="open_clip configuration.")] = "ViT-B-16",
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels (default: native).")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per call.")] = 1,
+    texts: Annotated[int, typer.Option(help="Number of text features.")] = 59,
+    rounds: Annotated[int, typer.Option(help="Number of rounds; each runs every case once.")] = 7,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated method names.")
+    ] = f"{DENSE},{GRADIENTS}",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="Callable to time, as module:function; repeat for more."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="'cpu' or 'cuda'.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "fp32",
-    tf32: Annotated[bool, typer.Option(help="TF32 products on a GPU.")] = False,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Also by torch.compile.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Of torch on the CPU.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+    tf32: Annotated[bool, typer.Option(help="Use TF32 matrix products on a GPU.")] = False,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also time torch.compile.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Number of torch threads on the CPU.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file for the results.")
+    ] = None,
 ) -> None:
     """Print the table."""
     if threads is not None:
@@ -217,8 +228,8 @@ def main(
     print(", ".join(f"{key} {about[key]}" for key in ("model", "size", "batch", "texts", "dtype")))
     print(f"{about['device']}, {about['threads']} threads, torch {torch.__version__}\n")
     chosen = [name for name in methods.split(",") if name]
-    found = cases(clip, images, chosen, peer or [], compiled)
-    timings = run(found, rounds, torch.device(device))
+    named_calls = cases(clip, images, chosen, peer or [], compiled)
+    timings = run(named_calls, rounds, torch.device(device))
     print(table(timings, batch))
     if device.startswith("cuda"):
         surgery = LayerCLIPSurgery(clip).attribute_all

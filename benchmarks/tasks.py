@@ -1,9 +1,9 @@
-"""The tasks measured end to end on scenes of the embedded model, with their ground truth.
+"""Tasks measured end to end on scenes of the embedded model, against their ground truth.
 
     python benchmarks/tasks.py [--scenes 500] [--split test] [--output FILE.md]
 
-Segmentation among all nouns and among the scene's own; recognition among all nouns; where points
-for SAM lie; which word's map points. Each figure in percent.
+Segmentation among all nouns and among each scene's nouns, recognition among all nouns, location of
+points for SAM, and pointing of word maps; all in percent.
 """
 
 from __future__ import annotations
@@ -22,19 +22,16 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.tasks.multimodal import word_maps
-from captum_clip_surgery.tasks.points import Prompt, prompts
-from captum_clip_surgery.tasks.recognition import recognize
-from captum_clip_surgery.tasks.segmentation import segment
+from captum_clip_surgery.tasks import Prompt, prompts, recognize, segment, word_maps
 
 VOID = -1
-#: How pixels of no object are told from those of objects, beside leaving them out.
+#: Backgrounds that segmentation is measured with, besides ignoring the pixels of no object.
 BACKGROUNDS: tuple[Any, ...] = (["a background"], 0.5)
 TITLES = (", background text", ", below 0.5")
 
 
 def truth(scene: Scene, classes: Sequence[str]) -> Tensor:
-    """The class of each pixel, (H, W); `VOID` where no object is."""
+    """Return the class of each pixel, (H, W); `VOID` outside of objects."""
     labels = torch.full(scene.masks.shape[1:], VOID)
     for noun, mask in zip(scene.nouns, torch.from_numpy(scene.masks), strict=True):
         labels[mask] = classes.index(noun)
@@ -42,7 +39,7 @@ def truth(scene: Scene, classes: Sequence[str]) -> Tensor:
 
 
 def miou(clip: ZeroShotClassifier, scenes: Sequence[Scene], own: bool, **options: Any) -> float:
-    """Mean IoU of the classes that there are; of no object's pixels only with a background."""
+    """Return the mean IoU of the classes that occur; VOID counts only with a background."""
     shift = int(options.get("background") is not None)
     matrix = MulticlassConfusionMatrix(len(nouns()) + shift, ignore_index=VOID)
     for scene in tqdm(scenes, desc=f"segmentation {options}", leave=False):
@@ -61,7 +58,7 @@ def miou(clip: ZeroShotClassifier, scenes: Sequence[Scene], own: bool, **options
 
 
 def recognition(clip: ZeroShotClassifier, scenes: Sequence[Scene], form: str | None) -> float:
-    """Mean over the classes that there are of average precision over images."""
+    """Return the average precision over images, averaged over the classes that occur."""
     images = [scene.image for scene in scenes]
     scores = torch.stack([found.scores for found in recognize(clip, images, form)])
     shown = torch.tensor([[noun in scene.nouns for noun in nouns()] for scene in scenes])
@@ -73,7 +70,7 @@ def recognition(clip: ZeroShotClassifier, scenes: Sequence[Scene], form: str | N
 def points(
     clip: ZeroShotClassifier, scenes: Sequence[Scene], **options: Any
 ) -> tuple[float, float, float]:
-    """Positive points inside their object, negative ones outside, and objects that have one."""
+    """Return percents: positive points inside, negative outside, objects with a point."""
     hits: list[bool] = []
     misses: list[bool] = []
     found: list[bool] = []
@@ -93,7 +90,7 @@ def _pixels(prompt: Prompt, label: int) -> list[tuple[int, int]]:
 
 
 def words(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> tuple[float, float]:
-    """Objects whose word's map is highest inside them, and whose own word fits best inside them."""
+    """Return percents of objects: word's maximum inside, own word best inside."""
     points_right, fits_best = [], []
     for scene in tqdm(scenes, desc="words", leave=False):
         (found,) = word_maps(clip, [scene.image], [scene.caption])
@@ -111,13 +108,17 @@ def words(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> tuple[float, flo
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Of two and three objects.")] = 500,
-    split: Annotated[str, typer.Option(help="test, or validation to choose on.")] = "test",
-    sizes: Annotated[str, typer.Option(help="Of segmentation, comma between.")] = "224",
+    scenes: Annotated[int, typer.Option(help="Number of scenes, of two or three objects.")] = 500,
+    split: Annotated[
+        str, typer.Option(help="'test', or 'validation' for choosing settings.")
+    ] = "test",
+    sizes: Annotated[
+        str, typer.Option(help="Comma-separated image sizes for segmentation.")
+    ] = "224",
     tasks: Annotated[
-        str, typer.Option(help="Comma between.")
+        str, typer.Option(help="Comma-separated.")
     ] = "segmentation,recognition,points,words",
-    output: Annotated[Path | None, typer.Option(help="Also write the tables here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
     drawn = list(Scenes(split, scenes, 224, objects=[2, 3]))

@@ -1,12 +1,12 @@
-"""What texts cost beside open_clip's own `encode_text`, seconds a class of 85 prompts.
+"""Cost of text features relative to open_clip's own `encode_text`, per class of 85 prompts.
 
     python benchmarks/text.py [--model ViT-B-16] [--classes 20] [--rounds 3] [--threads 2]
         [--json FILE]
 
-Each round runs every case once, so that what else the machine does meets them alike; ratios are of
-cases in the same round. Weights are random, of one seed in every process. A new process with the
-cache on disk is one indeed, timed inside from the question to the features; its digest of the
-weights is timed once more alone.
+Each round runs every case once, so that other load on the machine affects all of them alike; ratios
+are taken in the same round. Weights are random, with the same seed in every process. The case of a
+cache on disk starts a new process and is timed inside it, from the call to the features; the digest
+of the weights is also timed separately.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from captum_clip_surgery.models.text._fingerprint import fingerprint
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 
-YARDSTICK = "encode_text, padded"
+BASELINE = "encode_text, padded"
 FIRST, SECOND = "first call", "second call"
 DISK, DIGEST, REST = "new process, disk", "of that the digest", "without the digest"
 RATIOS = {
-    f"{YARDSTICK} / {FIRST}": (YARDSTICK, FIRST),
+    f"{BASELINE} / {FIRST}": (BASELINE, FIRST),
     f"{FIRST} / {SECOND}": (FIRST, SECOND),
     f"{FIRST} / {DISK}": (FIRST, DISK),
     f"{FIRST} / {REST}": (FIRST, REST),
@@ -43,7 +43,7 @@ RATIOS = {
 
 
 def random_model(name: str) -> nn.Module:
-    """The same in every process."""
+    """Return a model of random weights, the same in every process."""
     torch.manual_seed(0)
     return open_clip.create_model(name).eval()
 
@@ -56,14 +56,14 @@ def seconds(call: object, *arguments: object) -> float:
 
 @torch.inference_mode()
 def padded(model: nn.Module, prompts: list[list[str]]) -> float:
-    """open_clip's own pass over whole contexts, a class at a time."""
+    """Run open_clip's own pass over whole contexts, class by class."""
     context = getattr(model, "text", model).context_length
     tokens = [open_clip.tokenize(part, context_length=context) for part in prompts]
     return sum(seconds(model.encode_text, part) for part in tokens)
 
 
 def from_disk(name: str, folder: Path, classes: int, threads: int) -> dict[str, float]:
-    """Seconds inside a new process."""
+    """Return the seconds measured inside a new process."""
     command = [sys.executable, __file__, "--model", name, "--classes", str(classes)]
     command += ["--threads", str(threads), "--inside", str(folder)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -71,7 +71,7 @@ def from_disk(name: str, folder: Path, classes: int, threads: int) -> dict[str, 
 
 
 def inside(name: str, folder: Path, texts: list[str]) -> None:
-    """What `from_disk` starts."""
+    """Time the features inside the process that `from_disk` starts."""
     model = random_model(name)
     encoder = PromptEncoder(model, cache=folder)
     taken = seconds(encoder, texts)
@@ -80,11 +80,13 @@ def inside(name: str, folder: Path, texts: list[str]) -> None:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="An open_clip configuration.")] = "ViT-B-16",
-    classes: Annotated[int, typer.Option(help="Names of ImageNet.")] = 20,
-    rounds: Annotated[int, typer.Option(help="Each runs every case once.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 2,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
+    model: Annotated[str, typer.Option(help="open_clip configuration.")] = "ViT-B-16",
+    classes: Annotated[int, typer.Option(help="Number of ImageNet class names.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Number of rounds; each runs every case once.")] = 3,
+    threads: Annotated[int, typer.Option(help="Number of torch threads on the CPU.")] = 2,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file for the results.")
+    ] = None,
     inside_folder: Annotated[Path | None, typer.Option("--inside", hidden=True)] = None,
 ) -> None:
     """Print the table."""
@@ -97,10 +99,10 @@ def main(
     prompts = [[format_prompt(template, text) for template in TEMPLATES] for text in texts]
     found: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        PromptEncoder(built, cache=folder)(texts)  # fills the cache, and warms up
+        PromptEncoder(built, cache=folder)(texts)  # fills the cache and warms up
         for _ in range(rounds):
             encoder = PromptEncoder(built)
-            taken = {YARDSTICK: padded(built, prompts), FIRST: seconds(encoder, texts)}
+            taken = {BASELINE: padded(built, prompts), FIRST: seconds(encoder, texts)}
             taken[SECOND] = min(seconds(encoder, texts) for _ in range(10))
             found.append(taken | from_disk(model, Path(folder), classes, threads))
     about = environment_info(torch.device("cpu")) | {

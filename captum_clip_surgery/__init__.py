@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
     from captum_clip_surgery.diagnostics import TowerReport, tower_report
-    from captum_clip_surgery.models.catalog import ModelEntry, list_models
-    from captum_clip_surgery.models.text.templates import TEMPLATES
+    from captum_clip_surgery.models import ModelEntry, list_models
+    from captum_clip_surgery.models.text import TEMPLATES
 
 __version__ = "0.1.0"
 
@@ -84,17 +84,17 @@ _MODULES = {
     "LeGrad": "attr.gradient",
     "METHODS": "attr.registry",
     "MaskCLIP": "attr.dense",
-    "ModelEntry": "models.catalog",
+    "ModelEntry": "models",
     "NACLIP": "attr.dense",
     "RawAttention": "attr.attention",
     "SCLIP": "attr.dense",
-    "TEMPLATES": "models.text.templates",
+    "TEMPLATES": "models.text",
     "TokenGradCam": "attr.gradient",
     "TowerReport": "diagnostics",
     "WordScores": "attr.words",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
-    "list_models": "models.catalog",
+    "list_models": "models",
     "tower_report": "diagnostics",
     "word_scores": "attr.words",
 }

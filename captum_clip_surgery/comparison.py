@@ -20,8 +20,8 @@ from captum_clip_surgery.attr import Method, attribute_many, choose
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.models import validation
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
 
 __all__ = ["Comparison", "check_rows", "compare"]
@@ -138,7 +138,7 @@ def check_rows(n_images: int, n_texts: int) -> None:
 
 def compare(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     targets: Sequence[int] | None = None,
     methods: Iterable[str] | Mapping[str, Method] = DEFAULT_METHODS,
     masks: Sequence[Any] | Tensor | None = None,
@@ -176,7 +176,7 @@ def compare(
     batch, pixels = _batch(clip, images, size)
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
-    indices = _validation.resolve_indices(wanted, count, batch.device).tolist()
+    indices = validation.resolve_indices(wanted, count, batch.device).tolist()
     mask_list = None if masks is None else _check_masks(masks, len(batch), len(indices))
     if isinstance(methods, Mapping):
         chosen, left_out = dict(methods), dict[str, str]()
@@ -225,7 +225,7 @@ def _explain(
 
 def _batch(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture] | Tensor,
+    images: ImageInput | Sequence[ImageInput] | Tensor,
     size: int | tuple[int, int] | None,
 ) -> tuple[Tensor, list[np.ndarray]]:
     """Return images as a batch, and as arrays to draw."""
@@ -234,12 +234,12 @@ def _batch(
             raise ValueError(
                 f"size={size} does not apply to a batch; resize it with clip.preprocess(..., size=)"
             )
-        _validation.check_images(images, clip.tower, clip.device)
+        validation.check_images(images, clip.tower, clip.device)
         pixels = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(pixels.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):
         images = [images]
-    loaded = [load_picture(image) for image in images]
+    loaded = [load_image(image) for image in images]
     return clip.preprocess(loaded, size), [np.asarray(image) for image in loaded]
 
 

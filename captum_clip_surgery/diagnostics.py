@@ -21,7 +21,7 @@ from captum_clip_surgery.attr import PathConfig, forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models import validation
 from captum_clip_surgery.models.image import Tower
 from captum_clip_surgery.visualization import COLORS
 
@@ -187,7 +187,7 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
         (torch.Size([9, 2, 16]), 9)
     """
     tower = clip.tower
-    _validation.check_images(images, tower, clip.device)
+    validation.check_images(images, tower, clip.device)
     with torch.no_grad(), forward_pass(clip, images, _path_configs(clip)):
         grid = tower.grid(*images.shape[-2:])
         if grid == (1, 1):

@@ -1,4 +1,4 @@
-"""Pictures of any kind to the batches a model takes, and back for display."""
+"""Turn images of any kind into batches for a model, and back for display."""
 
 from __future__ import annotations
 
@@ -18,78 +18,95 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-Picture = Image.Image | np.ndarray | str | PathLike[str]
+__all__ = [
+    "FORMATS",
+    "INTERPOLATIONS",
+    "ImageInput",
+    "Preprocess",
+    "load_image",
+    "open_image",
+    "upright",
+]
+
+#: A PIL image, an array, or a path.
+ImageInput = Image.Image | np.ndarray | str | PathLike[str]
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
-#: Formats that are read: those that Pillow decodes itself (HEIF with a plugin of others). The rest
-#: is never opened. EPS is handed to Ghostscript, which does whatever the file says, and IPTC holds
-#: another file, which may be EPS.
+#: Formats that are read: those that Pillow decodes itself (HEIF with a third-party plugin). Others
+#: are never opened: Pillow passes EPS to Ghostscript, which runs the program in the file, and IPTC
+#: contains another file, which may be EPS.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000",
     "ICO", "TGA", "PSD", "DDS", "PCX", "SGI", "QOI", "IM",
 )  # fmt: skip
-#: Formats that other programs decode, named in the refusal.
+#: Formats that Pillow has other programs decode, named in the error message.
 PROGRAMS = ("EPS", "WMF")
 
 
-def load_picture(picture: Picture) -> Image.Image:
-    """A picture as upright RGB.
+def load_image(image: ImageInput) -> Image.Image:
+    """Load an image as upright RGB.
+
+    EXIF orientation is applied, 16-bit gray is scaled to 8 bits, transparency is blended with
+    white, and the first of several frames is taken.
 
     Args:
-        picture: a PIL image of any mode, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-            uint8, uint16, or floats in 0..1, or a path. EXIF orientation is applied, 16-bit grey
-            is scaled to 8, what is transparent is laid on white, and of several frames the first
-            is taken.
+        image: A PIL image of any mode; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8,
+            uint16, or floats in 0..1; or a path.
 
     Raises:
-        FileNotFoundError: a path where nothing is.
-        ValueError: a file that is no picture, a picture without pixels, or an array of another
-            shape, type or range.
-        TypeError: something else.
+        FileNotFoundError: If there is no file at the path.
+        ValueError: If a file is not an image, an image has no pixels, or an array has another
+            shape, dtype or range.
+        TypeError: If `image` has another type.
+
+    Example::
+
+        >>> load_image(np.zeros((2, 3), np.uint8)).size
+        (3, 2)
     """
-    if isinstance(picture, (str, PathLike)):
-        path = Path(picture)
+    if isinstance(image, (str, PathLike)):
+        path = Path(image)
         if not path.is_file():
             raise FileNotFoundError(f"no image file at {path}")
         try:
-            with open_picture(path) as opened:
-                return _to_rgb(upright(opened))
+            with open_image(path) as file:
+                return _to_rgb(upright(file))
         except Exception as error:  # decoders fail in their own ways
             raise ValueError(
                 f"{path} cannot be read as an image: {error_message(error)}"
             ) from error
-    if isinstance(picture, np.ndarray):
-        return _to_rgb(_from_array(picture))
-    if isinstance(picture, Image.Image):
+    if isinstance(image, np.ndarray):
+        return _to_rgb(_from_array(image))
+    if isinstance(image, Image.Image):
         try:
-            return _to_rgb(upright(picture))
+            return _to_rgb(upright(image))
         except ValueError:
             raise
-        except Exception as error:  # of a file that was opened, and is decoded only now
+        except Exception as error:  # an opened file is decoded only now
             raise ValueError(f"the image cannot be read: {error_message(error)}") from error
     raise TypeError(
-        f"an image is a PIL image, a numpy array or a path, not {type(picture).__name__}"
-        + ("; a tensor needs no preprocessing" if isinstance(picture, Tensor) else "")
+        f"an image is a PIL image, a numpy array or a path, not {type(image).__name__}"
+        + ("; a tensor needs no preprocessing" if isinstance(image, Tensor) else "")
     )
 
 
-def open_picture(
+def open_image(
     file: str | PathLike[str] | IO[bytes], formats: Sequence[str] = FORMATS
 ) -> ImageFile.ImageFile:
-    """Open a picture without decoding its pixels. Everything that opens pictures goes this way.
+    """Open an image without decoding its pixels; the package opens all images by this function.
 
     Args:
-        file: a path or a stream, which are trusted in nothing.
-        formats: names of Pillow's formats to allow, some of `FORMATS`. What a file is called does
-            not matter.
+        file: A path or a stream, which need not be trusted.
+        formats: Names of Pillow's formats to allow, a subset of `FORMATS`. File names do not
+            matter.
 
     Raises:
-        ValueError: another format, or something else than a file at the path.
-        OSError: a file that cannot be read; other errors are the decoders' own.
+        ValueError: If the format is not allowed, or the path is not that of a file.
+        OSError: If the file cannot be read. Decoders raise other errors as well.
     """
     if isinstance(file, (str, PathLike)) and Path(file).exists() and not Path(file).is_file():
         raise ValueError("it is a folder, pipe or device, expected a file")
@@ -106,7 +123,7 @@ def open_picture(
 
 
 def _program_of(file: str | PathLike[str] | IO[bytes]) -> str | None:
-    """Return which of `PROGRAMS` a file is, by its first bytes as Pillow knows them."""
+    """Return which of `PROGRAMS` a file is by its first bytes, or None."""
     if isinstance(file, (str, PathLike)):
         with Path(file).open("rb") as stream:
             prefix = stream.read(16)
@@ -121,7 +138,7 @@ def _program_of(file: str | PathLike[str] | IO[bytes]) -> str | None:
 
 
 def _check_format(image: Image.Image) -> None:
-    """Refuse an opened file that is not decoded yet and of a format that is not in `FORMATS`."""
+    """Check that a file which is not decoded yet has one of the formats in `FORMATS`."""
     if isinstance(image, ImageFile.ImageFile) and image.tile and image.format not in FORMATS:
         if image.format in PROGRAMS:
             raise ValueError(f"{image.format} is run by another program; convert it to PNG first")
@@ -141,7 +158,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
             raise ValueError("an image array of floats must lie in 0..1; use uint8 for 0..255")
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype == np.uint16:
-        wide = array.astype(np.uint32)  # of floats a large picture would take 8 bytes a pixel
+        wide = array.astype(np.uint32)  # half the memory of float64
         wide += 128
         wide //= 257
         array = wide.astype(np.uint8)
@@ -151,26 +168,31 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as EXIF notes; a broken note leaves it as it lies.
+    """Apply an image's EXIF orientation; damaged EXIF data leaves it as it is.
+
+    Args:
+        image: An image, which may be an opened file.
 
     Raises:
-        ValueError: an opened file of a format that is not in `FORMATS`.
-        Exception: the decoders' own errors.
+        ValueError: If it is an opened file of a format that is not in `FORMATS`.
+        Exception: If decoding fails; decoders raise many types.
     """
     _check_format(image)
     image.load()
     try:
         image.getexif()
-    except Exception:  # Pillow itself passes over some when it opens a file, and meets them here
+    except Exception:  # Pillow tolerates some errors when it opens a file, and raises them here
         return image
     return ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
-        raise ValueError(f"a picture of {image.width} x {image.height} pixels shows nothing")
+        raise ValueError(
+            f"an image must have pixels, got {image.width} x {image.height} (width x height)"
+        )
     if image.mode == "La":
-        image = image.convert("LA")  # the only way from it
+        image = image.convert("LA")  # the only conversion that Pillow has
     if image.mode.startswith(("I", "F")):
         return _from_high_range(image).convert("RGB")
     if image.has_transparency_data:
@@ -181,7 +203,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_high_range(image: Image.Image) -> Image.Image:
-    """16-bit grey ("I;16", or "I" as PNG is read) and floats ("F") to 8 bits."""
+    """Convert 16-bit gray ("I;16", or "I" as PNG is read) and floats ("F") to 8 bits."""
     values = np.asarray(image)
     if image.mode == "F":
         return _from_array(values)
@@ -194,9 +216,13 @@ def _from_high_range(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's own way from pictures to batches.
+    """A model's own preprocessing, from images to batches.
 
-    `mean` and `std` are per channel, of pixels in 0..1; `size` is (height, width).
+    Attributes:
+        size: Height and width in pixels.
+        mean: Mean of pixels in 0..1, per channel.
+        std: Standard deviation of pixels in 0..1, per channel.
+        interpolation: "bicubic", "bilinear" or "nearest".
     """
 
     size: tuple[int, int]
@@ -206,11 +232,21 @@ class Preprocess:
 
     @classmethod
     def of(cls, model: Any, size: tuple[int, int]) -> Preprocess:
-        """What open_clip's factory left on a model; without it OpenAI's, with a warning."""
+        """Return the preprocessing recorded on a model by open_clip's factory.
+
+        Without a record, OpenAI's mean and standard deviation are used, with a warning.
+
+        Args:
+            model: An open_clip model.
+            size: Height and width in pixels.
+
+        Raises:
+            ValueError: If the record has values out of range.
+        """
         config = getattr(model.visual, "preprocess_cfg", None)
         if not config:
             warnings.warn(
-                "the model has no visual.preprocess_cfg; taking OpenAI's mean and std", stacklevel=5
+                "the model has no visual.preprocess_cfg; using OpenAI's mean and std", stacklevel=5
             )
             config = {}
         mean = _per_channel(config.get("mean", open_clip.OPENAI_DATASET_MEAN), "mean")
@@ -220,33 +256,47 @@ class Preprocess:
         interpolation = config.get("interpolation") or "bicubic"
         if interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
-            raise ValueError(f"preprocessing has interpolation {interpolation!r}, none of {known}")
+            raise ValueError(
+                f"preprocessing has interpolation {interpolation!r}, expected one of {known}"
+            )
         return cls(size, mean, std, interpolation)
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         size: int | tuple[int, int] | None = None,
         crop: bool = False,
     ) -> Tensor:
-        """Whole pictures squashed to one size, or with `crop` their middle: (N, 3, H, W)."""
+        """Resize and normalize images to a batch (N, 3, H, W).
+
+        Args:
+            images: One or a list of PIL images, arrays or paths.
+            size: Side or (height, width) in pixels; None stands for the model's own.
+            crop: Whether to resize the shorter side and keep the center, instead of squashing the
+                whole image.
+
+        Raises:
+            FileNotFoundError: If a file does not exist.
+            TypeError: If an image or the size has another type.
+            ValueError: If there are no images, or one cannot be read.
+        """
         height, width = self.size if size is None else _height_width(size)
         if isinstance(images, str) or not isinstance(images, Sequence):
             images = [images]
         if not images:
             raise ValueError("no images to preprocess")
-        batch = [self._one(load_picture(image), height, width, crop) for image in images]
+        batch = [self._one(load_image(image), height, width, crop) for image in images]
         return torch.stack(batch).sub_(self._channels(self.mean)).div_(self._channels(self.std))
 
     def unnormalize(self, images: Tensor) -> Tensor:
-        """Batches (..., 3, H, W) back to colours for display, limited to 0..1."""
+        """Return batches (..., 3, H, W) as colors for display, clipped to 0..1."""
         mean, std = self._channels(self.mean).to(images), self._channels(self.std).to(images)
         return (images * std + mean).clamp(0, 1)
 
     def _one(self, image: Image.Image, height: int, width: int, crop: bool) -> Tensor:
         resample = INTERPOLATIONS[self.interpolation]
         if crop:
-            image = _crop_middle(image, height, width, resample)
+            image = _crop_center(image, height, width, resample)
         elif image.size != (width, height):
             image = image.resize((width, height), resample)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
@@ -257,25 +307,23 @@ class Preprocess:
 
 
 def _per_channel(values: Any, what: str) -> tuple[float, float, float]:
-    """Three finite numbers.
-
-    Raises:
-        ValueError: something else.
-    """
-    given = tuple(values) if isinstance(values, Sequence) else ()
-    if len(given) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in given):
+    """Check that a setting has a finite number for each channel."""
+    numbers = tuple(values) if isinstance(values, Sequence) else ()
+    if len(numbers) != 3 or not all(isinstance(v, (int, float)) for v in numbers):
+        numbers = (math.nan,) * 3
+    if not all(map(math.isfinite, numbers)):
         raise ValueError(f"preprocessing has {what} {values!r}, expected three finite numbers")
-    return given
+    return numbers
 
 
-def _crop_middle(image: Image.Image, height: int, width: int, resample: Any) -> Image.Image:
-    """The shorter side resized to fit, then the middle: open_clip's own preprocessing."""
+def _crop_center(image: Image.Image, height: int, width: int, resample: Any) -> Image.Image:
+    """Resize the shorter side to fit and keep the center, as open_clip's preprocessing does."""
     scale = max(height / image.height, width / image.width)
-    # open_clip cuts off fractions for square targets and rounds for others.
-    whole = math.floor if height == width else round
+    # open_clip rounds down for square targets, and to the nearest integer for others.
+    to_int = math.floor if height == width else round
     scaled = (
-        max(width, whole(image.width * scale + 1e-6)),
-        max(height, whole(image.height * scale + 1e-6)),
+        max(width, to_int(image.width * scale + 1e-6)),
+        max(height, to_int(image.height * scale + 1e-6)),
     )
     if image.size != scaled:
         image = image.resize(scaled, resample)

@@ -72,7 +72,7 @@ def test_weights_are_positive_with_mean_one() -> None:
     torch.testing.assert_close(weights.mean(-1), torch.ones(2).double())
 
 
-@pytest.mark.parametrize("form", [*functional.FORMS, None])
+@pytest.mark.parametrize("form", [*functional.VARIANTS, None])
 @pytest.mark.parametrize("targets", [[2], [3, 0], [[1], [2]]])
 def test_targets_select_rows(form: str | None, targets: list[int] | list[list[int]]) -> None:
     index = torch.tensor(targets)
@@ -90,7 +90,9 @@ def test_paper_form_keeps_the_ranking_of_texts() -> None:
 
 
 def test_unknown_form_and_missing_empty_text() -> None:
-    with pytest.raises(ValueError, match="'published' is none of release, paper, empty"):
+    with pytest.raises(
+        ValueError, match="variant must be one of release, paper, empty or None, got 'published'"
+    ):
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "published")
     with pytest.raises(ValueError, match="needs empty_features"):
         functional.feature_surgery(TOKENS, TEXTS, CLASS, "empty")

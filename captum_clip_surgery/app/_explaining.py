@@ -25,8 +25,8 @@ from captum_clip_surgery.attr import (
 )
 from captum_clip_surgery.attr import Explainer as Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models.image._base import nearest_multiple
+from captum_clip_surgery.models import validation
+from captum_clip_surgery.models.image import nearest_multiple
 
 #: Patches of an image.
 MAX_TOKENS = 4096
@@ -161,7 +161,7 @@ class Explainer:
                 f"{MAX_TOKENS} patches"
             )
         images = self.clip.preprocess(image.pixels, side)
-        _validation.check_images(images, self.clip.tower, self.clip.device)
+        validation.check_images(images, self.clip.tower, self.clip.device)
         return images
 
     def _methods(

@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.app._settings import Settings
-from captum_clip_surgery.tasks import Prompt, Segmentation
+from captum_clip_surgery.tasks import BACKGROUND, Prompt, Segmentation
 from captum_clip_surgery.tasks.figures import points_figure
-from captum_clip_surgery.tasks.vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import label_color, show_labels, visualize_attribution
 
 #: Longer side in pixels of a small and of a large image.

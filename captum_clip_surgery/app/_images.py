@@ -14,7 +14,7 @@ from PIL import Image
 
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 40
@@ -72,9 +72,9 @@ def read_image(content: bytes, name: str) -> PageImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = open_picture(io.BytesIO(content), FORMATS)
+            opened = open_image(io.BytesIO(content), FORMATS)
             _check_size(*opened.size)
-            pixels = load_picture(opened)
+            pixels = load_image(opened)
     except _LimitError:
         raise
     except Image.DecompressionBombError:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from captum_clip_surgery.attr import METHODS
-from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.functional import VARIANTS
+from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
 MAX_TEXTS = 24
@@ -24,7 +24,7 @@ MAX_SIDE = 1024
 #: Characters of settings as JSON: more than all texts at their longest.
 MAX_JSON = 200_000
 
-FEATURE_SURGERY = ("auto", *FORMS, None)
+FEATURE_SURGERY = ("auto", *VARIANTS, None)
 TABS = ("maps", "segmentation", "points", "words")
 #: Color maps of Matplotlib to choose from; None chooses one by the sign.
 COLOR_MAPS = (None, "inferno", "viridis", "magma", "cividis", "Greens", "RdBu_r", "PiYG")
@@ -45,7 +45,7 @@ class Settings:
         sign: Values to draw, one of `visualization.SIGNS`.
         point: Point (x, y) of the image in 0..1 whose scores are shown, or None.
         background: Texts that describe the background in segmentation.
-        instances: Prompts for SAM, one of `tasks.points.INSTANCES`.
+        instances: Prompts for SAM, one of `tasks.INSTANCES`.
         boxes: Whether prompts have boxes.
         caption: Sentence whose words get maps.
         example: Number of the example image, or None for the user's own image.

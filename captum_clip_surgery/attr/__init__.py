@@ -11,9 +11,11 @@ from captum_clip_surgery.attr._base import (
     PatchAttribution,
 )
 from captum_clip_surgery.attr._engine import (
+    Explain,
     Explainer,
     Outputs,
     attribute_many,
+    explain_of,
     forward_pass,
     path_of,
     tower_output,
@@ -70,6 +72,7 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "DualPathAttribution",
+    "Explain",
     "Explainer",
     "FeatureCLIPSurgery",
     "GradECLIP",
@@ -101,6 +104,7 @@ __all__ = [
     "WordScores",
     "attribute_many",
     "choose",
+    "explain_of",
     "forward_pass",
     "path_of",
     "tower_output",

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import version_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.models import _validation
-from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.models._state import version_of
+from captum_clip_surgery.models import assert_parameters_unchanged, validation
 from captum_clip_surgery.models.image import PathConfig, TowerOutput
 
 
@@ -128,8 +127,8 @@ def forward_pass(
     if outer is not None:
         yield outer
         return
-    _validation.check_images(images, clip.tower, clip.device, finite=False)
-    _validation.check_modes(clip.model)
+    validation.check_images(images, clip.tower, clip.device, finite=False)
+    validation.check_modes(clip.model)
     forward = ForwardPass(clip, images, configs, outputs)
     token = None if compiling else _current.set((forward, version_of(images)))
     try:

@@ -39,8 +39,8 @@ class _AttentionRelevanceCore(TowerAttribution):
         clip, tower = self.forward_func, self.forward_func.tower
         first = 0 if self.blocks == "all" else len(tower.blocks) - 1
         with torch.no_grad():
-            x, layout = tower.enter(images, first)
-        traces = list(tower.iter_blocks_with_attention(x, layout, first, pooled_only=True))
+            x, grid_spec = tower.enter(images, first)
+        traces = list(tower.iter_blocks_with_attention(x, grid_spec, first, pooled_only=True))
         scores = clip.model.logit_scale.exp() * cosines(tower.pool(traces[-1].stream), features)
         attention = [trace.probabilities for trace in traces]
         rows = [relevance_row(part, attention, 0) for part in text_gradients(scores, attention)]
@@ -84,8 +84,8 @@ class _AttentionRolloutCore(TowerAttribution):
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
-        x, layout = tower.enter(images, 0)
-        traces = tower.iter_blocks_with_attention(x, layout, 0, pooled_only=True)
+        x, grid_spec = tower.enter(images, 0)
+        traces = tower.iter_blocks_with_attention(x, grid_spec, 0, pooled_only=True)
         attention = [trace.probabilities.mean(1) for trace in traces]
         row = torch.zeros_like(attention[0][:, :1])
         row[..., 0] = 1
@@ -134,8 +134,12 @@ class _RawAttentionCore(TowerAttribution):
 
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
-        x, layout = tower.enter(images, self.block)
-        attention = tower.heads(self.block, x, layout).first_queries(1).probabilities()[:, :, 0]
+        x, grid_spec = tower.enter(images, self.block)
+        attention = (
+            tower.attention_inputs(self.block, x, grid_spec)
+            .first_queries(1)
+            .probabilities()[:, :, 0]
+        )
         count = attention.shape[1]
         if self.head is not None and not -count <= self.head < count:
             raise IndexError(f"head must be from {-count} to {count - 1}, got {self.head}")

@@ -13,8 +13,7 @@ from captum_clip_surgery import functional
 from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models._blocks import AttentionInputs
-from captum_clip_surgery.models.image import PathConfig
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
 __all__ = [
     "CLIPSimilarity",

@@ -19,8 +19,7 @@ from captum_clip_surgery.attr._base import (
 )
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models._blocks import AttentionInputs
-from captum_clip_surgery.models.image import PathConfig, TowerOutput
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig, TowerOutput
 
 __all__ = [
     "AttentionInputs",
@@ -64,8 +63,8 @@ class DualPathAttribution(PatchAttribution):
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
     ) -> None:
         super().__init__(forward_func)
-        if feature_surgery not in ("auto", *functional.FORMS, None):
-            variants = ", ".join(map(repr, ("auto", *functional.FORMS)))
+        if feature_surgery not in ("auto", *functional.VARIANTS, None):
+            variants = ", ".join(map(repr, ("auto", *functional.VARIANTS)))
             raise ValueError(
                 f"feature_surgery must be one of {variants} or None, got {feature_surgery!r}"
             )
@@ -138,7 +137,7 @@ def check_feature_surgery(
 
     Args:
         clip: The classifier.
-        variant: One of `functional.FORMS`, or None for plain cosines.
+        variant: One of `functional.VARIANTS`, or None for plain cosines.
         requested: The option that the variant came from, for the message.
 
     Raises:
@@ -146,9 +145,10 @@ def check_feature_surgery(
             a classifier made from features without `empty_features`.
     """
     count = _num_competing(clip)
-    if variant not in (*functional.FORMS, None):
+    if variant not in (*functional.VARIANTS, None):
         raise ValueError(
-            f"feature_surgery must be one of {', '.join(functional.FORMS)} or None, got {variant!r}"
+            f"feature_surgery must be one of {', '.join(functional.VARIANTS)} or None, "
+            f"got {variant!r}"
         )
     if variant in ("release", "paper") and count == 1:
         raise ValueError(

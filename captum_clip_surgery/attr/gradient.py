@@ -20,7 +20,7 @@ from captum_clip_surgery.attr._gradients import (
 )
 from captum_clip_surgery.attr.dual_path import resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models._blocks import join_heads, split_heads
+from captum_clip_surgery.models.image import join_heads, split_heads
 
 __all__ = [
     "GradECLIP",
@@ -47,9 +47,9 @@ class _LeGradCore(TowerAttribution):
         tower = self.forward_func.tower
         first = len(tower.blocks) - self.num_blocks
         with torch.no_grad():
-            x, layout = tower.enter(images, first)
+            x, grid_spec = tower.enter(images, first)
         maps = []
-        for block in tower.iter_blocks_with_attention(x, layout, first):
+        for block in tower.iter_blocks_with_attention(x, grid_spec, first):
             pooled = tower.project(block.stream.mean(1, keepdim=True))[:, 0]  # (N, C)
             scores = cosines(pooled, features)  # (N, K)
             gradients = text_gradients(scores, [block.probabilities])  # (K, N, heads, L, L)
@@ -98,8 +98,8 @@ class _GradECLIPCore(TowerAttribution):
         tower = self.forward_func.tower
         last = len(tower.blocks) - 1
         with torch.no_grad():
-            x, layout = tower.enter(images, last)
-            heads = tower.heads(last, x, layout)
+            x, grid_spec = tower.enter(images, last)
+            heads = tower.attention_inputs(last, x, grid_spec)
             q, k, v = (join_heads(part) for part in (heads.q, heads.k, heads.v))  # (N, L, D)
             if self.per_head:
                 attended = join_heads(heads.first_queries(1).attend())  # (N, 1, D)
@@ -161,9 +161,9 @@ class _TokenGradCamCore(TowerAttribution):
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         clip, tower = self.forward_func, self.forward_func.tower
         with torch.no_grad():
-            tokens, layout = tower.enter(images, self.block)
+            tokens, grid_spec = tower.enter(images, self.block)
         tokens = tokens.detach().requires_grad_()
-        *_, last = tower.iter_blocks_with_attention(tokens, layout, self.block, pooled_only=True)
+        *_, last = tower.iter_blocks_with_attention(tokens, grid_spec, self.block, pooled_only=True)
         scores = clip.model.logit_scale.exp() * cosines(tower.pool(last.stream), features)
         first = tower.num_prefix_tokens
         maps = []

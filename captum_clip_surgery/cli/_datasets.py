@@ -16,11 +16,16 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, folder_digest
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
-from captum_clip_surgery.datasets import DataSet, open_dataset
-from captum_clip_surgery.evaluation import Evaluation, Protocol
-from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
-from captum_clip_surgery.evaluation.results import LONG, settings_digest, to_markdown, write
-from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.datasets import ImageDataset, open_dataset
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    TEMPLATE_SETS,
+    Evaluation,
+    Protocol,
+    to_markdown,
+    write,
+)
+from captum_clip_surgery.models import describe_activation, settings_digest
 from captum_clip_surgery.visualization import save_figure
 
 
@@ -78,10 +83,9 @@ def _task_names(options: Evaluate) -> list[str] | None:
 
 
 def _settings(
-    options: Evaluate, root: Path, protocol: Protocol, data: DataSet, clip: ZeroShotClassifier
+    options: Evaluate, root: Path, protocol: Protocol, data: ImageDataset, clip: ZeroShotClassifier
 ) -> dict[str, Any]:
     """Return all that the results depend on, as JSON; a run resumes only if it is the same."""
-    encoder = clip._encoder
     views = {task: asdict(protocol.view(task, options.dataset)) for task in protocol.views}
     return {
         "dataset": {
@@ -102,7 +106,7 @@ def _settings(
             "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
             "settings": settings_digest(clip.model),
-            "templates": [] if encoder is None else [str(t) for t in encoder.templates],
+            "templates": [str(template) for template in clip.templates],
         },
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],
@@ -112,31 +116,32 @@ def _settings(
 
 def _report(
     result: Evaluation,
-    data: DataSet,
+    data: ImageDataset,
     output: Path,
     provenance: Mapping[str, Any],
     clip: ZeroShotClassifier,
 ) -> None:
     """Write the results and figures, and print the table."""
     ranked = {
-        task: [data.names[index] for _, index in cases] for task, cases in result.cases.items()
+        task: [data.names[index] for _, index in ranked]
+        for task, ranked in result.ranked_images.items()
     }
     content = {
         **provenance,
         **environment_info(clip.device),
         "images": result.images,
         "images_per_second": result.images_per_second,
-        "data_wait_fraction": result.waiting,
+        "data_wait_fraction": result.data_wait_fraction,
         "ranked_images": ranked,
     }
     write(result.results, output, content)
     for task, figure in result.figures.items():
         save_figure(figure, output / f"{task}.png")
-    print(to_markdown(result.results, LONG))
+    print(to_markdown(result.results, ALL_COLUMNS))
     for name, reason in result.left_out.items():
         print(f"left out: {name}: {reason}")
     print(
         f"\n{result.images} images, {result.images_per_second:.1f} per second, "
-        f"{result.waiting:.0%} of the time waiting for data. All measures, confidence intervals "
-        f"and figures are in {output}."
+        f"{result.data_wait_fraction:.0%} of the time waiting for data. All measures, confidence "
+        f"intervals and figures are in {output}."
     )

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import captum_clip_surgery
-from captum_clip_surgery.datasets.files import state_of, walk
+from captum_clip_surgery._utils.files import state_of, walk
 
 #: Suffixes of the package's files that determine its results.
 SOURCES = (".py", ".toml", ".txt")

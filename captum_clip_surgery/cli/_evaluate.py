@@ -13,8 +13,14 @@ from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import MEASURES, evaluate_scenes
-from captum_clip_surgery.evaluation.results import LONG, SHORT, to_markdown, write
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    DEFAULT_COLUMNS,
+    MEASURES,
+    evaluate_scenes,
+    to_markdown,
+    write,
+)
 
 NUM_SCENES = 500
 #: Options that scenes do not have, and those that only they have.
@@ -73,6 +79,6 @@ def _evaluate_scenes(options: Evaluate) -> None:
         **environment_info(clip.device),
     }
     write(results, options.output, provenance)
-    columns = SHORT if tuple(measures) == ("localization",) else LONG
+    columns = DEFAULT_COLUMNS if tuple(measures) == ("localization",) else ALL_COLUMNS
     print(to_markdown(results, columns, memory=True))
     print(f"\nAll measures, confidence intervals and a chart are in {options.output}.")

@@ -27,8 +27,7 @@ from captum_clip_surgery.cli._model import (
     split_names,
 )
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.evaluation.results import to_markdown
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Index of the test scene that `demo` shows: three objects, each found by its own map.
@@ -50,7 +49,7 @@ def demo(options: _options.Demo) -> None:
         progress=sys.stderr.isatty(),
         confidence=False,
     )
-    pairs = results["CLIP"].measures["pairs"]
+    pairs = results["CLIP"].measures["n_pairs"]
     print(
         f"\nHow well the maps find {pairs:.0f} objects in {options.scenes} test scenes, compared "
         f"with their masks:\n\n{to_markdown(results)}\n\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.preprocessing import load_image
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -63,7 +63,7 @@ class ImageFiles:
         show_bar = len(self.paths) > 1 and sys.stderr.isatty()
         for path in tqdm(self.paths, disable=not show_bar, unit="image", leave=False):
             try:
-                image = load_picture(path)
+                image = load_image(path)
             except (ValueError, OSError) as error:
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
                 self.unreadable.append(path)

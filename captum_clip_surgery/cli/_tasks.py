@@ -14,8 +14,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import echo, feature_surgery_of, load_model, read_texts
-from captum_clip_surgery.tasks import figures
-from captum_clip_surgery.tasks.sam import Sam
+from captum_clip_surgery.tasks import Sam, figures
 from captum_clip_surgery.visualization import save_figure
 
 

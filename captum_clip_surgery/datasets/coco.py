@@ -1,4 +1,4 @@
-"""COCO: 80 classes of objects, as masks of each class and as tags of images."""
+"""COCO: 80 classes of objects, as masks and as tags of images."""
 
 from __future__ import annotations
 
@@ -6,93 +6,131 @@ from pathlib import Path
 
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import (
-    Classes,
-    DataSet,
-    Masks,
-    Sample,
-    Tags,
-    check_layout,
-    open_rgb,
-)
-from captum_clip_surgery.datasets.coco_json import Instances, Picture
-from captum_clip_surgery.datasets.files import check_files
+from captum_clip_surgery.datasets._base import ImageDataset, Masks, Sample, Tags
+from captum_clip_surgery.datasets._classes import Classes
+from captum_clip_surgery.datasets._coco_json import ImageRecord, Instances
+from captum_clip_surgery.datasets._files import open_rgb
+from captum_clip_surgery.datasets._layout import check_files, check_layout, check_option
 
-#: Those with annotations that are public.
+__all__ = ["Coco", "CocoTags"]
+
+#: Splits with public annotations.
 SPLITS = ("train", "val")
 YEARS = (2014, 2017)
 
 
-class _Annotated(DataSet):
-    """Images that `instances_{split}{year}.json` lists."""
-
-    def __init__(
-        self, root: Path | str, split: str, year: int, outlines: bool, unannotated: bool
-    ) -> None:
-        name = f"COCO {split}{year}"
-        self._folder, self._pictures = open_annotated(name, Path(root), split, year, outlines)
-        if not unannotated:
-            self._pictures = [picture for picture in self._pictures if self._counts(picture)]
-        names = [Path(picture.file).stem for picture in self._pictures]
-        super().__init__(name, Classes.named("coco80"), names)
-
-    def _counts(self, picture: Picture) -> bool:
-        return bool(picture.regions)
-
-
-class Coco(_Annotated):
-    """COCO's objects, where each class is: `Masks` of the classes there are.
-
-    Expected::
-
-        root/annotations/instances_val2017.json   from annotations_trainval2017.zip
-        root/val2017/000000000139.jpg             from val2017.zip, or under root/images/val2017
-
-    A class's mask is the union of its instances, as pycocotools draws them; masks of several
-    classes may overlap. Regions that are crowds (`iscrowd`) of a class are neither right nor wrong
-    in COCO's own evaluation, so they are `ignored` of that class, less its instances. A class of
-    which there is only a crowd is not present: COCO's evaluation has nothing to find there either.
-    Its pixels are in `ignored` all the same, which tells it from a class that is not there.
-    Instances so small that pycocotools draws no pixel of them are left out.
-
-    Images without an instance have nothing to find and are left out: of val2017's 5,000 the 48
-    without annotation, and those that hold crowds alone.
-
-    Making one parses the JSON once and reads the header of each annotated image. What it keeps is
-    compact, and goes to the workers of a data loader. Outlines without points, or with fewer than
-    three, are skipped with a warning that counts them and names the first.
+class AnnotatedCoco(ImageDataset):
+    """Images listed in `instances_{split}{year}.json`.
 
     Args:
-        root: the folder of the above.
-        split: train or val.
+        name: Name of the data set in results.
+        root: The folder of the data set.
+        split: "train" or "val".
         year: 2014 or 2017.
-        unannotated: keep images without an instance; they have no masks.
+        classes: Names of its classes.
+        outlines: Whether to read the outlines of the instances.
+        background: Index of the background class, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        split: str,
+        year: int,
+        classes: str,
+        outlines: bool,
+        unannotated: bool = True,
+        background: int | None = None,
+    ) -> None:
+        check_option(name, "split", split, SPLITS)
+        check_option(name, "year", year, YEARS)
+        images = image_folder(root, split, year)
+        annotations = f"annotations/instances_{split}{year}.json"
+        hint = (
+            f"{split}{year}/*.jpg (from {split}{year}.zip) and {annotations} (from "
+            f"annotations_trainval{year}.zip), https://cocodataset.org/#download"
+        )
+        check_layout(name, root, [annotations, images], hint)
+        instances = Instances(root / annotations, Classes.named("coco80"))
+        self._folder = root / images
+        check_files(name, self._folder, instances.files, hint)
+        records = instances.records(self._folder if outlines else None)
+        self._records = [record for record in records if unannotated or self._is_annotated(record)]
+        names = [Path(record.file).stem for record in self._records]
+        super().__init__(name, Classes.named(classes), names, background)
+
+    def _is_annotated(self, record: ImageRecord) -> bool:
+        """Return whether an image has an annotation that counts."""
+        return bool(record.regions)
+
+    def _read_image(self, record: ImageRecord) -> Image.Image:
+        """Read an image and check that it has the size of its annotations."""
+        path = self._folder / record.file
+        image = open_rgb(path)
+        if image.size != (record.width, record.height):
+            raise ValueError(
+                f"{path} is {image.width} x {image.height} pixels, its annotations are for "
+                f"{record.width} x {record.height}"
+            )
+        return image
+
+
+class Coco(AnnotatedCoco):
+    """COCO's objects as one mask per class.
+
+    Expected files::
+
+        root/annotations/instances_val2017.json   from annotations_trainval2017.zip
+        root/val2017/000000000139.jpg             from val2017.zip, or in root/images/val2017
+
+    A class's mask is the union of its instances, as pycocotools draws them; masks of different
+    classes may overlap. Crowd regions (`iscrowd`) count neither as right nor as wrong in COCO's
+    evaluation, so the crowd of a class, without its instances, is `ignored` for that class. A class
+    with only a crowd is not present, but has its pixels in `ignored`, which distinguishes it from a
+    class that is not in the image. Instances without a single pixel are left out.
+
+    Images without an instance are left out by default: of val2017's 5,000, the 48 without
+    annotation and those with crowds only.
+
+    The constructor parses the JSON once and reads the header of each annotated image. The result is
+    compact and can be sent to the workers of a `DataLoader`. Outlines with fewer than three points
+    are skipped with a warning that counts them and names the first.
+
+    Args:
+        root: The folder that contains `annotations`.
+        split: "train" or "val".
+        year: 2014 or 2017.
+        unannotated: Whether to keep images without an instance; they have no masks.
 
     Raises:
-        FileNotFoundError: files are missing.
-        ValueError: annotations that cannot be read, or a split or year that there is not.
-        ImportError: no pycocotools.
+        FileNotFoundError: If files are missing.
+        ValueError: If the annotations cannot be read, or `split` or `year` is unknown.
+        ImportError: If pycocotools is missing.
 
-    Source: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312;
-    https://cocodataset.org; crowds after `COCOeval` of pycocotools.
+    References:
+        Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014 (arXiv 1405.0312);
+        https://cocodataset.org. Crowds follow `COCOeval` of pycocotools.
     """
 
     def __init__(
         self, root: Path | str, split: str = "val", year: int = 2017, unannotated: bool = False
     ) -> None:
-        super().__init__(root, split, year, outlines=True, unannotated=unannotated)
+        name = f"COCO {split}{year}"
+        super().__init__(name, Path(root), split, year, "coco80", True, unannotated)
 
-    def _counts(self, picture: Picture) -> bool:
-        return any(not region.crowd for region in picture.regions)
+    def _is_annotated(self, record: ImageRecord) -> bool:
+        return any(not region.crowd for region in record.regions)
 
     def read(self, index: int) -> Sample:
-        picture = self._pictures[index]
-        image = open_picture(self._folder, picture)  # holds the sizes to each other
+        """Read an image and the masks of its classes."""
+        record = self._records[index]
+        image = self._read_image(record)
         masks, ignored = {}, {}
-        for label in sorted({region.label for region in picture.regions}):
-            regions = [region for region in picture.regions if region.label == label]
-            inside = picture.covered(region for region in regions if not region.crowd)
-            crowd = picture.covered(region for region in regions if region.crowd) & ~inside
+        for label in sorted({region.label for region in record.regions}):
+            regions = [region for region in record.regions if region.label == label]
+            inside = record.draw(region for region in regions if not region.crowd)
+            crowd = record.draw(region for region in regions if region.crowd) & ~inside
             if inside.any():
                 masks[label] = inside
             if crowd.any():
@@ -100,85 +138,54 @@ class Coco(_Annotated):
         return Sample(self.names[index], image, Masks(masks, ignored))
 
 
-class CocoTags(_Annotated):
-    """COCO as multi-label recognition has it: `Tags` of the classes an image shows.
+class CocoTags(AnnotatedCoco):
+    """COCO for multi-label recognition: the classes that an image shows.
 
-    Expected::
+    Expected files::
 
         root/annotations/instances_val2014.json              from annotations_trainval2014.zip
-        root/val2014/COCO_val2014_000000000042.jpg           from val2014.zip, or under root/images
+        root/val2014/COCO_val2014_000000000042.jpg           from val2014.zip, or in root/images
 
-    Every annotation counts, crowds too: a class of which an image shows only a crowd is present.
-    So does the protocol of multi-label recognition (`CocoDetection` of Ridnik et al., ML-Decoder,
-    helper_functions.py, which goes over all annotations of an image). Nothing is unknown.
+    Every annotation counts, crowds included, as in the usual protocol of multi-label recognition
+    (`CocoDetection` of ML-Decoder, which reads all annotations of an image). No class is unknown.
 
-    Images without annotation show none of the classes and are kept, 367 of val2014's 40,504. That
-    code leaves them out (its validation is of 40,137 images), and so does `unannotated=False`.
+    Images without annotation are kept, 367 of val2014's 40,504. ML-Decoder leaves them out (its
+    validation set has 40,137 images), as does `unannotated=False`.
 
     Args:
-        root: the folder of the above.
-        split: train or val.
+        root: The folder that contains `annotations`.
+        split: "train" or "val".
         year: 2014 or 2017.
-        unannotated: keep images without annotation.
+        unannotated: Whether to keep images without annotation.
 
     Raises:
-        FileNotFoundError: files are missing.
-        ValueError: annotations that cannot be read, or a split or year that there is not.
+        FileNotFoundError: If files are missing.
+        ValueError: If the annotations cannot be read, or `split` or `year` is unknown.
 
-    Source: Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014, arXiv:1405.0312;
-    https://cocodataset.org; https://github.com/Alibaba-MIIL/ML_Decoder.
+    References:
+        Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014 (arXiv 1405.0312);
+        https://cocodataset.org. Ridnik et al.: ML-Decoder. WACV 2023;
+        https://github.com/Alibaba-MIIL/ML_Decoder, `helper_functions.py`.
     """
 
     def __init__(
         self, root: Path | str, split: str = "val", year: int = 2014, unannotated: bool = True
     ) -> None:
-        super().__init__(root, split, year, outlines=False, unannotated=unannotated)
+        name = f"COCO {split}{year}"
+        super().__init__(name, Path(root), split, year, "coco80", False, unannotated)
 
     def read(self, index: int) -> Sample:
-        picture = self._pictures[index]
-        tags = Tags(frozenset(region.label for region in picture.regions))
-        return Sample(self.names[index], open_picture(self._folder, picture), tags)
-
-
-def open_annotated(
-    name: str, root: Path, split: str, year: int, outlines: bool
-) -> tuple[Path, list[Picture]]:
-    """The folder of COCO's images, and what is known of each, in the order of their ids."""
-    check_split(name, split)
-    if year not in YEARS:
-        raise ValueError(f"{name}: there is no year {year!r}; there are 2014 and 2017")
-    images = image_folder(root, split, year)
-    annotations = f"annotations/instances_{split}{year}.json"
-    hint = (
-        f"{split}{year}/*.jpg (of {split}{year}.zip) and {annotations} (of "
-        f"annotations_trainval{year}.zip), from https://cocodataset.org/#download"
-    )
-    check_layout(name, root, [annotations, images], hint)
-    instances = Instances(root / annotations, Classes.named("coco80"))
-    check_files(name, root / images, instances.files, hint)
-    return root / images, instances.pictures(root / images if outlines else None)
-
-
-def check_split(name: str, split: str) -> None:
-    """Refuse what has no public annotations."""
-    if split not in SPLITS:
-        raise ValueError(f"{name}: there is no split {split!r}; there are train and val")
+        """Read an image and its classes."""
+        record = self._records[index]
+        tags = Tags(frozenset(region.label for region in record.regions))
+        return Sample(self.names[index], self._read_image(record), tags)
 
 
 def image_folder(root: Path, split: str, year: int) -> str:
-    """Below `root`, as the zip unpacks or as COCO-Stuff and mmsegmentation have it."""
+    """Return the folder of a split's images below `root`.
+
+    It is `val2017`, as the zip unpacks, or `images/val2017`, as for COCO-Stuff and mmsegmentation.
+    """
     plain = f"{split}{year}"
     nested = f"images/{plain}"
     return nested if (root / nested).is_dir() and not (root / plain).is_dir() else plain
-
-
-def open_picture(folder: Path, picture: Picture) -> Image.Image:
-    """The image, held to the size that its annotations are of."""
-    path = folder / picture.file
-    image = open_rgb(path)
-    if image.size != (picture.width, picture.height):
-        raise ValueError(
-            f"{path} is {image.width} x {image.height}, its annotations are of "
-            f"{picture.width} x {picture.height}"
-        )
-    return image

@@ -8,36 +8,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import (
-    IGNORED,
-    Classes,
-    DataSet,
-    Labels,
-    Sample,
-    check_layout,
-    open_rgb,
-)
-from captum_clip_surgery.datasets.files import check_listed, check_size, read_names, read_text
-from captum_clip_surgery.datasets.matlab import read_matrix, scipy_io
-from captum_clip_surgery.datasets.paired import read_pair, relabel
-from captum_clip_surgery.datasets.voc import official, voc_folder
+from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery.datasets._base import IGNORE_INDEX
+from captum_clip_surgery.datasets._classes import Classes
+from captum_clip_surgery.datasets._files import check_size, image_size, open_labels
+from captum_clip_surgery.datasets._layout import check_layout, check_option
+from captum_clip_surgery.datasets._matlab import import_scipy_io, read_matrix
+from captum_clip_surgery.datasets._paired import PairedDataset
+from captum_clip_surgery.datasets.voc import listed_files, official_name, voc_folder
+
+__all__ = ["PascalContext"]
 
 CONVERTED = "SegmentationClassContext"
 HINT = (
-    "VOCtrainval_03-May-2010.tar of host.robots.ox.ac.uk/pascal/VOC unpacked in it, and in "
-    "VOCdevkit/VOC2010 either trainval.tar.gz of cs.stanford.edu/~roozbeh/pascal-context unpacked "
-    "(trainval/*.mat, labels.txt; ImageSets/Main/SPLIT.txt is VOC's), or what mmsegmentation's "
-    f"pascal_context.py makes ({CONVERTED}/*.png, ImageSets/SegmentationContext/SPLIT.txt)"
+    "VOCtrainval_03-May-2010.tar from host.robots.ox.ac.uk/pascal/VOC, unpacked there, and in "
+    "VOCdevkit/VOC2010 either trainval.tar.gz from cs.stanford.edu/~roozbeh/pascal-context "
+    "unpacked (trainval/*.mat, labels.txt; ImageSets/Main/SPLIT.txt is VOC's), or the output of "
+    f"mmsegmentation's pascal_context.py ({CONVERTED}/*.png, "
+    "ImageSets/SegmentationContext/SPLIT.txt)"
 )
 SPLITS = ("train", "val")
-#: The largest id that a file of the release could hold: its numbers have 16 bits.
+#: The largest id that a file of the release can hold: its values have 16 bits.
 MAX_ID = 65_535
 
 
-class PascalContext(DataSet):
-    """PASCAL Context, the task of 59 classes: each pixel one class, or background.
+class PascalContext(PairedDataset):
+    """PASCAL Context with 59 classes: one class per pixel, or background.
 
-    Two layouts are read, whichever lies there, the converted one if both do::
+    Two layouts are read; if both exist, the converted one::
 
         root/VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg
 
@@ -48,107 +46,100 @@ class PascalContext(DataSet):
         root/VOCdevkit/VOC2010/SegmentationClassContext/2008_000002.png     converted
         root/VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt
 
-    `trainval` and `labels.txt` may lie in `root` as well. As released, `LabelMap` has ids of
-    `labels.txt`, 1 to 459, of which 59 are the classes; the others, and 0, are background. Files
-    that were converted have 1 to 59 for the classes, in the same order, and 0 for background. The
-    classes are in the order of their ids in `labels.txt`, as in mmsegmentation and in published
-    results on open vocabularies; the release's `59_labels.txt` has another.
+    `trainval` and `labels.txt` may be in `root` as well. As released, `LabelMap` holds ids of
+    `labels.txt`, 1 to 459; 59 of them are the classes, the others and 0 are background. Converted
+    files hold 1 to 59 for the classes, in the same order, and 0 for background. The classes are in
+    the order of their ids in `labels.txt`, as in mmsegmentation and in published results on open
+    vocabularies; the release's `59_labels.txt` has another order.
 
-    With background it is class 0 ("Context60"), without it its pixels are ignored ("Context59").
+    With background it is class 0 ("Context60"); without, its pixels are ignored ("Context59").
 
-    The splits as released are those of VOC 2010's main tasks, as in FCN's reader: the release has
-    none of its own. Those converted come from `trainval_merged.json` (PASCAL in Detail). Results
-    are published on 5,105 images of val.
-
-    Source: Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in
-    the Wild" (CVPR 2014); shelhamer/fcn.berkeleyvision.org, `pascalcontext_layers.py`; open-mmlab/
-    mmsegmentation, `pascal_context.py`.
+    The released layout uses the splits of VOC 2010's main tasks, as FCN's reader does, because the
+    release has none; the converted layout those of `trainval_merged.json` (PASCAL in Detail).
+    Published results are on 5,105 images of val.
 
     Args:
-        root: the folder of `VOCdevkit`, or `VOCdevkit`, or `VOC2010`.
+        root: The folder that contains `VOCdevkit`, or `VOCdevkit`, or `VOC2010`.
         split: "train" or "val".
-        background: whether background is a class.
+        background: Whether background is a class.
 
     Raises:
-        FileNotFoundError: neither layout is there, or the list, an image or its labels are missing.
-        ImportError: files are as released, and scipy is missing.
-        ValueError: another split, or `labels.txt` lacks a class.
+        FileNotFoundError: If neither layout is found, or the list, an image or its labels are
+            missing.
+        ImportError: If the released layout is read and scipy is missing.
+        ValueError: If `split` is unknown, or `labels.txt` lacks a class.
+
+    References:
+        Mottaghi et al.: The Role of Context for Object Detection and Semantic Segmentation in the
+        Wild. CVPR 2014; shelhamer/fcn.berkeleyvision.org, `pascalcontext_layers.py`;
+        open-mmlab/mmsegmentation, `pascal_context.py`.
     """
 
     def __init__(self, root: Path | str, split: str = "val", background: bool = True) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} of PASCAL Context is none of {', '.join(SPLITS)}")
+        check_option("PASCAL Context", "split", split, SPLITS)
         classes = Classes.named("context60" if background else "context59")
         title = f"PASCAL Context {split}, {len(classes)} classes"
         folder = voc_folder(root, "2010")
         check_layout(title, folder, ["JPEGImages"], HINT)
         if (folder / CONVERTED).is_dir():
-            self._labels, listed = folder / CONVERTED, "ImageSets/SegmentationContext"
-            self._suffix, shown = ".png", np.arange(60)
+            labels, listed = (folder / CONVERTED, ".png"), "ImageSets/SegmentationContext"
+            table = np.arange(60)
         else:
             above = folder if (folder / "trainval").is_dir() else Path(root)
             check_layout(title, above, ["trainval", "labels.txt"], HINT)
-            self._labels, listed = above / "trainval", "ImageSets/Main"
-            self._suffix, shown = ".mat", _class_of_id(above / "labels.txt")
-            scipy_io()
-        check_layout(title, folder, [f"{listed}/{split}.txt"], HINT)
-        path = folder / listed / f"{split}.txt"
-        names = read_names(path)
-        self._images = folder / "JPEGImages"
-        check_listed(title, path, self._images, names, ".jpg", HINT)
-        check_listed(title, path, self._labels, names, self._suffix, HINT)
-        self._table = shown if background else np.where(shown == 0, IGNORED, shown - 1)
-        super().__init__(title, classes, names, 0 if background else None)
+            labels, listed = (above / "trainval", ".mat"), "ImageSets/Main"
+            table = _class_of_id(above / "labels.txt")
+            import_scipy_io()
+        listed = f"{listed}/{split}.txt"
+        check_layout(title, folder, [listed], HINT)
+        images = (folder / "JPEGImages", ".jpg")
+        files = listed_files(title, folder / listed, images, labels, HINT)
+        if not background:
+            table = np.where(table == 0, IGNORE_INDEX, table - 1)
+        super().__init__(title, classes, files, table, 0 if background else None)
 
-    def read(self, index: int) -> Sample:
-        name = self.names[index]
-        image_path, path = self._images / f"{name}.jpg", self._labels / f"{name}{self._suffix}"
-        if self._suffix == ".png":
-            image, stored = read_pair(image_path, path)
-        else:
-            image = open_rgb(image_path)
-            stored = _open_mat(path, image, image_path)
-        return Sample(name, image, Labels(relabel(stored, self._table, path)))
+    def _read_values(self, path: Path, image: Image.Image, image_path: Path) -> np.ndarray:
+        if path.suffix == ".png":
+            check_size(image, image_path, image_size(path), path)
+            return open_labels(path)
+
+        def check_shape(shape: tuple[int, ...]) -> None:
+            if len(shape) != 2:
+                raise ValueError(f"{path} has a LabelMap of shape {shape}, expected two dimensions")
+            check_size(image, image_path, (shape[1], shape[0]), path)
+
+        return read_matrix(path, "LabelMap", check_shape)
 
 
 def _class_of_id(path: Path) -> np.ndarray:
-    """By id of `labels.txt`, lines of "284: person": 1 to 59 for the classes, 0 for others."""
-    wanted = [official(first) for first in Classes.named("context59").first]
-    ids: dict[str, int] = {}
+    """Return a table from the ids in `labels.txt` to 1 to 59 for the classes and 0 for others.
+
+    The lines of the file are of the form "284: person".
+    """
+    expected = [official_name(first) for first in Classes.named("context59").first]
+    seen: set[str] = set()
     table = np.zeros(MAX_ID + 1, dtype=int)
     last = 0
     for number, line in enumerate(read_text(path).splitlines(), 1):
         digits, colon, name = line.partition(":")
         if not colon:
             continue
+        where = f"{path}, line {number} is {line!r:.80}"
         if not re.fullmatch(r"\s*[0-9]{1,5}\s*", digits) or int(digits) > MAX_ID:
             raise ValueError(
-                f"{path}, line {number} is {line!r:.80}, expected an id of 0 to {MAX_ID} and a "
-                "name, such as '284: person'"
+                f"{where}, expected an id of 0 to {MAX_ID} and a name, such as '284: person'"
             )
-        last, name = max(last, int(digits)), official(name)
-        if name in wanted:
-            if name in ids or table[int(digits)]:
-                raise ValueError(
-                    f"{path}, line {number} is {line!r:.80}, whose id or name another line has"
-                )
-            ids[name] = int(digits)
-            table[ids[name]] = wanted.index(name) + 1
-    missing = [name for name in wanted if name not in ids]
+        label_id, name = int(digits), official_name(name)
+        last = max(last, label_id)
+        if name in expected:
+            if name in seen or table[label_id]:
+                raise ValueError(f"{where}, but another line has the same id or name")
+            seen.add(name)
+            table[label_id] = expected.index(name) + 1
+    missing = [name for name in expected if name not in seen]
     if missing:
         raise ValueError(
             f"{path} has no {missing[0]!r}, expected the 459 names of the release, such as "
             "'284: person'"
         )
     return table[: last + 1]
-
-
-def _open_mat(path: Path, image: Image.Image, image_path: Path) -> np.ndarray:
-    """The ids in a file of the release, which must be of the image's size."""
-
-    def check_shape(shape: tuple[int, ...]) -> None:
-        if len(shape) != 2:
-            raise ValueError(f"{path} has a LabelMap of shape {shape}, expected two sides")
-        check_size(image, image_path, (shape[1], shape[0]), path)
-
-    return read_matrix(path, "LabelMap", check_shape)

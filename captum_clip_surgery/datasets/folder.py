@@ -1,4 +1,4 @@
-"""Anyone's own pictures with their masks, in a folder."""
+"""Your own images with masks, in a folder."""
 
 from __future__ import annotations
 
@@ -8,73 +8,69 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import (
-    Classes,
-    DataSet,
-    Labels,
-    Masks,
-    Sample,
-    check_layout,
-    open_labels,
-    picture_size,
-)
-from captum_clip_surgery.datasets.paired import own_numbers, relabel
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.datasets._base import ImageDataset, Labels, Masks, Sample
+from captum_clip_surgery.datasets._classes import Classes
+from captum_clip_surgery.datasets._files import image_size, open_labels
+from captum_clip_surgery.datasets._layout import check_layout
+from captum_clip_surgery.datasets._paired import lookup_table, relabel
+from captum_clip_surgery.preprocessing import load_image, open_image
+
+__all__ = ["Folder"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 BACKGROUND = "background"
 HINT = (
-    "images/NAME.jpg (or another kind of picture), masks/NAME.png of the same name, and "
-    "classes.txt, a class a line"
+    "images/NAME.jpg (or another image format), masks/NAME.png with the same name, and "
+    "classes.txt with one class per line"
 )
 
 
-class Folder(DataSet):
-    """One's own pictures: each pixel one class, or a mask for each class.
+class Folder(ImageDataset):
+    """Your own images with one class per pixel, or one mask per class.
 
-    Layout::
+    Expected files::
 
-        root/classes.txt                   a class a line, its names with commas between
+        root/classes.txt                   one class per line: comma-separated names
         root/images/park/bench.jpg
-        root/masks/park/bench.png          either: numbers of classes
-        root/masks/park/bench/person.png   or: where a class is, for classes that may overlap
+        root/masks/park/bench.png          either: class numbers
+        root/masks/park/bench/person.png   or: one mask per class; masks may overlap
         root/masks/park/bench/dog.png
 
-    Pictures lie upright as a viewer shows them (a rotation noted in EXIF is followed, what is
-    transparent is laid on white), and masks are of the picture so shown. Names of samples are paths
-    below `images` without ending. Links are followed; hidden files are passed over.
+    Images are read as viewers show them: EXIF rotations are applied and transparency is laid on
+    white. Masks must match the image as shown. Names of samples are paths below `images` without
+    suffix. Links are followed, hidden files are skipped.
 
-    Numbers of classes count the lines of classes from 0, in grey or palette PNGs. 255 is ignored,
-    in 16 bits 65535 instead, unless there are so many classes. A first class "background" is the
-    background.
+    Class numbers are line numbers of `classes.txt`, counted from 0, in gray or palette PNGs. 255 is
+    ignored (65535 in 16-bit PNGs), unless it is the number of a class. If the first class is called
+    "background", it is the background class.
 
-    A class's own mask is named like the class first goes by; it has 0 for outside, and 1 or 255 for
-    inside. A class without one, or with one that is empty, is not there. All samples are of the one
-    kind or all of the other.
+    The mask of a class is named after the class's first name and holds 0 outside and 1 or 255
+    inside. A class without a mask, or with an empty one, is not in the image. All samples have
+    class numbers, or all have one mask per class.
 
     Args:
-        root: the folder.
+        root: The folder.
 
     Raises:
-        FileNotFoundError: a folder or `classes.txt`, the mask of an image or the image of a mask is
-            missing.
-        ValueError: two images of one name, a file that is none of the above, both kinds of masks,
-            or `classes.txt` cannot be read.
+        FileNotFoundError: If a folder, `classes.txt`, the mask of an image or the image of a mask
+            is missing.
+        ValueError: If two images have the same name, a file is of another kind, both kinds of masks
+            exist, or `classes.txt` cannot be read.
     """
 
     def __init__(self, root: Path | str) -> None:
         root = Path(root)
         title = f"folder {root.resolve().name}"
         check_layout(title, root, ["images", "masks", "classes.txt"], HINT)
+        self._folder = root / "masks"
         self._images = _by_name(root / "images", SUFFIXES)
-        files = _by_name(root / "masks", (".png",))
-        self._folder, self._files = root / "masks", files
-        self._overlap = _overlap(self._images, files, self._folder)
-        owners = {n: n.rpartition("/")[0] if self._overlap else n for n in files}
-        alone = [files[n] for n, owner in owners.items() if owner not in self._images]
+        self._masks = _by_name(self._folder, (".png",))
+        self._per_class = _has_masks_per_class(self._images, self._masks, self._folder)
+        owners = {n: n.rpartition("/")[0] if self._per_class else n for n in self._masks}
+        alone = [self._masks[n] for n, owner in owners.items() if owner not in self._images]
         if alone:
             raise FileNotFoundError(
-                f"{len(alone)} of {len(files)} masks have no image, such as {alone[0]}. "
+                f"{len(alone)} of {len(self._masks)} masks have no image, such as {alone[0]}. "
                 f"Expected: {HINT}"
             )
         classes = Classes.read(root / "classes.txt")
@@ -82,29 +78,29 @@ class Folder(DataSet):
         super().__init__(title, classes, sorted(self._images), background)
 
     def read(self, index: int) -> Sample:
+        """Read an image and its labels or masks."""
         name = self.names[index]
         path = self._images[name]
-        image = load_picture(path)
-        if self._overlap:
+        image = load_image(path)
+        if self._per_class:
             return Sample(name, image, self._read_masks(self._folder / name, image, path))
-        mask_path = self._files[name]
+        mask_path = self._masks[name]
         _check_size(image, path, mask_path)
-        labels = self._read_labels(mask_path)
-        return Sample(name, image, Labels(labels))
+        return Sample(name, image, self._read_labels(mask_path))
 
-    def _read_labels(self, path: Path) -> np.ndarray:
+    def _read_labels(self, path: Path) -> Labels:
         stored = open_labels(path)
-        with open_picture(path) as image:
+        with open_image(path) as image:
             void = 65_535 if image.mode.startswith("I") else 255
-        return relabel(stored, own_numbers(len(self.classes), void), path)
+        return Labels(relabel(stored, lookup_table(len(self.classes), void), path))
 
     def _read_masks(self, folder: Path, image: Image.Image, image_path: Path) -> Masks:
-        found = {}
+        masks = {}
         for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
             if path.suffix.lower() != ".png" or path.stem not in self.classes.first:
                 raise ValueError(
-                    f"{path} is no mask of a class, expected the name of one in classes.txt and "
-                    f".png: {', '.join(self.classes.first[:5])}, ..."
+                    f"{path} is not the mask of a class, expected the name of a class in "
+                    f"classes.txt and .png: {', '.join(self.classes.first[:5])}, ..."
                 )
             _check_size(image, image_path, path)
             stored = open_labels(path)
@@ -115,20 +111,20 @@ class Folder(DataSet):
                     "outside and 1 or 255 for inside"
                 )
             if stored.any():
-                found[self.classes.first.index(path.stem)] = stored > 0
-        return Masks(dict(sorted(found.items())))
+                masks[self.classes.first.index(path.stem)] = stored > 0
+        return Masks(dict(sorted(masks.items())))
 
 
-def _overlap(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> bool:
-    """Whether images have a folder of masks each, rather than a PNG of numbers."""
-    own = [name for name in images if name in masks]
+def _has_masks_per_class(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> bool:
+    """Return whether images have a folder of masks each, rather than a PNG of class numbers."""
+    numbered = [name for name in images if name in masks]
     folders = [name for name in images if name not in masks and (folder / name).is_dir()]
-    if own and folders:
+    if numbered and folders:
         raise ValueError(
-            f"{folder} has both {own[0]}.png, numbers of classes, and a folder {folders[0]}/, "
+            f"{folder} has both {numbered[0]}.png, numbers of classes, and a folder {folders[0]}/, "
             "masks of classes; use one of the two for all images"
         )
-    missing = sorted(set(images) - set(own) - set(folders))
+    missing = sorted(set(images) - set(numbered) - set(folders))
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(images)} images have no mask, such as "
@@ -138,44 +134,54 @@ def _overlap(images: dict[str, Path], masks: dict[str, Path], folder: Path) -> b
 
 
 def _by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files below a folder by their path without ending."""
-    found: dict[str, Path] = {}
-    for path in _files(folder):
+    """Return the files below a folder by their path without suffix."""
+    files: dict[str, Path] = {}
+    for path in _walk(folder):
         if path.suffix.lower() not in suffixes:
-            raise ValueError(f"{path} is none of {', '.join(suffixes)}; move it elsewhere")
+            raise ValueError(
+                f"files in {folder} must end in one of {', '.join(suffixes)}, got {path}; move it "
+                "elsewhere"
+            )
         name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise ValueError(f"two files of one name: {found[name]} and {path}")
-        found[name] = path
-    return found
+        if name in files:
+            raise ValueError(f"two files of one name: {files[name]} and {path}")
+        files[name] = path
+    return files
 
 
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Files below a folder, links followed."""
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, following links.
+
+    Unlike `_utils.files.walk` it raises for a link to a folder above, which would hide images.
+    """
     real = folder.resolve()
     if real in above:
-        raise ValueError(f"{folder} is a link to a folder that it is in")
+        raise ValueError(f"{folder} is a link to a folder that contains it")
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _files(path, (*above, real))
+            yield from _walk(path, (*above, real))
         else:
             yield path
 
 
 def _check_size(image: Image.Image, path: Path, mask_path: Path) -> None:
-    """Whether a mask is of the image as shown, and if not, whether its rotation explains it."""
-    width, height = picture_size(mask_path)
+    """Check that a mask has the size of the image as shown.
+
+    Raises:
+        ValueError: If it has not; the message says whether the EXIF rotation explains it.
+    """
+    width, height = image_size(mask_path)
     if (width, height) == image.size:
         return
     message = (
         f"{mask_path} is {width} x {height} pixels, its image {path} is {image.width} x "
         f"{image.height}"
     )
-    if picture_size(path) == (width, height):
+    if image_size(path) == (width, height):
         message += (
-            f" as shown: it is stored as {width} x {height} and turned by a note in EXIF. Turn "
+            f" as shown: it is stored as {width} x {height} and turned by its EXIF rotation. Turn "
             "the mask as well, or store the image upright"
         )
     raise ValueError(message)

@@ -1,4 +1,4 @@
-"""PASCAL VOC: pixels of 20 classes (VOC 2012), and which classes an image shows (VOC 2007)."""
+"""PASCAL VOC: pixels of 20 classes (VOC 2012), and the classes that an image shows (VOC 2007)."""
 
 from __future__ import annotations
 
@@ -6,178 +6,174 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
-
-from captum_clip_surgery.datasets.base import (
-    IGNORED,
-    Classes,
-    DataSet,
-    Labels,
-    Sample,
-    Tags,
+from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery.datasets._base import IGNORE_INDEX, ImageDataset, Sample, Tags
+from captum_clip_surgery.datasets._classes import Classes
+from captum_clip_surgery.datasets._files import open_rgb
+from captum_clip_surgery.datasets._layout import (
+    check_files,
     check_layout,
-    open_rgb,
+    check_option,
+    read_names,
 )
-from captum_clip_surgery.datasets.files import check_listed, check_split, read_names, read_text
-from captum_clip_surgery.datasets.paired import INVALID, read_pair, relabel
+from captum_clip_surgery.datasets._paired import PairedDataset, lookup_table
+
+__all__ = ["PascalVoc", "PascalVocTags"]
 
 SITE = "host.robots.ox.ac.uk/pascal/VOC"
-#: The value of borders and of objects too hard to segment.
+#: Value of object borders and of objects too difficult to segment.
 VOID = 255
 YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
 SPLITS = ("train", "val", "trainval")
 
 
-class PascalVoc(DataSet):
-    """PASCAL VOC 2012, segmentation: each pixel one class, background, or ignored.
+class PascalVoc(PairedDataset):
+    """PASCAL VOC 2012 segmentation: one class per pixel, background, or ignored.
 
-    Layout::
+    Expected files::
 
         root/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt
         root/VOCdevkit/VOC2012/JPEGImages/2007_000033.jpg
         root/VOCdevkit/VOC2012/SegmentationClass/2007_000033.png
 
-    Files hold 0 for background, 1 to 20 for the classes, and 255 for borders of objects and what
-    was not judged, which is ignored. Without background, the classes are 0 to 19 and pixels of
-    background are ignored too, so that nothing is scored there ("VOC20"); with it they are 1 to 20
-    ("VOC21").
-
-    Source: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective" (IJCV
-    2015); the VOC2012 development kit.
+    Label files hold 0 for background, 1 to 20 for the classes, and 255 for object borders and
+    unlabeled objects, which is ignored. With background, labels are the stored values ("VOC21").
+    Without, the classes are 0 to 19 and background is ignored too, so that nothing is scored there
+    ("VOC20").
 
     Args:
-        root: the folder of `VOCdevkit`, as torchvision has it; or `VOCdevkit`, or `VOC2012`.
-        split: "train", "val" or "trainval"; the labels of test are not published.
-        background: whether background is a class.
+        root: The folder that contains `VOCdevkit`, as in torchvision; or `VOCdevkit`, or `VOC2012`.
+        split: "train", "val" or "trainval"; the labels of the test split are not published.
+        background: Whether background is a class.
 
     Raises:
-        FileNotFoundError: the list, an image or the labels of an image are missing.
-        ValueError: another split.
+        FileNotFoundError: If the list, an image or a label file is missing.
+        ValueError: If `split` is unknown.
+
+    References:
+        Everingham et al.: The PASCAL Visual Object Classes Challenge: A Retrospective. IJCV 2015;
+        the VOC2012 development kit.
     """
 
     def __init__(self, root: Path | str, split: str = "val", background: bool = True) -> None:
         classes = Classes.named("voc21" if background else "voc20")
         title = f"PASCAL VOC 2012 {split}, {len(classes)} classes"
-        check_split("PASCAL VOC 2012", split, SPLITS)
+        check_option("PASCAL VOC 2012", "split", split, SPLITS)
         folder = voc_folder(root, "2012")
         hint = (
-            f"VOCtrainval_11-May-2012.tar of {SITE} unpacked in it: VOCdevkit/VOC2012/JPEGImages/"
-            f"*.jpg, SegmentationClass/*.png, ImageSets/Segmentation/{split}.txt"
+            f"VOCtrainval_11-May-2012.tar from {SITE}, unpacked there: "
+            f"VOCdevkit/VOC2012/JPEGImages/*.jpg, SegmentationClass/*.png, "
+            f"ImageSets/Segmentation/{split}.txt"
         )
         listed = f"ImageSets/Segmentation/{split}.txt"
         check_layout(title, folder, [listed, "JPEGImages", "SegmentationClass"], hint)
-        names = read_names(folder / listed)
-        self._images, self._labels = folder / "JPEGImages", folder / "SegmentationClass"
-        check_listed(title, folder / listed, self._images, names, ".jpg", hint)
-        check_listed(title, folder / listed, self._labels, names, ".png", hint)
-        super().__init__(title, classes, names, 0 if background else None)
-
-    def read(self, index: int) -> Sample:
-        name = self.names[index]
-        path = self._labels / f"{name}.png"
-        image, stored = read_pair(self._images / f"{name}.jpg", path)
-        table = np.full(VOID + 1, INVALID)
-        table[:21] = range(21)
-        table[VOID] = IGNORED
-        if self.background is None:
-            table[:21] = [IGNORED, *range(20)]
-        return Sample(name, image, Labels(relabel(stored, table, path)))
+        images, labels = folder / "JPEGImages", folder / "SegmentationClass"
+        files = listed_files(title, folder / listed, (images, ".jpg"), (labels, ".png"), hint)
+        table = lookup_table(21, VOID)
+        if not background:
+            table[:21] = [IGNORE_INDEX, *range(20)]
+        super().__init__(title, classes, files, table, 0 if background else None)
 
 
-class PascalVocTags(DataSet):
-    """PASCAL VOC, classification: which of 20 classes an image shows.
+class PascalVocTags(ImageDataset):
+    """PASCAL VOC classification: which of 20 classes an image shows.
 
-    Layout::
+    Expected files::
 
         root/VOCdevkit/VOC2007/ImageSets/Main/test.txt
         root/VOCdevkit/VOC2007/JPEGImages/000001.jpg
         root/VOCdevkit/VOC2007/Annotations/000001.xml
 
-    A class of which only objects marked difficult are there is unknown; one more that is not
-    difficult makes it present. It is the rule of the development kit's `ImageSets/Main/
-    CLASS_SPLIT.txt`, which have 1 for present, 0 for difficult ones only (the kit's evaluation
-    leaves them out) and -1 for absent; `disagreements` compares.
-
-    Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge" (IJCV 2010); the
-    VOC2007 development kit, `VOCevalcls.m`.
+    A class whose objects are all marked difficult is unknown; one object that is not difficult
+    makes it present. This is the rule of the development kit's `ImageSets/Main/CLASS_SPLIT.txt`,
+    which hold 1 for present, 0 for difficult only (the kit's evaluation leaves these out) and -1
+    for absent; `disagreements` compares with them.
 
     Args:
-        root: the folder of `VOCdevkit`, as torchvision has it; or `VOCdevkit`, or `VOC2007`.
-        split: "train", "val", "trainval", or of 2007 "test".
+        root: The folder that contains `VOCdevkit`, as in torchvision; or `VOCdevkit`, or `VOC2007`.
+        split: "train", "val", "trainval", or for 2007 "test".
         year: "2007" to "2012".
 
     Raises:
-        FileNotFoundError: the list, an image or its annotation is missing.
-        ValueError: another split or year.
+        FileNotFoundError: If the list, an image or its annotation is missing.
+        ValueError: If `split` or `year` is unknown.
+
+    References:
+        Everingham et al.: The PASCAL Visual Object Classes (VOC) Challenge. IJCV 2010; the VOC2007
+        development kit, `VOCevalcls.m`.
     """
 
     def __init__(self, root: Path | str, split: str = "test", year: str = "2007") -> None:
-        if year not in YEARS:
-            raise ValueError(f"year {year!r} of PASCAL VOC is none of {', '.join(YEARS)}")
-        check_split(f"PASCAL VOC {year}", split, (*SPLITS, "test") if year == "2007" else SPLITS)
+        check_option("PASCAL VOC", "year", year, YEARS)
+        splits = (*SPLITS, "test") if year == "2007" else SPLITS
+        check_option(f"PASCAL VOC {year}", "split", split, splits)
         title = f"PASCAL VOC {year} {split}, tags"
-        self._folder = voc_folder(root, year)
+        folder = voc_folder(root, year)
         hint = (
-            f"VOC{'test' if split == 'test' else 'trainval'}_*.tar of {year} of {SITE} unpacked in "
-            f"it: VOCdevkit/VOC{year}/JPEGImages/*.jpg, Annotations/*.xml, "
+            f"VOC{'test' if split == 'test' else 'trainval'}_*.tar of {year} from {SITE}, unpacked "
+            f"there: VOCdevkit/VOC{year}/JPEGImages/*.jpg, Annotations/*.xml, "
             f"ImageSets/Main/{split}.txt"
         )
         listed = f"ImageSets/Main/{split}.txt"
-        check_layout(title, self._folder, [listed, "JPEGImages", "Annotations"], hint)
-        names = read_names(self._folder / listed)
-        for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
-            path = self._folder / folder
-            check_listed(title, self._folder / listed, path, names, suffix, hint)
-        self._split = split
-        super().__init__(title, Classes.named("voc20"), names)
+        check_layout(title, folder, [listed, "JPEGImages", "Annotations"], hint)
+        images, annotations = folder / "JPEGImages", folder / "Annotations"
+        self._files = listed_files(
+            title, folder / listed, (images, ".jpg"), (annotations, ".xml"), hint
+        )
+        self._lists, self._split = folder / "ImageSets" / "Main", split
+        super().__init__(title, Classes.named("voc20"), list(self._files))
 
     def read(self, index: int) -> Sample:
+        """Read an image and the classes of its objects."""
         name = self.names[index]
-        image = open_rgb(self._folder / "JPEGImages" / f"{name}.jpg")
-        return Sample(name, image, self._tags(name))
+        image_path, path = self._files[name]
+        return Sample(name, open_rgb(image_path), self._read_tags(path))
 
     def disagreements(self) -> list[tuple[str, str]]:
-        """Names and classes for which the kit's list, where there is one, says otherwise.
+        """Return (sample name, class) wherever the kit's lists disagree with the annotations.
 
-        Of the data set as released there should be none.
+        For the data set as released the list is empty.
+
+        Raises:
+            ValueError: If a list or an annotation cannot be read.
         """
-        tags = {name: self._tags(name) for name in self.names}
+        tags = {name: self._read_tags(path) for name, (_, path) in self._files.items()}
         return [
             (name, self.classes.first[label])
-            for label, name, told in self._lists()
-            if told != _told(tags[name], label)
+            for label, name, state in self._read_lists()
+            if state != _state(tags[name], label)
         ]
 
-    def _lists(self) -> Iterator[tuple[int, str, int]]:
-        """Class, name and 1, 0 or -1 of the lists that are there."""
+    def _read_lists(self) -> Iterator[tuple[int, str, int]]:
+        """Yield (class, sample name, state) from the kit's lists; the state is 1, 0 or -1."""
         for label, first in enumerate(self.classes.first):
-            path = self._folder / "ImageSets" / "Main" / f"{official(first)}_{self._split}.txt"
-            if path.exists():
-                for number, line in enumerate(read_text(path).splitlines(), 1):
-                    cells = line.split()
-                    if len(cells) != 2 or cells[1] not in ("1", "0", "-1"):
-                        raise ValueError(
-                            f"{path}, line {number} is {line!r:.80}, expected an image's name and "
-                            "1, 0 or -1"
-                        )
-                    yield label, cells[0], int(cells[1])
+            path = self._lists / f"{official_name(first)}_{self._split}.txt"
+            if not path.exists():
+                continue
+            for number, line in enumerate(read_text(path).splitlines(), 1):
+                cells = line.split()
+                if len(cells) != 2 or cells[1] not in ("1", "0", "-1"):
+                    raise ValueError(
+                        f"{path}, line {number} is {line!r:.80}, expected an image's name and "
+                        "1, 0 or -1"
+                    )
+                yield label, cells[0], int(cells[1])
 
-    def _tags(self, name: str) -> Tags:
-        path = self._folder / "Annotations" / f"{name}.xml"
-        labels = {official(first): label for label, first in enumerate(self.classes.first)}
+    def _read_tags(self, path: Path) -> Tags:
+        labels = {official_name(first): label for label, first in enumerate(self.classes.first)}
         clear: set[int] = set()
         difficult: set[int] = set()
-        for found, hard in _objects(path):
-            if found not in labels:
+        for name, is_difficult in _read_objects(path):
+            if name not in labels:
                 raise ValueError(
-                    f"{path} has an object {found!r:.80}, expected one of {', '.join(labels)}"
+                    f"{path} has an object {name!r:.80}, expected one of {', '.join(labels)}"
                 )
-            (difficult if hard else clear).add(labels[found])
+            (difficult if is_difficult else clear).add(labels[name])
         return Tags(frozenset(clear), frozenset(difficult - clear))
 
 
 def voc_folder(root: Path | str, year: str) -> Path:
-    """Where a year's data lies: below `VOCdevkit` below the root, below the root, or the root."""
+    """Return the folder of a year: `root` itself, or below it, with or without `VOCdevkit`."""
     root = Path(root)
     if root.resolve().name == f"VOC{year}":
         return root
@@ -185,28 +181,56 @@ def voc_folder(root: Path | str, year: str) -> Path:
     return below if below.is_dir() else root / "VOCdevkit" / f"VOC{year}"
 
 
-def official(name: str) -> str:
-    """A class as the data set spells it: "pottedplant"."""
+def listed_files(
+    title: str,
+    listed: Path,
+    images: tuple[Path, str],
+    annotations: tuple[Path, str],
+    hint: str,
+) -> dict[str, tuple[Path, Path]]:
+    """Return the image file and annotation file of every name in a list, checked to exist.
+
+    Args:
+        title: Name of the data set, for messages.
+        listed: The list.
+        images: Folder and suffix of the images.
+        annotations: Folder and suffix of the annotations.
+        hint: What to download and where to unpack it, for messages.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+    """
+    names = read_names(listed)
+    for folder, suffix in (images, annotations):
+        check_files(title, folder, [name + suffix for name in names], hint, listed)
+    return {
+        name: (images[0] / (name + images[1]), annotations[0] / (name + annotations[1]))
+        for name in names
+    }
+
+
+def official_name(name: str) -> str:
+    """Return a class as the data set spells it, such as "pottedplant"."""
     return name.replace(" ", "")
 
 
-def _told(tags: Tags, label: int) -> int:
-    """1, 0 or -1, as the kit's lists have it."""
+def _state(tags: Tags, label: int) -> int:
+    """Return 1 for a present class, 0 for an unknown and -1 for an absent one."""
     if label in tags.present:
         return 1
     return 0 if label in tags.unknown else -1
 
 
-def _objects(path: Path) -> Iterator[tuple[str, bool]]:
-    """Each object's class, and whether it is marked difficult; some files leave that out."""
+def _read_objects(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each object's class and whether it is marked difficult, which some files omit."""
     try:
-        found = ElementTree.parse(path).getroot().findall("object")
-    # Encodings that Python does not know or expat does not take are no errors of parsing.
+        elements = ElementTree.parse(path).getroot().findall("object")
+    # ValueError and LookupError: encodings that Python or expat does not know.
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path} cannot be read as an annotation: {error}") from None
-    for thing in found:
-        # Parts of a person, such as its head, have names as well, but further down.
-        difficult = thing.findtext("difficult", "0").strip()
+    for element in elements:
+        # Only direct children: parts of a person, such as the head, have names too.
+        difficult = element.findtext("difficult", "0").strip()
         if difficult not in ("0", "1"):
             raise ValueError(f"{path} has difficult {difficult!r:.80}, expected 0 or 1")
-        yield thing.findtext("name", "").strip(), difficult == "1"
+        yield element.findtext("name", "").strip(), difficult == "1"

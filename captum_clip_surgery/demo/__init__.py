@@ -1,4 +1,7 @@
-"""The embedded model: its weights, and the scenes it was trained on, with ground-truth masks."""
+"""The embedded model: its scenes and its weights.
+
+`ZeroShotClassifier.demo` loads the model; `Scenes` are rendered with the exact mask of each object.
+"""
 
 from pathlib import Path
 

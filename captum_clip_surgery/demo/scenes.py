@@ -1,6 +1,7 @@
-"""Scenes with ground truth: pictures of one to three nouns, a caption, and the exact mask of each.
+"""Rendered scenes with ground truth: an image of one to three nouns, a caption, and exact masks.
 
-Every scene follows from its split and index alone, so nothing needs to be stored or downloaded.
+A scene is determined by its split, index, size and numbers of objects, so nothing is stored or
+downloaded.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ __all__ = ["Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
 Array = np.ndarray
 Generator = np.random.Generator
 
+__all__ = ["Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
+
 SPRITE_SIDE = 112
 SPRITE_COLUMNS = 12
 MAX_OBJECTS = 3
-MIN_VISIBLE = 0.5  # share of each object that later objects must leave in sight
-SCALES = (0.28, 0.55)  # longer side of an object, of the scene's side
-
-# Each split has its own stream of random numbers and kinds of background no other split has seen.
+#: Fraction of each object that later objects must leave visible.
+MIN_VISIBLE = 0.5
+#: Smallest and largest longer side of an object, relative to the scene's side.
+SCALES = (0.28, 0.55)
+#: Seed of each split. A split also has backgrounds of kinds that no other split has.
 STREAMS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: `image` (H, W, 3) uint8, its `caption`, the `nouns` in it and `masks`.
+    """A rendered image and its ground truth.
 
-    `masks` (objects, H, W) bool are the visible parts of the objects, in the order of `nouns`.
+    Args:
+        image: Image (H, W, 3) of uint8.
+        caption: Sentence that names the objects.
+        nouns: Names of the objects.
+        masks: Visible parts of the objects, (objects, H, W) of bool, in the order of `nouns`.
     """
 
     image: Array
@@ -46,13 +54,13 @@ class Scene:
 
 @cache
 def nouns() -> tuple[str, ...]:
-    """The names of everything that appears in scenes."""
+    """Return the names of all objects that appear in scenes."""
     return tuple((files("captum_clip_surgery.demo") / "nouns.txt").read_text().split())
 
 
 @cache
 def _sprites() -> tuple[tuple[Image.Image, ...], ...]:
-    """For each noun its picture at full, half and quarter size (premultiplied by alpha)."""
+    """Return the sprite of each noun at full, half and quarter size, premultiplied by alpha."""
     with (files("captum_clip_surgery.demo") / "sprites.png").open("rb") as file:
         atlas = Image.open(file, formats=["PNG"]).convert("RGBa")
 
@@ -66,13 +74,18 @@ def _sprites() -> tuple[tuple[Image.Image, ...], ...]:
 
 
 class Scenes(Sequence[Scene]):
-    """A split of scenes, rendered on access.
+    """A sequence of scenes, rendered on access.
 
     Args:
-        split: "train", "validation" or "test": random stream and kinds of background.
-        length: number of scenes.
-        size: side of the square picture in pixels.
-        objects: how many objects a scene may have; one number is drawn from these each time.
+        split: "train", "validation" or "test"; determines the random stream and the kinds of
+            background.
+        length: Number of scenes.
+        size: Side of the square images in pixels.
+        objects: Numbers of objects from which each scene's is drawn, 1 to 3; repeated numbers are
+            drawn more often.
+
+    Raises:
+        ValueError: If `split` is unknown, or `objects` is empty or out of range.
 
     Example::
 
@@ -89,9 +102,9 @@ class Scenes(Sequence[Scene]):
         objects: Sequence[int] = (1, 2, 3),
     ) -> None:
         if split not in STREAMS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(STREAMS)}")
+            raise ValueError(f"split must be one of {', '.join(STREAMS)}, got {split!r}")
         if not objects or not all(1 <= count <= MAX_OBJECTS for count in objects):
-            raise ValueError(f"objects {objects!r} must be numbers from 1 to {MAX_OBJECTS}")
+            raise ValueError(f"objects must be numbers from 1 to {MAX_OBJECTS}, got {objects!r}")
         self.split = split
         self.length = length
         self.size = size
@@ -108,12 +121,12 @@ class Scenes(Sequence[Scene]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.length))]
         if not -self.length <= index < self.length:
-            raise IndexError(f"scene {index} of {self.length}")
-        # The number of objects is part of the seed: otherwise the n-th scene of "one object" and
-        # of "two objects" would share their first object.
+            raise IndexError(f"index {index} is out of range for {self.length} scenes")
+        # The numbers of objects are part of the seed: otherwise the n-th scenes of one and of two
+        # objects would share their first object.
         rng = np.random.default_rng([STREAMS[self.split], *self.objects, index % self.length])
         count = int(rng.choice(self.objects))
-        # A stream of its own for the background keeps the layout the same at every size.
+        # The background has its own stream, so that the layout is the same at every size.
         return _render(rng, _background(rng.spawn(1)[0], self.split, self.size), count)
 
     def __iter__(self) -> Iterator[Scene]:
@@ -124,29 +137,29 @@ def _render(rng: Generator, canvas: Array, count: int) -> Scene:
     size = len(canvas)
     chosen = rng.choice(len(nouns()), count, replace=False)
     masks = np.zeros((count, size, size), dtype=bool)
-    # Overlap is left to chance, but a layout that hides too much of an object is drawn anew.
+    # Objects may overlap, but a layout that hides too much of one is drawn again.
     while True:
         layers = [_place(rng, _sprites()[noun], size, count) for noun in chosen]
         masks[:] = [layer.alpha_mask(size) for layer in layers]
-        whole = masks.sum((1, 2))
+        areas = masks.sum((1, 2))
         for i in range(count - 1):
             masks[i] &= ~masks[i + 1 :].any(0)
-        if (masks.sum((1, 2)) >= MIN_VISIBLE * whole).all():
+        if (masks.sum((1, 2)) >= MIN_VISIBLE * areas).all():
             break
     for layer in layers:
         layer.paint(canvas)
     names = tuple(nouns()[noun] for noun in chosen)
     image = (np.clip(canvas, 0, 1) * 255).round().astype(np.uint8)
-    return Scene(image, caption(rng, names), names, masks)
+    return Scene(image, _caption(rng, names), names, masks)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """An object where it stands: its pixels, premultiplied by alpha, from (top, left) on."""
+    """An object placed in a scene: its pixels, premultiplied by alpha, from (top, left)."""
 
     top: int
     left: int
-    colour: Array  # (h, w, 3) in 0..1
+    color: Array  # (h, w, 3) in 0..1
     alpha: Array  # (h, w, 1) in 0..1
 
     def _window(self) -> tuple[slice, slice]:
@@ -160,34 +173,34 @@ class _Layer:
 
     def paint(self, canvas: Array) -> None:
         window = self._window()
-        canvas[window] = canvas[window] * (1 - self.alpha) + self.colour
+        canvas[window] = canvas[window] * (1 - self.alpha) + self.color
 
 
 def _place(rng: Generator, levels: tuple[Image.Image, ...], size: int, count: int) -> _Layer:
-    """Scale, turn, mirror and tint an object and choose where in the picture it stands whole."""
+    """Scale, rotate, mirror and tint an object, and choose a place where it fits."""
     smallest, largest = SCALES
     side = rng.uniform(smallest, largest - 0.04 * (count - 1)) * size
     angle = rng.uniform(-35, 35) * math.pi / 180
     mirror = -1 if rng.random() < 0.5 else 1
     box = math.ceil(side * (abs(math.cos(angle)) + abs(math.sin(angle))))
     box = min(box, size)
-    # The sampled copy is the smallest that is not enlarged, so fine detail does not flicker.
+    # Sample from the smallest copy that is not enlarged, to avoid aliasing.
     fitting = [level for level in levels if level.width >= side]
     sprite = fitting[-1] if fitting else levels[0]
     zoom = sprite.width / side
     cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
     a, b, d, e = cos * mirror, sin * mirror, -sin, cos
-    middle, centre = sprite.width / 2, box / 2
-    matrix = (a, b, middle - (a + b) * centre, d, e, middle - (d + e) * centre)
+    middle, center = sprite.width / 2, box / 2
+    matrix = (a, b, middle - (a + b) * center, d, e, middle - (d + e) * center)
     drawn = sprite.transform((box, box), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     pixels = np.asarray(drawn, dtype=np.float32) / 255
-    colour, alpha = pixels[..., :3] @ _tint(rng), pixels[..., 3:]
+    color, alpha = pixels[..., :3] @ _tint(rng), pixels[..., 3:]
     top, left = (int(place * (size - box + 1)) for place in rng.random(2))
-    return _Layer(top, left, np.clip(colour, 0, alpha), alpha)
+    return _Layer(top, left, np.clip(color, 0, alpha), alpha)
 
 
 def _tint(rng: Generator) -> Array:
-    """A small rotation of hue about the grey axis, with a change of brightness: (3, 3)."""
+    """Return a color matrix (3, 3): a small rotation of hue and a change of brightness."""
     angle = rng.uniform(-0.3, 0.3)
     cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
     mean = np.full((3, 3), (1 - cos) / 3)
@@ -195,15 +208,15 @@ def _tint(rng: Generator) -> Array:
     return ((mean + turn + np.eye(3) * cos) * rng.uniform(0.75, 1.1)).astype(np.float32)
 
 
-# --- backgrounds: each takes a generator and a size and returns (size, size, 3) in 0..1 ---------
+# --- backgrounds: functions of a generator and a size that return (size, size, 3) in 0..1 --------
 
 
-def _colours(rng: Generator, count: int) -> Array:
+def _colors(rng: Generator, count: int) -> Array:
     return rng.uniform(0, 1, (count, 3)).astype(np.float32)
 
 
 def _axes(rng: Generator, size: int) -> tuple[Array, Array]:
-    """Coordinates in 0..1, turned by a random angle."""
+    """Return coordinates in 0..1, rotated by a random angle."""
     line = np.linspace(0, 1, size, dtype=np.float32)
     angle = rng.uniform(0, 2 * math.pi)
     x, y = line[None, :], line[:, None]
@@ -211,19 +224,19 @@ def _axes(rng: Generator, size: int) -> tuple[Array, Array]:
 
 
 def _blend(weight: Array, rng: Generator) -> Array:
-    first, second = _colours(rng, 2)
+    first, second = _colors(rng, 2)
     return first + (second - first) * weight[..., None].astype(np.float32)
 
 
 def _smooth(rng: Generator, size: int, cells: int) -> Array:
-    """Random values on a coarse grid, enlarged smoothly: (size, size, 3)."""
+    """Return random values on a coarse grid, upsampled to (size, size, 3)."""
     coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
     large = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(large, dtype=np.float32) / 255
 
 
 def _plain(rng: Generator, size: int) -> Array:
-    return np.broadcast_to(_colours(rng, 1), (size, size, 3)).copy()
+    return np.broadcast_to(_colors(rng, 1), (size, size, 3)).copy()
 
 
 def _ramps(rng: Generator, size: int) -> Array:
@@ -240,7 +253,7 @@ def _stripes(rng: Generator, size: int) -> Array:
 
 def _speckle(rng: Generator, size: int) -> Array:
     noise = rng.standard_normal((size, size, 3), dtype=np.float32)
-    return np.clip(_colours(rng, 1)[0] + noise * rng.uniform(0.05, 0.3), 0, 1)
+    return np.clip(_colors(rng, 1)[0] + noise * rng.uniform(0.05, 0.3), 0, 1)
 
 
 def _blocks(rng: Generator, size: int) -> Array:
@@ -270,10 +283,10 @@ def _rings(rng: Generator, size: int) -> Array:
 
 
 def _horizon(rng: Generator, size: int) -> Array:
-    """A sky over a ground, each with its own texture."""
+    """Return a sky over a ground, each with its own texture."""
     sky, ground = _smooth(rng, size, 3) * 0.4 + 0.5, _smooth(rng, size, 16) * 0.4 + 0.1
     line = np.linspace(0, 1, size)[:, None, None] > rng.uniform(0.35, 0.75)
-    return np.where(line, ground, sky * _colours(rng, 1)[0] ** 0.3)
+    return np.where(line, ground, sky * _colors(rng, 1)[0] ** 0.3)
 
 
 def _marble(rng: Generator, size: int) -> Array:
@@ -308,20 +321,21 @@ PHRASES = ("a {}", "the {}", "{}", "one {}")
 
 
 def prompt_templates() -> tuple[str, ...]:
-    """Every template a one-object caption is made from, with the slot for the noun."""
+    """Return the templates of captions of one object, each with a slot for the noun."""
     return tuple(template.format(phrase) for template in TEMPLATES for phrase in PHRASES)
 
 
 def unknown_words(texts: Iterable[str]) -> list[str]:
-    """The words of texts, each once, that no caption of scenes has."""
+    """Return the words of texts that no caption contains, without repetitions."""
     known = set(re.findall(r"\w+", " ".join([*nouns(), *prompt_templates(), "and"])))
     words = re.findall(r"\w+", " ".join(texts).lower())
     return [word for word in dict.fromkeys(words) if word not in known]
 
 
-def caption(rng: Generator, names: Sequence[str]) -> str:
-    """A sentence that names the objects in random order and wording."""
+def _caption(rng: Generator, names: Sequence[str]) -> str:
+    """Return a sentence that names the objects, in random order and wording."""
     phrase, template = rng.choice(PHRASES), rng.choice(TEMPLATES)
-    parts = [str(phrase).format(names[i]) for i in rng.permutation(len(names))]
-    listing = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    phrases = [str(phrase).format(names[i]) for i in rng.permutation(len(names))]
+    *others, last = phrases
+    listing = f"{', '.join(others)} and {last}" if others else last
     return str(template).format(listing)

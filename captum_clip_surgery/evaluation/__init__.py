@@ -1,7 +1,35 @@
-"""Methods measured against ground truth: scenes of the embedded model, and data sets on disk."""
+"""Evaluation of methods against ground truth: on data sets, and on scenes of the embedded model."""
 
-from captum_clip_surgery.evaluation.datasets import Evaluation, evaluate
-from captum_clip_surgery.evaluation.protocol import TASKS, Protocol, View
+from captum_clip_surgery.evaluation.evaluators import EVALUATORS, Evaluator
+from captum_clip_surgery.evaluation.protocol import TASKS, TEMPLATE_SETS, Protocol, View
+from captum_clip_surgery.evaluation.results import (
+    ALL_COLUMNS,
+    DEFAULT_COLUMNS,
+    Result,
+    chart,
+    read,
+    to_markdown,
+    write,
+)
+from captum_clip_surgery.evaluation.runner import Evaluation, evaluate
 from captum_clip_surgery.evaluation.scenes import MEASURES, evaluate_scenes
 
-__all__ = ["MEASURES", "TASKS", "Evaluation", "Protocol", "View", "evaluate", "evaluate_scenes"]
+__all__ = [
+    "ALL_COLUMNS",
+    "DEFAULT_COLUMNS",
+    "EVALUATORS",
+    "MEASURES",
+    "TASKS",
+    "TEMPLATE_SETS",
+    "Evaluation",
+    "Evaluator",
+    "Protocol",
+    "Result",
+    "View",
+    "chart",
+    "evaluate",
+    "evaluate_scenes",
+    "read",
+    "to_markdown",
+    "write",
+]

@@ -1,4 +1,4 @@
-"""How a published evaluation shows images and names classes, as data."""
+"""Published protocols as data: how each task shows images and names classes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from captum_clip_surgery.datasets.catalog import DATASETS
-from captum_clip_surgery.models.text.templates import TEMPLATES, Template
+from captum_clip_surgery.datasets import DATASETS
+from captum_clip_surgery.models.text import TEMPLATES, Template
 
-#: What can be measured on a data set, and which fields of a `View` that looks at.
+__all__ = ["TASKS", "TEMPLATE_SETS", "Protocol", "View", "class_files"]
+
+#: The tasks, and the fields of a `View` that each uses.
 USES: dict[str, tuple[str, ...]] = {
-    "localization": ("size", "texts", "classes", "truth_size"),
+    "localization": ("size", "texts", "classes", "target_size"),
     "segmentation": (
         "size",
         "keep_aspect",
@@ -29,10 +31,11 @@ USES: dict[str, tuple[str, ...]] = {
     "points": ("size", "texts", "classes"),
 }
 TASKS = tuple(USES)
-MOST_PIXELS = 2**14  # a side; a batch of one is 3 GB
+#: Maximum side in pixels; a batch of one is 3 GB.
+MAX_PIXELS = 2**14
 FOLDER = Path(__file__).parent / "protocols"
 CLASSES = Path(__file__).parents[1] / "datasets" / "classes"
-#: Templates by the name that a protocol gives them; open_clip's are OpenAI's 80 for ImageNet.
+#: Templates by the name that a protocol gives them. "imagenet" is OpenAI's 80 for ImageNet.
 TEMPLATE_SETS: dict[str, Sequence[Template]] = {
     "surgery": TEMPLATES,
     "imagenet": TEMPLATES[:80],
@@ -44,23 +47,29 @@ TEMPLATE_SETS: dict[str, Sequence[Template]] = {
 class View:
     """How one task shows images and names classes.
 
+    The fields of segmentation are those of `tasks.segment`.
+
     Args:
-        size: side in pixels that the model sees, to the nearest multiple of the patch; None is the
-            native size.
-        keep_aspect: whether `size` is the shorter side of a picture that is not squashed.
-        longest: of such a picture the longer side at most.
-        window: side in pixels of windows that slide over a picture that is not squashed; None
-            shows it whole.
-        stride: from window to window.
-        texts: "classes", all classes of the data set compete, or "present", those the image shows.
-        synonyms: whether all names of a class are texts, the best of which counts; otherwise the
-            first.
-        classes: which names, of those that come with the package; None is the data set's own.
-        background: a pixel whose best text has less than this probability, of a softmax over all
-            texts, is background. Texts of the background itself compete all the same.
-        scale: of that softmax; None is the model's own logit scale.
-        truth_size: side in pixels that labels and masks are squashed to, by their nearest pixels,
-            before maps are held against them; None is the size they are of.
+        size: Side in pixels that the model sees, to the nearest multiple of the patch; None stands
+            for the native size.
+        keep_aspect: Whether images keep their aspect ratio; `size` is then their shorter side.
+        longest: With `keep_aspect`, the maximum of the longer side in pixels.
+        window: With `keep_aspect`, the side in pixels of sliding windows; None shows the image
+            whole.
+        stride: Pixels from one window to the next.
+        texts: "classes" if all classes of the data set compete, or "present" for those of the
+            image.
+        synonyms: Whether all names of a class are texts, of which the best counts; otherwise only
+            the first.
+        classes: Name of a file of class names in the package; None stands for the data set's own.
+        background: Probability below which a pixel is background, of its best name in a softmax
+            over all names. Names of the background itself compete in any case.
+        scale: Factor of the scores in that softmax; None stands for the model's logit scale.
+        target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,
+            before maps are compared with them; None keeps their size.
+
+    Raises:
+        ValueError: If a value is out of range, or fields contradict each other.
     """
 
     size: int | None = None
@@ -73,53 +82,62 @@ class View:
     classes: str | None = None
     background: float | None = None
     scale: float | None = None
-    truth_size: int | None = None
+    target_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "longest", "window", "stride", "truth_size"):
+        for name in ("size", "longest", "window", "stride", "target_size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} {value!r} must be a positive whole number of pixels")
-            if value is not None and value > MOST_PIXELS:
-                raise ValueError(f"{name} {value!r} is more than {MOST_PIXELS} pixels")
+            if value is not None and (type(value) is not int or not 1 <= value <= MAX_PIXELS):
+                raise ValueError(
+                    f"{name} must be a whole number of pixels from 1 to {MAX_PIXELS}, got {value!r}"
+                )
         for name in ("keep_aspect", "synonyms"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} {getattr(self, name)!r} must be true or false")
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.texts not in ("classes", "present"):
-            raise ValueError(f'texts {self.texts!r} is neither "classes" nor "present"')
+            raise ValueError(f'texts must be "classes" or "present", got {self.texts!r}')
+        self._check_shape()
+        for name, limit in (("background", 1.0), ("scale", float("inf"))):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < limit):
+                raise ValueError(
+                    f"{name} must be a number above 0 and below {limit}, got {value!r}"
+                )
+        if self.classes is not None and self.classes not in class_files():
+            raise ValueError(
+                f"classes must be one of {', '.join(class_files())}, got {self.classes!r}"
+            )
+
+    def _check_shape(self) -> None:
+        """Check that sizes fit each other."""
         if self.keep_aspect and self.size is None:
-            raise ValueError("keep_aspect needs a size, which is of the shorter side")
+            raise ValueError("keep_aspect needs a size, that of the shorter side")
         if self.longest is not None and not self.keep_aspect:
             raise ValueError("longest needs keep_aspect")
         if self.longest is not None and self.size is not None and self.longest < self.size:
-            raise ValueError(f"longest {self.longest} is less than size, {self.size}")
+            raise ValueError(f"longest must be at least size, {self.size}, got {self.longest}")
         if self.window is not None and not self.keep_aspect:
-            raise ValueError("window needs keep_aspect: pictures that are squashed are seen whole")
+            raise ValueError("window needs keep_aspect; squashed images are shown whole")
         if (self.window is None) != (self.stride is None):
             raise ValueError("window and stride need each other")
         if self.window is not None and self.stride is not None and self.stride > self.window:
             raise ValueError(
-                f"stride {self.stride} is longer than the window, {self.window}: pixels between "
-                "windows would not be seen"
+                f"stride must be at most the window, {self.window}, got {self.stride}: pixels "
+                "between windows would not be seen"
             )
-        for name, most in (("background", 1.0), ("scale", float("inf"))):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not 0 < value < most
-            ):
-                raise ValueError(f"{name} {value!r} must be a number above 0, below {most}")
-        if self.classes is not None and self.classes not in class_files():
-            known = ", ".join(class_files())
-            raise ValueError(f"classes {self.classes!r} are none of {known}")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A published way to evaluate: a view for each task, and what a data set changes in it.
+    """A published way to evaluate methods.
 
-    `templates` is a name of `TEMPLATE_SETS`, or None for the model's own.
+    Args:
+        name: Name of the protocol.
+        source: Where it is published.
+        views: View of each task.
+        changes: Views that replace those by task and data set.
+        templates: A name in `TEMPLATE_SETS`, or None for the model's own templates.
     """
 
     name: str
@@ -130,15 +148,18 @@ class Protocol:
 
     @classmethod
     def load(cls, name: str | Path) -> Protocol:
-        """One that comes with the package, or a TOML file.
+        """Load a protocol of the package, or a TOML file.
 
-        A file says `source`, perhaps `templates`, and has a table for each task it measures, with
-        the fields of `View` that the task uses. A table in that, named like one of `DATASETS`,
-        changes some of them for it; "none" takes back what the task says.
+        A file has the key `source`, optionally `templates`, and a table for each task, with the
+        fields of `View` that the task uses. A table inside, named after a data set, changes some of
+        them for it; "none" resets a field to None.
+
+        Args:
+            name: Name of a protocol, or path of a file that ends in ".toml".
 
         Raises:
-            FileNotFoundError: neither.
-            ValueError: no TOML, an unknown key, or a value that is not allowed; names the file.
+            FileNotFoundError: If there is no such protocol or file.
+            ValueError: If the file is not TOML, or has an unknown key or an invalid value.
         """
         path = Path(name)
         if path.suffix != ".toml":
@@ -146,7 +167,7 @@ class Protocol:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
             raise FileNotFoundError(
-                f"there is no protocol {str(name)!r}; there are {known}, or give a .toml file"
+                f"there is no protocol {str(name)!r}; choose from {known}, or pass a .toml file"
             )
         try:
             return cls._parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
@@ -157,31 +178,35 @@ class Protocol:
     def _parse(cls, name: str, content: dict[str, Any]) -> Protocol:
         source, templates = content.pop("source", None), content.pop("templates", None)
         if not isinstance(source, str) or not source:
-            raise ValueError("it names no source")
+            raise ValueError("source must be a text that is not empty")
         if templates is not None and templates not in list(TEMPLATE_SETS):
-            raise ValueError(f"templates {templates!r} is none of {', '.join(TEMPLATE_SETS)}")
-        _check_keys(content, TASKS, "it")
+            raise ValueError(
+                f"templates must be one of {', '.join(TEMPLATE_SETS)}, got {templates!r}"
+            )
+        _check_keys(content, TASKS, "the file")
         if not content:
-            raise ValueError(f"it has no task; there are {', '.join(TASKS)}")
+            raise ValueError(f"the file has no task; add one of {', '.join(TASKS)}")
         views, changes = {}, {}
         for task, table in content.items():
             if not isinstance(table, dict):
-                raise ValueError(f"{task} is {table!r}; write a table, [{task}]")
-            own = {key: value for key, value in table.items() if not isinstance(value, dict)}
-            views[task] = _view(own, task, task)
-            for dataset in [key for key in table if key not in own]:
+                raise ValueError(f"{task} must be a table, [{task}], got {table!r}")
+            values = {key: value for key, value in table.items() if not isinstance(value, dict)}
+            views[task] = _view(values, task, task)
+            for dataset in [key for key in table if key not in values]:
                 if dataset not in DATASETS:
                     known = ", ".join(DATASETS)
-                    raise ValueError(f"{task} has no data set {dataset!r}; there are {known}")
-                changed = own | table[dataset]
+                    raise ValueError(
+                        f"{task} has a table for {dataset!r}, which must be one of {known}"
+                    )
+                changed = values | table[dataset]
                 changes[task, dataset] = _view(changed, task, f"{task}.{dataset}")
         return cls(name, source, views, changes, templates)
 
     def view(self, task: str, dataset: str) -> View:
-        """How a task shows a data set.
+        """Return how a task shows a data set.
 
         Raises:
-            ValueError: a task that the protocol does not have.
+            ValueError: If the protocol does not have the task.
         """
         if task not in self.views:
             raise ValueError(f"protocol {self.name} has no {task}; it has {', '.join(self.views)}")
@@ -189,7 +214,7 @@ class Protocol:
 
 
 def class_files() -> list[str]:
-    """Names of the classes that come with the package."""
+    """Return the names of the files of class names in the package."""
     names = sorted(path.stem for path in CLASSES.glob("*.txt"))
     return [name for name in names if not name.endswith("_members")]  # groups of classes
 
@@ -197,9 +222,9 @@ def class_files() -> list[str]:
 def _view(table: Mapping[str, Any], task: str, where: str) -> View:
     _check_keys(table, USES[task], where)
     optional = [field.name for field in fields(View) if field.default is None]
-    taken_back = [key for key in optional if table.get(key) == "none"]
+    reset = [key for key in optional if table.get(key) == "none"]
     try:
-        return View(**{key: value for key, value in table.items() if key not in taken_back})
+        return View(**{key: value for key, value in table.items() if key not in reset})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -207,4 +232,6 @@ def _view(table: Mapping[str, Any], task: str, where: str) -> View:
 def _check_keys(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     unknown = sorted(table.keys() - set(allowed))
     if unknown:
-        raise ValueError(f"{where} has {unknown[0]!r}; there are {', '.join(allowed)}")
+        raise ValueError(
+            f"{where} has the unknown key {unknown[0]!r}; choose from {', '.join(allowed)}"
+        )

@@ -1,27 +1,31 @@
-"""What methods reached on a data set: kept, read again, and drawn as tables and a chart."""
+"""Results of an evaluation: tables, files and a chart."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models._contents import Contents, UntellableError
 from captum_clip_surgery.visualization import bar_figure, save_figure
 
-#: Columns of the short table, and of the long one.
-SHORT = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
+__all__ = [
+    "ALL_COLUMNS",
+    "DEFAULT_COLUMNS",
+    "Result",
+    "chart",
+    "read",
+    "to_markdown",
+    "write",
+]
 
-
-LONG = SHORT | {
+#: Headers of the columns of a table, by measure.
+DEFAULT_COLUMNS = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing"}
+#: Headers of all measures.
+ALL_COLUMNS = DEFAULT_COLUMNS | {
     "pointing_near": "near",
     "energy": "energy",
     "auroc": "AUROC",
@@ -42,11 +46,14 @@ LONG = SHORT | {
 
 @dataclass(frozen=True)
 class Result:
-    """One method on a data set.
+    """The results of one method on a data set.
 
-    `measures` in percent (see docs/measures.md), their 95 % confidence `intervals` by bootstrap
-    over images, `seconds` an image in the mean, and `peak_bytes`, the most that any image took
-    above what was in use (see `ProfileResult`), None where methods share a pass.
+    Attributes:
+        measures: Measures in percent, see docs/measures.md.
+        intervals: Their 95 % confidence intervals by bootstrap over images.
+        seconds: Mean time per image; None if methods share a forward pass.
+        peak_bytes: Maximum over images of the memory used at the peak, beyond what was in use
+            before; None if methods share a forward pass, or it cannot be measured.
     """
 
     measures: Mapping[str, float]
@@ -55,7 +62,11 @@ class Result:
     peak_bytes: int | None
 
     def cell(self, measure: str, wide: bool = False) -> str:
-        """A figure as it stands in a table: "-" where it was not taken, `wide` with its interval.
+        """Return a measure as a cell of a table.
+
+        Args:
+            measure: Name of the measure; the cell is "-" if the method does not have it.
+            wide: Whether to add the confidence interval.
 
         Example::
 
@@ -74,25 +85,25 @@ class Result:
 
 def to_markdown(
     results: Mapping[str, Result],
-    columns: Mapping[str, str] = SHORT,
+    columns: Mapping[str, str] = DEFAULT_COLUMNS,
     memory: bool = False,
     wide: bool = False,
 ) -> str:
-    """A table with one row for each method.
+    """Return a table in Markdown with one row per method.
 
     Args:
-        results: by method.
-        columns: names by measure; those that nobody took are left out.
-        memory: whether a column tells the peak.
-        wide: whether figures have their intervals.
+        results: Results by method.
+        columns: Headers by measure; measures that no method has are left out.
+        memory: Whether to add a column with the peak of memory.
+        wide: Whether to add confidence intervals.
     """
-    taken = {key: name for key, name in columns.items() if _is_taken(results, key)}
+    measured = {key: name for key, name in columns.items() if _is_measured(results, key)}
     timed = any(result.seconds is not None for result in results.values())
-    header = ["method", *taken.values(), *["ms"] * timed, *["MiB"] * (timed and memory)]
+    header = ["method", *measured.values(), *["ms"] * timed, *["MiB"] * (timed and memory)]
     rows = [
         [
             name,
-            *(result.cell(key, wide) for key in taken),
+            *(result.cell(key, wide) for key in measured),
             *["-" if result.seconds is None else f"{1000 * result.seconds:.0f}"] * timed,
             *[_mebibytes(result.peak_bytes)] * (timed and memory),
         ]
@@ -101,7 +112,7 @@ def to_markdown(
     return markdown(header, rows)
 
 
-def _is_taken(results: Mapping[str, Result], measure: str) -> bool:
+def _is_measured(results: Mapping[str, Result], measure: str) -> bool:
     return any(measure in result.measures for result in results.values())
 
 
@@ -109,34 +120,21 @@ def _mebibytes(count: int | None) -> str:
     return "-" if count is None else f"{count / 2**20:.0f}"
 
 
-def settings_digest(model: nn.Module) -> str:
-    """SHA-256 of the classes, modes and plain attributes of a model's modules.
-
-    Of a model with hooks, replaced methods or objects that mean nothing in another process, the
-    reason why there is none; a warning says so.
-    """
-    contents = Contents()
-    try:
-        told = [contents.of_module(name, module) for name, module in model.named_modules()]
-    except UntellableError as error:
-        warnings.warn(
-            f"{error}, which cannot be told in another process: a run that goes on with this one "
-            "is not checked for it",
-            stacklevel=3,
-        )
-        return f"none: {error}"
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
 def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any]) -> None:
-    """Results as `results.json` (with what they are about), `.csv`, `.md` and a chart `.png`."""
+    """Write results as `results.json`, `.csv` and `.md`, and a chart as `.png`.
+
+    Args:
+        results: Results by method.
+        folder: The folder, which is created if necessary.
+        about: Further content of the JSON file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {**about, "methods": {name: asdict(result) for name, result in results.items()}}
     (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
     tables = [
-        to_markdown(results, LONG, memory=True),
+        to_markdown(results, ALL_COLUMNS, memory=True),
         "With 95 % confidence intervals:",
-        to_markdown(results, LONG, memory=True, wide=True),
+        to_markdown(results, ALL_COLUMNS, memory=True, wide=True),
     ]
     (folder / "results.md").write_text("\n\n".join(tables) + "\n")
     with (folder / "results.csv").open("w", newline="") as file:
@@ -148,40 +146,40 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
             for key, value in result.measures.items():
                 low, high = result.intervals.get(key, ("", ""))
                 writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
-    if any(_is_taken(results, key) for key in LONG):
+    if any(_is_measured(results, key) for key in ALL_COLUMNS):
         save_figure(chart(results), folder / "results.png")
 
 
 def read(folder: Path) -> dict[str, Result]:
-    """The results that `write` left in a folder.
+    """Read the results that `write` wrote.
 
     Raises:
-        FileNotFoundError: no `results.json` there.
-        ValueError: one that `write` did not make; names it.
+        FileNotFoundError: If there is no `results.json` in the folder.
+        ValueError: If it is malformed.
     """
     path = folder / "results.json"
     try:
         methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
-        return {name: _result(found) for name, found in methods.items()}
+        return {name: _result(fields) for name, fields in methods.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} holds no results: {error!r:.200}") from None
 
 
-def _result(found: Any) -> Result:
-    measures, intervals = found["measures"], found["intervals"]
+def _result(fields: Any) -> Result:
+    measures, intervals = fields["measures"], fields["intervals"]
     numbers = [*measures.values(), *(end for pair in intervals.values() for end in pair)]
     if not all(isinstance(number, (int, float)) for number in numbers):
-        raise TypeError("a measure is no number")
+        raise TypeError("a measure is not a number")
     return Result(
         measures,
         {key: (low, high) for key, (low, high) in intervals.items()},
-        found["seconds"],
-        found["peak_bytes"],
+        fields["seconds"],
+        fields["peak_bytes"],
     )
 
 
 def chart(results: Mapping[str, Result]) -> Any:
-    """Bars with intervals, a panel for each measure that was taken."""
+    """Draw a panel of bars with confidence intervals for each measure."""
     return bar_figure(
         {
             title: {
@@ -189,7 +187,7 @@ def chart(results: Mapping[str, Result]) -> Any:
                 for name, result in results.items()
                 if key in result.measures
             }
-            for key, title in LONG.items()
-            if _is_taken(results, key)
+            for key, title in ALL_COLUMNS.items()
+            if _is_measured(results, key)
         }
     )

@@ -1,8 +1,9 @@
-"""Methods measured on scenes with ground truth: the same model, texts and measures for each."""
+"""Evaluation on scenes of the embedded model, with exact masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -11,19 +12,53 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
-from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
-from captum_clip_surgery.metrics.bootstrap import ImageMeans
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.metrics import (
+    ImageMeans,
+    PairMeasures,
+    grid_pointing_game,
+    insertion_deletion,
+)
+from captum_clip_surgery.models import ModelWatch
 
-#: What can be measured: maps against masks, pixels taken and given, the image among others.
+__all__ = ["MEASURES", "evaluate_scenes"]
+
+#: Maps against masks; the effect of pixels on the score; maps of an image among others.
 MEASURES = ("localization", "faithfulness", "grid")
-STEPS = 10  # of insertion and deletion
-SIDE = 2  # images in a row of a grid, and rows
+#: Number of steps of insertion and deletion.
+STEPS = 10
+#: Number of scenes per row and per column of a grid.
+GRID = 2
+
+
+@dataclass
+class _Totals:
+    """What one method's results are computed from."""
+
+    pairs: PairMeasures = field(default_factory=PairMeasures)
+    means: ImageMeans = field(default_factory=ImageMeans)
+    costs: list[ProfileResult] = field(default_factory=list)
+
+    def result(self, localized: bool, confidence: bool) -> Result:
+        """Return the measures, with confidence intervals if requested."""
+        sources: list[PairMeasures | ImageMeans] = [self.means]
+        if localized:
+            sources.insert(0, self.pairs)
+        peaks = [cost.peak_bytes for cost in self.costs if cost.peak_bytes is not None]
+        return Result(
+            {key: value for source in sources for key, value in source.compute().items()},
+            {
+                key: interval
+                for source in (sources if confidence else ())
+                for key, interval in source.confidence().items()
+            },
+            sum(cost.seconds for cost in self.costs) / len(self.costs),
+            max(peaks, default=None),
+        )
 
 
 def evaluate_scenes(
@@ -36,75 +71,81 @@ def evaluate_scenes(
     confidence: bool = True,
     measures: Iterable[str] = ("localization",),
 ) -> dict[str, Result]:
-    """Every method on scenes with ground truth.
+    """Measure methods on scenes with exact masks.
 
-    "localization" measures the map of each object, the scene's own nouns being the texts.
-    "faithfulness" is insertion and deletion of each scene's first object in 10 steps, its
-    probability among all nouns. "grid" tiles each four scenes to one picture, all their nouns being
-    the texts, and looks for an object that only one of them has, if there is one.
+    "localization" compares the map of each object with its mask; the texts are the scene's own
+    nouns. "faithfulness" is insertion and deletion of each scene's first object in 10 steps, with
+    its probability among all nouns. "grid" joins every four scenes into one image, with all their
+    nouns as texts, and looks for an object that only one of them has, if there is one.
 
     Args:
-        clip: a classifier, whose texts are replaced by each scene's nouns.
-        scenes: pictures with masks.
-        methods: by name; see `registry`.
+        clip: A classifier, whose texts are replaced by each scene's nouns.
+        scenes: Images with masks.
+        methods: Creates each method for a classifier, by name; see `METHODS`.
         distractors: Further texts that compete in feature surgery; a scene's own nouns are left
             out.
-        size: side of the images shown to the model; None is the native size.
-        progress: whether to draw a progress bar.
-        confidence: whether to take intervals, which costs a second or so a method.
-        measures: of `MEASURES`.
+        size: Side in pixels of the images that the model sees; None stands for the native size.
+        progress: Whether to show a progress bar.
+        confidence: Whether to compute confidence intervals, about a second per method.
+        measures: Names in `MEASURES`.
+
+    Returns:
+        Results by method.
 
     Raises:
-        ValueError: a measure there is not, no measures, no scenes.
+        ValueError: If a measure is unknown, or there are no measures or too few scenes.
+        RuntimeError: If the model changes during the run.
     """
-    measures = tuple(measures)
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures:
-        raise ValueError(f"measures {list(measures)}; there are {', '.join(MEASURES)}")
-    if not scenes:
-        raise ValueError("no scenes to measure on")
-    if "grid" in measures and len(scenes) < SIDE**2:
-        raise ValueError(f"{len(scenes)} scenes make no grid of {SIDE} x {SIDE}; take more")
-    distractors = tuple(distractors)
-    pairs = {name: PairMeasures() for name in methods}
-    means = {name: ImageMeans() for name in methods}
-    costs: dict[str, list[ProfileResult]] = {name: [] for name in methods}
-    judge = clip.with_texts(nouns()) if "faithfulness" in measures else None
-    clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate at first is nobody's
-    watch = Watch(clip.model, whole=True)
+    measures, distractors = tuple(measures), tuple(distractors)
+    _check_measures(measures, len(scenes))
+    totals = {name: _Totals() for name in methods}
+    competing = clip.with_texts(nouns()) if "faithfulness" in measures else None
+    clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate once counts for none
+    watch = ModelWatch(clip.model, whole=True)
     bar = partial(tqdm, disable=not progress)
     for index, scene in enumerate(bar(scenes, desc="measuring", unit="scene")):
         image = clip.preprocess(scene.image, size)
         local = _with_distractors(clip, scene.nouns, distractors)
         for name, method in methods.items():
-            maps, cost = explain(method, local, image)
-            costs[name].append(cost)
+            maps, cost = profile(method, local, image)
+            totals[name].costs.append(cost)
             if "localization" in measures:
                 for attribution, mask in zip(maps, torch.from_numpy(scene.masks), strict=True):
-                    pairs[name].update(attribution, mask, index)
-            if judge is not None:
-                target = judge.index(scene.nouns[0])
-                areas = insertion_deletion(judge, image, maps[:1], target, STEPS)
+                    totals[name].pairs.update(attribution, mask, index)
+            if competing is not None:
+                target = competing.index(scene.nouns[0])
+                areas = insertion_deletion(competing, image, maps[:1], target, STEPS)
                 insertion, deletion = (float(area) for area in areas)
-                means[name].update(insertion=insertion, deletion=deletion)
+                totals[name].means.update(insertion=insertion, deletion=deletion)
         watch.check()
     if "grid" in measures:
-        for start in bar(range(0, len(scenes), SIDE**2), desc="grids", unit="grid"):
-            tiles = [scenes[i] for i in range(start, min(start + SIDE**2, len(scenes)))]
-            for name, share in _grid_shares(clip, tiles, start, methods, distractors, size).items():
-                means[name].update(grid_pointing=share)
+        for start in bar(range(0, len(scenes), GRID**2), desc="grids", unit="grid"):
+            tiles = [scenes[i] for i in range(start, min(start + GRID**2, len(scenes)))]
+            shares = _grid_shares(clip, tiles, start, methods, distractors, size)
+            for name, share in shares.items():
+                totals[name].means.update(grid_pointing=share)
             watch.check()
-    return {
-        name: _result(pairs[name], means[name], costs[name], "localization" in measures, confidence)
-        for name in methods
-    }
+    localized = "localization" in measures
+    return {name: total.result(localized, confidence) for name, total in totals.items()}
 
 
-def explain(
+def _check_measures(measures: Sequence[str], num_scenes: int) -> None:
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures:
+        raise ValueError(f"measures must be of {', '.join(MEASURES)}, got {list(measures)}")
+    if not num_scenes:
+        raise ValueError("no scenes to measure on")
+    if "grid" in measures and num_scenes < GRID**2:
+        raise ValueError(
+            f"a grid of {GRID} x {GRID} needs at least {GRID**2} scenes, got {num_scenes}"
+        )
+
+
+def profile(
     method: Method, clip: ZeroShotClassifier, image: Tensor
 ) -> tuple[Tensor, ProfileResult]:
-    """A method's maps of one image on the CPU, (K, h, w), and what they cost."""
-    with torch.no_grad():  # methods of gradients enable them themselves
+    """Return a method's maps (K, h, w) of one image on the CPU, and their cost."""
+    with torch.no_grad():  # methods that need gradients enable them themselves
         maps, cost = profile_call(partial(explain_of(method(clip)), image), image.device)
     return maps[0].detach().cpu(), cost
 
@@ -125,14 +166,19 @@ def _grid_shares(
     distractors: Sequence[str],
     size: int | None,
 ) -> dict[str, float]:
-    """Each method's share of the map in the tile of its object; none for too few or like tiles."""
-    found = _odd_one_out(tiles, start // SIDE**2 % SIDE**2) if len(tiles) == SIDE**2 else None
-    if found is None:
+    """Return the share of each method's map in the tile of its object.
+
+    It is empty if there are too few tiles, or no object is in one of them only.
+    """
+    if len(tiles) < GRID**2:
         return {}
-    cell, noun = found
+    unique = _odd_one_out(tiles, start // GRID**2 % GRID**2)
+    if unique is None:
+        return {}
+    cell, noun = unique
     rows = [
-        np.concatenate([t.image for t in tiles[i : i + SIDE]], 1)
-        for i in range(0, len(tiles), SIDE)
+        np.concatenate([t.image for t in tiles[i : i + GRID]], 1)
+        for i in range(0, len(tiles), GRID)
     ]
     image = clip.preprocess(np.concatenate(rows), size)
     texts = list(dict.fromkeys(noun for tile in tiles for noun in tile.nouns))
@@ -141,36 +187,15 @@ def _grid_shares(
     for name, method in methods.items():
         with torch.no_grad():
             maps = explain_of(method(local))(image, [local.index(noun)])
-        shares[name] = grid_pointing_game(maps[0, 0], SIDE, SIDE, cell)
+        shares[name] = grid_pointing_game(maps[0, 0], GRID, GRID, cell)
     return shares
 
 
 def _odd_one_out(tiles: Sequence[Scene], first: int) -> tuple[int, str] | None:
-    """A tile, from the first one on, and a noun that no other has."""
+    """Return a tile, starting the search at `first`, and a noun that no other tile has."""
     for cell in ((first + step) % len(tiles) for step in range(len(tiles))):
         others = {n for other, tile in enumerate(tiles) if other != cell for n in tile.nouns}
-        own = [noun for noun in tiles[cell].nouns if noun not in others]
-        if own:
-            return cell, own[0]
+        unique = [noun for noun in tiles[cell].nouns if noun not in others]
+        if unique:
+            return cell, unique[0]
     return None
-
-
-def _result(
-    pairs: PairMeasures,
-    means: ImageMeans,
-    costs: Sequence[ProfileResult],
-    localized: bool,
-    confident: bool,
-) -> Result:
-    sources: list[PairMeasures | ImageMeans] = [means]
-    if localized:
-        sources.insert(0, pairs)
-    peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
-    return Result(
-        {key: value for source in sources for key, value in source.compute().items()},
-        {key: value for source in sources for key, value in source.confidence().items()}
-        if confident
-        else {},
-        sum(cost.seconds for cost in costs) / len(costs),
-        max(peaks, default=None),
-    )

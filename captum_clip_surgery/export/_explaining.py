@@ -1,4 +1,4 @@
-"""The function of images to maps that an export is made of, for a user's own loop."""
+"""Maps of a batch of images as an export stores them, for a loop of your own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor
 
 from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.tasks.recognition import pooled_scores
+from captum_clip_surgery.tasks import image_scores
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Maps of a batch and which texts fit its images best, as arrays on the CPU.
+    """Maps of a batch and the best texts of its images, as arrays on the CPU.
 
-    `maps` (N, K texts, h, w) are float16, raw and signed; `top_indices` (N, T) int32 are indices of
-    texts, best first, and `top_scores` (N, T) float32 CLIP's cosines of whole images with them.
+    Attributes:
+        maps: Raw, signed maps (N, K texts, h, w), float16.
+        top_indices: Indices (N, T) of the best texts, best first, int32.
+        top_scores: CLIP's cosines (N, T) of whole images with these texts, float32.
     """
 
     maps: np.ndarray
@@ -31,26 +33,30 @@ class BatchResult:
 
 @torch.inference_mode()
 def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) -> BatchResult:
-    """Maps of all texts and the best texts of each image, from one pass of the image tower.
+    """Return the maps of all texts and the best texts of each image, from one forward pass.
 
-    It touches no file and keeps no state, so that it fits any loop.
+    It reads and writes no file and keeps no state, so that it fits any loop.
 
     Args:
-        surgery: such as `LayerCLIPSurgery(clip)`, whose maps on the patch grid are small;
+        surgery: A method such as `LayerCLIPSurgery(clip)`, whose maps on the patch grid are small;
             `CLIPSurgery(clip)` gives maps of the images' size.
-        images: (N, 3, H, W), preprocessed, on the model's device.
-        top: how many texts of each image; all of them where there are fewer.
+        images: Preprocessed images (N, 3, H, W) on the model's device.
+        top: Number of best texts per image; at most the number of texts.
+
+    Returns:
+        Maps and best texts of the batch.
 
     Raises:
-        TypeError, ValueError: images as `attribute_all` refuses them; a top below 0; maps that
-            float16 cannot hold.
+        TypeError: If `images` is not a dense floating-point tensor.
+        ValueError: If the images do not fit the model, `top` is negative, or a map holds NaN or
+            values beyond the range of float16.
 
     Example::
 
         >>> from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza", "camera"])
-        >>> found = explain_batch(LayerCLIPSurgery(clip), torch.zeros(2, 3, 128, 128), top=2)
-        >>> found.maps.shape, found.maps.dtype.name, found.top_indices.shape
+        >>> batch = explain_batch(LayerCLIPSurgery(clip), torch.zeros(2, 3, 128, 128), top=2)
+        >>> batch.maps.shape, batch.maps.dtype.name, batch.top_indices.shape
         ((2, 3, 8, 8), 'float16', (2, 2))
     """
     if top < 0:
@@ -58,7 +64,7 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
     clip = surgery.forward_func
     with forward_pass(clip, images, [surgery.path_config]) as forward:
         maps = surgery.attribute_all(images).half()
-        scores = pooled_scores(clip, forward.image_features(), None).float()
+        scores = image_scores(clip, forward.image_features(), None).float()
     # Of equal scores the first text comes first, on every device.
     values, order = scores.sort(descending=True, stable=True)
     found = maps.cpu().numpy()

@@ -1,4 +1,4 @@
-"""The libraries that read and write collections, and how to get them."""
+"""Optional libraries that read and write collections."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def webdataset() -> Any:
-    """WebDataset's package."""
+    """Import WebDataset."""
     return _needed("webdataset")
 
 
 def zarr() -> Any:
-    """Zarr's package."""
+    """Import Zarr."""
     return _needed("zarr")
 
 

@@ -1,4 +1,4 @@
-"""An export's end: an index of its images and a manifest, made from the journal."""
+"""Index and manifest of a finished export, made from its journal."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TABLE = (
 def write_manifest(
     output: str | os.PathLike[str], about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write `index.sqlite` and, as the very last, `manifest.json` of a finished export.
+    """Write `index.sqlite` and, last of all, `manifest.json` of a finished export.
 
     Args:
-        output: folder of the export.
-        about: what else the manifest is to say.
+        output: Folder of the export.
+        about: Further entries of the manifest, as JSON.
 
     Returns:
-        What the manifest says.
+        The content of the manifest.
 
     Raises:
-        FileNotFoundError: no export there.
-        ValueError: a piece is not finished.
+        FileNotFoundError: If there is no export in the folder.
+        ValueError: If a shard is not finished.
     """
     folder = Path(output)
     settings = json.loads((folder / JOURNAL / ABOUT).read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def write_manifest(
 
 
 def is_intact(folder: Path, entry: ShardRecord) -> bool:
-    """Whether an entry's shard is there as it was written."""
+    """Return whether an entry's shard is there and passes its checksum."""
     if entry.file is None:
         return True
     path = folder / entry.file
@@ -96,7 +96,7 @@ def is_intact(folder: Path, entry: ShardRecord) -> bool:
 
 
 def _chosen(folder: Path, number: int, among: Sequence[ShardRecord]) -> ShardRecord:
-    """Of what a journal says of a piece that which holds."""
+    """Return the entry of a shard whose file is there, out of all entries the journal has of it."""
     there = [entry for entry in among if entry.file is None or (folder / entry.file).exists()]
     if len(there) > 1:  # made anew, and not the same: another machine's
         there = [entry for entry in there if is_intact(folder, entry)]
@@ -108,7 +108,7 @@ def _chosen(folder: Path, number: int, among: Sequence[ShardRecord]) -> ShardRec
 def _write_index(
     path: Path, rows: Iterable[tuple[str | None, ImageRecord]]
 ) -> list[tuple[str, str]]:
-    """Returns names that were taken, each with the one the image is known by instead."""
+    """Write the index and return duplicate names, each with the name the image gets instead."""
     part = path.with_name(path.name + PART)
     part.unlink(missing_ok=True)
     repeated: list[tuple[str, str]] = []
@@ -130,7 +130,7 @@ def _write_index(
 def _insert(
     database: sqlite3.Connection, name: str, file: str | None, values: Sequence[str]
 ) -> bool:
-    """Whether the name was free."""
+    """Insert a row and return whether its name was free."""
     added = database.execute(
         "INSERT OR IGNORE INTO images VALUES (NULL, ?, ?, ?, ?, ?, ?)", (name, file, *values)
     )
@@ -138,5 +138,5 @@ def _insert(
 
 
 def coded(name: str) -> str:
-    """A name as the index has it: SQLite takes text alone, and files may be called otherwise."""
+    """Return a name as the index stores it, because names of files may not be valid text."""
     return quote(name, safe="/", errors="surrogateescape")

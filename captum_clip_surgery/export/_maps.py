@@ -22,15 +22,16 @@ from captum_clip_surgery.export._shards import checksum
 
 
 class MapStore(Mapping[str, np.ndarray]):
-    """Maps (K, h, w) float16 by image name; each is read when it is asked for, and alone.
+    """Exported maps by image name, read lazily one at a time.
 
-    It may be pickled, and shared by threads and forked workers. See `load_maps`.
+    Values are arrays (K, h, w), float16. A store can be pickled and shared by threads and forked
+    workers. Use `load_maps` to open one.
 
     Attributes:
-        path: folder of the export.
-        texts: what the K maps are of.
-        manifest: all that `manifest.json` says.
-        unreadable: why by name, of images that have no maps.
+        path: Folder of the export.
+        texts: The K texts.
+        manifest: Content of `manifest.json`.
+        unreadable: Reasons by name, for images without maps.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
@@ -78,10 +79,10 @@ class MapStore(Mapping[str, np.ndarray]):
         return bool(self._ask("SELECT 1 FROM images WHERE name = ?", coded(name)))
 
     def top(self, name: str) -> list[tuple[str, float]]:
-        """The texts that fit an image best, with CLIP's cosines, best first.
+        """Return the texts that match an image best with CLIP's cosines, best first.
 
         Raises:
-            KeyError: no such image.
+            KeyError: If there is no such image.
         """
         texts, cosines = self._row(name, "top, scores")
         top, scores = self._numbers(texts), self._numbers(cosines, (int, float))
@@ -90,10 +91,10 @@ class MapStore(Mapping[str, np.ndarray]):
         return [(self.texts[text], score) for text, score in zip(top, scores, strict=True)]
 
     def size(self, name: str) -> tuple[int, int]:
-        """Height and width of an image's picture in pixels.
+        """Return height and width of an original image in pixels.
 
         Raises:
-            KeyError: no such image.
+            KeyError: If there is no such image.
         """
         (size,) = self._row(name, "size")
         numbers = self._numbers(size)
@@ -102,10 +103,10 @@ class MapStore(Mapping[str, np.ndarray]):
         return numbers[0], numbers[1]
 
     def verify(self) -> None:
-        """Read all there is, and hold it against the checksums.
+        """Compare all files with their checksums.
 
         Raises:
-            ValueError: files that are missing or changed; names them.
+            ValueError: If files are missing or changed; the message names them.
         """
         wrong = []
         for known in (self.manifest["index"], *self.manifest["shards"]):
@@ -162,14 +163,17 @@ class MapStore(Mapping[str, np.ndarray]):
 
 
 def load_maps(path: str | os.PathLike[str]) -> MapStore:
-    """What `clip-surgery export` left in a folder, as a mapping from image names to arrays.
+    """Open an export as a mapping from image names to arrays.
 
     Args:
-        path: the folder.
+        path: Folder that `export_maps` or `clip-surgery export` wrote.
+
+    Returns:
+        The maps; none is read yet.
 
     Raises:
-        FileNotFoundError: no export there, or one that has not ended.
-        ValueError: a manifest that is none.
+        FileNotFoundError: If there is no finished export in the folder.
+        ValueError: If the manifest is damaged.
 
     Example::
 
@@ -191,7 +195,7 @@ def load_maps(path: str | os.PathLike[str]) -> MapStore:
 
 
 def _inside(folder: Path, file: str) -> Path:
-    """A file of an export; raises ValueError for a path that leads elsewhere."""
+    """Return the path of an export's file; a path that leads elsewhere raises ValueError."""
     path = Path(file)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{file!r:.80} leads out of the export in {folder}")

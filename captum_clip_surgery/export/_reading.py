@@ -1,4 +1,4 @@
-"""Batches of a collection's images, read ahead by workers."""
+"""Batches of a collection's images, prefetched by workers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from captum_clip_surgery.preprocessing import Preprocess
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one piece: `pixels` (N, 3, H, W), None where all of them are unreadable.
+    """Images of one shard.
 
-    `sizes` are (height, width) of the pictures as they are, `unreadable` pairs of name and reason,
-    and `last` says that the piece ends with it.
+    Attributes:
+        piece: Number of the shard.
+        names: Names of the readable images.
+        sizes: Height and width of the original images.
+        pixels: Preprocessed images (N, 3, H, W); None if all are unreadable.
+        unreadable: Names of unreadable images, each with the reason.
+        last: Whether this batch is the last one of its shard.
     """
 
     piece: int
@@ -30,13 +35,13 @@ class Batch:
     last: bool
 
     def __len__(self) -> int:
-        """Images, unreadable ones among them."""
+        """Return the number of images, including unreadable ones."""
         return len(self.names) + len(self.unreadable)
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is kept of a picture, which may be many times larger."""
+    """What is kept of an image, whose original may be many times larger."""
 
     name: str
     size: tuple[int, int]
@@ -44,7 +49,7 @@ class _Shown:
 
 
 class _Batches(IterableDataset[Batch]):
-    """What workers do: each reads pieces of its own from beginning to end."""
+    """Batches as a worker reads them, each worker whole shards of its own."""
 
     def __init__(
         self,
@@ -98,14 +103,14 @@ def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batc
 
 
 class Prefetcher:
-    """Batches of pieces; `waited` counts the seconds that none was ready.
+    """Batches of shards, read ahead by workers; `waited` counts seconds without a batch ready.
 
     Args:
-        pieces: those to read.
-        preprocess: of the model.
-        size: (height, width) at which the model sees pictures.
-        batch_size: images in a batch.
-        workers: processes that read ahead, each its own piece; 0 reads when asked.
+        pieces: Shards to read.
+        preprocess: Preprocessing of the model.
+        size: Height and width of the model's input.
+        batch_size: Number of images in a batch.
+        workers: Number of worker processes, each with its own shard; 0 reads in this process.
     """
 
     def __init__(

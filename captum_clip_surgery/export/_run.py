@@ -1,4 +1,4 @@
-"""A collection explained: read ahead, explained, written behind, journalled."""
+"""Export of a collection: read ahead, explain, write in the background, record in a journal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.evaluation.results import settings_digest
 from captum_clip_surgery.export import _extras
 from captum_clip_surgery.export._explaining import explain_batch
 from captum_clip_surgery.export._manifest import INDEX, JOURNAL, MANIFEST, is_intact, write_manifest
@@ -28,17 +27,19 @@ from captum_clip_surgery.export._reading import Batch, Prefetcher
 from captum_clip_surgery.export._shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export._sources import Shard, Source, open_source
 from captum_clip_surgery.export._writing import AsyncShardWriter, ShardRecord, entries
-from captum_clip_surgery.models._activations import describe_activation
-from captum_clip_surgery.models._guards import Watch
+from captum_clip_surgery.models import ModelWatch, describe_activation, settings_digest
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export came to.
+    """Result of an export.
 
-    `manifest` is of all processes and runs, and the first process alone has it; `made` images were
-    explained by this process in this run, in `seconds`, of which the model waited a share of
-    `waiting` for images and for the disk.
+    Attributes:
+        folder: Folder of the export.
+        manifest: Manifest of all processes and runs; empty except in the main process.
+        made: Number of images this process explained in this run.
+        seconds: Seconds of this run.
+        waiting: Fraction of these in which the model waited for images or for the disk.
     """
 
     folder: Path
@@ -63,30 +64,34 @@ def export_maps(
     progress: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> ExportSummary:
-    """Maps of all texts for all images of a collection, into a folder that `load_maps` reads.
+    """Write the maps of all texts for all images of a collection; `load_maps` reads them.
 
     Args:
-        surgery: such as `LayerCLIPSurgery(clip)`.
-        source: where the images are; see `open_source`.
-        output: folder of the export.
+        surgery: A method such as `LayerCLIPSurgery(clip)`.
+        source: A folder of images or tars, a pattern of tars, or a list of paths, as for
+            `open_source`.
+        output: Folder of the export.
         format: "webdataset" or "zarr".
-        top: how many texts of each image are named.
-        size: side or (height, width) that the model sees; None is native.
-        batch_size: images in one pass.
-        workers: processes that read ahead; 0 reads when asked.
-        shard_size: images in a shard; each input tar makes one, whatever it holds.
-        resume: go on with the export that lies in the folder.
-        dist: the processes that share the pieces.
-        progress: whether the first process tells how it goes on.
-        about: what else an export must share with one it goes on with; JSON.
+        top: Number of best texts recorded per image.
+        size: Side or (height, width) of the model's input in pixels (default: its native size).
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that read ahead; 0 reads in this process.
+        shard_size: Number of images per shard; an input tar always makes one shard.
+        resume: Whether to continue the export in the folder.
+        dist: The processes that share the work.
+        progress: Whether the main process reports progress.
+        about: Further settings that an export must share with one it resumes, as JSON.
+
+    Returns:
+        Summary of the run.
 
     Raises:
-        FileExistsError: an export lies in the folder and is not to be gone on with.
-        FileNotFoundError, ValueError: see `open_source`; an export there is of something else; a
-            size the patch size does not divide, an unknown format, a batch size below 1.
-        ImportError: the format's library is missing.
-        OSError: the disk is full, or cannot be written; what is finished stays.
-        RuntimeError: the model was changed meanwhile; nothing of the changed one is written.
+        FileExistsError: If the folder holds an export and `resume` is False.
+        FileNotFoundError: If `source` does not exist.
+        ValueError: If the export in the folder has other settings, or an argument is out of range.
+        ImportError: If the library of the format is missing.
+        OSError: If the disk is full or cannot be written; finished shards remain.
+        RuntimeError: If the model changes during the run; nothing of the changed model is written.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
@@ -100,7 +105,7 @@ def export_maps(
     sides = _sides(size, clip.native_size)
     clip.tower.grid(*sides)
     collection = open_source(source, shard_size)
-    watch = Watch(clip.model, whole=True)
+    watch = ModelWatch(clip.model, whole=True)
     if dist.is_main_process:  # every weight is looked at
         settings = {
             **(about or {}),
@@ -138,7 +143,7 @@ def export_maps(
 def _followed(
     ahead: Prefetcher, left: Sequence[Shard], dist: Processes, progress: bool
 ) -> Iterator[Batch]:
-    """Batches, while the first process tells how it goes on: by images where these are counted."""
+    """Track progress by images where their number is known, by shards otherwise."""
     counts = [piece.images for piece in left]
     if None in counts:
         return track_progress(
@@ -154,9 +159,9 @@ def _explain(
     batches: Iterable[Batch],
     behind: AsyncShardWriter,
     dist: Processes,
-    watch: Watch,
+    watch: ModelWatch,
 ) -> int:
-    """How many images were explained."""
+    """Explain and write all batches; return the number of images."""
     device, made = surgery.forward_func.device, 0
     for batch in batches:
         dist.heartbeat()
@@ -174,7 +179,7 @@ def _explain(
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> CheckpointStore:
-    """Make or reopen the journal, and remove what a killed run left unfinished."""
+    """Create or reopen the journal and remove what a killed run left unfinished."""
     if not (folder / JOURNAL / ABOUT).exists() and (folder / FOLDER).exists():
         raise FileExistsError(
             f"{folder / FOLDER} lies there without a journal, so that nobody can tell what it is "
@@ -190,10 +195,10 @@ def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> Checkpoin
 def _left(
     folder: Path, journal: CheckpointStore, pieces: Sequence[Shard], dist: Processes
 ) -> list[Shard]:
-    """Pieces that are not finished, or whose shard is no more as it was written: it is removed.
+    """Return the input shards still to process; delete output shards that fail their checksum.
 
-    One process reads the journal, and all look through the shards that it tells of: were they to
-    see different things, they would share out differently.
+    One process reads the journal, and all check the shards it lists: processes that saw different
+    things would share the work differently.
     """
     found = entries(journal) if dist.is_main_process else None
     known: dict[int, list[ShardRecord]] = dist.broadcast_object(found, "reading the journal")
@@ -211,9 +216,8 @@ def _left(
 
 
 def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
-    """All that changes an export's content, beside what a user asked of it."""
+    """Return everything that determines an export's content, besides the user's options."""
     clip = surgery.forward_func
-    encoder = clip._encoder
     features = clip.text_features().cpu().contiguous()
     return {
         "source": {
@@ -224,9 +228,11 @@ def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
         },
         "texts": list(clip.texts),
         "distractors": list(clip.distractors),
-        "templates": [] if encoder is None else [str(one) for one in encoder.templates],
+        "templates": [str(template) for template in clip.templates],
         # Given features are known by nothing else.
-        "features": None if encoder else hashlib.sha256(features.numpy().tobytes()).hexdigest(),
+        "features": (
+            None if clip.templates else hashlib.sha256(features.numpy().tobytes()).hexdigest()
+        ),
         "method": repr(surgery),
         "tower": clip.tower.describe(),
         "activation": describe_activation(clip.model),

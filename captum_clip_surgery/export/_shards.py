@@ -1,4 +1,4 @@
-"""Shards: what one piece's maps are written to, aside first, and complete once they have a name."""
+"""Writers of shards. A shard has a temporary name until it is complete."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ BLOCK = 64
 class ImageRecord:
     """An image in a shard.
 
-    `place` is where its maps lie, and their CRC-32: (offset, bytes, CRC) in a tar, (row, CRC) in
-    Zarr; `size` is the picture's (height, width); `top` are indices of texts, best first, with
-    their `scores`.
+    Attributes:
+        name: Name of the image.
+        place: Position of its maps and their CRC-32: (offset, bytes, CRC) in a tar, (row, CRC) in
+            Zarr.
+        size: Height and width of the original image.
+        top: Indices of the best texts, best first.
+        scores: Scores of these texts.
     """
 
     name: str
@@ -46,12 +50,12 @@ class ImageRecord:
 
 
 class ShardWriter(ABC):
-    """A shard that is being written; nothing has its name before `finish`.
+    """A shard that is being written; it gets its name in `finish`.
 
     Args:
-        folder: of the export.
-        number: of the piece.
-        texts: what the maps are of.
+        folder: Folder of the export.
+        number: Number of the input shard.
+        texts: Texts of the maps.
     """
 
     suffix = ""
@@ -73,10 +77,10 @@ class ShardWriter(ABC):
 
     @abstractmethod
     def _close(self) -> None:
-        """Write what is left to write, and let go of the file."""
+        """Write the rest and close the file."""
 
     def finish(self) -> tuple[str, int]:
-        """Give the shard its name, when it is on the disk; its SHA-256 and size in bytes."""
+        """Complete the shard on the disk, name it, and return its SHA-256 and size in bytes."""
         self._close()
         for path in files_of(self.part):
             sync(path)
@@ -93,7 +97,7 @@ class ShardWriter(ABC):
 
 
 class TarShardWriter(ShardWriter):
-    """A WebDataset tar: for each image KEY.maps.npy (K, h, w) and KEY.json."""
+    """Writer of a WebDataset tar with KEY.maps.npy (K, h, w) and KEY.json for each image."""
 
     suffix = ".tar"
 
@@ -122,7 +126,7 @@ class TarShardWriter(ShardWriter):
             self.rows.append(ImageRecord(name, (len(maps), zlib.crc32(maps)), size, top, scores))
 
     def _key(self, name: str) -> str:
-        """A key of its own, even where two images have one name."""
+        """Return a unique key, even if two images have the same name."""
         key = key_of(name)
         self._used[key] = count = self._used.get(key, 0) + 1
         return key if count == 1 else f"{key}%7E{count}"
@@ -146,9 +150,10 @@ class TarShardWriter(ShardWriter):
 
 
 class ZarrShardWriter(ShardWriter):
-    """A Zarr group: `maps` (N, K, h, w), `top` and `scores` (N, T), `sizes` (N, 2).
+    """Writer of a Zarr group: `maps` (N, K, h, w), `top` and `scores` (N, T), `sizes` (N, 2).
 
-    An image's maps are one chunk, with a checksum; 64 are one file. Names are an attribute.
+    The maps of an image are one chunk with a checksum; 64 chunks are one file. Names are an
+    attribute.
     """
 
     suffix = ".zarr"
@@ -212,9 +217,10 @@ FORMATS: Mapping[str, type[ShardWriter]] = {"webdataset": TarShardWriter, "zarr"
 
 
 def key_of(name: str) -> str:
-    """An image's name as a key that leads nowhere; `urllib.parse.unquote` gives the name again.
+    """Return an image's name as a key without path traversal; `urllib.parse.unquote` undoes it.
 
-    Dots are written as %2E: WebDataset ends a key at the first, and no path goes up without.
+    Dots are written as %2E: WebDataset ends a key at the first dot, and no path goes up without
+    dots.
 
     Example::
 
@@ -227,14 +233,14 @@ def key_of(name: str) -> str:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as a file of numpy's."""
+    """Return an array in NumPy's file format."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
 def checksum(path: Path) -> tuple[str, int]:
-    """SHA-256 of a file, or of a folder's files and their names, and how many bytes they have."""
+    """Return the SHA-256 and the size in bytes of a file, or of a folder's files and names."""
     digest, total = hashlib.sha256(), 0
     for file in files_of(path):
         with file.open("rb") as stream:
@@ -249,14 +255,14 @@ def checksum(path: Path) -> tuple[str, int]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file itself, or all files of a folder in order of their names."""
+    """Return a file itself, or all files of a folder sorted by name."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     return [path]
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, or nothing."""
+    """Remove a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -264,7 +270,7 @@ def remove(path: Path) -> None:
 
 
 def _places(path: Path) -> Iterator[tuple[str, int]]:
-    """Where a tar's files begin."""
+    """Yield the names and offsets of a tar's files."""
     with tarfile.open(path, "r:") as archive:
         while (member := archive.next()) is not None:
             yield member.name, member.offset_data
@@ -272,7 +278,7 @@ def _places(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or what a folder lists, on the disk itself."""
+    """Flush a file, or a folder's list of files, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Collections of images on disk, divided into pieces that are explained, and redone, as a whole."""
+"""Collections of images on disk, divided into shards that are explained as a whole."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from captum_clip_surgery.datasets.files import state_of, walk
+from captum_clip_surgery._utils.files import state_of, walk
 from captum_clip_surgery.export._extras import webdataset
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 
 _KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
 #: Ends of the names of pictures; in folders and tars others are passed over.
@@ -43,7 +43,13 @@ MOST = 2**30  # bytes of a picture in an archive, which may say anything of its 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as upright RGB, or why it cannot be read."""
+    """An image as upright RGB, or the reason why it cannot be read.
+
+    Attributes:
+        name: Name of the image in the export.
+        picture: The image; None if it cannot be read.
+        reason: Why it cannot be read.
+    """
 
     name: str
     picture: Image.Image | None
@@ -52,25 +58,33 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shard(ABC):
-    """Images that make one shard; `number` is its place in the collection."""
+    """Images that make one shard of the export.
+
+    Attributes:
+        number: Position of the shard in the collection.
+    """
 
     number: int
 
     @property
     @abstractmethod
     def images(self) -> int | None:
-        """How many there are; None where that is not known before they are read."""
+        """Number of images; None if it is unknown before they are read."""
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """The images in their order; one that cannot be read comes with the reason, too."""
+        """Yield the images in order; unreadable ones come with the reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A collection: of which `kind`, its pieces, and a `digest` of which images it has.
+    """A collection of images.
 
-    A digest is of names, sizes and times of files, not of what is in them.
+    Attributes:
+        kind: "folder", "list" or "tars".
+        place: Absolute path of the collection.
+        pieces: Its shards.
+        digest: SHA-256 of the files' names, sizes and times, not of their content.
     """
 
     kind: str
@@ -80,18 +94,21 @@ class Source:
 
 
 def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Source:
-    """A collection by where it lies.
+    """Open a collection of images.
 
     Args:
-        source: a folder, whose pictures are taken with those of all folders in it, named by their
-            paths in it; a folder that holds .tar files, WebDataset's shards, or a pattern of such,
-            `train-{000..009}.tar`, images named by their keys; any other file is a list, a path a
-            line, from the list's own folder, which are the names.
-        shard_size: images in a piece; of tars, each is a piece.
+        source: A folder of images, named by their paths in it; a folder or a pattern of .tar files
+            such as `train-{000..009}.tar`, images named by their WebDataset keys; or a text file
+            with one image path per line, relative to the file's folder.
+        shard_size: Number of images per shard; every tar is one shard.
+
+    Returns:
+        The collection, its images not yet read.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: no images, a folder of both pictures and tars, a shard size below 1.
+        FileNotFoundError: If there is nothing at `source`.
+        ValueError: If there are no images, a folder holds both images and tars, or `shard_size` is
+            below 1.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size {shard_size!r} must be at least 1")
@@ -187,7 +204,7 @@ def _tars(place: Path, paths: list[Path]) -> Source:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """Files of a pattern with braces, stars or neither."""
+    """Return the files that match a pattern with braces, stars or neither."""
     found: list[Path] = []
     for name in webdataset().shardlists.expand_urls(pattern):
         some = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
@@ -198,13 +215,13 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _noted(problems: list[str], error: Exception) -> bool:
-    """A file that stands there twice: the first is taken, and WebDataset goes on."""
+    """Record a duplicate file; the first one counts, and WebDataset continues."""
     problems.append(str(error.args[0]))
     return True
 
 
 def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """An archive's files as WebDataset groups them, until a problem; of pictures the content."""
+    """Yield an archive's files as WebDataset groups them, images with content, until an error."""
     try:
         with tarfile.open(path) as archive:
             while (member := archive.next()) is not None:
@@ -247,10 +264,10 @@ def _pictures(sample: dict[str, Any]) -> Iterator[Sample]:
 def _read(name: str, file: Path | io.BytesIO) -> Sample:
     try:
         if isinstance(file, Path):
-            return Sample(name, load_picture(file))
-        with open_picture(file) as opened:
+            return Sample(name, load_image(file))
+        with open_image(file) as opened:
             opened.load()
-            return Sample(name, load_picture(opened))
+            return Sample(name, load_image(opened))
     except Exception as error:
         # Decoders fail in their own ways, and nothing in a picture may end a run.
         _refuse_passing(error, name)
@@ -258,7 +275,7 @@ def _read(name: str, file: Path | io.BytesIO) -> Sample:
 
 
 def _refuse_passing(error: Exception, name: str) -> None:
-    """End the run where the machine fails, not the file: listed as unreadable it would stay so."""
+    """Raise errors of the machine again: an image listed as unreadable would stay so."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno not in OWN_ERRORS:
             cause.add_note(f"reading {name}; nothing is lost: --resume goes on")

@@ -1,4 +1,4 @@
-"""Shards written by a thread of their own, while the model goes on."""
+"""Background writing of shards by a thread of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ PATIENCE = 0.05  # seconds between looks at whether the writer lives
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a journal says of a finished piece; a `file` of None is of no readable image."""
+    """A finished shard in the journal.
+
+    Attributes:
+        number: Number of the input shard.
+        file: File of the output shard; None if no image was readable.
+        sha256: Checksum of the file.
+        size: Size of the file in bytes.
+        images: Number of images in it.
+        unreadable: Names of unreadable images, each with the reason.
+    """
 
     number: int
     file: str | None
@@ -40,13 +49,13 @@ class ShardRecord:
         return f"{self.number:06d} {self.sha256}"
 
     def packed(self, rows: Sequence[ImageRecord]) -> bytes:
-        """A line, and behind it the rows of its images: they are much, and mostly not wanted."""
+        """Serialize as a line of JSON, then the compressed image records, which are rarely read."""
         described = json.dumps([asdict(row) for row in rows]).encode()
         return json.dumps(asdict(self)).encode() + b"\n" + zlib.compress(described)
 
     @classmethod
     def unpacked(cls, content: bytes) -> Self:
-        """Raises ValueError for what `packed` did not make."""
+        """Deserialize what `packed` wrote; anything else raises ValueError."""
         try:
             said: dict[str, Any] = json.loads(content.partition(b"\n")[0])
             said["unreadable"] = [(name, reason) for name, reason in said["unreadable"]]
@@ -60,7 +69,7 @@ class ShardRecord:
 
 
 def rows_of(content: bytes) -> list[ImageRecord]:
-    """The rows of a packed entry; raises ValueError for what `packed` did not make."""
+    """Return the image records of a packed shard record; anything else raises ValueError."""
     try:
         described = json.loads(zlib.decompress(content.partition(b"\n")[2]))
         rows = [ImageRecord(**row | {"size": tuple(row["size"])}) for row in described]
@@ -71,7 +80,7 @@ def rows_of(content: bytes) -> list[ImageRecord]:
 
 
 def _check_kinds(kind: type, *values: Any) -> None:
-    """Raises TypeError for a value of another kind."""
+    """Check the exact type of values; raise TypeError otherwise."""
     for value in values:
         if type(value) is not kind:
             raise TypeError(f"{value!r:.80} is no {kind.__name__}")
@@ -83,21 +92,21 @@ def _none_of_an_export(error: Exception) -> ValueError:
 
 @dataclass
 class _Open:
-    """A piece that is being written."""
+    """A shard that is being written."""
 
     shard: ShardWriter | None
     unreadable: list[tuple[str, str]]
 
 
 class AsyncShardWriter:
-    """Writes batches and journals finished pieces; `waited` counts the seconds it held others up.
+    """Writer of batches in a thread; `waited` counts the seconds it held others up.
 
-    Leaving its `with` block waits for what is not written yet; after an exception nothing more is
-    written, and what was not finished is removed.
+    Leaving its `with` block waits for the rest to be written. After an exception nothing more is
+    written, and unfinished shards are removed.
 
     Args:
-        journal: the folder of a journal that was made.
-        make: a shard for the number of a piece.
+        journal: Folder of a journal that exists.
+        make: Function that returns a writer for the number of a shard.
     """
 
     def __init__(self, journal: Path, make: Callable[[int], ShardWriter]) -> None:
@@ -110,10 +119,10 @@ class AsyncShardWriter:
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
 
     def put(self, batch: Batch, found: BatchResult | None) -> None:
-        """Hand over a batch; None where all its images are unreadable.
+        """Hand over a batch, with None if all its images are unreadable.
 
         Raises:
-            Exception: what the writer met, as soon as it is known.
+            Exception: If the writer failed; its exception, as soon as it is known.
         """
         start = time.perf_counter()
         self._put((batch, found))
@@ -204,7 +213,7 @@ def _abandon(shard: ShardWriter) -> None:
 
 
 def entries(journal: CheckpointStore) -> dict[int, list[ShardRecord]]:
-    """A journal's entries by the number of their piece."""
+    """Return the entries of a journal by the number of their shard."""
     found: dict[int, list[ShardRecord]] = {}
     for _, content in journal.read():
         entry = ShardRecord.unpacked(content)

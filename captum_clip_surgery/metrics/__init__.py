@@ -1,34 +1,54 @@
-"""Measures of explanations: plain functions, and what accumulates them over many pairs.
+"""Measures of explanations: functions, accumulators over many pairs, and torchmetrics classes.
 
-`modules` has the same as torchmetrics classes; nothing here imports it, for it needs torchmetrics.
+`metrics.functional` has the functions of plain tensors, re-exported here. The torchmetrics classes
+are in `metrics.modules`, which is not imported here because torchmetrics is optional.
 """
 
-from captum_clip_surgery.metrics.energy import energy_pointing_game, grid_pointing_game
+from captum_clip_surgery.metrics.bootstrap import ImageMeans, percentiles, resample
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
-from captum_clip_surgery.metrics.localization import iou_curve, pointing_game, score_contrast
-from captum_clip_surgery.metrics.maps import prepare
+from captum_clip_surgery.metrics.functional import (
+    confusion,
+    energy_pointing_game,
+    grid_pointing_game,
+    iou_curve,
+    pixel_accuracy,
+    pixel_auroc,
+    pixel_average_precision,
+    point_confusion,
+    point_iou,
+    pointing_game,
+    prepare,
+    score_contrast,
+    segmentation_miou,
+)
 from captum_clip_surgery.metrics.pairs import Localization, PairMeasures, localization
-from captum_clip_surgery.metrics.ranking import pixel_auroc, pixel_average_precision
-from captum_clip_surgery.metrics.sanity import Randomization, randomization, suspicious
-from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
+from captum_clip_surgery.metrics.points import PointMeasures, PointResult
+from captum_clip_surgery.metrics.sanity import Randomization, flag_insensitive, randomization
 
 __all__ = [
+    "ImageMeans",
     "Localization",
     "PairMeasures",
+    "PointMeasures",
+    "PointResult",
     "Randomization",
     "confusion",
     "energy_pointing_game",
+    "flag_insensitive",
     "grid_pointing_game",
     "insertion_deletion",
     "iou_curve",
     "localization",
+    "percentiles",
     "pixel_accuracy",
     "pixel_auroc",
     "pixel_average_precision",
+    "point_confusion",
+    "point_iou",
     "pointing_game",
     "prepare",
     "randomization",
+    "resample",
     "score_contrast",
     "segmentation_miou",
-    "suspicious",
 ]

@@ -1,4 +1,10 @@
-"""Confidence intervals by drawing images anew, and means over images that have them."""
+"""Confidence intervals by bootstrap over images.
+
+Figures are functions of sums over images, so resampled figures are those of `counts @ sums`, one
+matrix product for a chunk of resamples. `scipy.stats.bootstrap` and torchmetrics' `BootStrapper`
+would build every resample from its images again, and draw other resamples than the published
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,28 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-#: Resamples that are in memory at once.
+__all__ = ["ImageMeans", "percentiles", "resample"]
+
+#: Number of resamples in memory at once.
 CHUNK = 100
 
 
 def resample(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each image is drawn in each resample: (at most `CHUNK`, images) of float64."""
+    """Draw images with replacement, in chunks of at most `CHUNK` resamples.
+
+    Args:
+        images: Number of images.
+        resamples: Number of resamples.
+        seed: Seed of the draw.
+
+    Yields:
+        How often each image is drawn in each resample, (chunk, images) of float64.
+
+    Example::
+
+        >>> [counts.sum(1).tolist() for counts in resample(4, 2, seed=0)]
+        [[4.0, 4.0]]
+    """
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
         rows = min(CHUNK, resamples - start)
@@ -24,26 +46,43 @@ def resample(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
 def percentiles(
     chunks: Iterable[Mapping[str, Tensor]], level: float
 ) -> dict[str, tuple[float, float]]:
-    """The middle `level` of each figure over resamples, given in chunks: (low, high)."""
-    found = list(chunks)
+    """Return the interval with the middle `level` of each figure's values over resamples.
+
+    Args:
+        chunks: Values by figure, (chunk,) each, in chunks of resamples.
+        level: Fraction of resamples inside the interval, in 0..1.
+
+    Returns:
+        Intervals (low, high) by figure.
+
+    Example::
+
+        >>> percentiles([{"iou": torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)}], 0.5)
+        {'iou': (0.5, 1.5)}
+    """
+    parts = list(chunks)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     intervals = {}
-    for name in found[0]:
-        low, high = torch.cat([chunk[name] for chunk in found]).quantile(tails).tolist()
+    for name in parts[0]:
+        low, high = torch.cat([part[name] for part in parts]).quantile(tails).tolist()
         intervals[name] = (low, high)
     return intervals
 
 
 def check_bootstrap(level: float, resamples: int) -> None:
-    """Raises ValueError for a level that is no share, or no resamples."""
+    """Check the options of a bootstrap.
+
+    Raises:
+        ValueError: If `level` is not between 0 and 1, or `resamples` is less than 1.
+    """
     if not 0 < level < 1:
-        raise ValueError(f"level {level!r} must lie between 0 and 1; 0.95 is usual")
+        raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
     if resamples < 1:
-        raise ValueError(f"resamples {resamples!r} must be at least 1; 1000 is usual")
+        raise ValueError(f"resamples must be at least 1, such as 1000, got {resamples!r}")
 
 
 class ImageMeans:
-    """Figures of images in 0..1, their means in percent, and intervals by bootstrap over images.
+    """Means over images of figures in 0..1, in percent, with bootstrap intervals.
 
     Example::
 
@@ -60,28 +99,37 @@ class ImageMeans:
         self._values: dict[str, list[float]] = {}
 
     def update(self, **figures: float) -> None:
-        """Add an image's figures; not every image needs to have each."""
+        """Add an image's figures; an image can lack some of them."""
         for name, value in figures.items():
             self._values.setdefault(name, []).append(value)
 
     def compute(self) -> dict[str, float]:
-        """Means in percent; empty before the first image."""
+        """Return the means in percent; empty before the first image."""
         return {name: 100 * sum(values) / len(values) for name, values in self._values.items()}
 
     def confidence(
         self, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> dict[str, tuple[float, float]]:
-        """Percentile bootstrap over images: (low, high) for each mean.
+        """Return percentile intervals of the means by bootstrap over images.
+
+        Args:
+            level: Fraction of resamples inside the interval, between 0 and 1.
+            resamples: Number of resamples.
+            seed: Seed of the draw.
+
+        Returns:
+            Intervals (low, high) in percent by figure.
 
         Raises:
-            ValueError: a level not between 0 and 1, no resamples.
+            ValueError: If `level` is not between 0 and 1, or `resamples` is less than 1.
 
-        Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13.
+        References:
+            Efron and Tibshirani: An Introduction to the Bootstrap. 1993, ch. 13.
         """
         check_bootstrap(level, resamples)
         intervals: dict[str, tuple[float, float]] = {}
         for name, values in self._values.items():
-            figures = 100 * torch.tensor(values, dtype=torch.float64) / len(values)
-            chunks = ({name: n @ figures} for n in resample(len(values), resamples, seed))
+            shares = 100 * torch.tensor(values, dtype=torch.float64) / len(values)
+            chunks = ({name: counts @ shares} for counts in resample(len(values), resamples, seed))
             intervals |= percentiles(chunks, level)
         return intervals

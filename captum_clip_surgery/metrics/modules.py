@@ -1,11 +1,11 @@
-"""The measures of localisation as torchmetrics classes, for batches and several processes.
+"""The measures as torchmetrics classes, for batches and several processes.
 
-All take `update(maps (N, h, w), masks (N, H, W))`, maps raw and signed, masks of bool, and return
-percent, as `PairMeasures` does; NaN before the first pair. Pairs whose mask is empty or full are
-skipped. States are sums on whichever device the metric is on; the measuring is done on the CPU.
-`GridPointingGame` and `InsertionDeletion` need no masks and take what their `update` says.
+Localization metrics take `update(maps, masks)` with raw, signed maps (N, h, w) and masks (N, H, W)
+of bool, and return percent like `PairMeasures`; NaN before the first pair. Pairs whose mask is
+empty or full are skipped. States are sums on the metric's device; pairs are measured on the CPU.
+Derive from `PairMetric` for a measure of your own.
 
-Raises ImportError without torchmetrics: `pip install 'captum_clip_surgery[metrics]'`.
+The module needs torchmetrics: `pip install 'captum_clip_surgery[metrics]'`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,28 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.metrics.energy import energy_pointing_game, grid_pointing_game
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
-from captum_clip_surgery.metrics.localization import (
+from captum_clip_surgery.metrics.functional import (
     THRESHOLDS,
-    check_tolerance,
+    confusion,
+    energy_pointing_game,
+    grid_pointing_game,
     iou_curve,
+    pixel_accuracy,
+    pixel_auroc,
+    pixel_average_precision,
     pointing_game,
+    prepare,
     score_contrast,
+    segmentation_miou,
 )
-from captum_clip_surgery.metrics.maps import check_maps, check_pair, is_measurable, prepare
-from captum_clip_surgery.metrics.ranking import pixel_auroc, pixel_average_precision
-from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.metrics.functional._maps import (
+    check_maps,
+    check_pair,
+    check_tolerance,
+    is_measurable,
+)
+from captum_clip_surgery.models import validation
 
 try:
     from torchmetrics import Metric
@@ -41,72 +50,112 @@ except ImportError as error:
         "pip install 'captum_clip_surgery[metrics]'"
     ) from error
 
+__all__ = [
+    "EnergyPointingGame",
+    "ExplanationIoU",
+    "GridPointingGame",
+    "InsertionDeletion",
+    "PairMetric",
+    "PixelAUROC",
+    "PixelAveragePrecision",
+    "PointingGame",
+    "ScoreContrast",
+    "SegmentationProtocol",
+]
 
-class MeanOfFigures(Metric):
-    """Sums of figures in 0..1, and their means in percent.
+
+class _PercentMean(Metric):
+    """Sums of statistics in 0..1, and their means in percent.
 
     Args:
-        variant: tells apart metrics of one class that measure differently.
-        **options: for torchmetrics: `sync_on_compute`, `dist_sync_fn`, ...
+        variant: Options that distinguish metrics of the same class.
+        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
     """
 
     is_differentiable = False
     higher_is_better: bool | None = True
     full_state_update = False
-    #: How many figures there are.
+    #: Number of statistics.
     width: ClassVar[int] = 1
 
     def __init__(self, variant: object = "", **options: Any) -> None:
         super().__init__(**options)
-        # A MetricCollection lets metrics share one state whose states are alike by name and, after
-        # the first batch, by value; of constant maps all are zero. So each has a name of its own.
+        # A MetricCollection merges metrics whose states have equal names and, after the first
+        # batch, equal values, as after constant maps. So the name contains class and options.
         self._state = f"sums_{type(self).__name__}_{variant}".replace(".", "_")
         sums = torch.zeros(self.width + 1, dtype=torch.float64)
         self.add_state(self._state, default=sums, dist_reduce_fx="sum")
 
-    def add(self, figures: Tensor) -> None:
-        """Add some, (n, width)."""
+    def _add(self, stats: Tensor) -> None:
+        """Add statistics (n, width)."""
         sums = getattr(self, self._state)
-        added = torch.cat([figures.sum(0), figures.new_tensor([len(figures)])]).to(sums)
+        added = torch.cat([stats.sum(0), stats.new_tensor([len(stats)])]).to(sums)
         setattr(self, self._state, sums + added)
 
     def compute(self) -> Any:
-        """The figure in percent."""
+        """Return the mean in percent."""
         return self.mean()[0]
 
     def mean(self) -> Tensor:
-        """The means, times 100: (width,)."""
+        """Return the means of the statistics in percent, (width,)."""
         sums = getattr(self, self._state)
         return 100 * sums[:-1] / sums[-1]
 
 
-class PairMetric(MeanOfFigures):
-    """Means over pairs of a map and a mask."""
+class PairMetric(_PercentMean):
+    """Base class of means over pairs of a map and a mask.
+
+    A subclass implements `measure`, sets `width` if it returns more than one number, and overrides
+    `compute` if its result is more than their mean in percent.
+
+    Args:
+        variant: Options that distinguish metrics of the same class.
+        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
+
+    Example::
+
+        >>> class MeanScore(PairMetric):
+        ...     def measure(self, attribution, mask):
+        ...         return float(prepare(attribution, mask)[mask].mean())
+        >>> metric = MeanScore()
+        >>> metric.update(torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[True, True, False]]]))
+        >>> metric.compute()
+        tensor(25., dtype=torch.float64)
+    """
 
     @abstractmethod
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        """What a pair adds: (width,). `attribution` is raw, `prepared` see `maps.prepare`."""
+    def measure(self, attribution: Tensor, mask: Tensor) -> Tensor | float:
+        """Return the statistics of one pair.
+
+        Args:
+            attribution: Map (h, w), raw and signed, on the CPU.
+            mask: Mask (H, W) of bool with pixels inside and outside.
+
+        Returns:
+            Statistics in 0..1, a number or (width,).
+        """
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
         """Add pairs.
 
         Args:
-            maps: (N, h, w), raw and signed.
-            masks: (N, H, W) of bool.
+            maps: Maps (N, h, w), raw and signed.
+            masks: Masks (N, H, W) of bool.
 
         Raises:
-            TypeError, ValueError: other shapes, a mask that is not of bool, a map that is not
-                finite.
+            TypeError: If the maps or masks are not tensors.
+            ValueError: If a shape or the masks' dtype is wrong, or a map is not finite.
         """
         check_maps(maps, len(masks))
         for attribution, mask in zip(maps.detach().cpu(), masks.cpu(), strict=True):
             check_pair(attribution, mask)
             if is_measurable(mask):
-                self.add(self.measure(attribution, prepare(attribution, mask), mask)[None])
+                stats = torch.as_tensor(self.measure(attribution, mask), dtype=torch.float64)
+                self._add(stats.reshape(1, self.width))
 
 
 class ExplanationIoU(PairMetric):
-    """Mean IoU at the one threshold that is best for all pairs; see `iou_curve`.
+    """Mean IoU of the thresholded map with the mask, at the threshold that is best for all pairs.
 
     Example::
 
@@ -118,16 +167,17 @@ class ExplanationIoU(PairMetric):
 
     width = len(THRESHOLDS)
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return iou_curve(prepared, mask)
+    def measure(self, attribution: Tensor, mask: Tensor) -> Tensor:
+        """Return the IoU at each threshold, (101,)."""
+        return iou_curve(prepare(attribution, mask), mask)
 
     def compute(self) -> Tensor:
-        """The figure in percent."""
+        """Return the maximum of the mean curve in percent."""
         return self.mean().max()
 
 
 class ScoreContrast(PairMetric):
-    """mSC: mean score inside minus outside, in -100..100; see `score_contrast`.
+    """mSC: the mean score inside the mask minus the mean score outside, in -100..100.
 
     Example::
 
@@ -136,16 +186,20 @@ class ScoreContrast(PairMetric):
         tensor(-100., dtype=torch.float64)
     """
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return _number(score_contrast(prepared, mask))
+    def measure(self, attribution: Tensor, mask: Tensor) -> float:
+        """Return the contrast of one pair."""
+        return score_contrast(prepare(attribution, mask), mask)
 
 
 class PointingGame(PairMetric):
-    """Maxima inside the mask, or near it; see `pointing_game`.
+    """Percentage of the maps' maxima inside the mask, or at most `tolerance` pixels away.
 
     Args:
-        tolerance: in pixels of the mask.
-        **options: for torchmetrics.
+        tolerance: Tolerance in pixels of the mask.
+        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
+
+    Raises:
+        ValueError: If the tolerance is negative, NaN or infinite.
 
     Example::
 
@@ -159,12 +213,13 @@ class PointingGame(PairMetric):
         super().__init__(variant=tolerance, **options)
         self.tolerance = tolerance
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return _number(pointing_game(prepared, mask, self.tolerance))
+    def measure(self, attribution: Tensor, mask: Tensor) -> float:
+        """Return the fraction of the maxima that count as inside."""
+        return pointing_game(prepare(attribution, mask), mask, self.tolerance)
 
 
 class EnergyPointingGame(PairMetric):
-    """Positive mass inside the mask; see `energy_pointing_game`.
+    """Percentage of the map's positive mass inside the mask.
 
     Example::
 
@@ -173,12 +228,13 @@ class EnergyPointingGame(PairMetric):
         tensor(75., dtype=torch.float64)
     """
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return _number(energy_pointing_game(attribution, mask))
+    def measure(self, attribution: Tensor, mask: Tensor) -> float:
+        """Return the fraction of the positive mass inside the mask."""
+        return energy_pointing_game(attribution, mask)
 
 
 class PixelAUROC(PairMetric):
-    """Mean over pairs of AUROC; see `pixel_auroc`.
+    """Probability that a pixel inside the mask scores above one outside, mean over pairs.
 
     Example::
 
@@ -187,12 +243,13 @@ class PixelAUROC(PairMetric):
         tensor(50., dtype=torch.float64)
     """
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return _number(pixel_auroc(prepared, mask))
+    def measure(self, attribution: Tensor, mask: Tensor) -> float:
+        """Return the AUROC of one pair."""
+        return pixel_auroc(prepare(attribution, mask), mask)
 
 
 class PixelAveragePrecision(PairMetric):
-    """Mean over pairs of average precision; see `pixel_average_precision`.
+    """Average precision of the pixels inside the mask, mean over pairs.
 
     Example::
 
@@ -201,30 +258,30 @@ class PixelAveragePrecision(PairMetric):
         tensor(50., dtype=torch.float64)
     """
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return _number(pixel_average_precision(prepared, mask))
+    def measure(self, attribution: Tensor, mask: Tensor) -> float:
+        """Return the average precision of one pair."""
+        return pixel_average_precision(prepare(attribution, mask), mask)
 
 
 class SegmentationProtocol(PairMetric):
     """Pixel accuracy and mean IoU at each map's mean, over the pixels of all pairs together.
 
-    A dict of `pixel_accuracy` and `segmentation_miou`; see `segmentation`.
-
     Example::
 
         >>> metric, masks = SegmentationProtocol(), torch.tensor([[[True, False]]])
-        >>> found = metric(torch.tensor([[[2.0, 1.0]]]), masks)
-        >>> found["pixel_accuracy"], found["segmentation_miou"]
+        >>> figures = metric(torch.tensor([[[2.0, 1.0]]]), masks)
+        >>> figures["pixel_accuracy"], figures["segmentation_miou"]
         (tensor(100., dtype=torch.float64), tensor(100., dtype=torch.float64))
     """
 
     width = 4
 
-    def measure(self, attribution: Tensor, prepared: Tensor | None, mask: Tensor) -> Tensor:
-        return confusion(prepared, mask)
+    def measure(self, attribution: Tensor, mask: Tensor) -> Tensor:
+        """Return the counts (TP, FP, FN, TN) of one pair."""
+        return confusion(prepare(attribution, mask), mask)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures in percent."""
+        """Return `pixel_accuracy` and `segmentation_miou` in percent."""
         counts = self.mean()
         return {
             "pixel_accuracy": 100 * pixel_accuracy(counts),
@@ -232,12 +289,13 @@ class SegmentationProtocol(PairMetric):
         }
 
 
-class GridPointingGame(MeanOfFigures):
-    """Positive mass in the right cell of a grid of images; see `grid_pointing_game`.
+class GridPointingGame(_PercentMean):
+    """Percentage of the map's positive mass in the right cell of a grid of images.
 
     Args:
-        rows, columns: of the grid.
-        **options: for torchmetrics.
+        rows: Number of rows of the grid.
+        columns: Number of columns of the grid.
+        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Example::
 
@@ -251,25 +309,33 @@ class GridPointingGame(MeanOfFigures):
         self.rows, self.columns = rows, columns
 
     def update(self, maps: Tensor, cells: Tensor | Sequence[int]) -> None:
-        """Add maps (N, h, w), raw and signed, each with the cell of its object.
+        """Add maps, each with the cell of its target.
+
+        Args:
+            maps: Maps (N, h, w) of tiled images, raw and signed.
+            cells: Cells (N,), counted row by row from 0.
 
         Raises:
-            TypeError, ValueError, IndexError: other shapes, a map that is not finite, a cell there
-                is not.
+            TypeError: If the maps are not a tensor.
+            ValueError: If the shape is wrong or a map is not finite.
+            IndexError: If a cell is out of range.
         """
         check_maps(maps, len(cells))
         for attribution, cell in zip(maps, cells, strict=True):
-            share = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
-            self.add(_number(share)[None])
+            fraction = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
+            self._add(torch.tensor([[fraction]], dtype=torch.float64))
 
 
-class InsertionDeletion(MeanOfFigures):
-    """Areas as pixels come and go, {"insertion": ..., "deletion": ...}; see `insertion_deletion`.
+class InsertionDeletion(_PercentMean):
+    """Areas under the target's probability as pixels enter a baseline or leave the image.
 
     Args:
-        clip: the classifier, of at least two texts.
-        steps, baseline, batch_size, seed: as of the function.
-        **options: for torchmetrics.
+        clip: The classifier, with at least two texts.
+        steps: Number of steps, 1 to the number of pixels.
+        baseline: Replacement of pixels: "blur", "mean" or "noise".
+        batch_size: Number of images in one forward pass.
+        seed: Seed of the noise.
+        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Example::
 
@@ -282,7 +348,7 @@ class InsertionDeletion(MeanOfFigures):
     """
 
     width = 2
-    higher_is_better = None  # insertion is, deletion is not
+    higher_is_better = None  # true of insertion, not of deletion
 
     def __init__(
         self,
@@ -294,7 +360,7 @@ class InsertionDeletion(MeanOfFigures):
         **options: Any,
     ) -> None:
         super().__init__(variant=f"{steps}_{baseline}_{seed}", **options)
-        # Bound, not an attribute: as one, the model would be a part of the metric.
+        # A partial, because a model as an attribute would become a submodule of the metric.
         self._areas: Callable[..., tuple[Tensor, Tensor]] = partial(
             insertion_deletion,
             clip,
@@ -304,19 +370,22 @@ class InsertionDeletion(MeanOfFigures):
             seed=seed,
         )
 
-    def update(self, images: Tensor, maps: Tensor, targets: _validation.Target) -> None:
-        """Add images (N, 3, H, W) with their maps (N, h, w) and the text each map is of.
+    def update(self, images: Tensor, maps: Tensor, targets: validation.Target) -> None:
+        """Add images with their maps.
+
+        Args:
+            images: Images (N, 3, H, W), preprocessed.
+            maps: Maps (N, h, w), raw and signed.
+            targets: Index of the maps' text, or one per image.
 
         Raises:
-            TypeError, ValueError, IndexError: see `insertion_deletion`.
+            TypeError: If an argument has another type.
+            ValueError: If the arguments do not fit the classifier or each other.
+            IndexError: If a target is out of range.
         """
-        self.add(torch.stack(self._areas(images, maps, targets), dim=1))
+        self._add(torch.stack(self._areas(images, maps, targets), dim=1))
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures in percent."""
+        """Return `insertion` and `deletion` in percent."""
         insertion, deletion = self.mean()
         return {"insertion": insertion, "deletion": deletion}
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor([value], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""All measures of localisation over many pairs of a map and a mask, with confidence intervals."""
+"""All measures of localization over many pairs of a map and a mask, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,24 +10,33 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.metrics.bootstrap import check_bootstrap, percentiles, resample
-from captum_clip_surgery.metrics.energy import positive_part, share
-from captum_clip_surgery.metrics.localization import (
-    THRESHOLDS,
+from captum_clip_surgery.metrics.functional._maps import (
+    check_pair,
     check_tolerance,
-    dilate,
+    is_measurable,
+    prepare,
+)
+from captum_clip_surgery.metrics.functional.energy import _energy_pointing_game_update
+from captum_clip_surgery.metrics.functional.localization import (
+    THRESHOLDS,
+    _pointing_game_update,
     iou_curve,
-    pointing_game,
     score_contrast,
 )
-from captum_clip_surgery.metrics.maps import check_pair, is_measurable, prepare, resize
-from captum_clip_surgery.metrics.ranking import ranking
-from captum_clip_surgery.metrics.segmentation import confusion, pixel_accuracy, segmentation_miou
+from captum_clip_surgery.metrics.functional.ranking import auroc_and_ap
+from captum_clip_surgery.metrics.functional.segmentation import (
+    confusion,
+    pixel_accuracy,
+    segmentation_miou,
+)
+
+__all__ = ["TOLERANCE", "Localization", "PairMeasures", "localization"]
 
 #: Measures that are means over pairs.
 MEANS = ("msc", "pointing", "pointing_near", "energy", "auroc", "average_precision")
-#: What a pair adds to the sums: its IoU curve, the measures above, its confusion, and one pair.
-PARTS = [len(THRESHOLDS), len(MEANS), 4, 1]
-#: Of the pointing game, in pixels of the mask: the paper's.
+#: Widths of a pair's statistics: IoU curve, values of `MEANS`, confusion, and 1 to count pairs.
+WIDTHS = [len(THRESHOLDS), len(MEANS), 4, 1]
+#: Tolerance of `pointing_near` in pixels of the mask, as in the paper.
 TOLERANCE = 15
 
 
@@ -35,11 +44,20 @@ TOLERANCE = 15
 class Localization:
     """Measures over pairs of a map and a mask, in percent.
 
-    `explanation_iou` (mean IoU at the one best `threshold`, which is in 0..1), `msc` (mean score
-    inside minus outside; negative is opposite visualization), `pointing` (maxima inside),
-    `pointing_near` (maxima inside or at most `TOLERANCE` pixels away), the
-    number of `pairs`, and of pairs `skipped` because their mask is empty or full. Then as in
-    `PairMeasures`.
+    Args:
+        explanation_iou: Mean IoU at the threshold that is best for all pairs.
+        threshold: That threshold, in 0..1.
+        msc: Mean score inside the mask minus outside; negative for opposite visualization.
+        pointing: Maxima inside the mask.
+        pointing_near: Maxima inside the mask or at most `TOLERANCE` pixels away.
+        n_pairs: Number of pairs.
+        skipped: Number of further pairs, skipped because their mask is empty or full.
+        energy: Positive mass inside the mask.
+        auroc: Probability that a pixel inside scores above one outside.
+        average_precision: Mean precision over the pixels of the mask.
+        pixel_accuracy: Correct pixels at each map's mean, over the pixels of all pairs.
+        segmentation_miou: Mean IoU of foreground and background at each map's mean, over the pixels
+            of all pairs.
     """
 
     explanation_iou: float
@@ -47,7 +65,7 @@ class Localization:
     msc: float
     pointing: float
     pointing_near: float
-    pairs: int
+    n_pairs: int
     skipped: int
     energy: float
     auroc: float
@@ -60,37 +78,38 @@ def localization(pairs: Iterable[tuple[Tensor, Tensor]]) -> Localization:
     """Measure maps against masks.
 
     Args:
-        pairs: maps (h, w) of any size, each with its mask (H, W) of bool.
+        pairs: Maps (h, w) of any size, raw and signed, each with its mask (H, W) of bool.
 
     Raises:
-        TypeError, ValueError: no pair with a mask, or one of another shape, or a map that is not
-            finite.
+        TypeError: If a map or a mask is not a tensor.
+        ValueError: If there is no pair to measure, a shape or a mask's dtype is wrong, or a map is
+            not finite.
 
     Example::
 
         >>> mask = torch.tensor([[True, False], [False, False]])
-        >>> found = localization([(mask.float(), mask), (mask.float(), ~mask)])
-        >>> found.msc, found.pointing, found.pairs
+        >>> measured = localization([(mask.float(), mask), (mask.float(), ~mask)])
+        >>> measured.msc, measured.pointing, measured.n_pairs
         (0.0, 50.0, 2)
     """
     measures = PairMeasures()
     for attribution, mask in pairs:
         measures.update(attribution, mask)
-    found = measures.compute()
-    pairs_measured, skipped = int(found.pop("pairs")), int(found.pop("skipped"))
-    return Localization(pairs=pairs_measured, skipped=skipped, **found)
+    figures = measures.compute()
+    n_pairs, skipped = int(figures.pop("n_pairs")), int(figures.pop("skipped"))
+    return Localization(n_pairs=n_pairs, skipped=skipped, **figures)
 
 
 class PairMeasures:
-    """All measures of localisation, accumulated over pairs: only sums for each image are kept.
+    """All measures of localization, accumulated over pairs as sums per image.
 
     A pair whose mask is empty or full is skipped and counted as skipped.
 
     Args:
-        tolerance: of `pointing_near`, in pixels of the mask.
+        tolerance: Tolerance of `pointing_near`, in pixels of the mask.
 
     Raises:
-        ValueError: a tolerance that is negative, NaN or infinite.
+        ValueError: If the tolerance is negative, NaN or infinite.
 
     Example::
 
@@ -98,8 +117,8 @@ class PairMeasures:
         >>> mask = torch.tensor([[True, False], [False, False]])
         >>> measures.update(mask.float(), mask, image=0)
         >>> measures.update(-mask.float(), mask, image=1)
-        >>> found = measures.compute()
-        >>> found["msc"], found["auroc"], found["pairs"]
+        >>> figures = measures.compute()
+        >>> figures["msc"], figures["auroc"], figures["n_pairs"]
         (0.0, 50.0, 2.0)
         >>> measures.confidence()["auroc"]
         (0.0, 100.0)
@@ -109,7 +128,8 @@ class PairMeasures:
         check_tolerance(tolerance)
         self.tolerance = tolerance
         self.skipped = 0
-        self._sums: dict[object, Tensor] = {}  # by image
+        #: Summed statistics (112,) by image.
+        self.sums: dict[object, Tensor] = {}
 
     def update(
         self,
@@ -121,108 +141,116 @@ class PairMeasures:
         """Add a pair.
 
         Args:
-            attribution: (h, w) of any size, raw and signed.
-            mask: (H, W) of bool.
-            image: which image it is of, for `confidence`; None is one of its own.
-            ignored: (H, W) of bool, pixels that count neither as inside nor as outside: the
-                maximum of the pointing game is looked for among the others.
+            attribution: Map (h, w) of any size, raw and signed.
+            mask: Mask (H, W) of bool.
+            image: Number of the image for `confidence`, or None for an image with this pair only.
+            ignored: Pixels (H, W) of bool that count neither as inside nor as outside; the maxima
+                of the pointing game are those of the other pixels.
 
         Raises:
-            TypeError: no tensors, or an image that is no int.
-            ValueError: other shapes, a mask that is not of bool, a map that is not finite.
+            TypeError: If the map or the mask is not a tensor, or `image` is not an int.
+            ValueError: If a shape or dtype is wrong, or the map is not finite.
         """
         if image is not None and not isinstance(image, Integral):
-            raise TypeError(f"image {image!r} is a {type(image).__name__}, expected an int or None")
+            raise TypeError(f"image must be an int or None, got {image!r} ({type(image).__name__})")
         check_pair(attribution, mask)
         mask = mask.cpu()
-        judged = _judged(mask, ignored)
-        if not is_measurable(mask[judged]):
+        valid = _valid_pixels(mask, ignored)
+        if not is_measurable(mask[valid]):
             self.skipped += 1
             return
-        sums = _sums_of_pair(attribution.detach().cpu(), mask, judged, self.tolerance)
-        self._add(object() if image is None else image, sums)
+        stats = _pair_stats(attribution.detach().cpu(), mask, valid, self.tolerance)
+        self._add(object() if image is None else image, stats)
 
-    def state(self, image: int) -> Tensor:
-        """All that an image's pairs added, and how many were skipped so far, as one row."""
-        sums = self._sums.get(image, torch.zeros(sum(PARTS), dtype=torch.float64))
+    def stats(self, image: int) -> Tensor:
+        """Return the statistics of an image and the number of skipped pairs so far, (113,)."""
+        sums = self.sums.get(image, torch.zeros(sum(WIDTHS), dtype=torch.float64))
         return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64)])
 
-    def add_state(self, image: int, state: Tensor) -> None:
-        """Add what another's `state` holds."""
-        self.skipped += int(state[-1])
-        if state[-2]:  # its pairs
-            self._add(image, state[:-1])
+    def add_stats(self, image: int, stats: Tensor) -> None:
+        """Add the statistics of an image that `stats` of other measures returned."""
+        self.skipped += int(stats[-1])
+        if stats[-2]:  # number of pairs
+            self._add(image, stats[:-1])
 
     @property
-    def pairs(self) -> int:
-        """How many were measured."""
-        return int(sum(sums[-1] for sums in self._sums.values()))
+    def n_pairs(self) -> int:
+        """Number of measured pairs."""
+        return int(sum(sums[-1] for sums in self.sums.values()))
 
     def merge(self, other: PairMeasures) -> None:
-        """Add another's pairs, of the same images where their numbers are the same.
+        """Add the pairs of other measures; equal image numbers mean the same image.
 
         Raises:
-            ValueError: the other has another tolerance.
+            ValueError: If the tolerances differ.
         """
         if self.tolerance != other.tolerance:
             raise ValueError(
-                f"measures with tolerance {self.tolerance} and {other.tolerance} do not merge; "
-                "accumulate both with the same"
+                "measures to merge must have the same tolerance, got "
+                f"{self.tolerance} and {other.tolerance}"
             )
         self.skipped += other.skipped
-        for image, sums in list(other._sums.items()):
+        for image, sums in list(other.sums.items()):
             self._add(image, sums)
 
     def compute(self) -> dict[str, float]:
-        """The measures in percent, `threshold` in 0..1, and the numbers `pairs` and `skipped`.
+        """Return the measures in percent, `threshold` in 0..1, and the counts of pairs.
 
-        `explanation_iou` takes the one threshold that is best for all pairs; `pixel_accuracy` and
+        `explanation_iou` uses the threshold that is best for all pairs; `pixel_accuracy` and
         `segmentation_miou` count the pixels of all pairs together; the others are means over pairs.
 
+        Returns:
+            The fields of `Localization`, by name.
+
         Raises:
-            ValueError: no pair.
+            ValueError: If there are no pairs.
         """
         sums = self._table().sum(0)
-        found = {name: float(value) for name, value in _figures(sums).items()}
-        return found | {"pairs": float(sums[-1]), "skipped": float(self.skipped)}
+        figures = {name: float(value) for name, value in _compute(sums).items()}
+        return figures | {"n_pairs": float(sums[-1]), "skipped": float(self.skipped)}
 
     def confidence(
         self, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> dict[str, tuple[float, float]]:
-        """Percentile bootstrap over images: (low, high) for each measure and the threshold.
+        """Return percentile intervals of the measures and the threshold by bootstrap over images.
 
-        Pairs of one image are not independent, so whole images are drawn, with replacement; the
-        threshold is chosen anew in each resample. With a single image the interval is a point.
+        Images are drawn with replacement, because pairs of one image are not independent; the
+        threshold is chosen again in each resample. With a single image the interval is a point.
 
         Args:
-            level: the share of resamples within the interval.
-            resamples: their number.
-            seed: of their draw.
+            level: Fraction of resamples inside the interval, between 0 and 1.
+            resamples: Number of resamples.
+            seed: Seed of the draw.
+
+        Returns:
+            Intervals (low, high) by measure.
 
         Raises:
-            ValueError: no pair, a level not between 0 and 1, no resamples.
+            ValueError: If there are no pairs, `level` is not between 0 and 1, or `resamples` is
+                less than 1.
 
-        Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13.
+        References:
+            Efron and Tibshirani: An Introduction to the Bootstrap. 1993, ch. 13.
         """
         check_bootstrap(level, resamples)
         table = self._table()
-        chunks = (_figures(counts @ table) for counts in resample(len(table), resamples, seed))
+        chunks = (_compute(counts @ table) for counts in resample(len(table), resamples, seed))
         return percentiles(chunks, level)
 
-    def _add(self, image: object, sums: Tensor) -> None:
-        self._sums[image] = self._sums[image] + sums if image in self._sums else sums
+    def _add(self, image: object, stats: Tensor) -> None:
+        self.sums[image] = self.sums[image] + stats if image in self.sums else stats
 
     def _table(self) -> Tensor:
-        """The sums, one row for each image."""
-        if not self._sums:
+        """Return the sums as one row per image, (images, 112)."""
+        if not self.sums:
             raise ValueError(
                 f"no pair to measure ({self.skipped} skipped for an empty or full mask)"
             )
-        return torch.stack(list(self._sums.values()))
+        return torch.stack(list(self.sums.values()))
 
 
-def _judged(mask: Tensor, ignored: Tensor | None) -> Tensor:
-    """The pixels (H, W) that count."""
+def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor:
+    """Return the pixels (H, W) that count."""
     if ignored is None:
         return torch.ones_like(mask)
     if ignored.shape != mask.shape or ignored.dtype != torch.bool:
@@ -233,37 +261,37 @@ def _judged(mask: Tensor, ignored: Tensor | None) -> Tensor:
     return ~ignored.cpu()
 
 
-def _sums_of_pair(attribution: Tensor, mask: Tensor, judged: Tensor, tolerance: float) -> Tensor:
-    prepared, near = prepare(attribution, mask), dilate(mask, tolerance)
-    positive = resize(positive_part(attribution), mask)
-    # What follows looks at pixels one by one, wherever they stand.
-    mask, near, positive = (part[judged][None] for part in (mask, near, positive))
-    prepared = None if prepared is None else prepared[judged][None]
+def _pair_stats(attribution: Tensor, mask: Tensor, valid: Tensor, tolerance: float) -> Tensor:
+    """Return a pair's statistics, (112,) as `WIDTHS` lists them."""
+    prepared = prepare(attribution, mask)
+    scores, inside = prepared, mask
+    if not valid.all():  # the measures of single pixels take the valid ones, (P,)
+        scores, inside = None if prepared is None else prepared[valid], mask[valid]
     means = [
-        score_contrast(prepared, mask),
-        pointing_game(prepared, mask),
-        pointing_game(prepared, near),
-        share(positive[mask].sum(), positive.sum()),
-        *ranking(prepared, mask),
+        score_contrast(scores, inside),
+        _pointing_game_update(prepared, mask, 0, valid),
+        _pointing_game_update(prepared, mask, tolerance, valid),
+        _energy_pointing_game_update(attribution, mask, valid),
+        *auroc_and_ap(scores, inside),
     ]
     return torch.cat(
         [
-            iou_curve(prepared, mask),
+            iou_curve(scores, inside),
             torch.tensor(means, dtype=torch.float64),
-            confusion(prepared, mask),
+            confusion(scores, inside),
             torch.ones(1, dtype=torch.float64),
         ]
     )
 
 
-def _figures(sums: Tensor) -> dict[str, Tensor]:
-    """Sums (..., all parts) as figures (...) in percent, and the threshold."""
-    curve, means, counts, pairs = sums.split(PARTS, -1)
-    highest, at = (curve / pairs).max(-1)
+def _compute(sums: Tensor) -> dict[str, Tensor]:
+    """Return the measures (...) in percent, and the threshold, of summed statistics (..., 112)."""
+    curve, means, counts, n_pairs = sums.split(WIDTHS, -1)
+    highest, index = (curve / n_pairs).max(-1)
     return {
         "explanation_iou": 100 * highest,
-        "threshold": THRESHOLDS[at],
-        **dict(zip(MEANS, (100 * means / pairs).unbind(-1), strict=True)),
+        "threshold": THRESHOLDS[index],
+        **dict(zip(MEANS, (100 * means / n_pairs).unbind(-1), strict=True)),
         "pixel_accuracy": 100 * pixel_accuracy(counts),
         "segmentation_miou": 100 * segmentation_miou(counts),
     }

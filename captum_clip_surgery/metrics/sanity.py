@@ -1,4 +1,4 @@
-"""Does the map depend on the model? Maps while the model's weights are shuffled, step by step."""
+"""The model-parameter randomization test: do maps depend on the model's weights?"""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr._engine import explain_of
+from captum_clip_surgery.attr import Method, explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.metrics.maps import check_maps
-from captum_clip_surgery.models import _validation
+from captum_clip_surgery.metrics.functional._maps import check_maps
+from captum_clip_surgery.metrics.functional.ranking import spearman
+from captum_clip_surgery.models import validation
+
+__all__ = ["Randomization", "flag_insensitive", "randomization"]
 
 
 @dataclass(frozen=True)
 class Randomization:
-    """What `randomization` finds.
+    """Result of `randomization`.
 
-    `correlations`, for each method one in -1..1 for each of `stages`: "original", "head", the
-    blocks from the last to the first, "embeddings"; all up to a stage are shuffled there.
+    Args:
+        stages: "original", "head", the blocks from the last to the first, and "embeddings". At each
+            stage, its weights and those of all stages before are shuffled.
+        correlations: For each method its rank correlation with the original map at each stage, in
+            -1..1.
     """
 
     stages: tuple[str, ...]
@@ -32,135 +37,112 @@ def randomization(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    targets: _validation.Target,
+    targets: validation.Target,
     seed: int = 0,
 ) -> Randomization:
-    """How like the original maps remain as the image tower forgets, from the output backwards.
+    """Measure how similar maps stay to the original while the image tower is randomized.
 
-    Cascading randomisation: on a copy, the weights of what comes after the blocks, of the last
-    block, ... of the first, and of what comes before are lost one after another. Lost means that
-    the entries of each parameter are shuffled within it, which keeps their scale; text features
-    stay, as they belong to the text tower. Likeness is Spearman's rank correlation of a map with
-    the original's, the mean over images.
+    Cascading randomization: on a copy of the model, the weights after the blocks, of the last block
+    to the first, and before the blocks are shuffled one stage after another. Entries are shuffled
+    within each parameter, which keeps its scale. Text features stay, because they come from the
+    text tower. Similarity is Spearman's rank correlation with the original map, mean over images.
 
     Args:
-        clip: the classifier; it and its model stay as they are.
-        methods: by name, of `registry.METHODS` or your own: each makes a classifier a function of
-            images and indices of texts to maps (N, K, h, w).
-        images: (N, 3, H, W), preprocessed.
-        targets: index of a text, or one for each image.
-        seed: of the shuffling.
+        clip: The classifier; it and its model are not changed.
+        methods: Methods by name, from `METHODS` or your own: callables that take a classifier and
+            return an attribution, or a function of images and text indices to maps (N, K, h, w).
+        images: Images (N, 3, H, W), preprocessed.
+        targets: Index of a text, or one per image.
+        seed: Seed of the shuffling.
 
     Raises:
-        TypeError, ValueError, IndexError: images and targets as in `checks`; a method whose maps
-            have another shape or are not finite.
+        TypeError: If `images` or `targets` have another type.
+        ValueError: If `images` or `targets` do not fit the classifier, or a method's maps have
+            another shape or are not finite.
+        IndexError: If a target is out of range.
 
-    Source: Adebayo et al., "Sanity Checks for Saliency Maps" (NeurIPS 2018).
+    References:
+        Adebayo et al.: Sanity Checks for Saliency Maps. NeurIPS 2018. There weights are drawn
+        again; here they are shuffled.
 
     Example::
 
         >>> from captum_clip_surgery import METHODS
-        >>> centre = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
+        >>> center = torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
         >>> methods = {
         ...     "surgery": METHODS["CLIPSurgery"],
-        ...     "centre": lambda clip: lambda images, targets: centre.expand(1, 1, 3, 3),
+        ...     "center": lambda clip: lambda images, targets: center.expand(1, 1, 3, 3),
         ... }
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
-        >>> found = randomization(clip, methods, torch.rand(1, 3, *clip.native_size), 0)
-        >>> found.stages[:3], suspicious(found)
-        (('original', 'head', 'block 7'), ['centre'])
+        >>> result = randomization(clip, methods, torch.rand(1, 3, *clip.native_size), 0)
+        >>> result.stages[:3], flag_insensitive(result)
+        (('original', 'head', 'block 7'), ['center'])
     """
-    _validation.check_images(images, clip.tower, clip.device)
-    chosen = _validation.resolve_target(targets, len(images), len(clip.texts), images.device)
-    chosen = chosen.flatten().expand(len(images))
-    with torch.inference_mode(False):  # in which nothing tells what the head is
-        return _randomization(clip, methods, images.clone(), chosen, seed)
+    validation.check_images(images, clip.tower, clip.device)
+    indices = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    indices = indices.flatten().expand(len(images))
+    with torch.inference_mode(False):  # the head's parameters are found by autograd
+        return _randomize(clip, methods, images.clone(), indices, seed)
 
 
-def _randomization(
+def _randomize(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    chosen: Tensor,
+    targets: Tensor,
     seed: int,
 ) -> Randomization:
     originals = {
-        name: _explain(name, method, clip, images, chosen) for name, method in methods.items()
+        name: _explain(name, method, clip, images, targets) for name, method in methods.items()
     }
     shuffled = _copy_of(clip)
-    labels = []
+    stages = []
     correlations: dict[str, list[float]] = {name: [] for name in methods}
-    for label in _shuffle_stages(shuffled, images, seed):
-        labels.append(label)
+    for stage in _shuffle_stages(shuffled, images, seed):
+        stages.append(stage)
         for name, method in methods.items():
-            maps = _explain(f"{name} ({label})", method, shuffled, images, chosen)
+            maps = _explain(f"{name} ({stage})", method, shuffled, images, targets)
             correlations[name].append(float(spearman(maps, originals[name]).mean()))
-    return Randomization(tuple(labels), correlations)
+    return Randomization(tuple(stages), correlations)
 
 
-def suspicious(results: Randomization, limit: float = 0.5) -> list[str]:
-    """Methods whose maps hardly noticed that all weights are lost: correlation above a limit.
+def flag_insensitive(results: Randomization, limit: float = 0.5) -> list[str]:
+    """Return the methods whose maps still correlate with the original when all weights are lost.
 
     Args:
-        results: of `randomization`.
-        limit: of the correlation with the original at the last stage.
-    """
-    return [name for name, found in results.correlations.items() if found[-1] > limit]
-
-
-def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Rank correlation of maps (N, h, w) with others, ties at their average rank: (N,) in -1..1.
-
-    With a constant map it is 0.
-
-    Raises:
-        ValueError: maps of different shapes.
+        results: Result of `randomization`.
+        limit: Correlation at the last stage above which a method is returned.
 
     Example::
 
-        >>> spearman(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([[[-9.0, 3.0, 0.0]]]))
-        tensor([0.5000], dtype=torch.float64)
+        >>> stages = ("original", "head")
+        >>> flag_insensitive(Randomization(stages, {"a": [1.0, 0.9], "b": [1.0, 0.1]}))
+        ['a']
     """
-    if first.shape != second.shape:
-        raise ValueError(
-            f"maps of {tuple(first.shape)} and {tuple(second.shape)} do not compare; expected the "
-            "same shape"
-        )
-    ranks = [torch.stack([_centred_ranks(one) for one in maps]) for maps in (first, second)]
-    norms = ranks[0].norm(dim=1) * ranks[1].norm(dim=1)
-    products = (ranks[0] * ranks[1]).sum(1)
-    return torch.where(norms > 0, products / norms, 0.0)
-
-
-def _centred_ranks(values: Tensor) -> Tensor:
-    """Average ranks of the values less their mean, flat, of float64."""
-    _, level, counts = values.flatten().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks = (last - (counts - 1) / 2)[level]
-    return ranks - (len(ranks) + 1) / 2
+    return [name for name, values in results.correlations.items() if values[-1] > limit]
 
 
 def _explain(
     name: str, method: Method, clip: ZeroShotClassifier, images: Tensor, targets: Tensor
 ) -> Tensor:
-    """Each image's map of its own target, (N, h, w)."""
+    """Return each image's map of its own target, (N, h, w)."""
     explain = explain_of(method(clip))
-    found = []
+    results = []
     for image, target in zip(images.split(1), targets.tolist(), strict=True):
-        with torch.no_grad():  # methods of gradients enable them themselves
+        with torch.no_grad():  # gradient methods enable gradients themselves
             maps = explain(image, [target])
         if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, 1):
-            given = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            shape = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(
-                f"maps of {name} for one image and one text are {given}, expected (1, 1, h, w)"
+                f"maps of {name} for one image and one text are {shape}, expected (1, 1, h, w)"
             )
         check_maps(maps[0], 1, f"maps of {name}")
-        found.append(maps[0].detach().cpu())
-    return torch.cat(found)
+        results.append(maps[0].detach().cpu())
+    return torch.cat(results)
 
 
 def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:
-    """The classifier with a model of its own, whose texts no longer follow its text tower."""
+    """Return the classifier with a copy of its model and fixed text features."""
     empty = clip.empty_features()
     return ZeroShotClassifier.from_features(
         copy.deepcopy(clip.model),
@@ -172,7 +154,7 @@ def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:
 
 
 def _shuffle_stages(clip: ZeroShotClassifier, images: Tensor, seed: int) -> Iterator[str]:
-    """Shuffle the tower's parameters in place, and say after each stage which it was."""
+    """Shuffle the tower's parameters in place, and yield the name of each stage when done."""
     generator = torch.Generator().manual_seed(seed)
     stages = _stages(clip, images[:1])
     yield "original"
@@ -189,7 +171,10 @@ def _shuffle(parameter: nn.Parameter, generator: torch.Generator) -> None:
 
 
 def _stages(clip: ZeroShotClassifier, image: Tensor) -> dict[str, list[nn.Parameter]]:
-    """The image tower's parameters by stage, from the output backwards; empty stages left out."""
+    """Return the image tower's parameters by stage, from the output backwards.
+
+    Stages without parameters are left out.
+    """
     blocks = list(enumerate(clip.tower.blocks))
     stages = {f"block {i}": list(block.parameters()) for i, block in reversed(blocks)}
     placed = {id(parameter) for stage in stages.values() for parameter in stage}
@@ -204,10 +189,10 @@ def _stages(clip: ZeroShotClassifier, image: Tensor) -> dict[str, list[nn.Parame
 def _used_after_blocks(
     clip: ZeroShotClassifier, image: Tensor, parameters: list[nn.Parameter]
 ) -> list[nn.Parameter]:
-    """Those on which the embedding depends when the tokens after the last block are given.
+    """Return the parameters on which the embedding depends given the tokens after the last block.
 
-    Autograd knows them all. Hooks on modules would miss the parameters that a tower holds itself,
-    such as CLIP's projection and its class token.
+    They are found by autograd. Hooks on modules would miss the parameters of the tower itself, such
+    as CLIP's projection and its class token.
     """
     tower = clip.tower
     with torch.no_grad():

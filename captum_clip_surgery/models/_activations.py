@@ -1,8 +1,8 @@
-"""The activation a model is built with: the one its weights were trained with, whatever its name.
+"""Choose the activation that a model's weights were trained with, whatever the model's name.
 
-OpenAI's, MetaCLIP's, DFN's and some of LAION's weights were trained with QuickGELU. open_clip
-builds what the name's configuration says and warns at most, so that `ViT-B-32` with the tag
-`openai` computes GELU on weights of QuickGELU.
+The weights of OpenAI, MetaCLIP, DFN and some of LAION were trained with QuickGELU. open_clip builds
+the activation in the name's configuration and at most warns, so that `ViT-B-32` with the tag
+`openai` computes GELU on weights trained with QuickGELU.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import open_clip
 from open_clip.pretrained import list_pretrained
 from torch import nn
 
+from captum_clip_surgery.models._internals import get_hub_config
 from captum_clip_surgery.models._weight_files import recognize_activation
 
 HUB = "hf-hub:"
 SUFFIX = "-quickgelu"
-OPTIONS = ("quick_gelu", "force_quick_gelu")  # open_clip's: of the model and of the factory
-#: Modules that define activations; attention and softmax live in torch's as well.
+OPTIONS = ("quick_gelu", "force_quick_gelu")  # of open_clip's models and of its factory
+#: Modules that define activations; torch's also defines attention and softmax.
 ACTIVATION_MODULES = (
     "torch.nn.modules.activation",
     "timm.layers.activations",
@@ -35,11 +36,11 @@ NO_ACTIVATIONS = (nn.MultiheadAttention, nn.Softmax)
 class Activation:
     """An activation to build and the reason for it.
 
-    Args:
-        quick: whether it is QuickGELU; None leaves it to the configuration, where nothing is known
-            of the weights.
-        reason: what decided, for `repr` of the classifier.
-        chosen: whether the user did.
+    Attributes:
+        quick: Whether it is QuickGELU; None leaves it to the configuration, if nothing is known of
+            the weights.
+        reason: The reason, for `repr` of the classifier.
+        chosen: Whether the user chose it.
     """
 
     quick: bool | None
@@ -47,10 +48,10 @@ class Activation:
     chosen: bool = False
 
     def options(self) -> dict[str, bool]:
-        """Return the options by which open_clip builds it."""
+        """Return the options with which open_clip builds it."""
         if self.quick is None:
             return {}
-        # `force_quick_gelu=False` forces nothing; only the model's own option turns it off.
+        # `force_quick_gelu=False` has no effect; only the model's own option turns it off.
         return {"force_quick_gelu": True} if self.quick else {"quick_gelu": False}
 
 
@@ -58,29 +59,29 @@ def choose_activation(name: str, pretrained: str | None, options: dict[str, Any]
     """Choose the activation: the user's, else that of the weights, else the configuration's.
 
     Args:
-        name: an open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
-        pretrained: a tag or a checkpoint file; ignored where `name` has a scheme.
-        options: the user's, from which `quick_gelu` and `force_quick_gelu` are removed.
+        name: An open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
+        pretrained: A tag or a checkpoint file; ignored if `name` has a scheme.
+        options: The user's options; `quick_gelu` and `force_quick_gelu` are removed.
 
     Raises:
-        TypeError: an option that is neither a bool nor None.
-        ValueError: options that contradict each other.
+        TypeError: If one of these options is neither a bool nor None.
+        ValueError: If they contradict each other.
     """
-    asked = _pop_choice(options)
+    choice = _pop_choice(options)
     if name.startswith(HUB):
-        found = _of_repository(name, options.get("cache_dir"), warn=asked is None)
+        trained = _of_repository(name, options.get("cache_dir"), warn=choice is None)
     elif ":" in name:
-        found = _as_configured(name)
+        trained = _as_configured(name)
     elif record := open_clip.get_pretrained_cfg(name, pretrained or ""):
-        found = _of_record(name, f"the tag {pretrained!r}", record)
+        trained = _of_record(name, f"the tag {pretrained!r}", record)
     else:
-        found = _of_file(name, str(pretrained), warn=asked is None)
-    if asked is None:
-        return found
-    option, quick = asked
+        trained = _of_file(name, str(pretrained), warn=choice is None)
+    if choice is None:
+        return trained
+    option, quick = choice
     reason = f"chosen by {option}={quick}"
-    if found.quick not in (None, quick):
-        reason += f"; {_name(found.quick)} {found.reason}"
+    if trained.quick not in (None, quick):
+        reason += f"; {_name(trained.quick)} {trained.reason}"
         warnings.warn(
             f"{name} is built with {_name(quick)}, {reason}. Leave {option} out to build what the "
             "weights were trained with",
@@ -90,7 +91,7 @@ def choose_activation(name: str, pretrained: str | None, options: dict[str, Any]
 
 
 def describe_activation(model: nn.Module) -> str:
-    """Name the activations that a model's towers compute with.
+    """Return the names of the activations in a model's towers.
 
     Example::
 
@@ -99,28 +100,29 @@ def describe_activation(model: nn.Module) -> str:
         'GELU'
     """
     towers = _activations(model)
-    told = {tower: "/".join(sorted(names)) for tower, names in towers.items() if names}
-    if len(told) == 2 and len(set(told.values())) == 1:
-        return told["image"]
-    return ", ".join(f"{tower} {names}" for tower, names in told.items())
+    joined = {tower: "/".join(sorted(names)) for tower, names in towers.items() if names}
+    if len(joined) == 2 and len(set(joined.values())) == 1:
+        return joined["image"]
+    return ", ".join(f"{tower} {names}" for tower, names in joined.items())
 
 
 def explain_activation(model: nn.Module) -> str:
-    """Name the activations, with the reason for them where the model was loaded by name."""
+    """Return the names of the activations, with the reason if the model was loaded by name."""
     reason = getattr(model.visual, "activation_reason", None)
     return describe_activation(model) + (f" ({reason})" if reason else "")
 
 
 def note_activation(activation: Activation, model: Any) -> None:
-    """Keep the reason beside the preprocessing, where open_clip keeps what is known of a model.
+    """Record the reason on the image tower, where open_clip records the preprocessing.
 
-    Warn of a user's QuickGELU that a tower did not take: timm's and Hugging Face's have their own.
+    If the user chose QuickGELU, warn of towers that keep another activation, as timm's and Hugging
+    Face's do.
     """
     model.visual.activation_reason = activation.reason
     if not (activation.chosen and activation.quick):
         return
     for tower, names in _activations(model).items():
-        if "QuickGELU" not in names and names != {"ReLU"}:  # of a ResNet's stages
+        if "QuickGELU" not in names and names != {"ReLU"}:  # in a ResNet's stages
             warnings.warn(
                 f"QuickGELU was chosen, but the {tower} tower keeps "
                 f"{'/'.join(sorted(names)) or 'its own'}: open_clip sets the activation of its own "
@@ -129,27 +131,27 @@ def note_activation(activation: Activation, model: Any) -> None:
             )
 
 
-# --- what the user, a record, a repository and a file say ----------------------------------------
+# --- the user's choice, records, repositories and files ------------------------------------------
 
 
 def _pop_choice(options: dict[str, Any]) -> tuple[str, bool] | None:
-    """Take the user's choice out of the options: (option, whether QuickGELU), or None."""
+    """Remove the user's choice from the options and return (option, whether QuickGELU) or None."""
     choices = {name: options.pop(name) for name in OPTIONS if name in options}
     choices = {name: value for name, value in choices.items() if value is not None}
     for name, value in choices.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True, False or None, got {value!r}")
     if len(set(choices.values())) > 1:
-        told = " and ".join(f"{name}={value}" for name, value in choices.items())
-        raise ValueError(f"{told} contradict each other; pass one of them")
+        both = " and ".join(f"{name}={value}" for name, value in choices.items())
+        raise ValueError(f"{both} contradict each other; pass one of them")
     return next(iter(choices.items()), None)
 
 
 def _of_record(name: str, what: str, record: Mapping[str, Any]) -> Activation:
-    """Return what a tag's record asks for; a record without `quick_gelu` asks for nothing.
+    """Return the activation in a tag's record, or the plain name's if it records none.
 
-    Then the plain name's configuration holds. Do not take it for False, as open_clip's warning
-    does: `roberta-ViT-B-32` was trained with the QuickGELU of its configuration.
+    A missing `quick_gelu` does not mean False, as open_clip's warning assumes: `roberta-ViT-B-32`
+    was trained with the QuickGELU of its configuration.
     """
     if "quick_gelu" in record:
         return Activation(bool(record["quick_gelu"]), f"recorded for {what}")
@@ -164,19 +166,19 @@ def _as_configured(name: str) -> Activation:
 
 
 def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
-    """Return what a repository's configuration says, or open_clip's record where it says nothing.
+    """Return the activation in a repository's configuration, or open_clip's record if it has none.
 
-    Only repositories that open_clip records with QuickGELU are asked for their configuration here.
+    Configurations are fetched only for repositories that open_clip records with QuickGELU.
     """
     repository = name.removeprefix(HUB)
     tag = _recorded_tag(repository)
     if tag is None:
         return _as_configured(name)
     try:
-        content = open_clip.factory._get_hf_config(repository, cache_dir=cache_dir)
+        content = get_hub_config(repository, cache_dir=cache_dir)
         config = content["model_cfg"]
     except (OSError, RuntimeError, ValueError, LookupError, TypeError):
-        # open_clip asks again and says what is wrong.
+        # open_clip fetches it again and reports what is wrong.
         return _as_configured(name)
     if "quick_gelu" not in config:
         return Activation(True, f"recorded for {tag}, whose weights {name} holds")
@@ -191,7 +193,7 @@ def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
 
 
 def _recorded_tag(repository: str) -> str | None:
-    """Name the tag of QuickGELU whose weights a repository holds."""
+    """Return the tag of weights with QuickGELU that a repository contains, or None."""
     for name, tag in list_pretrained():
         record = open_clip.get_pretrained_cfg(name, tag)
         if record.get("quick_gelu") and record.get("hf_hub", "").rstrip("/") == repository:
@@ -200,10 +202,10 @@ def _recorded_tag(repository: str) -> str | None:
 
 
 def _of_file(name: str, path: str, warn: bool) -> Activation:
-    """Return what a checkpoint file tells, else leave it to the name's configuration."""
-    told = recognize_activation(Path(path))
-    if told is not None:
-        return Activation(*told)
+    """Return the activation detected in a checkpoint file, or leave it to the configuration."""
+    detected = recognize_activation(Path(path))
+    if detected is not None:
+        return Activation(*detected)
     quick = _configured(name)
     others = [
         tag
@@ -230,7 +232,7 @@ def _name(quick: bool | None) -> str:
     return "QuickGELU" if quick else "GELU"
 
 
-# --- what a model computes -----------------------------------------------------------------------
+# --- activations of a model ----------------------------------------------------------------------
 
 
 def _activations(model: nn.Module) -> dict[str, set[str]]:

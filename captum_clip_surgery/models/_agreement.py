@@ -1,14 +1,13 @@
 """Check that what is computed beside a model is what the model itself computes.
 
-Adapters and the text path restate the forward pass of open_clip's and timm's classes. A subclass, a
-patched method or an `encode_image` of the model's own would be passed by without a trace, so one
-image and two texts are held against the model itself: when a classifier is made, and whenever a
-class, a method or a part that is passed by has changed since.
+Adapters and the text encoder restate the forward pass of open_clip's and timm's classes. A
+subclass, a patched method or a model's own `encode_image` would be bypassed without a trace, so one
+image and two texts are compared with the model itself: when a classifier is made, and whenever a
+class, a method or a bypassed part has changed since.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,47 +19,63 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from captum_clip_surgery.models._blocks import HOOKS
-from captum_clip_surgery.models._exact import Makeup, why_not_exactly
-from captum_clip_surgery.models._validation import check_modes
-from captum_clip_surgery.models.image import Tower, adapt, unwrap
-from captum_clip_surgery.models.text.towers import pooled_at_end_of_text, probe_tokens
+from captum_clip_surgery.models._deviations import ImplementationSnapshot, describe_deviation
+from captum_clip_surgery.models._internals import (
+    buffers_of,
+    children_of,
+    copy_without_hooks,
+    unwrap_parallel,
+)
+from captum_clip_surgery.models.image import Tower, build_tower
+from captum_clip_surgery.models.image._registry import unwrap
+from captum_clip_surgery.models.text._towers import pooled_at_end_of_text, probe_tokens
+from captum_clip_surgery.models.validation import check_modes
 from captum_clip_surgery.preprocessing import Preprocess
 
-#: Largest distance of two unit-length embeddings that counts as rounding, in float32 and wider.
+#: Largest distance between unit-length embeddings that counts as rounding, in float32 and wider.
 TOLERANCE = 1e-4
-#: The same in units of the dtype's epsilon, for half precision: 0.06 in bfloat16, where blocks
+#: The same for half precision, as a multiple of the dtype's epsilon: 0.06 in bfloat16, where blocks
 #: rebuilt from their parts differ by 0.01 from the modules (ViT-B/16, random weights).
-EPSILONS = 8
+NUM_EPSILONS = 8
 #: Relative rounding of 8-bit quantized layers.
 EPSILON_8_BIT = 2.0**-7
 
-OPEN_CLIP = (CLIP, CustomTextCLIP, CoCa)
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+OPEN_CLIP_MODELS = (CLIP, CustomTextCLIP, CoCa)
+ADVICE = {
+    "image": (
+        "put what was added into parts that are called (norms, projections, feed-forward), or "
+        "register a tower of your own with captum_clip_surgery.models.image.register_tower "
+        "(CONTRIBUTING.md, a tower)"
+    ),
+    "text": (
+        "pass the features of model.encode_text to ZeroShotClassifier.from_features instead, or "
+        "fold the change into the weights of the original class"
+    ),
+}
 
 
-class ImageSide:
-    """A model's image tower with the adapter for it, both looked up at each use.
+class VerifiedImageTower:
+    """A model's image tower and its adapter, looked up and verified at each use.
 
-    Making it runs the model once on one image of the native size, and the adapter once. Both run
-    on a shallow copy without hooks and with buffers of its own, so that the model stays as it is,
-    and so does the random state.
+    When it is made and after changes, the model and the adapter each run on one image of the native
+    size. Both run on a shallow copy without hooks and with copied buffers, so that the model and
+    the random state are unchanged.
 
     Args:
-        model: an open_clip model.
-        positions: how positional embeddings are resized, see `Tower`.
+        model: An open_clip model.
+        positions: How positional embeddings are resized, "bilinear" or "bicubic".
 
     Raises:
-        TypeError: a tower that no adapter supports, or whose embedding differs from the model's
+        TypeError: If no adapter supports the tower, or its embedding differs from the model's
             `encode_image`.
-        ValueError: a model in train mode where that changes its results.
+        ValueError: If the model is in train mode and that changes its results.
     """
 
     def __init__(self, model: Any, positions: str) -> None:
         self.model = model
-        self._adapter = adapt(model.visual, positions)
-        self._verified: Makeup | None = None
-        self._prepared = (model.visual, Preprocess.of(model, self.tower().native_size))
+        self._adapter = build_tower(model.visual, positions)
+        self._verified: ImplementationSnapshot | None = None
+        self._preprocess = (model.visual, Preprocess.of(model, self.tower().native_size))
 
     def tower(self) -> Tower:
         """Return the adapter for the model's present image tower.
@@ -68,100 +83,103 @@ class ImageSide:
         While `torch.compile` traces, changes of the model are not looked for.
 
         Raises:
-            TypeError, ValueError: as for the class, after a change of the model.
+            TypeError: If the model has changed, and no adapter supports the tower or its embedding
+                differs from the model's `encode_image`.
+            ValueError: If the model has changed, and is in train mode where that matters.
         """
         if torch.compiler.is_compiling():
             return self._adapter
         visual = unwrap(self.model.visual)
         if visual is not self._adapter.visual:
-            self._adapter = adapt(visual, self._adapter.positions)
+            self._adapter = build_tower(visual, self._adapter.positions)
             self._verified = None
-        if self._verified is None or not self._verified.holds():
+        if self._verified is None or not self._verified.is_current():
             self._verified = None
-            present = self._makeup()
+            present = self._snapshot()
             self._verify()
             self._verified = present
         return self._adapter
 
     def preprocessing(self) -> Preprocess:
         """Return the preprocessing of the model's present image tower."""
-        if self._prepared[0] is not self.model.visual:
+        if self._preprocess[0] is not self.model.visual:
             size = self.tower().native_size
-            self._prepared = (self.model.visual, Preprocess.of(self.model, size))
-        return self._prepared[1]
+            self._preprocess = (self.model.visual, Preprocess.of(self.model, size))
+        return self._preprocess[1]
 
     def joint_width(self) -> int:
-        """Return the width of the joint space, from an image of one patch."""
+        """Return the width of the joint space, by encoding an image of one patch."""
         tower, device = self.tower(), self.model.logit_scale.device
         with torch.no_grad():
             image = torch.zeros(1, 3, *tower.patch_size, dtype=tower.dtype, device=device)
             return tower.encode(image).shape[-1]
 
-    def _makeup(self) -> Makeup:
+    def _snapshot(self) -> ImplementationSnapshot:
         tower = self._adapter
         parts = [part for each in tower.containers.values() for part in each.children()]
         modules = list(dict.fromkeys([*tower.bypassed().values(), *parts]))
-        return Makeup(self.model, ("encode_image", "_encode_image"), modules, tower)
+        return ImplementationSnapshot(self.model, ("encode_image", "_encode_image"), modules, tower)
 
     def _verify(self) -> None:
-        tower = adapt(self._adapter.visual, self._adapter.positions)  # supported still
+        tower = build_tower(self._adapter.visual, self._adapter.positions)  # still supported
         check_modes(self.model)
         device, (height, width) = self.model.logit_scale.device, tower.native_size
         generator = torch.Generator().manual_seed(0)
         image = torch.randn(1, 3, height, width, generator=generator).to(device, tower.dtype)
-        with _undisturbed(device):
-            shadow = shadow_of(self.model)
-            expected = _of_model(shadow, "encode_image", image)
+        with _isolated(device):
+            shadow = _shadow(self.model)
+            expected = _call_model(shadow, "encode_image", image)
             if expected is not None:
-                actual = _rebuilt(type(tower)(shadow.visual, tower.positions), image)
-                _compare(self.model, "encode_image", actual, expected, tower.visual)
+                actual = _encode_rebuilt(type(tower)(shadow.visual, tower.positions), image)
+                _compare(self.model, "image", actual, expected, tower.visual)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the functions of classes, which may not pickle."""
+        """Drop the snapshot, which holds functions of classes that may not pickle."""
         return {**self.__dict__, "_verified": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a new snapshot: the model was verified before it was copied."""
         self.__dict__.update(state)
-        self._verified = self._makeup()  # checked before it was copied
+        self._verified = self._snapshot()
 
 
-class TextSide:
-    """The model's `encode_text`, held against the features that `PromptEncoder` computes.
+class TextTowerCheck:
+    """Comparison of a model's `encode_text` with the features of `PromptEncoder`.
 
     Args:
-        model: an open_clip model.
+        model: An open_clip model.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._verified: Makeup | None = None
+        self._verified: ImplementationSnapshot | None = None
 
     def check(self, encode_tokens: Callable[[Any, Tensor], Tensor], context_length: int) -> None:
-        """Compare two texts, a short one and one that fills the context, unless nothing changed.
+        """Compare a short text and one that fills the context, unless nothing has changed.
 
-        Where the features are those of `encode_text` itself (Hugging Face, SigLIP), nothing can
+        If the features are those of `encode_text` itself (Hugging Face, SigLIP), nothing can
         differ, and only the class of the text tower is checked.
 
         Args:
-            encode_tokens: what computes unnormalized features (P, C) by a model of token ids
-                (P, context).
-            context_length: the number of tokens that the text tower takes.
+            encode_tokens: Maps a model and token ids (P, context) to unnormalized features (P, C).
+            context_length: Number of tokens that the text tower takes.
 
         Raises:
-            TypeError: a text tower derived from open_clip's, with methods replaced, or whose
+            TypeError: If the text tower derives from open_clip's, has replaced methods, or its
                 feature differs from the model's `encode_text`.
         """
         tower = getattr(self.model, "text", self.model)
-        if self._verified is not None and self._verified.holds():
+        if self._verified is not None and self._verified.is_current():
             return
-        parts = [tower.transformer] if tower is self.model else [tower]
-        present = Makeup(self.model, ("encode_text", "_encode_text"), [self.model, *parts])
-        if tower is not self.model and isinstance(tower, TextTransformer):
-            altered = why_not_exactly(tower, TextTransformer)
-            if altered:
-                raise TypeError(
-                    f"the text tower {altered}, which would not be called; {_way_out('text')}"
-                )
+        part = tower.transformer if tower is self.model else tower
+        present = ImplementationSnapshot(
+            self.model, ("encode_text", "_encode_text"), [self.model, part]
+        )
+        derived = tower is not self.model and isinstance(tower, TextTransformer)
+        if derived and (deviation := describe_deviation(tower, TextTransformer)):
+            raise TypeError(
+                f"the text tower {deviation}, which would not be called; {ADVICE['text']}"
+            )
         if pooled_at_end_of_text(tower):
             self._verify(encode_tokens, tower, context_length)
         self._verified = present
@@ -171,14 +189,14 @@ class TextSide:
     ) -> None:
         device = self.model.logit_scale.device
         tokens = probe_tokens(tower, context_length)
-        with _undisturbed(device):
-            shadow = shadow_of(self.model)
-            expected = _of_model(shadow, "encode_text", tokens.to(device))
+        with _isolated(device):
+            shadow = _shadow(self.model)
+            expected = _call_model(shadow, "encode_text", tokens.to(device))
             if expected is not None:
-                _compare(self.model, "encode_text", encode_tokens(shadow, tokens), expected, tower)
+                _compare(self.model, "text", encode_tokens(shadow, tokens), expected, tower)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the functions of classes, which may not pickle."""
+        """Drop the snapshot, which holds functions of classes that may not pickle."""
         return {**self.__dict__, "_verified": None}
 
 
@@ -186,7 +204,7 @@ class TextSide:
 
 
 @contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def _isolated(device: torch.device) -> Iterator[None]:
     """Compute without gradients and autocast, and restore the random state."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -197,118 +215,106 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-def shadow_of(module: Any, made: dict[nn.Module, Any] | None = None) -> Any:
-    """Return a copy of a module tree that shares parameters but has no hooks.
+def _shadow(module: Any, copies: dict[nn.Module, Any] | None = None) -> Any:
+    """Copy a tree of modules: the copy shares parameters, but has no hooks and its own buffers.
 
-    What running it changes (buffers, attributes, others' counters in hooks) does not reach the
-    module itself. Compiled and data-parallel modules are unwrapped, as for explaining.
+    What running it changes (buffers, attributes, counters in hooks) does not reach the module.
+    Compiled and data-parallel modules are unwrapped.
     """
-    made = {} if made is None else made
-    while isinstance(module, WRAPPERS) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, WRAPPERS) else module._orig_mod
+    copies = {} if copies is None else copies
+    module = unwrap_parallel(module)
     if isinstance(module, torch.jit.ScriptModule):
         return module
-    if module not in made:
-        made[module] = clone = object.__new__(type(module))  # copy.copy refuses parametrized ones
-        state = dict(module.__dict__)
-        for name in HOOKS:
-            state[name] = OrderedDict()
-        state["_compiled_call_impl"] = None
-        state["_parameters"] = dict(module._parameters)
-        state["_buffers"] = {
-            n: None if b is None else b.clone() for n, b in module._buffers.items()
+    if module not in copies:
+        copies[module] = clone = copy_without_hooks(module)
+        registries = clone.__dict__
+        registries["_buffers"] = {
+            name: None if buffer is None else buffer.clone()
+            for name, buffer in buffers_of(module).items()
         }
-        clone.__dict__.update(state)
-        clone.__dict__["_modules"] = {
-            name: None if child is None else shadow_of(child, made)
-            for name, child in module._modules.items()
+        registries["_modules"] = {
+            name: None if child is None else _shadow(child, copies)
+            for name, child in children_of(module).items()
         }
-    return made[module]
+    return copies[module]
 
 
-def _of_model(model: Any, name: str, given: Tensor) -> Any:
-    """Call a method of the model; None if it is open_clip's own and cannot run.
+def _call_model(model: Any, name: str, inputs: Tensor) -> Any:
+    """Call a method of the model; return None if it is open_clip's own and fails.
 
-    open_clip cannot encode texts with a dynamically quantized tower, for example: there is nothing
-    that the features could differ from.
+    open_clip cannot encode texts with a dynamically quantized tower, for example: then there is
+    nothing that the features could differ from.
     """
     try:
-        return getattr(model, name)(given)
+        return getattr(model, name)(inputs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        if _owner(model, name) is None:
+        owner = _owner_of(model, name)
+        if owner is None:
             return None
-        error.add_note(f"raised by {_owner(model, name)} for a test input {tuple(given.shape)}")
+        error.add_note(f"raised by {owner} for a test input {tuple(inputs.shape)}")
         raise
 
 
-def _rebuilt(tower: Tower, image: Tensor) -> Tensor:
-    """Return the pooled embedding, every block rebuilt from its queries, keys and values."""
-    x, layout = tower.enter(image, 0)
+def _encode_rebuilt(tower: Tower, image: Tensor) -> Tensor:
+    """Return the pooled embedding with every block rebuilt from queries, keys and values."""
+    x, grid_spec = tower.enter(image, 0)
     for index in range(len(tower.blocks)):
-        heads = tower.heads(index, x, layout)
+        heads = tower.attention_inputs(index, x, grid_spec)
         update = tower.merge(index, heads.attend(), heads.x)
         x = tower.feed_forward(index, x + update if tower.has_residual else update)
     return tower.pool(x)
 
 
-def _compare(model: Any, name: str, actual: Tensor, expected: Any, tower: nn.Module) -> None:
-    side = "image" if name == "encode_image" else "text"
+def _compare(model: Any, side: str, actual: Tensor, expected: Any, tower: nn.Module) -> None:
+    """Check that embeddings have the same shape and directions.
+
+    Raises:
+        TypeError: If they do not; the message says whose method is responsible.
+    """
+    name = f"encode_{side}"
     if not isinstance(expected, Tensor) or expected.shape != actual.shape:
         shape = tuple(getattr(expected, "shape", ()))
         what = f"a tensor of shape {shape}" if shape else f"a {type(expected).__name__}"
         raise TypeError(
             f"{type(model).__name__}.{name} gives {what}, the {side} tower {type(tower).__name__} "
-            f"{tuple(actual.shape)}; {_cause(model, name)}; {_way_out(side)}"
+            f"{tuple(actual.shape)}; {_cause(model, name)}; {ADVICE[side]}"
         )
-    # Directions alone enter the results. Wide, and without the half precision of either.
-    own, ours = (F.normalize(each.detach().double(), dim=-1) for each in (expected, actual))
-    distance = (own - ours).norm(dim=-1).max().item()
-    # Weights that give NaN or infinity are reported where they show, with the texts or images.
-    if not own.isfinite().all() or distance <= _tolerance(tower, expected):
+    # Only directions enter the results. Compared in float64, whatever either computes in.
+    by_model, by_us = (F.normalize(each.detach().double(), dim=-1) for each in (expected, actual))
+    distance = (by_model - by_us).norm(dim=-1).max().item()
+    # Weights that give NaN or infinity are reported later, with the texts or images concerned.
+    if not by_model.isfinite().all() or distance <= _tolerance(tower, expected):
         return
     raise TypeError(
         f"{type(model).__name__}.{name} of a test {side} differs from what its {side} tower "
         f"{type(tower).__name__} computes by {distance:.2g} of the embedding's norm; "
-        f"{_cause(model, name)}; {_way_out(side)}"
+        f"{_cause(model, name)}; {ADVICE[side]}"
     )
 
 
 def _tolerance(tower: nn.Module, expected: Tensor) -> float:
-    """Return the distance that rounding alone explains, by the coarsest dtype in use."""
-    parts = [p.dtype for p in tower.parameters() if p.is_floating_point()] + [expected.dtype]
-    epsilon = max(torch.finfo(dtype).eps for dtype in parts)
+    """Return the distance that rounding explains, given the coarsest dtype in use."""
+    dtypes = [p.dtype for p in tower.parameters() if p.is_floating_point()] + [expected.dtype]
+    epsilon = max(torch.finfo(dtype).eps for dtype in dtypes)
     if any(callable(getattr(module, "weight", None)) for module in tower.modules()):
         epsilon = EPSILON_8_BIT
-    return max(TOLERANCE, EPSILONS * epsilon)
+    return max(TOLERANCE, NUM_EPSILONS * epsilon)
 
 
-def _owner(model: Any, name: str) -> str | None:
-    """Name whoever defines a method of the model, or None for open_clip."""
+def _owner_of(model: Any, name: str) -> str | None:
+    """Name what defines a method of the model; None stands for open_clip."""
     if name in model.__dict__:
         return f"the {name} replaced on the instance"
     function = getattr(type(model), name, None)
-    if any(function is vars(known).get(name) for known in OPEN_CLIP):
+    if any(function is vars(known).get(name) for known in OPEN_CLIP_MODELS):
         return None
     return f"{type(model).__name__}'s own {name}"
 
 
 def _cause(model: Any, name: str) -> str:
-    owner = _owner(model, name)
+    owner = _owner_of(model, name)
     if owner is None:
         return "a method of one of its modules must have been changed"
     return f"{owner} would have no effect on the results"
-
-
-def _way_out(side: str) -> str:
-    if side == "image":
-        return (
-            "put what was added into parts that are called (norms, projections, feed-forward), or "
-            "register an adapter of your own in captum_clip_surgery.models.image.FAMILIES "
-            "(CONTRIBUTING.md, a tower)"
-        )
-    return (
-        "pass the features of model.encode_text to ZeroShotClassifier.from_features instead, or "
-        "fold the change into the weights of the original class"
-    )

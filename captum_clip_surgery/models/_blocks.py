@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +13,27 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from captum_clip_surgery.models._exact import HINT, why_not_exactly
+from captum_clip_surgery.models._deviations import HINT, describe_deviation
+from captum_clip_surgery.models._internals import has_forward_hooks
 
 Grid = tuple[int, int]
 
+#: open_clip's classes of blocks and of self-attention that can be rebuilt from their parameters.
+BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
 ATTENTIONS = (nn.MultiheadAttention, Attention)
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What self-attention of one block works on.
+    """Queries, keys and values of one block's self-attention.
 
-    `q`, `k`, `v` are (N, heads, L, d), `q` shorter where only the first tokens were asked for, `x`
-    (N, L, D) the input they were made from (normalised, but for post-norm blocks), and `grid` the
-    (rows, columns) of the patches, which follow the prefix tokens.
+    Attributes:
+        q: Queries (N, heads, L, d), or fewer rows if only the first tokens were requested.
+        k: Keys (N, heads, L, d).
+        v: Values (N, heads, L, d).
+        x: The attention's input (N, L, D): the normalized stream, or the stream itself in post-norm
+            blocks.
+        grid: Rows and columns of the patches, which follow the prefix tokens.
     """
 
     q: Tensor
@@ -37,66 +43,85 @@ class AttentionInputs:
     grid: Grid
 
     def attend(self) -> Tensor:
-        """The block's own attention, (N, heads, L, d)."""
+        """Return the output (N, heads, L, d) of the block's own attention, before projection."""
         return F.scaled_dot_product_attention(self.q, self.k, self.v)
 
     def probabilities(self) -> Tensor:
-        """The block's own attention as softmaxed weights, (N, heads, L, L)."""
-        scores = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
-        return scores.softmax(-1)
+        """Return the block's own attention probabilities (N, heads, L, L)."""
+        logits = self.q @ self.k.mT * self.q.shape[-1] ** -0.5
+        return logits.softmax(-1)
 
     def first_queries(self, count: int) -> AttentionInputs:
-        """The same keys and values, asked only for the first tokens."""
+        """Return the same keys and values with the queries of the first `count` tokens only."""
         return AttentionInputs(self.q[:, :, :count], self.k, self.v, self.x[:, :count], self.grid)
 
 
-def some_rows(linear: nn.Module, x: Tensor, rows: slice) -> Tensor:
-    """Some of a linear map's outputs, (..., rows).
-
-    Only a plain `nn.Linear` is taken apart. What wraps or hooks one is called as a whole, for it
-    knows more than its weight.
-    """
-    if type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        return linear(x)[..., rows]
-    return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
-
-
-def is_quantised(linear: nn.Module) -> bool:
-    """Whether a linear map keeps its weight to itself, as torch's quantised ones do."""
-    return not isinstance(linear.weight, Tensor)
-
-
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(N, L, D) to (N, heads, L, D / heads)."""
+    """Reshape (N, L, D) to (N, heads, L, D / heads)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """(N, heads, L, d) to (N, L, heads * d)."""
+    """Reshape (N, heads, L, d) to (N, L, heads * d)."""
     return x.transpose(1, 2).flatten(2)
 
 
-BLOCKS = (ResidualAttentionBlock, CustomResidualAttentionBlock)
+def is_quantized(linear: nn.Module) -> bool:
+    """Return whether a linear layer hides its weight, as torch's quantized layers do."""
+    return not isinstance(linear.weight, Tensor)
 
 
-def block_heads(block: Any, x: Tensor, grid: Grid, queries: int | None = None) -> AttentionInputs:
+def linear_rows(linear: nn.Module, x: Tensor, rows: slice) -> Tensor:
+    """Compute only some output features of a linear layer.
+
+    Subclasses and layers with hooks are called as a whole, because their output depends on more
+    than their weight.
+
+    Args:
+        linear: The layer.
+        x: Inputs (..., in).
+        rows: The output features to compute.
+
+    Returns:
+        Outputs (..., rows).
+    """
+    if type(linear) is not nn.Linear or has_forward_hooks(linear):
+        return linear(x)[..., rows]
+    return F.linear(x, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+# --- open_clip's own blocks ----------------------------------------------------------------------
+
+
+def block_attention_inputs(
+    block: Any, x: Tensor, grid: Grid, queries: int | None = None
+) -> AttentionInputs:
+    """Return the queries, keys and values of an open_clip block.
+
+    Args:
+        block: A block of one of the classes in `BLOCKS`.
+        x: The stream (N, L, D) that enters the block.
+        grid: Rows and columns of the patches.
+        queries: Number of first tokens to compute queries for; None stands for all.
+    """
     attention = block.attn
-    normalised = block.ln_1(x)
+    normalized = block.ln_1(x)
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
     if queries is None:
-        parts = F.linear(normalised, weight, bias).chunk(3, dim=-1)
+        q, k, v = F.linear(normalized, weight, bias).chunk(3, dim=-1)
     else:
-        own, rest = slice(len(weight) // 3), slice(len(weight) // 3, None)
-        q = F.linear(normalised[:, :queries], weight[own], None if bias is None else bias[own])
-        kv = F.linear(normalised, weight[rest], None if bias is None else bias[rest])
-        parts = (q, *kv.chunk(2, dim=-1))
-    q, k, v = (split_heads(part, attention.num_heads) for part in parts)
+        of_q, of_kv = slice(len(weight) // 3), slice(len(weight) // 3, None)
+        q = F.linear(normalized[:, :queries], weight[of_q], None if bias is None else bias[of_q])
+        kv = F.linear(normalized, weight[of_kv], None if bias is None else bias[of_kv])
+        k, v = kv.chunk(2, dim=-1)
+    q, k, v = (split_heads(each, attention.num_heads) for each in (q, k, v))
     if isinstance(attention, Attention):
         q, k = attention.ln_q(q), attention.ln_k(k)
-    return AttentionInputs(q, k, v, normalised, grid)
+    return AttentionInputs(q, k, v, normalized, grid)
 
 
 def block_merge(block: Any, values: Tensor) -> Tensor:
+    """Return what an open_clip block adds to the stream for attended values (N, heads, L, d)."""
     attention = block.attn
     if isinstance(attention, Attention):
         if attention.head_scale is not None:
@@ -104,47 +129,42 @@ def block_merge(block: Any, values: Tensor) -> Tensor:
         merged = attention.ln_inner(join_heads(values))
         merged = attention.out_drop(attention.out_proj(merged))
     else:
-        merged = _out_projected(attention, join_heads(values))
+        merged = project_attention(attention, join_heads(values))
     if isinstance(block, CustomResidualAttentionBlock):
         merged = block.ln_attn(merged)
     return block.ls_1(merged)
 
 
-def _out_projected(attention: Any, x: Tensor) -> Tensor:
-    """As `nn.MultiheadAttention` does, which never calls it: what wraps it has no effect."""
-    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
-
-
 def block_feed_forward(block: Any, x: Tensor) -> Tensor:
+    """Return the stream (N, L, D) after an open_clip block's feed-forward."""
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def why_not_rebuilt(block: nn.Module) -> str | None:
-    """Why the adapter cannot rebuild a block, or None."""
-    altered = why_not_exactly(block, *BLOCKS)
-    if altered:
-        return altered
+def project_attention(attention: Any, x: Tensor) -> Tensor:
+    """Apply the output projection of `nn.MultiheadAttention`.
+
+    The weight is read, as `nn.MultiheadAttention` does: it never calls `out_proj` as a module.
+    """
+    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def describe_block_deviation(block: nn.Module) -> str | None:
+    """Describe why an open_clip block cannot be rebuilt from its parameters, or return None."""
+    deviation = describe_deviation(block, *BLOCKS)
+    if deviation:
+        return deviation
     attention: Any = block.attn
-    if isinstance(attention, ATTENTIONS):
-        altered = why_not_exactly(attention, *ATTENTIONS)
-        if altered:
-            return f"attends by a module that {altered}, and {HINT}"
-    else:
+    if not isinstance(attention, ATTENTIONS):
         kind = type(attention)
         return (
-            f"attends by {kind.__module__}.{kind.__name__}, not by open_clip's own classes; where "
-            "an adapter such as peft's LoRA wraps them, call merge_and_unload() first"
+            f"attends by {kind.__module__}.{kind.__name__}, not by open_clip's own classes; if an "
+            "adapter such as peft's LoRA wraps them, call merge_and_unload() first"
         )
+    deviation = describe_deviation(attention, *ATTENTIONS)
+    if deviation:
+        return f"attends by a module that {deviation}, and {HINT}"
     if not getattr(attention, "batch_first", True):
         return "takes its tokens as (L, N, D), not batch first"
     if getattr(attention, "logit_scale", None) is not None:
         return "attends by scaled cosines, which open_clip 3.3 itself cannot run"
     return None
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether a call of one of these modules calls something else, too."""
-    return any(getattr(module, kind) for module in modules for kind in HOOKS)

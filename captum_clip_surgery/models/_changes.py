@@ -1,8 +1,8 @@
-"""What differs between two readings of a model's state, and what of it a pass does by itself.
+"""Compare two states of a model, and tell changes from what a forward pass does by itself.
 
-Modules may fill caches, count calls and keep tensors while they run. None of that is a change of
-the model: a value that only gained something is such a cache, and a counter or a kept tensor shows
-itself by moving again when the same pass is made once more.
+Modules may fill caches, count calls and keep tensors while they run. None of that changes the
+model: a value that only gained something is a cache, and a counter or kept tensor moves again when
+the same pass is repeated.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from captum_clip_surgery.models._state import ModuleFact, ObjectFact, State, TensorFact
+from captum_clip_surgery.models._state import ModelState, ModuleFact, ObjectFact, TensorFact
 
 ABSENT = ObjectFact(-1, "absent")
-#: Attributes of modules that each pass was seen to rewrite.
+CHANGED = (
+    "by another thread, a hook or the model itself: the result would be half of each model. Change "
+    "it between calls, or explain a copy (copy.deepcopy)"
+)
+#: Attributes of modules that forward passes were seen to rewrite.
 _rewritten: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 class Change(NamedTuple):
-    """One difference. `module`, `attribute`, `old` and `new` are of plain attributes alone."""
+    """One difference; only for plain attributes are the last four fields set."""
 
     what: str
     place: str
@@ -35,69 +39,80 @@ class Change(NamedTuple):
         return f"{self.what} of the model was changed during the call ({self.place})"
 
 
-def changes(before: State, after: State) -> list[Change]:
-    """List what differs between two readings, without the attributes that passes rewrite."""
+def raise_changed(changes: list[Change], cause: Exception | None = None) -> None:
+    """Raise if there are changes.
+
+    Raises:
+        RuntimeError: If there are any; the message names the first one.
+    """
+    if changes:
+        raise RuntimeError(f"{changes[0]}, {CHANGED}") from cause
+
+
+def list_changes(before: ModelState, after: ModelState) -> list[Change]:
+    """List the differences between two states, without attributes that passes rewrite."""
     if before.same(after):
         return []
     names = {id(module): name for name, module in before.modules[0].named_modules()}
-    found: list[Change] = []
+    changes: list[Change] = []
     for module, old, new in zip(before.modules, before.facts, after.facts, strict=False):
         if old != new:
             place = names.get(old.identity) or type(module).__name__
-            found += _module_changes(module, place, old, new)
+            changes += _module_changes(module, place, old, new)
         if old.identity != new.identity or old.children != new.children:
-            break  # what follows is in another order
-    if not found and len(before.facts) != len(after.facts):
-        found.append(Change("a module", type(before.modules[0]).__name__))
+            break  # the modules that follow are in another order
+    if not changes and len(before.facts) != len(after.facts):
+        changes.append(Change("a module", type(before.modules[0]).__name__))
     if before.surroundings != after.surroundings:
-        found.append(Change("a class, a global hook or the precision", "torch"))
-    if not found and not before.same_samples(after):
-        found.append(Change("a parameter", "its values"))
-    known = _rewritten
-    return [c for c in found if c.module is None or c.attribute not in known.get(c.module, ())]
+        changes.append(Change("a class, a global hook or the precision", "torch"))
+    if not changes and not before.same_samples(after):
+        changes.append(Change("a parameter", "its values"))
+    return [
+        c for c in changes if c.module is None or c.attribute not in _rewritten.get(c.module, ())
+    ]
 
 
-def unexplained(
-    before: State, after: State, rerun: Callable[[], tuple[State, bool | None]]
+def unexplained_changes(
+    before: ModelState, after: ModelState, rerun: Callable[[], tuple[ModelState, bool | None]]
 ) -> list[Change]:
-    """List the changes during a pass that the pass does not make by itself.
+    """List the changes during a forward pass that the pass does not make by itself.
 
     Args:
-        before: the state before the pass.
-        after: the state after it.
-        rerun: makes the same pass once more, and returns the state and whether the results were the
-            same (None if that cannot be told). Called only if there are changes of plain
-            attributes, and no others, that are not caches being filled.
+        before: The state before the pass.
+        after: The state after it.
+        rerun: Repeats the pass and returns the state, and whether the results were equal (None if
+            unknown). It is called only if there are changes of plain attributes that are not caches
+            being filled, and no other changes.
     """
-    found = {(c.module, c.attribute): c for c in changes(before, after)}
-    firm = [c for c in found.values() if c.module is None]
-    left = [c for c in found.values() if not _grew(c.old, c.new)]
-    if firm or not left:
+    first = {(c.module, c.attribute): c for c in list_changes(before, after)}
+    firm = [c for c in first.values() if c.module is None]
+    moved = [c for c in first.values() if not _grew(c.old, c.new)]
+    if firm or not moved:
         return firm
-    last, equal = rerun()
+    latest, equal = rerun()
     if equal is False:
-        return left
-    again = {(c.module, c.attribute): c for c in changes(after, last)}
-    left = [c for c in again.values() if c.module is None]
-    for key in found | again:
-        first, second = found.get(key), again.get(key)
+        return moved
+    second = {(c.module, c.attribute): c for c in list_changes(after, latest)}
+    unexplained = [c for c in second.values() if c.module is None]
+    for key in first | second:
         module, attribute = key
-        if module is not None and not _is_own(module, attribute, first, second, equal):
-            left += [c for c in (first or second,) if c is not None]
-    return left
+        pair = first.get(key), second.get(key)
+        if module is not None and not _is_made_by_passes(module, attribute, *pair, equal):
+            unexplained += [c for c in (pair[0] or pair[1],) if c is not None]
+    return unexplained
 
 
-def _is_own(
+def _is_made_by_passes(
     module: nn.Module,
     attribute: str,
     first: Change | None,
     second: Change | None,
     equal: bool | None,
 ) -> bool:
-    """Whether two passes set an attribute by themselves; what each rewrites is remembered."""
+    """Return whether two passes set an attribute themselves; remember what each one rewrites."""
     if first is None or second is None:
         only = first or second
-        # Equal results show that what is set once, such as a flag of readiness, is no change.
+        # Equal results show that what is set once, such as a flag of readiness, changes nothing.
         return only is not None and (_grew(only.old, only.new) or bool(equal and first))
     if _grew(first.old, first.new) and _grew(second.old, second.new):
         return True
@@ -119,18 +134,18 @@ def _module_changes(
         ("the training mode of a module", old.training, new.training),
         ("a hook", old.hooks, new.hooks),
     )
-    found = [Change(what, place) for what, one, other in firm if one != other]
+    changes = [Change(what, place) for what, one, other in firm if one != other]
     for name in old.attributes | new.attributes:
         one, other = (fact.attributes.get(name, ABSENT) for fact in (old, new))
         if one != other:
-            found.append(Change("a setting", f"{place}.{name}", module, name, one, other))
-    return found
+            changes.append(Change("a setting", f"{place}.{name}", module, name, one, other))
+    return changes
 
 
 def _grew(old: Any, new: Any) -> bool:
-    """Whether a value only gained something, as a cache does that is filled.
+    """Return whether a value only gained something, as a cache does when it is filled.
 
-    A flag, number or word in place of None is a setting, and so is anything that can be called.
+    A flag, number or string in place of None is a setting, and so is anything callable.
     """
     if old is ABSENT:
         return not isinstance(new, ObjectFact)
@@ -142,13 +157,13 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_rewritten(first: Any, second: Any, third: Any) -> bool:
-    """Whether three values in turn are of what each pass rewrites: counters and kept tensors.
+    """Return whether three successive values look like a counter or a kept tensor.
 
-    Flags, fractions and words are settings, however often another thread turns them.
+    Flags, floats and strings are settings, however often another thread changes them.
     """
     if second == third:
         return first == second or _grew(first, second)
-    if first is ABSENT or first is None:  # the first pass made it
+    if first is ABSENT or first is None:  # the first pass created it
         first = second
     kinds = {type(each) for each in (first, second, third)}
     if kinds == {int}:

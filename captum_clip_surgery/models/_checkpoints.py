@@ -1,4 +1,4 @@
-"""Checkpoint files from anyone, checked before open_clip reads them: no code in them runs."""
+"""Check checkpoint files before open_clip reads them, so that no code in them runs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-ARRAYS = (".npz", ".npy")  # numpy's, which open_clip reads without pickle
-MAX_RATIO = 10  # of an archive's contents to its size; torch does not compress, numpy may
+ARRAYS = (".npz", ".npy")  # which open_clip reads without pickle
+MAX_RATIO = 10  # of an archive's content to its size; torch does not compress, numpy may
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check that a checkpoint is read without running code, and is as large as its file.
+    """Check that a checkpoint can be read without running code, and is as large as its file.
 
-    open_clip tries again without `weights_only` where torch's restricted reader fails with a
-    `TypeError`, so a file on which that reader fails must not get there. The values are not read:
-    tensors are made on the meta device.
+    open_clip retries without `weights_only` if torch's restricted reader raises a `TypeError`, so a
+    file on which that reader fails must not reach it. Values are not read: tensors are made on the
+    meta device.
 
     Args:
-        path: safetensors, a file by `torch.save`, or numpy's of big_vision.
+        path: A file of safetensors, `torch.save`, or numpy (of big_vision).
 
     Raises:
-        ValueError: pickled code, a TorchScript archive, a file that is no checkpoint, or one whose
-            tensors take far more memory than the file.
+        ValueError: If the file contains pickled code, is a TorchScript archive or not a checkpoint,
+            or its tensors take far more memory than the file.
     """
     if path.suffix == ".safetensors" or not path.stat().st_size:
         return  # neither code nor compression; a header is checked against the file as it is read
@@ -37,9 +37,9 @@ def check_checkpoint(path: Path) -> None:
         return
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch and pickle fail in many ways
+    except Exception as error:  # torch and pickle raise many types
         raise ValueError(
-            f"{path} is no checkpoint of weights alone: {error_message(error):.800}"
+            f"{path} is not a checkpoint of weights only: {error_message(error):.800}"
         ) from error
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided:

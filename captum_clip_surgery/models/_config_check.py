@@ -1,4 +1,4 @@
-"""The configuration in a model's folder, checked before anything is built by it."""
+"""Check the configuration in a model's folder before a model is built from it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import timm
 import torch
 from open_clip.coca_model import CoCa
-from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message
+from captum_clip_surgery.models._internals import find_checkpoint
 from captum_clip_surgery.models._schema import ListOf, Table, check_links, check_table, read_json
 from captum_clip_surgery.models._transformers_files import build_text_tower, check_text_tower
 
 FILE = "open_clip_config.json"
 LOCAL = "local-dir:"
-WEIGHTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
+WEIGHTS = (".safetensors", ".bin", ".pth")  # that open_clip looks for in a folder
 
 
 def _up_to(most: int) -> range:
     return range(1, most + 1)
 
 
-#: Upper bounds of sizes; larger models than there are fit by far.
+#: Upper bounds of sizes, far above those of any existing model.
 LAYERS, SIDE, WIDTH, CONTEXT = _up_to(1_000), _up_to(2**14), _up_to(2**20), _up_to(2**20)
 QUERIES, TOKEN = _up_to(2**30), range(2**31)
 
@@ -69,8 +69,8 @@ VISION: Table = {
     "timm_drop": float,
     "timm_drop_path?": float,
 }
-#: What tokenizers read. Not `bpe_path` and `additional_special_tokens`, a file and a regular
-#: expression; not `reduction_mask`, which draws tokens at random or downloads a tagger.
+#: Options of tokenizers, without `bpe_path` and `additional_special_tokens` (a file and a regular
+#: expression) and `reduction_mask` (which draws tokens at random or downloads a tagger).
 TOKENIZER: Table = {
     "clean": ("lower", "whitespace", "canonicalize"),
     "strip_sep_token": bool,
@@ -128,18 +128,18 @@ PREPROCESS: Table = {
     "resize_mode?": ("shortest", "longest", "squash"),
     "fill_color?": range(256),
 }
-#: Numbers that a model computes for itself: the causal mask of 8,192 tokens.
-MOST_BUFFERED = 2**26
-#: Pixels and tokens that a model reads at once, whether or not its weights grow with them: those of
-#: timm and Hugging Face need not.
-MOST_PIXELS, MOST_TOKENS = 2**24, 2**13
+#: Largest number of values in buffers that a model computes: the causal mask of 8,192 tokens.
+MAX_BUFFERED = 2**26
+#: Largest numbers of pixels and tokens that a model reads at once; weights of timm's and Hugging
+#: Face's towers need not grow with them.
+MAX_PIXELS, MAX_TOKENS = 2**24, 2**13
 
 
 def read_configuration(folder: Path) -> dict[str, Any]:
-    """What a folder says of its model, `model_cfg`.
+    """Return `model_cfg` of a folder's configuration.
 
     Raises:
-        ValueError: no JSON, or not of a model.
+        ValueError: If the file is not JSON, or not the configuration of a model.
     """
     path = folder / FILE
     content = read_json(path)
@@ -158,34 +158,34 @@ def find_weights(folder: Path) -> Path:
     """Return the file of weights that open_clip reads in a model's folder.
 
     Raises:
-        FileNotFoundError: no configuration, or no weights.
+        FileNotFoundError: If there is no configuration, or no file of weights.
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"no {FILE} in {folder}")
-    weights = _find_checkpoint_in_dir(folder)
+    weights = find_checkpoint(folder)
     if weights is None:
         raise FileNotFoundError(f"no weights ({', '.join(WEIGHTS)}) in {folder}")
     return Path(weights)
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """Check that a model's folder is safe to build from, and from itself alone.
+    """Check that a model can be built safely from a folder, and from nothing else.
 
-    Every option must be in the tables above, and none of them leads to code, a download or a path
-    outside of the folder. A configuration of absurd numbers would take all memory before its
-    weights are looked at, so the model is counted first.
+    Every option must be in the tables above; none of them leads to code, a download or a path
+    outside of the folder. A configuration of absurd sizes would take all memory before its weights
+    are read, so its parameters are counted first.
 
     Args:
-        folder: folder of a configuration and weights.
+        folder: Folder of a configuration and weights.
 
     Returns:
-        Options for open_clip beside the folder's name: the text configuration with the path of a
-        Hugging Face tower within the folder.
+        Options for open_clip in addition to the folder's name: the text configuration with the path
+        of a Hugging Face tower within the folder.
 
     Raises:
-        FileNotFoundError: no configuration, or no weights.
-        ValueError: a link out of the folder, an option that is not allowed, or more parameters
-            than weights.
+        FileNotFoundError: If there is no configuration, or no file of weights.
+        ValueError: If a link leads out of the folder, an option is not allowed, or the
+            configuration has more parameters than the file of weights.
     """
     check_links(folder)
     weights = find_weights(folder).stat().st_size
@@ -195,37 +195,37 @@ def check_folder(folder: Path) -> dict[str, Any]:
     name = config["vision_cfg"].get("timm_model_name")
     if name and (":" in name or "/" in name or not timm.is_model(name)):
         raise ValueError(
-            f"{path}: model_cfg.vision_cfg.timm_model_name is {name!r:.100}, which is no model of "
-            "timm's own; a folder's model is built from the folder alone"
+            f"{path}: model_cfg.vision_cfg.timm_model_name is {name!r:.100}, which is not one of "
+            "timm's own models; a folder's model is built from the folder alone"
         )
     options: dict[str, Any] = {}
     if config["text_cfg"].get("hf_model_name"):
         tower = check_text_tower(folder, config["text_cfg"]["hf_model_name"])
         local = {"hf_model_name": str(tower), "hf_model_pretrained": False}
         options["text_cfg"] = config["text_cfg"] | local
-    # First by the numbers alone: some parts are computed even where nothing is built.
+    # First by the sizes: open_clip computes some parts even on the meta device.
     for count in (_least_parameters, _parameters):
         try:
             least = count(config | options)
-        except Exception as error:  # of open_clip, which may take all memory before it fails
+        except Exception as error:  # open_clip can raise any type
             raise ValueError(f"{path} describes no model: {error_message(error):.500}") from error
-        if least > weights:  # each takes a byte at least
+        if least > weights:  # each takes at least a byte
             raise ValueError(
                 f"{path} describes {least:,} parameters or more, and the weights beside "
                 f"it have {weights:,} bytes: they are not of one model"
             )
     pixels = _pixels(config["vision_cfg"].get("image_size", 1))
     tokens = config["text_cfg"].get("context_length", 1)
-    if pixels > MOST_PIXELS or tokens > MOST_TOKENS:
+    if pixels > MAX_PIXELS or tokens > MAX_TOKENS:
         raise ValueError(
             f"{path} describes images of {pixels:,} pixels and texts of {tokens:,} tokens, "
-            f"expected at most {MOST_PIXELS:,} and {MOST_TOKENS:,}"
+            f"expected at most {MAX_PIXELS:,} and {MAX_TOKENS:,}"
         )
     return options
 
 
 def _least_parameters(config: Mapping[str, Any]) -> int:
-    """Fewer than any model has that is built by these numbers; others' parts count nothing."""
+    """Return a lower bound of the number of parameters, without parts of timm and Hugging Face."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     count = 0
     if not vision.get("timm_model_name"):
@@ -235,19 +235,22 @@ def _least_parameters(config: Mapping[str, Any]) -> int:
             count += width * _pixels(vision["patch_size"])
             count += width * _pixels(vision.get("image_size", 1)) // _pixels(vision["patch_size"])
     if not text.get("hf_model_name"):
-        places = text.get("vocab_size", 0) + text.get("context_length", 0)
-        count += _blocks(text) + places * text.get("width", 1)
+        rows = text.get("vocab_size", 0) + text.get("context_length", 0)
+        count += _blocks(text) + rows * text.get("width", 1)
     return count
 
 
 def _parameters(config: Mapping[str, Any]) -> int:
     """Count the parameters of the model as open_clip builds it, on the meta device.
 
-    What buffers hold beyond `MOST_BUFFERED` counts as well, and so does the decoder that open_clip
-    builds and drops with some text towers of Hugging Face. Whatever open_clip raises is raised.
+    Values in buffers beyond `MAX_BUFFERED` are counted as well, and so is the decoder that
+    open_clip builds and drops with some of Hugging Face's text towers.
+
+    Raises:
+        Exception: If open_clip raises it.
     """
     parts = copy.deepcopy(dict(config))
-    parts["vision_cfg"]["timm_model_pretrained"] = False  # as open_clip loads: nothing is fetched
+    parts["vision_cfg"]["timm_model_pretrained"] = False  # as open_clip does when it loads weights
     kind: Any = CLIP
     if parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]:
         kind = CoCa if "multimodal_cfg" in parts else CustomTextCLIP
@@ -260,11 +263,11 @@ def _parameters(config: Mapping[str, Any]) -> int:
 
 def _size(model: nn.Module) -> int:
     buffered = sum(buffer.numel() for buffer in model.buffers())
-    return sum(p.numel() for p in model.parameters()) + max(0, buffered - MOST_BUFFERED)
+    return sum(p.numel() for p in model.parameters()) + max(0, buffered - MAX_BUFFERED)
 
 
 def _pixels(side: int | list[int]) -> int:
-    """Pixels of an image or a patch."""
+    """Return the number of pixels of an image or a patch."""
     return side**2 if isinstance(side, int) else side[0] * side[-1]
 
 

@@ -1,48 +1,62 @@
-"""What is asked of a model itself: to be a CLIP, in one place, and the same throughout a call."""
+"""Checks that a model is a CLIP in one place, and stays the same throughout a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from captum_clip_surgery.models._changes import Change, changes, unexplained
-from captum_clip_surgery.models._state import State, read_state
-from captum_clip_surgery.models.image import adapt, unwrap
-
-CHANGED = (
-    "by another thread, a hook or the model itself: the result would be half of each model. Change "
-    "it between calls, or explain a copy (copy.deepcopy)"
+from captum_clip_surgery.models._changes import (
+    Change,
+    list_changes,
+    raise_changed,
+    unexplained_changes,
 )
+from captum_clip_surgery.models._internals import parameters_of
+from captum_clip_surgery.models._state import ModelState, read_state
+from captum_clip_surgery.models.image._registry import build_tower, unwrap
 
 
 def check_clip(model: object) -> nn.Module:
-    """The open_clip model inside whatever wraps it.
+    """Check that a model is a CLIP with all its weights in one place.
+
+    Returns:
+        The open_clip model inside compiled and data-parallel wrappers.
 
     Raises:
-        TypeError: no CLIP, or a scripted or sharded one.
+        TypeError: If the model is not a CLIP, or is scripted or sharded.
+        ValueError: If parameters are on several devices or on meta.
     """
     if not isinstance(model, nn.Module):
         hint = "; from_pretrained loads by name" if isinstance(model, str) else ""
         raise TypeError(f"model is a {type(model).__name__}, not an open_clip model{hint}")
-    model = unwrap(model)
-    asked = ("visual", "encode_image", "encode_text", "logit_scale")
-    missing = [name for name in asked if not hasattr(model, name)]
+    clip: nn.Module = unwrap(model)
+    required = ("visual", "encode_image", "encode_text", "logit_scale")
+    missing = [name for name in required if not hasattr(clip, name)]
     if missing:
         raise TypeError(
-            f"{type(model).__name__} is no open_clip CLIP: it has no {', '.join(missing)}. "
-            "Load one with ZeroShotClassifier.from_pretrained, which builds the activation of the "
-            "weights; open_clip.create_model_and_transforms builds that of the name"
+            f"model must be an open_clip CLIP, but {type(clip).__name__} has no "
+            f"{', '.join(missing)}. Load one with ZeroShotClassifier.from_pretrained, which builds "
+            "the activation of the weights; open_clip.create_model_and_transforms builds that of "
+            "the name"
         )
-    check_place([*model.visual.parameters(), model.logit_scale], "image tower")  # type: ignore
-    return model
+    check_place([*clip.visual.parameters(), clip.logit_scale], "image tower")  # type: ignore
+    return clip
 
 
 def check_place(parameters: list[Any], what: str) -> None:
-    """Raises ValueError for parameters on several devices, or without values."""
+    """Check that parameters are on one device and have values.
+
+    Args:
+        parameters: The parameters.
+        what: Name of the part they belong to, for the message.
+
+    Raises:
+        ValueError: If they are on several devices or on meta.
+    """
     devices = sorted({str(parameter.device) for parameter in parameters})
     if "meta" in devices:
         raise ValueError(
@@ -57,22 +71,26 @@ def check_place(parameters: list[Any], what: str) -> None:
 
 
 def check_differentiable(tower: nn.Module) -> None:
-    """Raises TypeError for layers that gradients do not pass: they would vanish without a word."""
+    """Check that gradients pass all layers of a tower.
+
+    Raises:
+        TypeError: If a layer is quantized, so that gradients would vanish without an error.
+    """
     for name, module in tower.named_modules():
-        if callable(getattr(module, "weight", None)):  # what torch's quantised layers have
+        if callable(getattr(module, "weight", None)):  # as in torch's quantized layers
             raise TypeError(
-                f"{name} is quantised, and gradients do not pass {type(module).__module__}."
-                f"{type(module).__name__}; take the model as it was before, or a method without "
-                "gradients such as CLIPSurgery"
+                f"{name} is quantized, and gradients do not pass {type(module).__module__}."
+                f"{type(module).__name__}; use the model as it was before quantization, or a "
+                "method without gradients such as CLIPSurgery"
             )
 
 
-class Watch:
-    """A model's state at one moment, to which later ones are held.
+class ModelWatch:
+    """A model's state at one moment, to compare later states with.
 
     Args:
-        model: the model.
-        whole: whether the text tower counts as well as the image tower.
+        model: The model.
+        whole: Whether to watch the text tower as well as the image tower.
     """
 
     def __init__(self, model: Any, whole: bool = False) -> None:
@@ -80,24 +98,28 @@ class Watch:
         self._before = read_state(self._watched())
 
     def check(self) -> None:
-        """Check that the model is what it was.
+        """Check that the model is unchanged.
 
-        What modules do to themselves when they run (caches, counters, kept tensors) is told from
-        changes by a pass of one small image, which is made only if there is something to tell.
+        What modules do to themselves as they run (caches, counters, kept tensors) is told from
+        changes by one more pass of an image, which runs only if there is something to tell.
 
         Raises:
-            RuntimeError: something that determines results was changed; the message names it.
+            RuntimeError: If something that determines results has changed; the message names it.
         """
         after = self._read()
-        check_same(unexplained(self._before, after, self._rerun))
+        raise_changed(unexplained_changes(self._before, after, self._rerun))
 
-    def changed(self) -> list[Change]:
-        """List what differs now, without the attributes that modules may set as they run."""
-        return [c for c in changes(self._before, self._read()) if c.module is None]
+    def changes(self) -> list[Change]:
+        """List what has changed, without the attributes that modules may set as they run."""
+        return [c for c in list_changes(self._before, self._read()) if c.module is None]
 
     def check_devices(self) -> None:
-        """Raises ValueError for parameters on several devices, or without values."""
-        named = (p for m in self._before.modules for p in m._parameters.values())
+        """Check that all parameters are on one device and have values.
+
+        Raises:
+            ValueError: If they are on several devices or on meta.
+        """
+        named = (p for module in self._before.modules for p in parameters_of(module).values())
         parameters = [p for p in named if p is not None]
         device = self._model.logit_scale.device
         if device.type == "meta" or any(p.device != device for p in parameters):
@@ -107,53 +129,50 @@ class Watch:
     def _watched(self) -> nn.Module:
         return self._model if self._whole else self._model.visual
 
-    def _read(self) -> State:
+    def _read(self) -> ModelState:
         return read_state(self._watched(), previous=self._before)
 
-    def _rerun(self) -> tuple[State, None]:
+    def _rerun(self) -> tuple[ModelState, None]:
         # If the pass fails, nothing is known to be rewritten, and every change counts.
         with suppress(Exception), torch.no_grad():
-            run_once(self._model, self._whole)
+            _run_once(self._model, self._whole)
         return self._read(), None
 
 
 @contextmanager
 def assert_parameters_unchanged(model: Any, whole: bool = False) -> Iterator[None]:
-    """One call, throughout which the image tower, or the `whole` model, has to stay as it is.
+    """Raise if the model changes within the block.
 
-    A training step, a turned adapter or another mode, set by another thread or a hook, leave
-    results of half the old model and half the new one. Reading the state of ViT-B/16's image tower
-    twice takes 1.6 ms. Not seen: writes through `p.data` (`p.data.mul_()`; `p.data = new` is), what
-    is changed and changed back, and anything from within a compiled graph.
+    A training step, another adapter or another mode, set by another thread or a hook, would leave
+    results that are half of the old model and half of the new one. Reading the state of ViT-B/16's
+    image tower twice takes 1.6 ms. Not detected: writes through `p.data` (`p.data.mul_()`; but
+    `p.data = new` is), what is changed and changed back, and changes from within a compiled graph.
+
+    Args:
+        model: An open_clip model.
+        whole: Whether to watch the text tower as well as the image tower.
 
     Raises:
-        ValueError: parameters on several devices, or on meta.
-        RuntimeError: something that determines results was changed meanwhile.
+        ValueError: If parameters are on several devices or on meta.
+        RuntimeError: If something that determines results changes within the block.
     """
     if torch.compiler.is_compiling():
         yield
         return
-    watch = Watch(model, whole)
+    watch = ModelWatch(model, whole)
     watch.check_devices()
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # autograd, or a check, may have noticed first
-        check_same(watch.changed(), error)
+    except (RuntimeError, ValueError) as error:  # autograd or a check may have noticed first
+        raise_changed(watch.changes(), error)
         raise
     watch.check()
 
 
-def run_once(model: Any, whole: bool) -> None:
-    """Pass one blank image, and one blank text for the `whole` model."""
-    tower = adapt(model.visual)
+def _run_once(model: Any, whole: bool) -> None:
+    tower = build_tower(model.visual)
     device = model.logit_scale.device
     tower.encode(torch.zeros(1, 3, *tower.native_size, dtype=tower.dtype, device=device))
     if whole:
         length = getattr(model, "text", model).context_length
         model.encode_text(torch.zeros(1, length, dtype=torch.long, device=device))
-
-
-def check_same(found: Sequence[Change], cause: Exception | None = None) -> None:
-    """Raises RuntimeError for changes."""
-    if found:
-        raise RuntimeError(f"{found[0]}, {CHANGED}") from cause

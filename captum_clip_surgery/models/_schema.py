@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 MAX_TEXT = 10_000
 
-#: What a value may be, as data: `bool`, `float` (any finite number), `str` (of at most `MAX_TEXT`
-#: characters), a `range` of whole numbers, a tuple of choices, a `ListOf`, a table, or a list of
-#: alternatives.
+#: The allowed values of an option, as data: `bool`, `float` (any finite number), `str` (of at most
+#: `MAX_TEXT` characters), a `range` of integers, a tuple of choices, a `ListOf`, a table, or a list
+#: of alternatives.
 Spec: TypeAlias = Any
 #: Allowed keys and their values; a key that ends in "?" may be null. "*" stands for any other key.
 Table: TypeAlias = Mapping[str, Spec]
@@ -32,25 +32,25 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is not JSON.
+        ValueError: If the file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def check_table(where: str, table: Any, allowed: Table, prefix: str = "") -> None:
-    """Check that a table has only allowed keys, and values of their kinds.
+    """Check that a table has only allowed keys, with allowed values.
 
     Args:
-        where: name of the file, for the message.
-        table: the table.
-        allowed: keys and specifications of their values.
-        prefix: path of the table within the file, such as "model_cfg.text_cfg.".
+        where: Name of the file, for the message.
+        table: The table.
+        allowed: Allowed keys and specifications of their values.
+        prefix: Path of the table within the file, such as "model_cfg.text_cfg.".
 
     Raises:
-        ValueError: a key that is not allowed, or a value of another kind.
+        ValueError: If a key is not allowed, or a value does not match its specification.
     """
     if not isinstance(table, dict):
         what = f"{where}: {prefix.rstrip('.')}" if prefix else where
@@ -74,12 +74,12 @@ def check_table(where: str, table: Any, allowed: Table, prefix: str = "") -> Non
 
 
 def check_links(folder: Path) -> None:
-    """Check that no file of a folder is a link to somewhere else.
+    """Check that no file in a folder is a link out of it.
 
-    In a snapshot of the hub's cache, files are links into the `blobs` of the same repository.
+    In a snapshot of the hub's cache, links into the `blobs` of the same repository are allowed.
 
     Raises:
-        ValueError: a link that leads out of the folder.
+        ValueError: If a link leads out of the folder.
     """
     real = folder.resolve()
     allowed = [real]

@@ -1,15 +1,15 @@
-"""What determines a module's results, read cheaply enough to be compared before and after a call.
+"""Read what determines a module's results, cheaply enough to compare before and after a call.
 
-Parameters and buffers count by identity, memory and version, plain attributes by value (through
-dicts, lists, sets and the attributes of objects), hooks and classes by identity. On the CPU, and
-for inference tensors on any device, a sample of values is read as well: `p.data.mul_()` and changes
-in inference mode leave no other trace. Reading a text tower of ViT-B/16 takes 0.9 ms; encoding one
-short text to compare its feature would take 20.
+Parameters and buffers are compared by identity, memory and version, plain attributes by value
+(through dicts, lists, sets and the attributes of objects), hooks and classes by identity. On the
+CPU, and for inference tensors on any device, a sample of values is compared as well, because
+`p.data.mul_()` and changes in inference mode leave no other trace. Reading the text tower of
+ViT-B/16 takes 0.9 ms; encoding one short text to compare its feature would take 20 ms.
 
-Not seen: a write through `.data` that misses every sampled value (tensors of up to 4,096 values are
-sampled whole, larger ones at 64 places), any write through `.data` on a GPU (reading values there
-would make every call wait), what is changed and changed back between two readings, and what code
-reads from outside the module, such as global variables.
+Not detected: a write through `.data` that misses every sampled value (tensors of up to 4,096 values
+are sampled whole, larger ones at 64 positions); any write through `.data` on a GPU, where reading
+values would make every call wait; what is changed and changed back between two readings; and what
+code reads from outside the module, such as global variables.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-#: Types whose values are compared as they are.
+from captum_clip_surgery._utils.tensors import version_of
+from captum_clip_surgery.models._internals import (
+    HOOK_OPTIONS,
+    HOOKS,
+    buffers_of,
+    children_of,
+    global_hooks,
+    parameters_of,
+)
+
+#: Types whose values are compared directly.
 PLAIN = frozenset(
     {bool, int, float, complex, str, bytes, type(None), range}
     | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
 )
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-HOOK_OPTIONS = (
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_is_full_backward_hook",
-)
-#: Entries of `module.__dict__` that are read otherwise, or have no part in results.
+#: Entries of `module.__dict__` that are read separately, or do not affect results.
 REGISTRIES = frozenset(HOOKS) | {
     *HOOK_OPTIONS,
     *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
     *("_state_dict_hooks", "_state_dict_pre_hooks"),
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 }
-#: Captum reads a layer through hooks made here. They come and go in other threads' calls.
-READERS = "captum._utils.gradient"
-DEPTH = 4  # objects within objects that are looked into; deeper ones count by identity
-WHOLE, PLACES = 4096, 64  # values up to which a tensor is sampled whole; otherwise how many
-SAMPLED = (Tensor, nn.Parameter)
+#: Captum reads layers through hooks made here, which come and go in other threads' calls.
+CAPTUM_HOOKS = "captum._utils.gradient"
+MAX_DEPTH = 4  # of objects within objects; deeper ones are compared by identity
+MAX_WHOLE = 4096  # values up to which a tensor is sampled whole
+NUM_SAMPLES = 64  # values sampled of a larger tensor
+SAMPLED_TYPES = (Tensor, nn.Parameter)
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -62,14 +66,14 @@ class TensorFact(NamedTuple):
 
 
 class ObjectFact(NamedTuple):
-    """Anything that is compared by identity, with what it holds."""
+    """An object compared by identity, and its content."""
 
     identity: int
     content: Any
 
 
 class ModuleFact(NamedTuple):
-    """One module. `attributes` holds its plain attributes by name, and what its hooks hold."""
+    """One module; `attributes` holds its plain attributes and the settings of its hooks."""
 
     identity: int
     kind: int
@@ -81,26 +85,35 @@ class ModuleFact(NamedTuple):
     attributes: dict[str, Any]
 
 
-class State(NamedTuple):
-    """A reading. `kept` holds what was identified, so that no other object takes its identity."""
+class ModelState(NamedTuple):
+    """The state of a module and all modules below it at one moment.
+
+    Attributes:
+        modules: The modules.
+        facts: What was read of each module.
+        surroundings: Members of classes, global hooks, and the precision of matrix products.
+        samples: Sampled values, one tensor per device and width.
+        views: Views of the memory that `samples` was read from.
+        references: Every object compared by identity, so that no other object can get its `id`.
+    """
 
     modules: list[nn.Module]
     facts: list[ModuleFact]
     surroundings: tuple[Any, ...]
     samples: list[Tensor]
     views: list[list[Tensor]]
-    kept: list[Any]
+    references: list[Any]
 
-    def same(self, other: State) -> bool:
-        """Whether nothing differs."""
+    def same(self, other: ModelState) -> bool:
+        """Return whether nothing differs."""
         return (
             self.facts == other.facts
             and self.surroundings == other.surroundings
             and self.same_samples(other)
         )
 
-    def same_samples(self, other: State) -> bool:
-        """Whether the sampled values are equal to the bit."""
+    def same_samples(self, other: ModelState) -> bool:
+        """Return whether the sampled values are equal bit by bit."""
         return len(self.samples) == len(other.samples) and all(
             map(torch.equal, self.samples, other.samples)
         )
@@ -109,20 +122,20 @@ class State(NamedTuple):
 def read_state(
     root: nn.Module,
     without: Sequence[Any] = (),
-    previous: State | None = None,
+    previous: ModelState | None = None,
     samples: bool = False,
-) -> State:
+) -> ModelState:
     """Read the state of a module and all modules below it.
 
     Args:
-        root: the module.
-        without: modules and parameters below it that do not count.
-        previous: an earlier reading to compare this one with. It keeps what it identified, so this
-            one need not, and its views of the values are used again.
-        samples: whether to sample the values of all tensors, or of inference tensors alone.
+        root: The module.
+        without: Modules and parameters below it to leave out.
+        previous: An earlier state that this one will be compared with. It holds the references, so
+            that this one need not, and its views of the values are reused.
+        samples: Whether to sample the values of all tensors, or of inference tensors only.
     """
     reader = _Reader(root, without, keep=previous is None)
-    facts = [reader.module(module) for module in reader.modules]  # grows as it is walked
+    facts = [reader.module(module) for module in reader.modules]  # the list grows meanwhile
     surroundings = reader.surroundings()
     if previous is not None and previous.facts == facts:
         views = previous.views
@@ -130,33 +143,39 @@ def read_state(
         views = _sample_views(t for t in reader.tensors if samples or t.is_inference())
     with torch.no_grad():
         sampled = [torch.cat(group) for group in views]
-    return State(reader.modules, facts, surroundings, sampled, views, reader.kept)
+    return ModelState(reader.modules, facts, surroundings, sampled, views, reader.references)
+
+
+def precision() -> tuple[Any, ...]:
+    """Return the settings that determine how exactly matrices are multiplied."""
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+    )
 
 
 class _Reader:
-    """One reading: the modules found so far, and what must be kept alive."""
+    """One reading: the modules met so far, and the objects to keep alive."""
 
     def __init__(self, root: nn.Module, without: Sequence[Any], keep: bool) -> None:
         self.modules = [root]
-        self.kept: list[Any] = []
-        self.keep = keep
+        self.references: list[Any] = []
         self.tensors: list[Tensor] = []
-        self.kinds: dict[type, None] = {}
-        self.skipped = {id(part) for part in without}
-        self.known = {id(root)}
-        self.inside: set[int] = set()
+        self._keep = keep
+        self._classes: dict[type, None] = {}
+        self._skipped = {id(part) for part in without}
+        self._visited = {id(root)}
+        self._active: set[int] = set()  # objects whose content is being read, against cycles
 
     def module(self, module: nn.Module) -> ModuleFact:
         kind = type(module)
-        self.kinds[kind] = None
+        self._classes[kind] = None
         attributes = {k: v for k, v in module.__dict__.items() if k not in REGISTRIES}
         if not PLAIN.issuperset(map(type, attributes.values())):
             for name, value in attributes.items():
                 if type(value) not in PLAIN:
-                    attributes[name] = self.fact(value)
-        children: tuple[Any, ...] = ()
-        if module._modules:
-            children = tuple(self._children(module._modules))
+                    attributes[name] = self._fact(value)
         hooks: list[Any] = []
         for registry in HOOKS:
             registered = getattr(module, registry)
@@ -164,55 +183,58 @@ class _Reader:
                 hooks += self._hooks(registry, registered, attributes)
         if hooks:
             hooks += [(option, repr(getattr(module, option, None))) for option in HOOK_OPTIONS]
-        parameters, buffers = module._parameters, module._buffers
+        parameters, buffers, children = (
+            parameters_of(module),
+            buffers_of(module),
+            children_of(module),
+        )
         return ModuleFact(
             id(module),
             id(kind),
             module.training,
             tuple(self._named(parameters)) if parameters else (),
             tuple(self._named(buffers)) if buffers else (),
-            children,
+            tuple(self._children(children)) if children else (),
             tuple(hooks),
             attributes,
         )
 
     def surroundings(self) -> tuple[Any, ...]:
-        """What the classes define, hooks on all modules, and the precision of products."""
-        kinds = dict.fromkeys(part for kind in self.kinds for part in kind.__mro__[:-1])
+        kinds = dict.fromkeys(part for kind in self._classes for part in kind.__mro__[:-1])
         members = []
         for kind in kinds:
-            own = vars(kind)
-            members.append((id(kind), tuple(own), tuple(map(id, own.values()))))
-            if self.keep:
-                self.kept.append((kind, list(own.values())))
+            content = vars(kind)
+            members.append((id(kind), tuple(content), tuple(map(id, content.values()))))
+            if self._keep:
+                self.references.append((kind, list(content.values())))
         settings: dict[str, Any] = {}
         hooks = [
             hook
             for registry in HOOKS
-            for hook in self._hooks(registry, _global_hooks(registry), settings)
+            for hook in self._hooks(registry, global_hooks(registry), settings)
         ]
         return tuple(members), tuple(hooks), settings, precision()
 
     def _children(self, modules: Mapping[str, nn.Module | None]) -> Iterator[tuple[str, int]]:
         for name, child in modules.items():
-            if child is not None and id(child) not in self.skipped:
+            if child is not None and id(child) not in self._skipped:
                 self._visit(child)
                 yield name, id(child)
 
     def _visit(self, module: nn.Module) -> None:
-        if id(module) not in self.known and id(module) not in self.skipped:
-            self.known.add(id(module))
+        if id(module) not in self._visited and id(module) not in self._skipped:
+            self._visited.add(id(module))
             self.modules.append(module)
 
     def _named(self, tensors: Mapping[str, Tensor | None]) -> Iterator[tuple[Any, ...]]:
         for name, tensor in tensors.items():
-            if tensor is not None and id(tensor) not in self.skipped:
+            if tensor is not None and id(tensor) not in self._skipped:
                 yield name, *self._tensor(tensor)
 
     def _tensor(self, tensor: Tensor) -> tuple[Any, ...]:
         self.tensors.append(tensor)
-        if self.keep:  # its memory as well: `tensor.data = ...` lets go of it
-            self.kept += (tensor, tensor.detach())
+        if self._keep:  # with its memory, which `tensor.data = ...` releases
+            self.references += (tensor, tensor.detach())
         fact = (
             id(tensor),
             _address(tensor),
@@ -220,27 +242,27 @@ class _Reader:
             tensor.shape,
             tensor.stride() if tensor.layout is torch.strided else (),
         )
-        if type(tensor) in SAMPLED:
+        if type(tensor) in SAMPLED_TYPES:
             return fact
-        return (*fact, self.fact(vars(tensor)))  # of a subclass, which may wrap other tensors
+        return (*fact, self._fact(vars(tensor)))  # a subclass may wrap other tensors
 
     def _hooks(
         self, registry: str, hooks: Mapping[int, Any], attributes: dict[str, Any]
     ) -> list[Any]:
-        """Hooks by identity; the settings they hold go to the attributes."""
-        found = []
+        """Return hooks by identity, and add the settings they hold to the attributes."""
+        facts = []
         for number, hook in hooks.items():
-            if getattr(hook, "__module__", None) == READERS:
+            if getattr(hook, "__module__", None) == CAPTUM_HOOKS:
                 continue
-            self.kept.append(hook)
-            found.append((registry, number, id(hook)))
-            settings = hook_settings(hook)
+            self.references.append(hook)
+            facts.append((registry, number, id(hook)))
+            settings = _hook_settings(hook)
             if settings:
                 attributes[f"{registry}[{number}]"] = settings
-        return found
+        return facts
 
-    def fact(self, value: Any, num_blocks: int = 0) -> Any:
-        """A value of any kind in comparable form."""
+    def _fact(self, value: Any, depth: int = 0) -> Any:
+        """Return a value of any type in comparable form."""
         if type(value) in PLAIN:
             return value
         if isinstance(value, Tensor):
@@ -248,19 +270,19 @@ class _Reader:
         if isinstance(value, nn.Module):
             self._visit(value)
             return ObjectFact(id(value), None)
-        if self.keep:
-            self.kept.append(value)
-        if num_blocks > DEPTH or id(value) in self.inside:
+        if self._keep:
+            self.references.append(value)
+        if depth > MAX_DEPTH or id(value) in self._active:
             return ObjectFact(id(value), None)
-        self.inside.add(id(value))
+        self._active.add(id(value))
         try:
-            return self._composite(value, num_blocks + 1)
+            return self._composite(value, depth + 1)
         finally:
-            self.inside.discard(id(value))
+            self._active.discard(id(value))
 
-    def _composite(self, value: Any, num_blocks: int) -> Any:
+    def _composite(self, value: Any, depth: int) -> Any:
         def fact(part: Any) -> Any:
-            return self.fact(part, num_blocks)
+            return self._fact(part, depth)
 
         if isinstance(value, dict):
             if PLAIN.issuperset(map(type, value.values())) and PLAIN.issuperset(map(type, value)):
@@ -271,91 +293,70 @@ class _Reader:
         if isinstance(value, (set, frozenset)):
             return frozenset(map(fact, value))
         if isinstance(value, np.ndarray):
-            small = value.nbytes <= WHOLE and not value.dtype.hasobject
+            small = value.nbytes <= MAX_WHOLE and not value.dtype.hasobject
             return ObjectFact(id(value), value.tobytes() if small else None)
         if isinstance(value, functools.partial):
             return ObjectFact(0, (fact(value.func), fact(value.args), fact(value.keywords)))
         if isinstance(value, types.MethodType):
             return ObjectFact(id(value.__func__), fact(value.__self__))
         if isinstance(value, types.FunctionType):
-            held = (*closure(value), *(value.__defaults__ or ()))
-            return ObjectFact(id(value), tuple(map(fact, held)))
+            return ObjectFact(id(value), tuple(map(fact, _held_values(value))))
         if isinstance(value, type) or type(value).__module__.partition(".")[0] == "torch":
             return ObjectFact(id(value), None)
         return ObjectFact(id(value), fact(getattr(value, "__dict__", None)))
 
 
-def hook_settings(hook: Any) -> tuple[Any, ...]:
-    """Fractions, flags and words that a hook holds in its closure, defaults or object.
+# --- functions -----------------------------------------------------------------------------------
 
-    What hooks gather (counts, tensors, lists of them) does not change what they do.
+
+def _hook_settings(hook: Any) -> tuple[Any, ...]:
+    """Return the floats, flags and strings in a hook's closure, defaults or object.
+
+    What hooks collect (counts, tensors, lists of them) does not change what they do.
     """
     if isinstance(hook, functools.partial):
-        return _settings((*hook.args, *hook.keywords.values())) + hook_settings(hook.func)
+        return _settings((*hook.args, *hook.keywords.values())) + _hook_settings(hook.func)
     if isinstance(hook, types.MethodType):
-        return hook_settings(hook.__self__)
+        return _hook_settings(hook.__self__)
     if isinstance(hook, types.FunctionType):
-        return _settings((*closure(hook), *(hook.__defaults__ or ())))
+        return _settings(_held_values(hook))
     return _settings(getattr(hook, "__dict__", {}).values())
 
 
 def _settings(values: Iterable[Any]) -> tuple[Any, ...]:
-    found = []
+    settings = []
     for value in values:
         if isinstance(value, dict):
             value = tuple(value.values())
         parts = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         if parts and all(type(part) in (bool, float, str) for part in parts):
-            found.append(parts)
-    return tuple(found)
+            settings.append(parts)
+    return tuple(settings)
 
 
-def closure(function: types.FunctionType) -> list[Any]:
-    """What a function's closure holds; variables without a value are left out."""
-    found = []
+def _held_values(function: types.FunctionType) -> list[Any]:
+    """Return the values in a function's closure and its defaults."""
+    values = []
     for cell in function.__closure__ or ():
         try:
-            found.append(cell.cell_contents)
-        except ValueError:
+            values.append(cell.cell_contents)
+        except ValueError:  # a variable without a value yet
             continue
-    return found
+    return [*values, *(function.__defaults__ or ())]
 
 
-def _global_hooks(registry: str) -> Mapping[int, Any]:
-    return getattr(nn.modules.module, f"_global{registry}", {})
-
-
-def has_global_hooks() -> bool:
-    """Whether hooks are registered on all modules of the process."""
-    return any(map(_global_hooks, HOOKS))
-
-
-def precision() -> tuple[Any, ...]:
-    """How exactly matrices are multiplied."""
-    return (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-    )
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return the tensor's in-place version counter, or 0 for inference tensors, which have none."""
-    return 0 if tensor.is_inference() else tensor._version
+# --- tensors -------------------------------------------------------------------------------------
 
 
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except RuntimeError:  # it has no memory of its own: sparse, or a wrapper of others
+    except RuntimeError:  # without memory of its own: sparse, or a wrapper of other tensors
         return 0
 
 
-# --- sampled values ------------------------------------------------------------------------------
-
-
 def _sample_views(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Views of the values to compare, grouped by device and width."""
+    """Return views of the values to compare, grouped by device and width."""
     groups: dict[tuple[torch.device, int], list[Tensor]] = {}
     for tensor in tensors:
         if _can_be_sampled(tensor):
@@ -366,7 +367,7 @@ def _sample_views(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def _can_be_sampled(tensor: Tensor) -> bool:
     return (
-        type(tensor) in SAMPLED
+        type(tensor) in SAMPLED_TYPES
         and tensor.layout is torch.strided
         and not tensor.is_quantized
         and tensor.element_size() in INTEGERS
@@ -376,10 +377,10 @@ def _can_be_sampled(tensor: Tensor) -> bool:
 
 
 def _sample_view(tensor: Tensor, width: int) -> Tensor:
-    """All values of a small tensor; of a large one some, the last among them."""
+    """Return all values of a small tensor, or some of a large one, the last among them."""
     values = tensor.detach().view(INTEGERS[width])
     pairs = zip(values.shape, values.stride(), strict=True)
     length = 1 + sum((size - 1) * stride for size, stride in pairs)
-    step = 1 if length <= WHOLE else (length - 1) // (PLACES - 1)
+    step = 1 if length <= MAX_WHOLE else (length - 1) // (NUM_SAMPLES - 1)
     first = values.storage_offset() + (length - 1) % step
     return values.as_strided((1 + (length - 1) // step,), (step,), first)

@@ -1,7 +1,7 @@
-"""Folders that transformers reads, checked first: none leads to code, a hub or other files.
+"""Check folders before transformers reads them, so that none leads to code, a hub or other files.
 
-transformers runs Python that a folder names (`auto_map`), fetches attention kernels, backbones and
-adapters by name, opens vocabulary files by path, and asks on standard input whether it may.
+transformers runs Python code that a folder names (`auto_map`), fetches attention kernels, backbones
+and adapters by name, opens vocabulary files by path, and asks for permission on standard input.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def check_text_tower(folder: Path, name: str) -> Path:
     """Find the configuration of a text tower within a model's folder, and check it.
 
     Args:
-        folder: folder of the model.
+        folder: Folder of the model.
         name: `hf_model_name` of its configuration: a folder in it, by relative or absolute path.
 
     Returns:
         The folder of the text tower.
 
     Raises:
-        ImportError: transformers is not installed.
-        ValueError: no configuration there, or an option that is not allowed.
+        ImportError: If transformers is not installed.
+        ValueError: If there is no configuration, or an option is not allowed.
     """
     tower = (folder / name).resolve()
     if not tower.is_relative_to(folder.resolve()) or not (tower / CONFIG).is_file():
         raise ValueError(
-            f"{folder}: the text tower is hf_model_name {name!r:.100}, which is no folder with a "
-            f"{CONFIG} inside {folder}; a folder's model is built from the folder alone. "
+            f"{folder}: the text tower is hf_model_name {name!r:.100}, which is not a folder with "
+            f"a {CONFIG} inside {folder}; a folder's model is built from the folder alone. "
             "Save the tower's configuration there: transformers.AutoConfig.from_pretrained(...)"
             ".save_pretrained(...)"
         )
@@ -60,7 +60,7 @@ def check_text_tower(folder: Path, name: str) -> Path:
 
 
 def build_text_tower(tower: Path) -> nn.Module:
-    """Build a checked text tower as transformers does, decoder and all, with random weights."""
+    """Build a checked text tower as transformers does, including a decoder, with random weights."""
     import transformers
 
     kinds: Any = transformers.AutoModel
@@ -71,11 +71,11 @@ def build_text_tower(tower: Path) -> nn.Module:
 def tokenizer_options(folder: Path) -> dict[str, Any]:
     """Check a folder's tokenizer, and return the options with which transformers may read it.
 
-    Of `config.json`, which may be of any model, only the kind of tokenizer is taken.
+    `config.json` can be that of any model; only the type of tokenizer is read from it.
 
     Raises:
-        ImportError: transformers is not installed.
-        ValueError: an option that is not allowed.
+        ImportError: If transformers is not installed.
+        ValueError: If an option is not allowed.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
@@ -96,11 +96,15 @@ def tokenizer_options(folder: Path) -> dict[str, Any]:
 
 
 def check_sam(folder: Path) -> None:
-    """Check a folder of a SAM that `save_pretrained` wrote.
+    """Check a folder with a SAM written by `save_pretrained`.
+
+    Args:
+        folder: The folder.
 
     Raises:
-        FileNotFoundError: no configuration, or no weights in safetensors.
-        ValueError: an option that is not allowed, or more parameters than weights.
+        FileNotFoundError: If there is no configuration, or no weights in safetensors.
+        ValueError: If an option is not allowed, or the configuration has more parameters than
+            the file of weights.
     """
     from transformers import SamConfig, SamModel
 
@@ -117,7 +121,7 @@ def check_sam(folder: Path) -> None:
     weights = (folder / "model.safetensors").stat().st_size
     with torch.device("meta"):
         count = sum(p.numel() for p in SamModel(SamConfig.from_pretrained(folder)).parameters())
-    if count > weights:  # each takes a byte at least
+    if count > weights:  # each takes at least a byte
         raise ValueError(
             f"{folder / CONFIG} describes {count:,} parameters, and the weights beside it have "
             f"{weights:,} bytes: they are not of one model"

@@ -1,7 +1,7 @@
-"""Options that may reach transformers, by file: allow-lists for `transformers_files`.
+"""Allow-lists of the options that may reach transformers, by file.
 
-Nothing here leads to code, a hub or a path: no `auto_map`, no attention kernels, backbones or
-adapters by name, no vocabulary files by path, no arguments of sentencepiece.
+No option leads to code, a hub or a path: there is no `auto_map`, no attention kernel, backbone or
+adapter by name, no vocabulary file by path, and no argument of sentencepiece.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from captum_clip_surgery.models._schema import ListOf, Table
 
 LAYERS, EDGE, WIDTH, VOCABULARY = range(1, 1_001), range(1, 1_025), range(2**20), range(2**26)
 WORDS = ListOf(str, range(1_001))
-_OFF = (
+_OFF = [
     "is_decoder",
     "add_cross_attention",
     "output_attentions",
@@ -20,8 +20,8 @@ _OFF = (
     "torchscript",
     "use_bfloat16",
     "tie_encoder_decoder",
-)
-_FREE = (
+]
+_FREE = [
     "do_sample",
     "early_stopping",
     "gradient_checkpointing",
@@ -33,8 +33,8 @@ _FREE = (
     "tf_legacy_loss",
     "tie_word_embeddings",
     "use_cache",
-)
-_NUMBERS = (
+]
+_NUMBERS = [
     "chunk_size_feed_forward",
     "diversity_penalty",
     "encoder_no_repeat_ngram_size",
@@ -51,8 +51,8 @@ _NUMBERS = (
     "top_k",
     "top_p",
     "typical_p",
-)
-_STRINGS = (
+]
+_STRINGS = [
     "_name_or_path",
     "dtype",
     "torch_dtype",
@@ -60,10 +60,10 @@ _STRINGS = (
     "tokenizer_class",
     "prefix",
     "problem_type",
-)
+]
 _TOKEN_IDS = ("bos", "eos", "pad", "sep", "decoder_start", "forced_bos", "forced_eos")
 
-#: Options that size and shape no model: what older versions of transformers wrote for every one.
+#: Options that do not affect a model's size: older versions of transformers wrote them for all.
 _ANY: Table = {
     "architectures?": WORDS,
     **{f"{word}?": str for word in _STRINGS},
@@ -98,7 +98,7 @@ _BERT: Table = {
     "type_vocab_size": WIDTH,
     "layer_norm_eps": float,
     "position_embedding_type": ("absolute",),
-    # what Chinese BERTs say besides, and no code reads
+    # written by Chinese BERTs, and not read by any code
     "directionality": str,
     "pooler_fc_size": WIDTH,
     "pooler_num_attention_heads": WIDTH,
@@ -232,8 +232,8 @@ _TOKENS: Table = {
         {"*": [str, _TOKEN]},
     ],
 }
-#: Tokenizers whose class transformers may look up by name.
-_TOKENIZED = (
+#: Tokenizers whose class transformers may import by name.
+_TOKENIZED = [
     "Bert",
     "Roberta",
     "XLMRoberta",
@@ -255,12 +255,12 @@ _TOKENIZED = (
     "Llama",
     "Qwen2",
     "PreTrained",
-)
+]
 TOKENIZERS = (
     *(f"{name}{end}" for name in _TOKENIZED for end in ("Tokenizer", "TokenizerFast")),
     "TokenizersBackend",
 )
-_FLAGS = (
+_FLAGS = [
     "add_bos_token",
     "add_eos_token",
     "add_prefix_space",
@@ -280,8 +280,8 @@ _FLAGS = (
     "tokenize_chinese_chars",
     "trim_offsets",
     "use_default_system_prompt",
-)
-#: Options of a tokenizer. Paths are allowed as null, or where nothing opens them.
+]
+#: Options of a tokenizer. Paths are allowed if they are null or never opened.
 TOKENIZER: Table = {
     **_TOKENS,
     **{f"{flag}?": bool for flag in _FLAGS},
@@ -309,7 +309,7 @@ TOKENIZER: Table = {
     "tokenizer_file?": (),
     "spm_file?": (),
 }
-#: Kinds of model whose tokenizer a folder may name by `model_type`, beside `TEXT_TOWERS`.
+#: Further types of model whose tokenizer a folder may name by `model_type`.
 OTHER_TOKENIZERS = ("clip", "siglip", "siglip2", "t5", "gemma", "distilbert", "mpnet", "albert")
 TOKENIZER_FILES: Mapping[str, Table] = {
     "tokenizer_config.json": TOKENIZER,

@@ -1,6 +1,6 @@
-"""OpenAI's files of weights: recognized, and read without running what is in them.
+"""Recognize OpenAI's files of weights, and read them without running the code in them.
 
-OpenAI released TorchScript archives. torch loads these only by its own interpreter, which runs
+OpenAI released TorchScript archives. torch loads these only with its own interpreter, which runs
 their code, so open_clip refuses them by default. Their tensors are a pickle and raw numbers, and
 are read here as such.
 """
@@ -23,9 +23,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-#: Numbers among the weights of OpenAI's archives alone; open_clip keeps them beside the weights.
-MARKS = ("input_resolution", "context_length", "vocab_size")
-#: The most that an archive's program may have, in bytes; OpenAI's have less than 1 MB.
+#: Numbers that only OpenAI's archives have among their weights; open_clip keeps them there.
+OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
+#: Largest program of an archive in bytes; OpenAI's have less than 1 MB.
 MAX_CODE = 2**26
 CODE = (".py", ".debug_pkl")  # compressed by torch, unlike weights
 MAX_MODULES = 100_000
@@ -44,15 +44,18 @@ DTYPES = {
 
 
 def recognize_activation(path: Path) -> tuple[bool, str] | None:
-    """Tell from a checkpoint file whether it was trained with QuickGELU, and why.
+    """Detect from a checkpoint file whether it was trained with QuickGELU.
 
-    A TorchScript archive holds its own program, which calls `gelu`, or `sigmoid` for QuickGELU.
-    OpenAI's weights have three numbers among them that other state dicts do not have, and that fit
-    the shapes beside them. A state dict without them can be anybody's: open_clip names its
-    weights as OpenAI did.
+    A TorchScript archive contains its own program, which calls `gelu`, or `sigmoid` for QuickGELU.
+    OpenAI's weights include three numbers that other state dicts lack, and that fit the shapes of
+    the weights. Without them the origin is unknown, because open_clip names weights as OpenAI did.
+
+    Args:
+        path: The checkpoint file.
 
     Returns:
-        (whether QuickGELU, the reason), or None where the file does not tell or cannot be read.
+        Whether it was trained with QuickGELU and the reason, or None if that is unknown or the file
+        cannot be read.
     """
     try:
         if _is_torchscript(path):
@@ -61,47 +64,49 @@ def recognize_activation(path: Path) -> tuple[bool, str] | None:
                 return called == {"sigmoid"}, f"computed by the program in {path.name}"
         if _is_openai(_state_dict(path)):
             return True, f"of OpenAI's release, recognized in {path.name}"
-    except Exception:  # loading the file says what is wrong with it
+    except Exception:  # loading the file reports what is wrong with it
         return None
     return None
 
 
 @contextmanager
-def loadable(path: str) -> Iterator[str]:
-    """Yield a file that open_clip loads: OpenAI's weights rewritten, any other file as it is.
+def loadable_file(path: str) -> Iterator[str]:
+    """Yield a file that open_clip can load: OpenAI's weights rewritten, any other file as it is.
+
+    Args:
+        path: The checkpoint file.
 
     Raises:
-        ValueError: a TorchScript archive that holds more than modules and weights.
-        OSError: no folder for temporary files, which the rewritten weights need.
+        ValueError: If a TorchScript archive contains more than modules and weights.
+        OSError: If temporary files cannot be written.
     """
-    if not _is_torchscript(Path(path)) and not _is_marked(Path(path)):
+    if not _is_torchscript(Path(path)) and not _holds_openai_weights(Path(path)):
         yield path
         return
-    state = _state_dict(Path(path))
-    kept = {
+    weights = {
         name: tensor
-        for name, tensor in state.items()
-        if name not in MARKS and not name.endswith("attn_mask")  # which the model makes
+        for name, tensor in _state_dict(Path(path)).items()
+        if name not in OPENAI_KEYS and not name.endswith("attn_mask")  # which the model computes
     }
     with TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pt"
-        torch.save(kept, file)
-        del state, kept
+        torch.save(weights, file)
+        del weights
         yield str(file)
 
 
-def _is_marked(path: Path) -> bool:
+def _holds_openai_weights(path: Path) -> bool:
     try:
         return _is_openai(_state_dict(path))
-    except Exception:  # open_clip reads it next, and says what is wrong with it
+    except Exception:  # open_clip reads it next, and reports what is wrong with it
         return False
 
 
 def _is_openai(state: Mapping[str, Any]) -> bool:
     """Check for OpenAI's three numbers, and that the shapes beside them agree."""
-    if not all(isinstance(state.get(name), Tensor) for name in MARKS):
+    if not all(isinstance(state.get(name), Tensor) for name in OPENAI_KEYS):
         return False
-    resolution, context, vocabulary = (int(state[name]) for name in MARKS)
+    resolution, context, vocabulary = (int(state[name]) for name in OPENAI_KEYS)
     pooled = state.get("visual.attnpool.positional_embedding")
     if pooled is None:
         side, positions = state["visual.conv1.weight"].shape[-1], "visual.positional_embedding"
@@ -115,11 +120,13 @@ def _is_openai(state: Mapping[str, Any]) -> bool:
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file by name, from the disk only as they are used."""
+    """Read the tensors of a file by name; values are read from disk only when they are used."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names} if MARKS[0] in names else {}
+            return (
+                {name: file.get_tensor(name) for name in names} if OPENAI_KEYS[0] in names else {}
+            )
     if _is_torchscript(path):
         return _read_torchscript(path)
     content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -152,7 +159,7 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         data = [info for info in archive.infolist() if not info.filename.endswith(CODE)]
         if sum(info.file_size for info in data) > path.stat().st_size:
             raise ValueError(
-                f"{path} unpacks to more than its size; torch does not compress weights"
+                f"{path} unpacks to more than its size, and torch does not compress weights"
             )
         (record,) = (i.filename for i in data if re.fullmatch(r"[^/]+/data\.pkl", i.filename))
         content = archive.read(record)
@@ -163,15 +170,15 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 def _check_memo(content: bytes) -> None:
-    """Check the numbers a pickle gives its objects: Python makes room up to the largest."""
+    """Check the numbers a pickle gives its objects: Python allocates room up to the largest."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name.endswith("PUT") and int(argument or 0) > len(content):
-            raise ValueError(f"a pickle of {len(content):,} bytes has no {argument:,} objects")
+            raise ValueError(f"a pickle of {len(content):,} bytes cannot hold {argument:,} objects")
 
 
 def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:
     queue = [("", root)]
-    for prefix, module in queue:  # which grows as it is walked
+    for prefix, module in queue:  # the list grows meanwhile
         if len(queue) > MAX_MODULES:
             raise ValueError(f"an archive of weights has more than {MAX_MODULES:,} modules")
         for name, value in vars(module).items():
@@ -182,11 +189,11 @@ def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Module:
-    """Stand-in for any class of an archive: it keeps attributes and has no code."""
+    """Stand-in for any class in an archive, with attributes and without code."""
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Reads tensors and modules; refuses every other name, so that nothing of a file is called."""
+    """Reader of tensors and modules that refuses every other name, so that no code is called."""
 
     def __init__(self, stream: Any, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(stream)
@@ -199,7 +206,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if (module, name) not in _READERS:
-            raise pickle.UnpicklingError(f"an archive of weights names {module}.{name}")
+            raise pickle.UnpicklingError(f"an archive of weights must not name {module}.{name}")
         return _READERS[module, name]
 
     def persistent_load(self, identity: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which of open_clip's configurations work, asked of the adapters themselves."""
+"""The catalog of open_clip's configurations, and whether surgery is defined on each."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import _build_vision_tower
 from open_clip.timm_model import TimmModel
 from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models.image import Tower, family_of
+from captum_clip_surgery.models._internals import build_image_tower
+from captum_clip_surgery.models.image import Tower, get_tower_class
 from captum_clip_surgery.models.loading import text_needs
+
+__all__ = ["ModelEntry", "list_models", "to_markdown"]
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What is known of a configuration without its weights.
+    """One configuration of open_clip, as far as it is known without weights.
 
-    Args:
-        name: as open_clip names it.
-        family: of the image tower, as the adapters name it.
-        supported: whether surgery is defined on the image tower.
-        reason: why not; empty if it is.
-        pooling: what makes one embedding of the tokens; empty if not supported, as what follows.
-        blocks: how many surgery can run beside: the largest depth.
-        patch_size, native_size: (height, width) in pixels.
-        grid: (rows, columns) of patches at the native size.
-        text: what the text side needs: "open_clip" alone, a Hugging Face "tokenizer", or a Hugging
+    Attributes:
+        name: open_clip's name.
+        family: Family of the image tower.
+        supported: Whether surgery is defined on the image tower.
+        reason: Reason why it is not; empty if it is.
+        pooling: How tokens become one embedding; empty if not supported.
+        blocks: Number of blocks that surgery can run beside; 0 if not supported.
+        patch_size: Height and width of a patch in pixels; None if not supported.
+        native_size: Height and width of images in pixels; None if not supported.
+        grid: Rows and columns of patches at the native size; None if not supported.
+        text: What the text side needs: "open_clip" only, a Hugging Face "tokenizer", or a Hugging
             Face "tower" and tokenizer.
     """
 
@@ -49,21 +52,22 @@ class ModelEntry:
     text: str = "open_clip"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the entry as a dict for JSON."""
         return asdict(self)
 
 
 def list_models(names: Iterable[str] | None = None, progress: bool = False) -> list[ModelEntry]:
-    """Every configuration of the installed open_clip, or those named, and whether it works.
+    """List configurations of the installed open_clip, and whether surgery is defined on them.
 
     Image towers are built on the meta device: nothing is downloaded and no weights are made. All
-    take about 10 s.
+    of them take about 10 s.
 
     Args:
-        names: of configurations; None is all that open_clip lists.
-        progress: whether to draw a progress bar.
+        names: Names of configurations; None stands for all that open_clip lists.
+        progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: a name open_clip does not list.
+        ValueError: If open_clip does not list a name.
 
     Example::
 
@@ -86,25 +90,26 @@ def _entry(name: str) -> ModelEntry:
         return ModelEntry(name, "none", False, "it has no image tower", text=text)
     try:
         visual = _build_on_meta(name)
-    except Exception as error:  # whatever a user's own configuration brings
+    except Exception as error:  # a user's own configuration can fail in any way
         return ModelEntry(name, "unknown", False, f"open_clip cannot build it: {error}", text=text)
-    family = family_of(visual)
-    if isinstance(family, str):
-        return ModelEntry(name, _family(visual), False, family, text=text)
-    return _describe(name, family(visual), text)
+    try:
+        tower_class = get_tower_class(visual)
+    except TypeError as error:
+        return ModelEntry(name, _family(visual), False, str(error), text=text)
+    return _describe(name, tower_class(visual), text)
 
 
 def _build_on_meta(name: str) -> nn.Module:
     config = open_clip.get_model_config(name)
     with torch.device("meta"), _quiet():
-        return _build_vision_tower(
+        return build_image_tower(
             config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """timm warns of pretrained configurations that nobody asked it for."""
+    """Silence timm's warnings of pretrained configurations, which are not used here."""
     logger = logging.getLogger("timm")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -136,14 +141,18 @@ def _describe(name: str, tower: Tower, text: str) -> ModelEntry:
 
 
 def to_markdown(entries: Sequence[ModelEntry]) -> str:
-    """A table of what works, aligned for the terminal as well, and what does not by its reason."""
+    """Return a table of the supported configurations, and the others grouped by reason.
+
+    Args:
+        entries: Entries as `list_models` returns them.
+    """
     header = ("model", "image tower", "pooled by", "blocks", "patch", "native", "grid", "text")
-    works = [entry for entry in entries if entry.supported]
-    lines = [markdown(header, [_row(entry) for entry in works], left=len(header))]
-    lines += ["", f"{len(works)} of {len(entries)} configurations work."]
-    if any(entry.text != "open_clip" for entry in works):
+    supported = [entry for entry in entries if entry.supported]
+    lines = [markdown(header, [_row(entry) for entry in supported], left=len(header))]
+    lines += ["", f"{len(supported)} of {len(entries)} configurations work."]
+    if any(entry.text != "open_clip" for entry in supported):
         lines[-1] += (
-            " Where the text side has a Hugging Face tokenizer or tower, it needs "
+            " If the text side has a Hugging Face tokenizer or tower, it needs "
             "`pip install 'captum_clip_surgery[transformers]'`."
         )
     refused: dict[str, list[str]] = {}

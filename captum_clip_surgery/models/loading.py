@@ -1,4 +1,4 @@
-"""Models by name, as open_clip loads them, with its silent failures made loud."""
+"""Load models by name as open_clip does, and report its silent failures."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from captum_clip_surgery.models._config_check import (
 )
 from captum_clip_surgery.models._schema import check_table
 from captum_clip_surgery.models._transformers_files import tokenizer_options
-from captum_clip_surgery.models._weight_files import loadable
+from captum_clip_surgery.models._weight_files import loadable_file
 from captum_clip_surgery.models.text.tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
+
+__all__ = ["load"]
 
 SCHEMES = (LOCAL, "hf-hub:")
 
@@ -42,14 +44,24 @@ def load(
     tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Tokenizer]:
-    """A model in eval mode and its tokenizer; see `ZeroShotClassifier.from_pretrained`.
+    """Load a model in eval mode and its tokenizer.
+
+    Args:
+        name: An open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
+        pretrained: An open_clip tag or a checkpoint file; None if `name` has a scheme.
+        mean: Mean of pixels in 0..1 per channel, instead of the model's own.
+        std: Standard deviation per channel, likewise.
+        interpolation: "bicubic", "bilinear" or "nearest", likewise.
+        tokenizer: Tokenizer to return instead of the model's own.
+        **options: For `open_clip.create_model_and_transforms`.
 
     Raises:
-        ImportError: a text tower or tokenizer of Hugging Face, and transformers is not installed.
-        FileNotFoundError: a checkpoint file or folder that is not there.
-        TypeError: a name that is no string.
-        ValueError: a model or tag that open_clip does not know, a configuration that cannot be, or
-            weights that do not load.
+        ImportError: If the text tower or tokenizer is Hugging Face's and transformers is not
+            installed.
+        FileNotFoundError: If a checkpoint file or folder does not exist.
+        TypeError: If `name` is not a string.
+        ValueError: If open_clip does not know the model or tag, the configuration is invalid, or
+            the weights do not load.
     """
     if not isinstance(name, str):
         raise TypeError(f"the model's name is a {type(name).__name__}, expected a string")
@@ -60,13 +72,14 @@ def load(
     _check_transformers(name, tokenizer)
     local = check_folder(Path(name.removeprefix(LOCAL))) if name.startswith(LOCAL) else {}
     if interpolation is not None and interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation {interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+        known = ", ".join(INTERPOLATIONS)
+        raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")
     if mean is None or std is None:
         _warn_of_preprocessing(name, pretrained)
     activation = choose_activation(name, pretrained, options)
     try:
         with _weights(name, pretrained) as weights, warnings.catch_warnings():
-            # The choice was made above, with what open_clip does not look at.
+            # The choice was made above, by more than open_clip considers.
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
             for file in _files(name, weights, options):
                 check_checkpoint(file)
@@ -81,23 +94,23 @@ def load(
             )
     except (OSError, ImportError):
         raise
-    except Exception as error:  # readers of weights fail in their own ways
+    except Exception as error:  # readers of weights raise many types
         if options and isinstance(error, TypeError):
-            raise  # of the options themselves
-        why = error_message(error)
-        if len(why) > 1000:  # torch lists all that is missing
-            why = f"{why[:1000]}... ({len(why)} characters)"
-        raise ValueError(f"{pretrained or name} does not load as {name}: {why}") from error
+            raise  # about the options themselves
+        reason = error_message(error)
+        if len(reason) > 1000:  # torch lists every missing key
+            reason = f"{reason[:1000]}... ({len(reason)} characters)"
+        raise ValueError(f"{pretrained or name} does not load as {name}: {reason}") from error
     note_activation(activation, model)
     return model.eval(), tokenizer or _tokenizer(name)
 
 
 def _weights(name: str, pretrained: str | None) -> AbstractContextManager[str | None]:
-    """What open_clip is to load: a tag as it is, a checkpoint file in a form that it reads."""
+    """Return what open_clip loads: a tag as it is, a checkpoint file in a form that it reads."""
     if pretrained is None or name.startswith(SCHEMES):
         return nullcontext(pretrained)
-    tag = open_clip.get_pretrained_cfg(name, pretrained)  # which open_clip prefers to a file
-    return nullcontext(pretrained) if tag else loadable(pretrained)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)  # preferred to a file of that name
+    return nullcontext(pretrained) if tag else loadable_file(pretrained)
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -109,21 +122,21 @@ def _tokenizer(name: str) -> Tokenizer:
         check_table(name, text.get("tokenizer_kwargs") or {}, TOKENIZER, "tokenizer_kwargs.")
     try:
         return open_clip.get_tokenizer(name, **options)
-    except OSError as error:  # what transformers raises where its hub cannot be reached
+    except OSError as error:  # transformers raises it if its hub cannot be reached
         raise OSError(
-            f"the tokenizer of {name} could not be had: {error}\nPass tokenizer=, a callable of "
+            f"the tokenizer of {name} could not be loaded: {error}\nPass tokenizer=, a callable of "
             "texts and context_length to token ids, such as open_clip.tokenizer.HFTokenizer(folder)"
         ) from error
     except ImportError:
         raise
-    except Exception as error:  # of what the configuration says, in words of tokenizers
+    except Exception as error:  # tokenizers raise many types for an invalid configuration
         raise ValueError(
-            f"{name} says of its tokenizer what cannot be: {type(error).__name__}: {error!s:.500}"
+            f"the tokenizer of {name} is not valid: {type(error).__name__}: {error!s:.500}"
         ) from error
 
 
 def text_needs(name: str) -> tuple[bool, bool]:
-    """Whether a configuration's (text tower, tokenizer) are Hugging Face's; unknown is neither."""
+    """Return whether a configuration's text tower, and its tokenizer, are Hugging Face's."""
     if name.startswith(LOCAL):
         config = read_configuration(Path(name.removeprefix(LOCAL)))
     else:
@@ -168,7 +181,7 @@ def _check_exists(name: str, pretrained: str | None) -> None:
 
 
 def _files(name: str, pretrained: str | None, options: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the files of weights to check, none if the caller trusts the code in them."""
+    """Yield the files of weights to check; none if the caller passed `weights_only=False`."""
     if not options.get("weights_only", True):
         return
     if name.startswith(LOCAL):
@@ -185,12 +198,12 @@ def _is_tag(name: str, pretrained: str) -> bool:
 
 
 def _tag(name: str) -> str:
-    """open_clip takes tags in any case, with dashes or underscores."""
+    """Normalize a tag: open_clip ignores case, and takes dashes for underscores."""
     return name.lower().replace("-", "_")
 
 
 def _warn_of_preprocessing(name: str, pretrained: str | None) -> None:
-    """Say so where a checkpoint file gets OpenAI's preprocessing and its family uses another."""
+    """Warn if a checkpoint file gets OpenAI's preprocessing but its family uses another."""
     if pretrained is None or not Path(pretrained).is_file():
         return
     tags = open_clip.list_pretrained_tags_by_model(name)

@@ -1,4 +1,4 @@
-"""Results of tasks over their pictures, as figures to look at and to save."""
+"""Figures of the results of tasks, to look at and to save."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from captum_clip_surgery.tasks.multimodal import WordMaps
-from captum_clip_surgery.tasks.points import Prompt
+from captum_clip_surgery.tasks._prompts import Prompt
+from captum_clip_surgery.tasks._segmenter import Segmentation
+from captum_clip_surgery.tasks._vocabulary import BACKGROUND
+from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
-from captum_clip_surgery.tasks.segmentation import Segmentation
-from captum_clip_surgery.tasks.vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import (
     View,
     add_legend,
@@ -31,44 +31,46 @@ from captum_clip_surgery.visualization import (
     title_size,
 )
 
+__all__ = ["points_figure", "recognition_figure", "segmentation_figure", "words_figure"]
+
 
 def segmentation_figure(
-    picture: np.ndarray, found: Segmentation, width: float | str | None = None
+    image: np.ndarray, segmentation: Segmentation, width: float | str | None = None
 ) -> Figure:
-    """A picture beside its classes, which a legend names with their share of the pixels.
+    """Draw an image beside its classes, with a legend of their shares of the pixels.
 
     Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        found: of this picture.
-        width: of the figure, in inches or by its name in `WIDTHS`.
+        image: The image (H, W, 3), uint8 or floats in 0..1.
+        segmentation: Its segmentation.
+        width: Width of the figure in inches, or a name in `WIDTHS`.
 
     Returns:
-        A figure, free of pyplot: `save_figure` writes it.
+        A figure independent of pyplot; `save_figure` writes it.
     """
-    labels = {name: label for label, name in enumerate(found.classes)}
-    shares = [(labels[name], name, share) for name, share in found.shares().items()]
+    labels = {name: label for label, name in enumerate(segmentation.classes)}
+    shares = [(labels[name], name, share) for name, share in segmentation.shares().items()]
     named = [label for label, name, _ in shares if name != BACKGROUND]
-    colours = {label: label_color(place) for place, label in enumerate(named)}
-    return labels_figure(picture, found.labels.cpu().numpy(), shares, colours, width)
+    colors = {label: label_color(index) for index, label in enumerate(named)}
+    return labels_figure(image, segmentation.labels.cpu().numpy(), shares, colors, width)
 
 
 def recognition_figure(
-    picture: np.ndarray, found: Recognition, count: int = 10, width: float | str | None = None
+    image: np.ndarray, recognition: Recognition, count: int = 10, width: float | str | None = None
 ) -> Figure:
-    """A picture beside the scores of its likeliest classes.
+    """Draw an image beside the scores of its highest-scoring classes.
 
     Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        found: of this picture.
-        count: how many classes, at most.
-        width: of the figure, in inches or by its name in `WIDTHS`.
+        image: The image (H, W, 3), uint8 or floats in 0..1.
+        recognition: Its scores.
+        count: Maximum number of classes.
+        width: Width of the figure in inches, or a name in `WIDTHS`.
 
     Returns:
-        A figure, free of pyplot: `save_figure` writes it.
+        A figure independent of pyplot; `save_figure` writes it.
     """
-    figure, (left, right) = image_pair(picture, width)
-    show_image(left, picture)
-    names, scores = zip(*found.top(count), strict=True)
+    figure, (left, right) = image_pair(image, width)
+    show_image(left, image)
+    names, scores = zip(*recognition.top(count), strict=True)
     right.barh(range(len(names)), scores, color=label_color(0))
     right.set_yticks(range(len(names)), names, parse_math=False)
     right.invert_yaxis()  # the best on top
@@ -79,47 +81,47 @@ def recognition_figure(
 
 
 def points_figure(
-    picture: np.ndarray,
+    image: np.ndarray,
     prompts: Sequence[Prompt],
     masks: Sequence[np.ndarray] | None = None,
     width: float | str | None = None,
 ) -> Figure:
-    """Prompts on a picture: positive points filled, negative ones crossed, boxes and SAM's masks.
+    """Draw prompts on an image: positive points as dots, negative ones as crosses, boxes and masks.
 
     Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        prompts: of this picture.
-        masks: for each prompt (H, W) of bool, what SAM found.
-        width: of the figure, in inches or by its name in `WIDTHS`.
+        image: The image (H, W, 3), uint8 or floats in 0..1.
+        prompts: Its prompts.
+        masks: SAM's mask (H, W) of bool for each prompt.
+        width: Width of the figure in inches, or a name in `WIDTHS`.
 
     Returns:
-        A figure, free of pyplot: `save_figure` writes it.
+        A figure independent of pyplot; `save_figure` writes it.
     """
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    figure, (left, right) = image_pair(picture, width)
-    show_image(left, picture)
-    show_image(right, picture)
+    figure, (left, right) = image_pair(image, width)
+    show_image(left, image)
+    show_image(right, image)
     for number, prompt in enumerate(prompts):
-        colour = label_color(texts.index(prompt.text))
+        color = label_color(texts.index(prompt.text))
         if masks is not None:
-            shade = np.array([*colour, 0.5], dtype=np.float32)
+            shade = np.array([*color, 0.5], dtype=np.float32)
             mask = downsample(masks[number])[..., None]
             right.imshow(mask * shade, extent=right.images[0].get_extent())
-        _draw_points(right, prompt, colour)
+        _draw_points(right, prompt, color)
         if prompt.box is not None:
             x, y, to_x, to_y = prompt.box
             corner, sides = (x - 0.5, y - 0.5), (to_x - x + 1, to_y - y + 1)
-            right.add_patch(Rectangle(corner, *sides, fill=False, color=colour, lw=2))
-    # Points at the border keep their whole marks, and the picture its size.
-    right.set_xlim(-0.5, picture.shape[1] - 0.5)
-    right.set_ylim(picture.shape[0] - 0.5, -0.5)
+            right.add_patch(Rectangle(corner, *sides, fill=False, color=color, lw=2))
+    # Points at the border keep their whole marks, and the image its size.
+    right.set_xlim(-0.5, image.shape[1] - 0.5)
+    right.set_ylim(image.shape[0] - 0.5, -0.5)
     add_legend(right, [(text, label_color(index)) for index, text in enumerate(texts)])
     return figure
 
 
 def words_figure(
-    picture: np.ndarray,
-    found: WordMaps,
+    image: np.ndarray,
+    word_maps: WordMaps,
     columns: int = 6,
     width: float | str | None = None,
     *,
@@ -127,49 +129,51 @@ def words_figure(
     cmap: str | Colormap | None = None,
     alpha_overlay: float = 0.7,
 ) -> Figure:
-    """The picture, then where it shows each word of its caption, with the word's importance.
+    """Draw an image, and over it the map of each word of its caption, with the word's importance.
 
-    Each map has a scale of its own: words differ by what they score everywhere. How little a word
-    has to say is told by its importance.
+    Each map has its own scale, because words differ by what they score everywhere.
 
     Args:
-        picture: (H, W, 3), uint8 or floats in 0..1.
-        found: what `word_maps` found in it.
-        columns: panels in a row, at least 1.
-        width: of the figure, in inches or by its name in `WIDTHS`; None is two inches a panel.
-        sign: of the values that are drawn, see `visualize_attribution`.
-        cmap: see `visualize_attribution`.
-        alpha_overlay: how opaque maps are over the picture, 0..1.
+        image: The image (H, W, 3), uint8 or floats in 0..1.
+        word_maps: Its maps, as `tasks.word_maps` returns them.
+        columns: Number of panels in a row, at least 1.
+        width: Width of the figure in inches, or a name in `WIDTHS`; None stands for two inches per
+            panel.
+        sign: Sign of the values to draw, see `visualize_attribution`.
+        cmap: Colormap, see `visualize_attribution`.
+        alpha_overlay: Opacity of the maps over the image, 0..1.
 
     Returns:
-        A figure, free of pyplot: `save_figure` writes it.
+        A figure independent of pyplot; `save_figure` writes it.
 
     Raises:
-        ValueError: no column, a map that is not finite, a sign that is not known, or an opacity
-            out of its range.
+        ValueError: If `columns` is below 1, a map is not finite, the sign is unknown, or the
+            opacity is out of range.
     """
     if columns < 1:
-        raise ValueError(f"columns {columns!r} must be at least 1")
+        raise ValueError(f"columns must be at least 1, got {columns!r}")
     view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
-    count = 1 + len(found.words)
+    count = 1 + len(word_maps.words)
     columns = min(columns, count)
-    rows, aspect = -(-count // columns), panel_aspect(picture)
+    rows, aspect = -(-count // columns), panel_aspect(image)
     figure, axes = panel_grid(rows, columns, aspect, False, True, width)
     side = panel_width(axes[0, 0])
-    show_image(axes.flat[0], picture)
+    show_image(axes.flat[0], image)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
-    panels = zip(axes.flat[1:], found.words, found.maps, found.importance.tolist(), strict=False)
+    importances = word_maps.importance.tolist()
+    panels = zip(axes.flat[1:], word_maps.words, word_maps.maps, importances, strict=False)
     for axis, word, attribution, importance in panels:
-        show_map(axis, picture, attribution, view)
+        show_map(axis, image, attribution, view)
         title, size = fit_text(f"{word}  {importance:+z.2f}", side, title_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
     return figure
 
 
-def _draw_points(axis: Axes, prompt: Prompt, colour: tuple[float, float, float]) -> None:
-    on = prompt.labels == 1
-    for points, marker, width in ((prompt.points[on], "o", 1.2), (prompt.points[~on], "X", 0.8)):
-        if len(points):  # marks of no points would still take room, at the figure's corner
+def _draw_points(axis: Axes, prompt: Prompt, color: tuple[float, float, float]) -> None:
+    positive = prompt.labels == 1
+    kinds = (prompt.points[positive], "o", 1.2), (prompt.points[~positive], "X", 0.8)
+    for points, marker, width in kinds:
+        if len(points):  # an empty plot would still take room, at the figure's corner
             x, y = points.T
-            axis.plot(x, y, marker, color=colour, ms=9, mec="white", mew=width, clip_on=False)
+            axis.plot(x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False)

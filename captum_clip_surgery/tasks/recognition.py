@@ -1,34 +1,42 @@
-"""Multi-label recognition: which of many classes an image shows.
-
-Source: Li, Wang, Duan, Zhang, Li, "A Closer Look at the Explainability of Contrastive
-Language-Image Pre-training" (arXiv 2304.05653): feature surgery on the scores of the class token.
-"""
+"""Multi-label recognition: which of many classes an image shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr.dual_path import check_feature_surgery, check_inverse_temperature
+from captum_clip_surgery import functional
+from captum_clip_surgery.attr import DualPathAttribution, LayerFeatureCLIPSurgery, Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.functional import INVERSE_TEMPERATURE, feature_surgery, full_precision
-from captum_clip_surgery.preprocessing import Picture
-from captum_clip_surgery.tasks.pictures import Images, batches
+from captum_clip_surgery.functional import INVERSE_TEMPERATURE
+from captum_clip_surgery.preprocessing import ImageInput
+from captum_clip_surgery.tasks._images import Images, Size, batches
+
+__all__ = ["Recognition", "Recognizer", "image_scores", "recognize"]
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """One image's `scores` (K,) for the `classes`: raw, signed, comparable between images."""
+    """The scores of one image.
+
+    Attributes:
+        scores: Scores (K,), raw and signed, comparable between images.
+        classes: Names of the classes.
+    """
 
     scores: Tensor
     classes: tuple[str, ...]
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The likeliest classes with their scores, best first; all of them where there are fewer.
+        """Return the highest-scoring classes with their scores, best first.
+
+        Args:
+            count: Maximum number of classes.
 
         Example::
 
@@ -40,7 +48,7 @@ class Recognition:
         return [(self.classes[index], value) for index, value in pairs][:count]
 
     def above(self, threshold: float) -> list[tuple[str, float]]:
-        """The classes whose score is above a threshold, best first.
+        """Return the classes that score above a threshold with their scores, best first.
 
         Example::
 
@@ -50,91 +58,156 @@ class Recognition:
         return [(name, score) for name, score in self.top(len(self.classes)) if score > threshold]
 
 
+class Recognizer:
+    """Recognition by the feature surgery of one or several methods, prepared once.
+
+    `recognize` and `evaluate` both call it. All methods share one forward pass of the image tower.
+
+    Args:
+        clip: The classifier, whose texts are the classes.
+        methods: Creates each method for a classifier, by name. All must give a
+            `DualPathAttribution`, whose variant of feature surgery is applied to whole images.
+
+    Raises:
+        TypeError: If a method gives something else.
+        ValueError: If a variant of feature surgery is not defined for the classifier's texts.
+    """
+
+    def __init__(self, clip: ZeroShotClassifier, methods: Mapping[str, Method]) -> None:
+        self.clip = clip
+        self._options: dict[str, tuple[str | None, float]] = {}
+        for name, make in methods.items():
+            method = make(clip)
+            if not isinstance(method, DualPathAttribution):
+                raise TypeError(
+                    f"recognition applies feature surgery to whole images, which "
+                    f"{type(method).__name__} does not have; pass a DualPathAttribution, such as "
+                    "LayerCLIPSurgery"
+                )
+            self._options[name] = method.variant, method.inverse_temperature
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the scores (N, K) of preprocessed images (N, 3, H, W) by every method."""
+        pooled = self.clip.image_features(images)
+        return {
+            name: image_scores(self.clip, pooled, *options)
+            for name, options in self._options.items()
+        }
+
+
 @overload
 def recognize(
     clip: ZeroShotClassifier,
     images: Tensor,
-    form: str | None = ...,
+    feature_surgery: str | None = ...,
     inverse_temperature: float = ...,
-    size: int | None = ...,
+    size: int | Size | None = ...,
     batch_size: int = ...,
+    method: Method | None = ...,
 ) -> Tensor: ...
 @overload
 def recognize(
     clip: ZeroShotClassifier,
-    images: Picture | Sequence[Picture],
-    form: str | None = ...,
+    images: ImageInput | Sequence[ImageInput],
+    feature_surgery: str | None = ...,
     inverse_temperature: float = ...,
-    size: int | None = ...,
+    size: int | Size | None = ...,
     batch_size: int = ...,
+    method: Method | None = ...,
 ) -> list[Recognition]: ...
 def recognize(
     clip: ZeroShotClassifier,
     images: Images,
-    form: str | None = "release",
+    feature_surgery: str | None = "release",
     inverse_temperature: float = INVERSE_TEMPERATURE,
-    size: int | None = None,
+    size: int | Size | None = None,
     batch_size: int = 8,
+    method: Method | None = None,
 ) -> Tensor | list[Recognition]:
-    """Every class's score for whole images.
+    """Score every class for whole images, by feature surgery on the image's own embedding.
 
     Args:
-        clip: the classifier, whose texts are the classes; its distractors compete as well.
-        images: pictures (PIL images, arrays, paths), or a batch (N, 3, H, W) that was preprocessed.
-        form: of feature surgery: "release" as published, "paper", "empty", or None for CLIP's own
-            cosines. "paper" takes the same from all scores of an image, so that it changes which
-            images rank first for a class, not which classes rank first for an image.
-        inverse_temperature: inverse temperature of the weights of the texts.
-        size: of pictures, the side that the model sees; None is native.
-        batch_size: pictures in one pass.
+        clip: The classifier, whose texts are the classes; its distractors compete as well.
+        images: Images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
+        feature_surgery: "release" as published, "paper", "empty", None for plain cosines, or "auto"
+            ("empty" below 8 texts and distractors, "release" from there).
+            "paper" subtracts the same from all scores of an image: it changes which images rank
+            first for a class, but not which classes rank first for an image.
+        inverse_temperature: Inverse temperature of the softmax that weights the texts.
+        size: Side or (height, width) in pixels that the model sees; None stands for the native
+            size.
+        batch_size: Number of images in one pass.
+        method: Creates a `DualPathAttribution` whose feature surgery is applied, instead of the two
+            options above.
 
     Returns:
-        For pictures a `Recognition` each; for a batch scores (N, K).
+        For images, a `Recognition` each; for a batch, scores (N, K).
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: see `clip.preprocess`; an unknown form, or one
-            that contrasts texts where there is one; "empty" without `empty_features`; an
-            inverse_temperature that is not finite.
+        TypeError: If an image or batch is of the wrong type, or `method` gives no
+            `DualPathAttribution`.
+        ValueError: If the images do not fit the model or cannot be read, the variant of feature
+            surgery is unknown or not defined for the classifier's texts, or `inverse_temperature`
+            is not finite.
+        FileNotFoundError: If a path does not exist.
+
+    References:
+        Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
+        Language-Image Pre-training. Pattern Recognition 162, 2025 (arXiv 2304.05653).
 
     Example::
 
         >>> import numpy as np
         >>> clip = ZeroShotClassifier.demo(["duck", "kiwi"])
-        >>> (found,) = recognize(clip, [np.zeros((60, 80, 3), np.uint8)])
-        >>> len(found.top())
+        >>> (result,) = recognize(clip, [np.zeros((60, 80, 3), np.uint8)])
+        >>> len(result.top())
         2
         >>> recognize(clip, torch.zeros(2, 3, 64, 96)).shape
         torch.Size([2, 2])
     """
-    check_feature_surgery(clip, form)
-    check_inverse_temperature(inverse_temperature)
-    parts = [
-        _scores(clip, batch, form, inverse_temperature)
-        for batch, _ in batches(clip, images, size, batch_size)
-    ]
-    scores = torch.cat(parts)
+    if method is None:
+        method = partial(
+            LayerFeatureCLIPSurgery,
+            feature_surgery=feature_surgery,
+            inverse_temperature=inverse_temperature,
+        )
+    elif (feature_surgery, inverse_temperature) != ("release", INVERSE_TEMPERATURE):
+        raise ValueError(
+            "feature_surgery and inverse_temperature are options of the method; with method= pass "
+            "them to it: functools.partial(method, feature_surgery=...)"
+        )
+    recognizer = Recognizer(clip, {"": method})
+    scores = torch.cat(
+        [recognizer(batch)[""] for batch, _ in batches(clip, images, size, batch_size)]
+    )
     if isinstance(images, Tensor):
         return scores
     return [Recognition(row, clip.texts) for row in scores]
 
 
-@torch.no_grad()
-def _scores(
-    clip: ZeroShotClassifier, images: Tensor, form: str | None, inverse_temperature: float
-) -> Tensor:
-    return pooled_scores(clip, clip.image_features(images), form, inverse_temperature)
-
-
-def pooled_scores(
+def image_scores(
     clip: ZeroShotClassifier,
     pooled: Tensor,
-    form: str | None,
+    variant: str | None = None,
     inverse_temperature: float = INVERSE_TEMPERATURE,
 ) -> Tensor:
-    """Scores (N, K) of images by their L2-normalised embedding `pooled` (N, C)."""
-    with full_precision(pooled):
+    """Return the scores of whole images for every text.
+
+    Args:
+        clip: The classifier.
+        pooled: L2-normalized embeddings (N, C) of the images.
+        variant: Variant of feature surgery; None stands for plain cosines.
+        inverse_temperature: Inverse temperature of the softmax that weights the texts.
+
+    Returns:
+        Scores (N, K).
+    """
+    with functional.full_precision(pooled):
         texts = clip.text_features().to(pooled.dtype)
-        empty = clip.empty_features() if form == "empty" else None
+        empty = clip.empty_features() if variant == "empty" else None
         empty = None if empty is None else empty.to(pooled.dtype)
-        scores = feature_surgery(pooled[:, None], texts, pooled, form, inverse_temperature, empty)
+        scores = functional.feature_surgery(
+            pooled[:, None], texts, pooled, variant, inverse_temperature, empty
+        )
     return scores[:, : len(clip.texts), 0]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._images import (
     downsample,
     hide_frame,
@@ -32,7 +32,7 @@ PANEL, BAR, TITLE, NOTE = 4.0, 0.75, 0.3, 0.1
 
 def visualize_attribution(
     attribution: Tensor | np.ndarray,
-    image: Picture | None = None,
+    image: ImageInput | None = None,
     method: str = "blended_heat_map",
     sign: str = "all",
     outlier_perc: float = 2.0,
@@ -104,7 +104,7 @@ def visualize_attribution(
             "colors"
         )
     values = as_map(attribution)
-    pixels = None if image is None else np.asarray(load_picture(image))
+    pixels = None if image is None else np.asarray(load_image(image))
     if axis is None:
         aspect = panel_aspect(values if pixels is None else pixels)
         axis = _new_axis(aspect, width, BAR * show_colorbar, TITLE * bool(title))

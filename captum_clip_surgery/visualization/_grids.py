@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
 from captum_clip_surgery.visualization._layout import (
@@ -34,7 +34,7 @@ IMAGE = "image"
 
 
 def compare_figure(
-    images: Sequence[Picture],
+    images: Sequence[ImageInput],
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
     title: str = "",
@@ -81,7 +81,7 @@ def compare_figure(
             an option is unknown, or the width does not hold the columns.
     """
     _check(len(images), texts, maps)
-    pixels = [np.asarray(load_picture(image)) for image in images]
+    pixels = [np.asarray(load_image(image)) for image in images]
     view = View(method, sign, outlier_perc, cmap, alpha_overlay)
     views = {name: _view_of(values, view, diverging) for name, values in maps.items()}
     scales = {name: _scale(values, views[name]) for name, values in maps.items()} if shared else {}

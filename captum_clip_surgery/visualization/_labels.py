@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from captum_clip_surgery.preprocessing import Picture, load_picture
+from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._images import downsample, extent, pale_gray, show_image
 from captum_clip_surgery.visualization._layout import image_pair
 from captum_clip_surgery.visualization._scales import check_drawable
@@ -43,7 +43,7 @@ def label_color(index: int) -> Color:
 
 
 def winner_figure(
-    image: Picture,
+    image: ImageInput,
     maps: Tensor | np.ndarray,
     texts: Sequence[str],
     threshold: float | None = None,
@@ -79,7 +79,7 @@ def winner_figure(
             f"maps have shape {tuple(values.shape)}, expected ({len(texts)}, h, w), one per text"
         )
     check_drawable(values.numpy())
-    pixels = np.asarray(load_picture(image))
+    pixels = np.asarray(load_image(image))
     size = downsample(pixels).shape[:2]
     highest, labels = F.interpolate(values[None], size, mode="bilinear")[0].max(0)
     if threshold is not None:

@@ -131,24 +131,24 @@ def pieces(output: Path) -> Counter[str]:
 
 def slowly(rank: int) -> None:
     """A while for each batch, so that there is a time to be killed in."""
-    _before_asking(lambda: time.sleep(0.3))
+    _before_measuring(lambda: time.sleep(0.3))
 
 
 def very_slowly(rank: int) -> None:
     """Long enough to be killed between two batches for certain."""
-    _before_asking(lambda: time.sleep(1.5))
+    _before_measuring(lambda: time.sleep(1.5))
 
 
 def hanging(rank: int) -> None:
     """The second process never ends its first batch."""
     if rank == 1:
-        _before_asking(lambda: time.sleep(3600))
+        _before_measuring(lambda: time.sleep(3600))
 
 
 def uneven(rank: int) -> None:
     """The second process takes its time, and gets on."""
     if rank == 1:
-        _before_asking(lambda: time.sleep(2.5))
+        _before_measuring(lambda: time.sleep(2.5))
 
 
 def hanging_export(rank: int) -> None:
@@ -180,16 +180,16 @@ def restarted(rank: int) -> None:
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
 
 
-def _before_asking(call: Callable[[], None]) -> None:
-    from captum_clip_surgery.evaluation.tasks import Asking
+def _before_measuring(call: Callable[[], None]) -> None:
+    from captum_clip_surgery.evaluation import runner
 
-    plain = Asking.__call__
+    plain = runner.measure_batch
 
-    def asking(self, batch):  # type: ignore[no-untyped-def]
+    def measuring(*arguments):  # type: ignore[no-untyped-def]
         call()
-        return plain(self, batch)
+        return plain(*arguments)
 
-    Asking.__call__ = asking  # type: ignore[method-assign]
+    runner.measure_batch = measuring
 
 
 def _before_explaining(call: Callable[[], None]) -> None:

@@ -47,7 +47,10 @@ def marks_of(kind: str) -> tuple[pytest.MarkDecorator, ...]:
     return () if TINY[kind].everywhere else (pytest.mark.slow,)
 
 
+#: All kinds, most of them slow, for what adapters decide.
 TOWERS = [pytest.param(kind, marks=marks_of(kind)) for kind in TINY]
+#: One kind a family, for what is decided behind the adapters.
+FAMILIES = [kind for kind in TINY if TINY[kind].everywhere]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

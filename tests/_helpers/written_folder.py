@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import IGNORED, Labels, Masks, Sample
+from captum_clip_surgery.datasets import IGNORE_INDEX, Labels, Masks, Sample
 
 
 def write_folder(samples: Iterable[Sample], root: Path, classes: str) -> Path:
@@ -23,13 +23,13 @@ def write_folder(samples: Iterable[Sample], root: Path, classes: str) -> Path:
         path = root / "images" / f"{sample.name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         sample.image.save(path)
-        if isinstance(sample.truth, Labels):
-            write_numbers(root / "masks" / f"{sample.name}.png", sample.truth.labels)
+        if isinstance(sample.target, Labels):
+            write_numbers(root / "masks" / f"{sample.name}.png", sample.target.labels)
         else:
-            assert isinstance(sample.truth, Masks)
+            assert isinstance(sample.target, Masks)
             own = root / "masks" / sample.name
             own.mkdir(parents=True, exist_ok=True)
-            for label, mask in sample.truth.masks.items():
+            for label, mask in sample.target.masks.items():
                 Image.fromarray(mask).save(own / f"{names[label]}.png")
     return root
 
@@ -38,7 +38,9 @@ def write_numbers(path: Path, labels: np.ndarray) -> None:
     """A PNG of labels in 8 bits of grey, of 16 where they are many."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = np.uint8 if labels.max() < 255 else np.uint16
-    Image.fromarray(np.where(labels == IGNORED, np.iinfo(kind).max, labels).astype(kind)).save(path)
+    Image.fromarray(np.where(labels == IGNORE_INDEX, np.iinfo(kind).max, labels).astype(kind)).save(
+        path
+    )
 
 
 def write_few_bits(path: Path, labels: np.ndarray, bits: int) -> None:

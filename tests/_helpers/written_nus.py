@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from captum_clip_surgery.datasets.base import Classes
+from captum_clip_surgery.datasets import Classes
 
 
 def write_nus(

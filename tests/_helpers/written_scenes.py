@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captum_clip_surgery.datasets import Classes, DataSet, Labels, Sample
-from captum_clip_surgery.datasets.base import Truth
-from captum_clip_surgery.datasets.folder import Folder
-from captum_clip_surgery.datasets.voc import PascalVoc
+from captum_clip_surgery.datasets import (
+    Classes,
+    Folder,
+    ImageDataset,
+    Labels,
+    PascalVoc,
+    Sample,
+    Target,
+)
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.demo.scenes import Scene
 from tests._helpers.written_folder import write_folder
@@ -71,14 +76,14 @@ def scene_voc(scenes: Sequence[Scene], root: Path) -> PascalVoc:
     return data
 
 
-class Given(DataSet):
+class Given(ImageDataset):
     """Pictures and truths that are there already."""
 
     def __init__(
         self,
         classes: str,
         pictures: Sequence[np.ndarray],
-        truths: Sequence[Truth],
+        truths: Sequence[Target],
         background: int | None = None,
     ) -> None:
         names = [f"given {number}" for number in range(len(pictures))]

@@ -18,11 +18,9 @@ import pytest
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.distributed import Processes, processes, shard
 from captum_clip_surgery.attr.registry import choose
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation.judges import JUDGES
-from captum_clip_surgery.evaluation.protocol import Protocol
-from captum_clip_surgery.evaluation.tasks import ASKING
+from captum_clip_surgery.evaluation import EVALUATORS, Protocol
 from tests._helpers import runs
 from tests._helpers.waiting import wait_until
 from tests._helpers.written_scenes import scene_folder
@@ -72,9 +70,9 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     clip, data = ZeroShotClassifier.demo(["dog"]), Folder(root)
     view = Protocol.load("present").view("localization", "folder")
     methods, _ = choose(clip, ["CLIPSurgery"])
-    ASKING["localization"](clip, data, methods, view, JUDGES["localization"](data))
-    assert clip._encoder is not None
-    assert set(data.classes.first[1:]) <= set(clip._encoder._known.features)
+    EVALUATORS["localization"].predictor(clip, data, methods, view)
+    assert clip.text_encoder is not None
+    assert set(data.classes.first[1:]) <= set(clip.text_encoder._cached.features)
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])

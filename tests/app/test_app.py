@@ -43,7 +43,7 @@ from captum_clip_surgery.app._images import (
 from captum_clip_surgery.app._settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.tasks.points import Prompt
+from captum_clip_surgery.tasks import Prompt
 from tests._helpers.cases import each
 from tests._helpers.served import CHROMIUM, chromium
 

@@ -21,6 +21,7 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr._base import PatchAttribution
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from tests._helpers.cases import each
 from tests._helpers.method_table import (
     BASES,
     EVERY,
@@ -34,7 +35,7 @@ from tests._helpers.method_table import (
     sized_images,
     tiny_classifier,
 )
-from tests._helpers.tiny import TOWERS, random_images, relative_error
+from tests._helpers.tiny import FAMILIES, TOWERS, random_images, relative_error
 
 GRIDS = ((4, 4), (2, 2), (3, 5), (5, 2))  # (rows, columns); the first two are native for some
 
@@ -45,18 +46,16 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from set_up(request.param)
 
 
-@pytest.fixture(params=EVERY)
-def every_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """What every method decides itself."""
+@pytest.fixture(params=ONCE)
+def once_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """What every method decides itself, whatever the tower."""
     yield from set_up(request.param)
 
 
-def test_what_is_compared_below_differs(every_bench: Bench) -> None:
-    """Between texts, images and places; otherwise the other tests would show nothing."""
-    maps = every_bench.attribution.attribute_all(every_bench.images).detach().flatten(2)
-    assert relative_error(maps.roll(1, 0), maps) > 0.01
-    assert (relative_error(maps.roll(1, 1), maps) > 0.01) == every_bench.case.method.reads_text
-    assert maps.std(-1).mean() > 0.03 * maps.abs().max()
+@pytest.fixture(params=EVERY)
+def every_bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """What every method decides itself, and may differ between the towers it reads."""
+    yield from set_up(request.param)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -66,8 +65,8 @@ def test_attention_matters(tower: str) -> None:
     images = random_images(clip, 3)
 
     def patches(num_blocks: int, attention: Callable[[AttentionInputs], Tensor]) -> Tensor:
-        recipe = PathConfig(num_blocks, attention, mlp=True)
-        return functional.normalized(clip.tower.dual_path(images, recipe).patches.detach())
+        path_config = PathConfig(num_blocks, attention, mlp=True)
+        return functional.normalized(clip.tower.dual_path(images, path_config).patches.detach())
 
     for num_blocks in range(1, len(clip.tower.blocks) + 1):
         own = patches(num_blocks, AttentionInputs.attend)
@@ -155,15 +154,15 @@ ARRAYS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", ARRAYS)
+@each("kind", ARRAYS)
 def test_target_array_refused(kind: str) -> None:
     clip = tiny_classifier("vit")
     with pytest.raises(TypeError, match="ndarray"):
         LayerCLIPSurgery(clip).attribute(random_images(clip, 3), ARRAYS[kind])
 
 
-def test_attribute_all_of_some_texts(every_bench: Bench) -> None:
-    attribution, images = every_bench.attribution, every_bench.images
+def test_attribute_all_of_some_texts(once_bench: Bench) -> None:
+    attribution, images = once_bench.attribution, once_bench.images
     every = attribution.attribute_all(images)
     assert every.shape[:2] == (3, 3)
     for targets in ([2], [2, 0], (0, -1), [1, 1, 1, 0], [np.int64(1)], range(2)):
@@ -215,7 +214,7 @@ def test_additional_forward_args_are_refused(bench: Bench) -> None:
     assert torch.equal(allowed, bench.attribution.attribute(bench.images, 0))
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@each("grid", GRIDS)
 def test_shapes(bench: Bench, grid: tuple[int, int]) -> None:
     images = sized_images(bench.clip, grid)
     every = bench.attribution.attribute_all(images)
@@ -244,9 +243,15 @@ def test_image_map_is_the_grid_map_enlarged(case: Case, grid: tuple[int, int]) -
 
 
 def test_batch_equals_one_by_one(every_bench: Bench) -> None:
+    """Of maps that differ between texts, images and places, or it would show nothing."""
     attribution, images, texts = every_bench.attribution, every_bench.images, [2, 0, 1]
+    together = attribution.attribute_all(images)
+    maps = together.detach().flatten(2)
+    assert relative_error(maps.roll(1, 0), maps) > 0.01
+    assert (relative_error(maps.roll(1, 1), maps) > 0.01) == every_bench.case.method.reads_text
+    assert maps.std(-1).mean() > 0.03 * maps.abs().max()
     every = [attribution.attribute_all(image[None]) for image in images]
-    assert_close(attribution.attribute_all(images), torch.cat(every))
+    assert_close(together, torch.cat(every))
     pairs = zip(images, texts, strict=True)
     single = [attribution.attribute(image[None], text) for image, text in pairs]
     assert_close(attribution.attribute(images, texts), torch.cat(single))
@@ -255,7 +260,7 @@ def test_batch_equals_one_by_one(every_bench: Bench) -> None:
 # --- what kind of thing it is -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.image.__name__)
+@each("method", METHODS)
 def test_class(method: Method) -> None:
     for attribution in (method.image, method.grid):
         # NoiseTunnel would switch on gradients of the images it is given.
@@ -277,8 +282,8 @@ def test_names() -> None:
 SURGERIES = (CLIPSurgery, LayerCLIPSurgery, FeatureCLIPSurgery, LayerFeatureCLIPSurgery)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("surgery", SURGERIES)
+@pytest.mark.parametrize("tower", FAMILIES)
+@each("surgery", SURGERIES)
 def test_two_texts(surgery: type[PatchAttribution], tower: str) -> None:
     clip = tiny_classifier(tower).with_texts(["a dog", "a cat"])
     images = random_images(clip, 3)
@@ -295,9 +300,9 @@ def test_two_texts(surgery: type[PatchAttribution], tower: str) -> None:
     assert torch.equal(surgery(clip).attribute(images, 1), cat)
 
 
-@pytest.mark.parametrize(("count", "form"), [(7, "empty"), (8, "release")])
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("surgery", SURGERIES)
+@pytest.mark.parametrize("tower", FAMILIES)
+@each(("count", "form"), [(7, "empty"), (8, "release")])
+@each("surgery", SURGERIES)
 def test_auto_counts_texts_and_rivals(
     surgery: type[PatchAttribution], tower: str, count: int, form: str
 ) -> None:

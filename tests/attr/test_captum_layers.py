@@ -20,19 +20,20 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.method_table import (
     assert_close,
     assert_untouched,
     sized_images,
     tiny_classifier,
 )
-from tests._helpers.tiny import TOWERS, marks_of, relative_error
+from tests._helpers.tiny import TOWERS, relative_error
 from tests._helpers.tower_kinds import TINY, built_for
 
 Grid = tuple[int, int]
 
 TARGETS = [2, 0]  # a text for each image
-SIZES = pytest.mark.parametrize("grid", [None, (3, 5)], ids=["native", "wide"])
+SIZES = each("grid", [None, (3, 5)])  # native and wide
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def cut_at_resnet_grid(clip: ZeroShotClassifier, twin: Any, images: Tensor) -> C
 def by_hand(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the targets' logits with respect to it."""
     activation = cut.activation.detach().requires_grad_()
-    cosines = F.normalize(cut.after(activation), dim=-1) @ clip.features[: len(clip.texts)].T
+    cosines = F.normalize(cut.after(activation), dim=-1) @ clip.text_features()[: len(clip.texts)].T
     logits = clip.model.logit_scale.exp() * cosines
     assert_close(logits, clip(images))
     (gradient,) = torch.autograd.grad(logits[range(len(TARGETS)), TARGETS].sum(), activation)
@@ -151,33 +152,26 @@ def assert_grad_cam(clip: ZeroShotClassifier, cut: Cut, images: Tensor) -> None:
 
 # --- tests --------------------------------------------------------------------------------------
 
-LAYERS = [
-    pytest.param(kind, layer, marks=marks_of(kind))
-    for kind, tiny in TINY.items()
-    for layer in (*tiny.parts.blocks, *tiny.parts.layers)
-    if layer != "attnpool"  # nothing but the embedding comes after it
-]
-TOKEN_GRIDS = [
-    pytest.param(kind, index, marks=marks_of(kind))
-    for kind, tiny in TINY.items()
-    for index in range(-1, len(tiny.parts.blocks) - 1)
-]
+
+@SIZES
+@pytest.mark.parametrize("kind", TOWERS)
+def test_layer_methods(kind: str, clip: ZeroShotClassifier, grid: Grid | None) -> None:
+    images = some_images(clip, grid)
+    for layer in (*TINY[kind].parts.blocks, *TINY[kind].parts.layers):
+        if layer != "attnpool":  # nothing but the embedding comes after it
+            assert_layer_methods(clip, cut_after(kind, clip, layer, images), images)
 
 
 @SIZES
-@pytest.mark.parametrize(("kind", "layer"), LAYERS)
-def test_layer_methods(kind: str, clip: ZeroShotClassifier, layer: str, grid: Grid | None) -> None:
-    images = some_images(clip, grid)
-    assert_layer_methods(clip, cut_after(kind, clip, layer, images), images)
-
-
-@SIZES
-@pytest.mark.parametrize(("kind", "index"), TOKEN_GRIDS)
-def test_token_grids(kind: str, clip: ZeroShotClassifier, index: int, grid: Grid | None) -> None:
-    images = some_images(clip, grid)
-    cut = cut_at_grid(kind, clip, index, images)
-    assert_layer_methods(clip, cut, images)
-    assert_grad_cam(clip, cut, images)
+@pytest.mark.parametrize("kind", TOWERS)
+def test_token_grids(kind: str, grid: Grid | None) -> None:
+    for index in range(-1, len(TINY[kind].parts.blocks) - 1):
+        clip = tiny_classifier(kind)  # no other grids in its path
+        images = some_images(clip, grid)
+        cut = cut_at_grid(kind, clip, index, images)
+        assert_layer_methods(clip, cut, images)
+        assert_grad_cam(clip, cut, images)
+        assert_untouched(clip)
 
 
 @SIZES
@@ -215,7 +209,7 @@ def test_guided_grad_cam(kind: str, clip: ZeroShotClassifier) -> None:
 # --- users' own hooks ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grid", [None, (4, 4), (3, 5), (1, 2)], ids=str)
+@each("grid", [None, (4, 4), (3, 5), (1, 2)])
 @pytest.mark.parametrize("kind", TOWERS)
 def test_hooks_fire_and_what_they_return_counts(
     kind: str, clip: ZeroShotClassifier, grid: Grid | None

@@ -14,12 +14,13 @@ from captum.metrics import infidelity, sensitivity_max
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tests._helpers.cases import each
 from tests._helpers.method_table import REPRESENTATIVE, Bench, assert_close, set_up
 from tests._helpers.tiny import relative_error
 
 matplotlib.use("Agg")
 
-INT_AND_LIST = pytest.mark.parametrize("target", [1, [1, 2, 0]], ids=["int", "list"])
+INT_AND_LIST = each("target", [1, [1, 2, 0]])
 
 
 @pytest.fixture(params=REPRESENTATIVE)
@@ -30,7 +31,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 # --- NoiseTunnel --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [1, torch.tensor([1, 2, 0])], ids=["int", "tensor"])
+@each("target", [1, torch.tensor([1, 2, 0])])
 def test_noise_tunnel_without_noise(bench: Bench, target: int | Tensor) -> None:
     tunnel = NoiseTunnel(bench.attribution)
     plain = bench.attribution.attribute(bench.images, target)
@@ -47,7 +48,7 @@ def test_noise_tunnel_without_noise(bench: Bench, target: int | Tensor) -> None:
 
 
 @INT_AND_LIST
-@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+@each("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
 def test_noise_tunnel(bench: Bench, kind: str, target: int | list[int]) -> None:
     torch.manual_seed(0)
     found = NoiseTunnel(bench.attribution).attribute(

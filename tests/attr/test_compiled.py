@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, tiny_model
 from tests._helpers.tower_kinds import TINY
 
@@ -24,9 +25,9 @@ each_slowly = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("called", [False, True], ids=["fresh", "called before"])
-@pytest.mark.parametrize("what", ["model", "tower"])
 @each_slowly
+@each("called", [False, True])
+@each("what", ["model", "tower"])
 def test_compiled_models_are_unwrapped(family, what, called):
     plain = ZeroShotClassifier(tiny_model(family), TEXTS, templates=TEMPLATES)
     model = tiny_model(family)
@@ -87,9 +88,9 @@ def _trace(module: nn.Module, *inputs: Tensor) -> nn.Module:
     return torch.jit.trace(module, inputs, check_trace=False, strict=False)
 
 
-@pytest.mark.parametrize("convert", [_script, _trace], ids=["script", "trace"])
-@pytest.mark.parametrize("what", ["model", "tower"])
 @each_family
+@each("convert", [_script, _trace])
+@each("what", ["model", "tower"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_scripted_models_are_refused(family, what, convert):
     model = tiny_model(family)

@@ -1,4 +1,4 @@
-"""Several recipes in one pass of a tower: each as if it had the tower to itself."""
+"""Several path configurations in one pass of a tower: each as if it had the tower to itself."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_a
 from captum_clip_surgery.attr.registry import METHODS, make_all
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
 
@@ -35,7 +36,7 @@ def keys_only(heads: AttentionInputs) -> torch.Tensor:
     return functional.vv_attention(heads.k)
 
 
-def recipes_of(blocks: int) -> dict[str, PathConfig]:
+def path_configs_of(blocks: int) -> dict[str, PathConfig]:
     """Of all kinds; deep ones span every block there is."""
     return {
         "own": PathConfig(0, vv_attention),
@@ -56,22 +57,22 @@ TOGETHER = [
     ["deep", "alone", "deep with mlp"],
     ["deep with mlp", "own", "last"],  # the model's own tokens are needed to the end
     ["deep", "deep"],
-    list(recipes_of(1)),
+    list(path_configs_of(1)),
 ]
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids=" + ".join)
+@each("names", TOGETHER)
 @pytest.mark.parametrize("kind", TOWERS)
 def test_each_recipe_as_alone(kind: str, names: list[str]) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog"], templates=[])
     tower, images = clip.tower, random_images(clip)
-    known = recipes_of(len(tower.blocks))
-    recipes = [known[name] for name in names]
+    known = path_configs_of(len(tower.blocks))
+    path_configs = [known[name] for name in names]
     with torch.no_grad():
-        together = tower.paths(images, recipes)
+        together = tower.paths(images, path_configs)
         embedding = normalized(clip.model.encode_image(images))  # CoCa's is normalised already
-        for name, recipe, found in zip(names, recipes, together, strict=True):
-            alone = tower.dual_path(images, recipe)
+        for name, path_config, found in zip(names, path_configs, together, strict=True):
+            alone = tower.dual_path(images, path_config)
             assert found.grid == alone.grid == tower.grid(*images.shape[-2:])
             assert relative_error(found.patches, alone.patches) < TOLERANCE, name
             assert relative_error(found.pooled, alone.pooled) < TOLERANCE, name
@@ -82,7 +83,7 @@ def test_recipes_differ() -> None:
     """Or the test above would not tell them apart."""
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=[])
     with torch.no_grad():
-        found = clip.tower.paths(random_images(clip), list(recipes_of(3).values()))
+        found = clip.tower.paths(random_images(clip), list(path_configs_of(3).values()))
     for place, one in enumerate(found):
         for other in found[:place]:
             assert relative_error(one.patches, other.patches) > 0.01
@@ -122,7 +123,7 @@ def dense(clip: ZeroShotClassifier) -> Iterator[tuple[str, LayerCLIPSurgery]]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind, tiny in TINY.items() if tiny.everywhere])
-@pytest.mark.parametrize("targets", [None, [2, 0], [1]])
+@each("targets", [None, [2, 0], [1]])
 def test_maps_as_of_each_method(kind: str, targets: list[int] | None) -> None:
     model = tiny_model(kind)
     clip = ZeroShotClassifier(model, ["a dog", "a cat", "a tree"], ["a car"], templates=[])

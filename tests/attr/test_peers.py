@@ -15,6 +15,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr import _gradients, attention, dense
 from captum_clip_surgery.attr._base import PatchAttribution
 from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
+from tests._helpers.cases import each
 from tests._helpers.tiny import (
     DATA,
     REFERENCE_TEXTS,
@@ -124,8 +125,8 @@ def test_rollout_is_the_product_of_the_blocks(clip, images):
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-@pytest.mark.parametrize("block", [0, -1])
-@pytest.mark.parametrize("grid", [None, (3, 5)], ids=str)
+@each("block", [0, -1])
+@each("grid", [None, (3, 5)])
 def test_grad_cam_is_captums_on_the_token_grid(kind, block, grid):
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
     rows, columns = clip.tower.patch_size
@@ -183,8 +184,8 @@ def test_legrad_is_its_definition(kind):
     images, feature = random_images(clip), clip.text_features()[1]
     expected = 0
     for index in (1, 2):
-        x, layout = tower.enter(images, index)
-        heads = tower.heads(index, x.detach(), layout)
+        x, grid_spec = tower.enter(images, index)
+        heads = tower.attention_inputs(index, x.detach(), grid_spec)
         weights = (heads.q @ heads.k.mT / heads.q.shape[-1] ** 0.5).softmax(-1).detach()
         weights.requires_grad_()
         y = x.detach() + tower.merge(index, weights @ heads.v, heads.x)
@@ -268,7 +269,7 @@ NEEDS_CLASS_TOKEN = (
 )
 
 
-@pytest.mark.parametrize("method", NEEDS_CLASS_TOKEN)
+@each("method", NEEDS_CLASS_TOKEN)
 def test_towers_without_a_class_token_are_refused(method):
     clip = ZeroShotClassifier(tiny_model("siglip"), TEXTS, templates=())
     message = "not defined on timm VisionTransformer: it reads a class token's attention, and"
@@ -276,7 +277,7 @@ def test_towers_without_a_class_token_are_refused(method):
         method(clip)
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "error", "message"),
     [
         (

@@ -23,11 +23,11 @@ from captum_clip_surgery import (
     ZeroShotClassifier,
 )
 from captum_clip_surgery.attr._base import PatchAttribution
+from tests._helpers.cases import each
 from tests._helpers.tiny import (
     REFERENCE,
     TOWERS,
     load_reference_model,
-    marks_of,
     relative_error,
     tiny_model,
 )
@@ -52,15 +52,12 @@ HALVES = {
 # fails.
 NOT_MIXED = ("layerscale", "custom", "coca")
 each_family = pytest.mark.parametrize("family", TOWERS)
-each_half = pytest.mark.parametrize(
-    ("family", "precision"),
-    [
-        pytest.param(kind, precision, marks=marks_of(kind))
-        for kind in TINY
-        for precision in HALVES
-        if kind not in NOT_MIXED or "pure" in precision
-    ],
-)
+each_half = each("precision", HALVES)
+
+
+def has_precision(family: str, precision: str) -> bool:
+    """Whether open_clip itself can run the family in this precision."""
+    return family not in NOT_MIXED or "pure" in precision
 
 
 def structured(count: int, height: int, width: int, seed: int) -> Tensor:
@@ -134,8 +131,11 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ZeroShotClas
     return loaded
 
 
+@each_family
 @each_half
 def test_half_precision_models_give_the_maps_of_full_precision(load, family, precision):
+    if not has_precision(family, precision):
+        return
     full, half = load(family), load(family, precision)
     entry = half.model.visual.get_submodule(TINY[family].parts.entry)
     assert {parameter.dtype for parameter in entry.parameters()} == {HALVES[precision]}
@@ -148,8 +148,11 @@ def test_half_precision_models_give_the_maps_of_full_precision(load, family, pre
             assert correlation(maps, make(full).attribute_all(images)) > 0.99, (method, grid)
 
 
+@each_family
 @each_half
 def test_results_have_the_dtype_of_the_images(load, family, precision):
+    if not has_precision(family, precision):
+        return
     half = load(family, precision)
     images = images_of(half, (6, 6)).to(HALVES[precision])
     for make in (CLIPSurgery, LayerCLIPSurgery, LayerCLIPSimilarity):
@@ -165,8 +168,11 @@ def test_results_have_the_dtype_of_the_images(load, family, precision):
     assert half.text_features().dtype == torch.float32
 
 
+@each_family
 @each_half
 def test_half_precision_logits_are_close(load, family, precision):
+    if not has_precision(family, precision):
+        return
     full, half = load(family), load(family, precision)
     for grid in (full.tower.grid(*full.native_size), (6, 4)):
         images = images_of(full, grid)
@@ -192,7 +198,7 @@ def test_what_open_clip_itself_cannot_run_in_mixed_precision(dtype):
 
 
 @each_family
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@each("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(load, family, dtype):
     clip = load(family)
     images = images_of(clip, (8, 5))
@@ -209,8 +215,8 @@ def test_autocast(load, family, dtype):
         assert correlation(actual, expected) > 0.99, method
 
 
-@each_family
-@pytest.mark.parametrize("where", ["made", "with_texts", "attribute"])
+@pytest.mark.parametrize("family", ["vit", "resnet", pytest.param("coca", marks=pytest.mark.slow)])
+@each("where", ["made", "with_texts", "attribute"])
 def test_text_features_remembered_under_autocast_are_exact(load, family, where):
     """A cache outlives the mode it was filled in."""
     clip = load(family)
@@ -240,12 +246,9 @@ def double_clip(family: str) -> ZeroShotClassifier:
     return ZeroShotClassifier(model, TEXTS[:3], distractors=TEXTS[3:], templates=TEMPLATES)
 
 
-at_sizes = pytest.mark.parametrize("grid", [None, (3, 2)], ids=["native", "other size"])
-
-
 @each_family
-@at_sizes
-@pytest.mark.parametrize("method", MAPS)
+@each("grid", [None, (3, 2)])
+@each("method", MAPS)
 def test_float64_in_float64_out(family, grid, method):
     clip = double_clip(family)
     single = ZeroShotClassifier(
@@ -259,7 +262,7 @@ def test_float64_in_float64_out(family, grid, method):
 
 
 @each_family
-@pytest.mark.parametrize("positions", ["bilinear", "bicubic"])
+@each("positions", ["bilinear", "bicubic"])
 def test_float64_models_are_computed_in_float64_at_any_size(family, positions):
     """A model built for the size, its positions resized beforehand in float64, agrees to 1e-12."""
     model = double_clip(family).model

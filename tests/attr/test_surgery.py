@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import random_images, tiny_model
 
 
-@pytest.mark.parametrize("form", ["release", "paper"])
-def test_forms_that_contrast_texts_need_several(clip, form):
-    images = random_images(clip)
+@pytest.fixture
+def vit() -> ZeroShotClassifier:
+    return ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=())
+
+
+@each("form", ["release", "paper"])
+def test_forms_that_contrast_texts_need_several(vit, form):
+    clip, images = vit, random_images(vit)
     alone = clip.with_texts(["a dog"])
     with pytest.raises(ValueError, match=f"'{form}' contrasts texts, and there is only one"):
         LayerCLIPSurgery(alone, feature_surgery=form).attribute(images)
@@ -19,18 +25,18 @@ def test_forms_that_contrast_texts_need_several(clip, form):
     assert LayerCLIPSurgery(with_rival, feature_surgery=form).attribute(images).any()
 
 
-def test_an_unknown_form_names_those_there_are(clip):
+def test_an_unknown_form_names_those_there_are(vit):
     known = "'auto', 'release', 'paper', 'empty' or None"
     with pytest.raises(
         ValueError, match=f"feature_surgery must be one of {known}, got 'published'"
     ):
-        LayerCLIPSurgery(clip, feature_surgery="published")
+        LayerCLIPSurgery(vit, feature_surgery="published")
 
 
-@pytest.mark.parametrize("inverse_temperature", [float("nan"), float("inf"), "2", None, True])
-def test_tau_is_a_finite_number(clip, inverse_temperature):
+@each("inverse_temperature", [float("nan"), float("inf"), "2", None, True])
+def test_inverse_temperature_is_a_finite_number(vit, inverse_temperature):
     with pytest.raises(ValueError, match="must be a finite number"):
-        LayerCLIPSurgery(clip, inverse_temperature=inverse_temperature)
+        LayerCLIPSurgery(vit, inverse_temperature=inverse_temperature)
 
 
 def test_a_layer_names_the_depth(clip):
@@ -43,7 +49,7 @@ def test_a_layer_names_the_depth(clip):
         assert torch.equal(by_depth.attribute(images, 0), by_layer.attribute(images, 0))
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"num_blocks": 4}, "num_blocks must be an int from 0 to the tower's 3, got 4"),
@@ -54,7 +60,6 @@ def test_a_layer_names_the_depth(clip):
         ({"layer": torch.nn.Identity(), "num_blocks": 1}, "pass one"),
     ],
 )
-def test_refused_depths(options, message):
-    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=())
+def test_refused_depths(vit, options, message):
     with pytest.raises(ValueError, match=message):
-        LayerCLIPSurgery(clip, **options)
+        LayerCLIPSurgery(vit, **options)

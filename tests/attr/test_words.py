@@ -44,7 +44,7 @@ def naive_blocks(model, tokens):
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_are_their_definition(clip, method, num_blocks):
     model, images = clip.model, random_images(clip, 3)
-    tokens = clip._encoder.tokenize([TEXT_GIVEN])
+    tokens = clip.text_encoder.tokenize([TEXT_GIVEN])
     tokens = tokens[:, : int(tokens.argmax()) + 1]
     blocks, feature = naive_blocks(model, tokens)
     image_features = clip.image_features(images).detach()
@@ -113,7 +113,7 @@ def test_a_word_of_several_tokens_has_their_sum(clip):
     found = word_scores(clip, random_images(clip, 1), "a xylophonist, playing")
     assert found.words == ("a", "xylophonist", ",", "playing")
     assert found.scores.sum() == pytest.approx(1, abs=1e-5)
-    assert len(clip._encoder.tokenize(["xylophonist"])[0].nonzero()) > 3  # start, pieces, end
+    assert len(clip.text_encoder.tokenize(["xylophonist"])[0].nonzero()) > 3  # start, pieces, end
 
 
 def test_words_of_many_bytes_are_whole(clip):

@@ -24,8 +24,8 @@ from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
 from captum_clip_surgery.export import export_maps
 from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
-from captum_clip_surgery.functional import FORMS
-from captum_clip_surgery.tasks.points import INSTANCES
+from captum_clip_surgery.functional import VARIANTS
+from captum_clip_surgery.tasks import INSTANCES
 from captum_clip_surgery.visualization import FORMATS, SIGNS
 
 PROBE = """
@@ -53,8 +53,8 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert tuple(METHODS) == _choices.METHODS
     assert tuple(_choices.DEFAULT_METHODS.split(",")) == DEFAULT_METHODS
     assert get_args(_choices.Dataset) == ("scenes", *DATASETS)
-    assert get_args(_choices.FeatureSurgery) == (*FORMS, "none")
-    assert get_args(_choices.AutoFeatureSurgery) == ("auto", *FORMS, "none")
+    assert get_args(_choices.FeatureSurgery) == (*VARIANTS, "none")
+    assert get_args(_choices.AutoFeatureSurgery) == ("auto", *VARIANTS, "none")
     assert get_args(_choices.FigureFormat) == tuple(FORMATS)
     assert get_args(_choices.ExportFormat) == tuple(SHARD_FORMATS)
     assert get_args(_choices.Instances) == INSTANCES

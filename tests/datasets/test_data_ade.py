@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip_surgery.datasets.ade20k import Ade20k
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels
+from captum_clip_surgery.datasets import IGNORE_INDEX, Ade20k, Classes, Labels
 from tests._helpers.written_ade import write_ade
 
 FIRST, SECOND = "ADE_val_00000001", "ADE_val_00000002"
@@ -30,9 +29,9 @@ OFFICIAL = {
 
 
 def labels_of(data: Ade20k, index: int = 0) -> np.ndarray:
-    truth = data[index].truth
-    assert isinstance(truth, Labels)
-    return truth.labels
+    target = data[index].target
+    assert isinstance(target, Labels)
+    return target.labels
 
 
 def test_classes() -> None:
@@ -51,11 +50,13 @@ def test_no_name_is_two_classes() -> None:
 def test_labels_are_one_less_and_0_is_ignored(tmp_path: Path) -> None:
     write_ade(tmp_path, FIRST, ALL)
     found = labels_of(Ade20k(tmp_path))
-    assert found.tolist() == [[IGNORED, *range(150)]]
+    assert found.tolist() == [[IGNORE_INDEX, *range(150)]]
     # As the challenge's tools have it: labels of 8 bits less one, of which 255 counts for nothing.
     path = tmp_path / "ADEChallengeData2016/annotations/validation" / f"{FIRST}.png"
     reduced = np.asarray(Image.open(path)) - np.uint8(1)
-    np.testing.assert_array_equal(found, np.where(reduced == 255, IGNORED, reduced.astype(int)))
+    np.testing.assert_array_equal(
+        found, np.where(reduced == 255, IGNORE_INDEX, reduced.astype(int))
+    )
 
 
 def test_out_of_range(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_its_own_folder_is_the_root_too(tmp_path: Path) -> None:
 
 
 def test_other_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'val' of ADE20K is none of training, validation"):
+    with pytest.raises(ValueError, match=r"split of ADE20K must be one of .*, got 'val'"):
         Ade20k(tmp_path, "val")
 
 

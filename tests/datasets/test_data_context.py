@@ -12,8 +12,7 @@ import pytest
 from scipy import io
 from torch.utils.data import DataLoader
 
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample
-from captum_clip_surgery.datasets.context import PascalContext
+from captum_clip_surgery.datasets import IGNORE_INDEX, Classes, Labels, PascalContext, Sample
 from tests._helpers.written_context import (
     CONTEXT_NAMES,
     converted,
@@ -33,9 +32,9 @@ Write = Callable[..., Path]
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def as_is(samples: list[Sample]) -> Sample:
@@ -69,10 +68,12 @@ def test_without_background_classes_shift_by_one_and_it_is_ignored(
     assert (dataset.background, len(dataset.classes)) == (None, 59)
     for sample in dataset:
         expected = converted(IDS[sample.name]) - 1
-        np.testing.assert_array_equal(labels_of(sample), np.where(expected < 0, IGNORED, expected))
+        np.testing.assert_array_equal(
+            labels_of(sample), np.where(expected < 0, IGNORE_INDEX, expected)
+        )
     assert labels_of(dataset[1]).tolist() == [
-        [0, IGNORED, IGNORED, 58],
-        [36, 36, IGNORED, 0],
+        [0, IGNORE_INDEX, IGNORE_INDEX, 58],
+        [36, 36, IGNORE_INDEX, 0],
     ]
     assert dataset.classes.first[36] == "person"
 
@@ -84,7 +85,7 @@ def test_ids_go_by_name(tmp_path: Path) -> None:
     lines[283], lines[6] = "284: other thing", "7: person"
     write_list(folder / "labels.txt", lines[::-1])
     labels = labels_of(PascalContext(tmp_path, background=False)[0])
-    assert labels.tolist() == [[IGNORED, 36, 39]]
+    assert labels.tolist() == [[IGNORE_INDEX, 36, 39]]
 
 
 def test_converted_files_go_before(tmp_path: Path) -> None:
@@ -109,7 +110,9 @@ def test_splits_are_of_their_own_lists(tmp_path: Path, write: Write) -> None:
     write(tmp_path, {"2008_000003": np.array([[2]])}, split="train")
     assert PascalContext(tmp_path, "train").names == ("2008_000003",)
     assert PascalContext(tmp_path, "val").names == tuple(IDS)
-    with pytest.raises(ValueError, match="'trainval' of PASCAL Context is none of train, val"):
+    with pytest.raises(
+        ValueError, match=r"split of PASCAL Context must be one of .*, got 'trainval'"
+    ):
         PascalContext(tmp_path, "trainval")
 
 

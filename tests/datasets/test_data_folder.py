@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from captum_clip_surgery.datasets.base import IGNORED, Labels, Masks, Sample
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import IGNORE_INDEX, Folder, Labels, Masks, Sample
 from tests._helpers.written_folder import write_few_bits, write_folder, write_numbers
 from tests._helpers.written_voc import write_jpeg, write_palette
 
@@ -19,14 +18,14 @@ CLASSES = "# source: me\nbackground\nperson, man, woman\npotted plant\n"
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def masks_of(sample: Sample) -> Masks:
-    assert isinstance(sample.truth, Masks)
-    return sample.truth
+    assert isinstance(sample.target, Masks)
+    return sample.target
 
 
 def as_is(samples: list[Sample]) -> Sample:
@@ -45,7 +44,7 @@ def masked(name: str, masks: dict[int, list[list[bool]]]) -> Sample:
 
 
 SAMPLES = (
-    labelled("bench", [[0, 1, 2], [IGNORED, 1, 1]]),
+    labelled("bench", [[0, 1, 2], [IGNORE_INDEX, 1, 1]]),
     labelled("park/a.b/tree", [[2, 2]]),
 )
 OVERLAPPING = (
@@ -92,7 +91,7 @@ def test_a_first_class_of_another_name_is_no_background(tmp_path: Path) -> None:
 def test_palette_indices_are_the_labels(tmp_path: Path) -> None:
     write_folder(SAMPLES[:1], tmp_path, CLASSES)
     write_palette(tmp_path / "masks" / "bench.png", np.array([[2, 1, 0], [255, 0, 0]]))
-    assert labels_of(Folder(tmp_path)[0]).tolist() == [[2, 1, 0], [IGNORED, 0, 0]]
+    assert labels_of(Folder(tmp_path)[0]).tolist() == [[2, 1, 0], [IGNORE_INDEX, 0, 0]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -105,7 +104,7 @@ def test_grey_of_few_bits_is_not_spread(tmp_path: Path, bits: int) -> None:
 
 def test_255_is_ignored_unless_a_class_has_it(tmp_path: Path) -> None:
     path = tmp_path / "masks" / "bench.png"
-    for count, expected in ((255, IGNORED), (256, 255)):
+    for count, expected in ((255, IGNORE_INDEX), (256, 255)):
         write_folder(SAMPLES[:1], tmp_path, "\n".join(f"class {i}" for i in range(count)))
         Image.fromarray(np.array([[0, 254, 255], [0, 0, 0]], np.uint8)).save(path)
         assert labels_of(Folder(tmp_path)[0]).tolist() == [[0, 254, expected], [0, 0, 0]]
@@ -115,7 +114,7 @@ def test_of_16_bits_65535_is_ignored_and_255_is_not(tmp_path: Path) -> None:
     write_folder(SAMPLES[:1], tmp_path, "\n".join(f"class {i}" for i in range(300)))
     path = tmp_path / "masks" / "bench.png"
     Image.fromarray(np.array([[255, 256, 299], [65_535, 0, 0]], np.uint16)).save(path)
-    assert labels_of(Folder(tmp_path)[0]).tolist() == [[255, 256, 299], [IGNORED, 0, 0]]
+    assert labels_of(Folder(tmp_path)[0]).tolist() == [[255, 256, 299], [IGNORE_INDEX, 0, 0]]
     (tmp_path / "classes.txt").write_text(CLASSES)
     with pytest.raises(ValueError, match=r"bench\.png holds 255, expected only 0\.\.2, 65535"):
         Folder(tmp_path)[0]
@@ -138,7 +137,9 @@ def test_a_mask_of_the_pixels_as_stored_is_explained(tmp_path: Path) -> None:
     write_jpeg(tmp_path / "images" / "turned.jpg", 16, 8, rotation=6)
     path = tmp_path / "masks" / "turned.png"
     write_numbers(path, np.ones((8, 16), int))
-    with pytest.raises(ValueError, match=r"is 16 x 8 .* is 8 x 16 as shown.*turned by .* EXIF"):
+    with pytest.raises(
+        ValueError, match=r"is 16 x 8 .* is 8 x 16 as shown.*turned by its EXIF rotation"
+    ):
         Folder(tmp_path)[0]
     write_numbers(path, np.ones((8, 15), int))
     with pytest.raises(ValueError, match=r"turned\.png is 15 x 8 pixels.*turned\.jpg is 8 x 16$"):
@@ -170,7 +171,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert dataset.names == ("far/a.b/tree", "near")
     assert labels_of(dataset[0]).tolist() == [[2, 2]]
     (linked / "images" / "loop").symlink_to(linked / "images", target_is_directory=True)
-    with pytest.raises(ValueError, match="is a link to a folder that it is in"):
+    with pytest.raises(ValueError, match="is a link to a folder that contains it"):
         Folder(linked)
 
 
@@ -220,7 +221,7 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     write_folder(SAMPLES, tmp_path, CLASSES)
     (tmp_path / "images" / "photo.heic").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"photo\.heic is none of \.jpg"):
+    with pytest.raises(ValueError, match=r"one of \.jpg.* got .*photo\.heic"):
         Folder(tmp_path)
 
 
@@ -244,7 +245,9 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images/bench\.png cannot be read"):
         dataset[0]
     (tmp_path / "classes.txt").write_text("sky\nsky\n")
-    with pytest.raises(ValueError, match=r"classes\.txt: two classes go by the name 'sky'"):
+    with pytest.raises(
+        ValueError, match=r"classes\.txt: the first name 'sky' belongs to 2 classes"
+    ):
         Folder(tmp_path)
 
 
@@ -264,5 +267,7 @@ def test_wrong_masks_of_classes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"person\.png is 2 x 3 pixels.*is 3 x 2"):
         dataset[0]
     (own / "person.png").rename(own / "man.png")
-    with pytest.raises(ValueError, match=r"man\.png is no mask of a class.*background, person"):
+    with pytest.raises(
+        ValueError, match=r"man\.png is not the mask of a class.*background, person"
+    ):
         dataset[0]

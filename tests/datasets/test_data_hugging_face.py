@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip_surgery.datasets import IGNORED, Labels, Tags, open_dataset
+from captum_clip_surgery.datasets import IGNORE_INDEX, Labels, Tags, open_dataset
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -44,8 +44,8 @@ def test_masks(tmp_path):
     assert data.classes.synonyms[1] == ("person", "man")
     for number, sample in enumerate(pickle.loads(pickle.dumps(data))):
         assert np.array_equal(np.asarray(sample.image), COLOURS + number)
-        assert isinstance(sample.truth, Labels)
-        assert sample.truth.labels[0].tolist() == [0, 1, 2, IGNORED, 0, 1]
+        assert isinstance(sample.target, Labels)
+        assert sample.target.labels[0].tolist() == [0, 1, 2, IGNORE_INDEX, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_masks(tmp_path):
     [
         (np.full((4, 6), 7, np.uint8), r"mask of row 0 holds 7, expected only 0\.\.2, 255"),
         (np.zeros((3, 6), np.uint8), "6 x 3 pixels"),
-        (COLOURS, "holds colours"),
+        (COLOURS, "holds colors"),
     ],
 )
 def test_masks_that_cannot_be(tmp_path, wrong, message):
@@ -71,16 +71,16 @@ def test_tags(tmp_path):
     )
     data = open_dataset("huggingface", several)
     assert data.classes.first == ("cat", "dog", "tree")
-    assert [sample.truth for sample in data] == [
+    assert [sample.target for sample in data] == [
         Tags(frozenset(found)) for found in ({0, 2}, set(), {1})
     ]
     one = saved(tmp_path / "one", {"labels": [2, 0]}, {"labels": kind})
-    truths = [sample.truth for sample in open_dataset("huggingface", one)]
+    truths = [sample.target for sample in open_dataset("huggingface", one)]
     assert truths == [Tags(frozenset({2})), Tags(frozenset({0}))]
 
 
 def test_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"not whole .*no such folder.*save_to_disk"):
+    with pytest.raises(FileNotFoundError, match=r"incomplete .*no such folder.*save_to_disk"):
         open_dataset("huggingface", tmp_path / "nowhere")
     nothing = saved(tmp_path / "nothing", {"text": ["a"]}, {"text": datasets.Value("string")})
     with pytest.raises(ValueError, match=r"has the columns image, text\. Expected"):
@@ -128,7 +128,7 @@ def test_pictures_are_those_that_datasets_decodes(tmp_path):
     theirs = datasets.load_from_disk(str(root))[0]
     assert sample.image.size == (4, 6)
     assert np.array_equal(np.asarray(sample.image), np.asarray(theirs["image"].convert("RGB")))
-    found = np.where(sample.truth.labels == IGNORED, 255, sample.truth.labels)
+    found = np.where(sample.target.labels == IGNORE_INDEX, 255, sample.target.labels)
     assert np.array_equal(found, np.asarray(theirs["mask"]))
 
 

@@ -12,8 +12,7 @@ from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample
-from captum_clip_surgery.datasets.imagenet_s import ImageNetS
+from captum_clip_surgery.datasets import IGNORE_INDEX, Classes, ImageNetS, Labels, Sample
 from tests._helpers.written_imagenet_s import FIRST, colours, write_imagenet_s
 from tests._helpers.written_voc import write_jpeg
 
@@ -24,9 +23,9 @@ LABELS = {
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def as_is(samples: list[Sample]) -> Sample:
@@ -60,8 +59,8 @@ def test_labels_are_red_and_256_green(tmp_path: Path) -> None:
     folder = write_imagenet_s(tmp_path, LABELS)
     dataset = ImageNetS(tmp_path)
     assert (dataset.names, dataset.background) == (tuple(sorted(LABELS)), 0)
-    assert labels_of(dataset[0]).tolist() == [[0, 1, 50, IGNORED]] * 2
-    assert labels_of(dataset[1]).tolist() == [[3, 3], [IGNORED, 0], [3, 4]]
+    assert labels_of(dataset[0]).tolist() == [[0, 1, 50, IGNORE_INDEX]] * 2
+    assert labels_of(dataset[1]).tolist() == [[3, 3], [IGNORE_INDEX, 0], [3, 4]]
     assert dataset.classes.first[1] == "goldfish"
     assert dataset.classes.first[3] == "goldfinch"
     for sample in dataset:
@@ -69,13 +68,13 @@ def test_labels_are_red_and_256_green(tmp_path: Path) -> None:
         values = np.array(Image.open(path)).astype(np.uint16)
         official = values[:, :, 1] * 256 + values[:, :, 0]
         found = labels_of(sample)
-        np.testing.assert_array_equal(np.where(found == IGNORED, 1000, found), official)
+        np.testing.assert_array_equal(np.where(found == IGNORE_INDEX, 1000, found), official)
 
 
 def test_ids_over_255(tmp_path: Path) -> None:
     write_imagenet_s(tmp_path, {"n01440764/a": np.array([[255, 256, 257, 919, 1000]])}, 919)
     dataset = ImageNetS(tmp_path, size=919)
-    assert labels_of(dataset[0]).tolist() == [[255, 256, 257, 919, IGNORED]]
+    assert labels_of(dataset[0]).tolist() == [[255, 256, 257, 919, IGNORE_INDEX]]
     assert dataset.classes.first[919] == "toilet tissue"
 
 
@@ -99,9 +98,9 @@ def test_train_semi_and_the_folder_itself(tmp_path: Path) -> None:
 
 def test_other_sizes_and_splits(tmp_path: Path) -> None:
     write_imagenet_s(tmp_path, LABELS)
-    with pytest.raises(ValueError, match="'test' of ImageNet-S is none of train-semi, validation"):
+    with pytest.raises(ValueError, match=r"split of ImageNet-S must be one of .*, got 'test'"):
         ImageNetS(tmp_path, split="test")
-    with pytest.raises(ValueError, match="size 100 of ImageNet-S is none of 50, 300, 919"):
+    with pytest.raises(ValueError, match="size of ImageNet-S must be one of 50, 300, 919, got 100"):
         ImageNetS(tmp_path, size=100)
     with pytest.raises(FileNotFoundError, match=r"ImageNetS300 .*no such folder"):
         ImageNetS(tmp_path, size=300)
@@ -157,7 +156,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{name}\.png is 2 x 4 pixels.*is 4 x 2"):
         dataset[0]
     Image.fromarray(np.ones((2, 4), np.uint8)).save(path)
-    with pytest.raises(ValueError, match=rf"{name}\.png cannot be read.*mode L, expected colours"):
+    with pytest.raises(ValueError, match=rf"{name}\.png cannot be read.*mode L, expected colors"):
         dataset[0]
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=rf"{name}\.png cannot be read"):

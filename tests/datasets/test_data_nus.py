@@ -10,8 +10,7 @@ import numpy as np
 import pandas
 import pytest
 
-from captum_clip_surgery.datasets.base import Classes, Tags
-from captum_clip_surgery.datasets.nus_wide import NusWide
+from captum_clip_surgery.datasets import Classes, NusWide, Tags
 from tests._helpers.written_nus import write_nus
 
 SHOWS = {
@@ -23,9 +22,9 @@ POSIX = [name.replace("\\", "/") for name in SHOWS]
 
 
 def tags(data: NusWide, index: int) -> Tags:
-    truth = data[index].truth
-    assert isinstance(truth, Tags)
-    return truth
+    target = data[index].target
+    assert isinstance(target, Tags)
+    return target
 
 
 def present(data: NusWide, index: int) -> set[str]:
@@ -146,11 +145,11 @@ def test_labels_missing(tmp_path: Path) -> None:
 
 
 def test_other_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'val' of NUS-WIDE is none of train, test"):
+    with pytest.raises(ValueError, match=r"split of NUS-WIDE must be one of .*, got 'val'"):
         NusWide(tmp_path, "val")
 
 
 def test_goes_to_workers(tmp_path: Path) -> None:
     write_nus(tmp_path, SHOWS)
     data = NusWide(tmp_path)
-    assert pickle.loads(pickle.dumps(data))[1].truth == data[1].truth
+    assert pickle.loads(pickle.dumps(data))[1].target == data[1].target

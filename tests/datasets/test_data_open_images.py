@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from captum_clip_surgery.datasets.base import Point, Points
-from captum_clip_surgery.datasets.open_images import OpenImagesPoints
+from captum_clip_surgery.datasets import OpenImagesPoints, Point, Points
 from tests._helpers.written_open_images import write_open_images
 
 DESCRIBED = {
@@ -32,9 +31,9 @@ ANNOTATIONS = "oidv7-val-annotations-point-labels.csv"
 
 
 def points_of(data: OpenImagesPoints, index: int) -> tuple[Point, ...]:
-    truth = data[index].truth
-    assert isinstance(truth, Points)
-    return truth.points
+    target = data[index].target
+    assert isinstance(target, Points)
+    return target.points
 
 
 def test_points(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_other_splits_have_files_of_their_own(tmp_path: Path, split: str) -> Non
         (("a", 0.5, "left", "/m/01yrx", "yes"), "line 2: coordinate 'left'"),
         (("a", 0.5, "nan", "/m/01yrx", "yes"), "line 2: coordinate 'nan'"),
         (("a", 0.5, 0.5, "/m/0gone", "yes"), "line 2: class '/m/0gone' is not in"),
-        (("a", 0.5, 0.5, "/m/01yrx", "unsure"), "holds no point that was judged"),
+        (("a", 0.5, 0.5, "/m/01yrx", "unsure"), "holds no point with the answer"),
         (("a", 0.5, 0.5, "/m/01yrx", "yes", "x", "y"), "line 2 has 11 cells, expected 10"),
     ],
 )
@@ -128,7 +127,9 @@ def test_another_table(tmp_path: Path) -> None:
 def test_other_descriptions(tmp_path: Path) -> None:
     write_open_images(tmp_path, ROWS, DESCRIBED)
     (tmp_path / "oidv7-class-descriptions.csv").write_text("/m/01yrx\n")
-    with pytest.raises(ValueError, match=r"oidv7-class-descriptions\.csv has other columns"):
+    with pytest.raises(
+        ValueError, match=r"oidv7-class-descriptions\.csv, line 1 has other columns"
+    ):
         OpenImagesPoints(tmp_path)
 
 
@@ -136,7 +137,7 @@ def test_images_missing(tmp_path: Path) -> None:
     write_open_images(tmp_path, ROWS, DESCRIBED)
     (tmp_path / "validation" / "bb22.jpg").unlink()
     (tmp_path / "validation" / "cc33.jpg").unlink()  # of which nothing is known
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 images with points .* such as bb22\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 files .* such as .*bb22\.jpg"):
         OpenImagesPoints(tmp_path)
 
 
@@ -149,7 +150,10 @@ def test_a_file_missing(tmp_path: Path, lost: str) -> None:
 
 
 def test_other_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'val' of Open Images is none of train, validation, test"):
+    with pytest.raises(
+        ValueError,
+        match="split of Open Images V7 must be one of 'train', 'validation', 'test', got 'val'",
+    ):
         OpenImagesPoints(tmp_path, "val")
 
 
@@ -157,4 +161,4 @@ def test_goes_to_workers(tmp_path: Path) -> None:
     write_open_images(tmp_path, ROWS, DESCRIBED)
     data = OpenImagesPoints(tmp_path)
     again = pickle.loads(pickle.dumps(data))
-    assert [s.truth for s in again] == [s.truth for s in data]
+    assert [s.target for s in again] == [s.target for s in data]

@@ -11,8 +11,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import VOCDetection, VOCSegmentation
 
-from captum_clip_surgery.datasets.base import IGNORED, Classes, Labels, Sample, Tags
-from captum_clip_surgery.datasets.voc import PascalVoc, PascalVocTags
+from captum_clip_surgery.datasets import (
+    IGNORE_INDEX,
+    Classes,
+    Labels,
+    PascalVoc,
+    PascalVocTags,
+    Sample,
+    Tags,
+)
 from tests._helpers.written_voc import (
     VOC_LISTS,
     VOC_NAMES,
@@ -31,14 +38,14 @@ LABELS = {
 
 
 def labels_of(sample: Sample) -> np.ndarray:
-    assert isinstance(sample.truth, Labels)
-    assert sample.truth.labels.dtype == np.int32
-    return sample.truth.labels
+    assert isinstance(sample.target, Labels)
+    assert sample.target.labels.dtype == np.int32
+    return sample.target.labels
 
 
 def tags_of(sample: Sample) -> Tags:
-    assert isinstance(sample.truth, Tags)
-    return sample.truth
+    assert isinstance(sample.target, Tags)
+    return sample.target
 
 
 def as_is(samples: list[Sample]) -> Sample:
@@ -60,7 +67,7 @@ def test_segmentation_is_torchvisions(tmp_path: Path) -> None:
     assert ours.classes.first[15] == "person"
     for sample, (image, target) in zip(ours, theirs, strict=True):
         expected = np.asarray(target).astype(int)
-        expected[expected == 255] = IGNORED
+        expected[expected == 255] = IGNORE_INDEX
         np.testing.assert_array_equal(labels_of(sample), expected)
         np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(image))
 
@@ -71,10 +78,10 @@ def test_without_background_classes_shift_by_one_and_background_is_ignored(tmp_p
     assert ours.background is None
     assert ours.classes.first[14] == "person"
     assert len(ours.classes) == 20
-    assert labels_of(ours[0])[0].tolist() == [IGNORED, *range(20), IGNORED]
+    assert labels_of(ours[0])[0].tolist() == [IGNORE_INDEX, *range(20), IGNORE_INDEX]
     assert labels_of(ours[1]).tolist() == [
-        [IGNORED, IGNORED, IGNORED, 14],
-        [IGNORED, 19, 19, 0],
+        [IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 14],
+        [IGNORE_INDEX, 19, 19, 0],
     ]
     # Same as mmsegmentation's reduce_zero_label, in its own words.
     for sample, (_, target) in zip(ours, VOCSegmentation(tmp_path, image_set="val"), strict=True):
@@ -83,7 +90,7 @@ def test_without_background_classes_shift_by_one_and_background_is_ignored(tmp_p
         reduced = reduced - 1
         reduced[reduced == 254] = 255
         found = labels_of(sample)
-        np.testing.assert_array_equal(np.where(found == IGNORED, 255, found), reduced)
+        np.testing.assert_array_equal(np.where(found == IGNORE_INDEX, 255, found), reduced)
 
 
 def test_splits_are_of_their_own_lists(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def test_splits_are_of_their_own_lists(tmp_path: Path) -> None:
     write_voc(tmp_path, {"2008_000001": np.zeros((2, 2))}, "train")
     assert PascalVoc(tmp_path, "train").names == ("2008_000001",)
     assert PascalVoc(tmp_path, "val").names == tuple(LABELS)
-    with pytest.raises(ValueError, match="'test' of PASCAL VOC 2012 is none of train, val"):
+    with pytest.raises(ValueError, match=r"split of PASCAL VOC 2012 must be one of .*, got 'test'"):
         PascalVoc(tmp_path, "test")
 
 
@@ -230,9 +237,9 @@ def test_other_years_and_splits(tmp_path: Path) -> None:
     dataset = PascalVocTags(tmp_path, "trainval", year="2012")
     assert tags_of(dataset[0]).present == {9}
     assert tags_of(pickle.loads(pickle.dumps(dataset))[0]) == tags_of(dataset[0])
-    with pytest.raises(ValueError, match="'test' of PASCAL VOC 2012"):
+    with pytest.raises(ValueError, match=r"split of PASCAL VOC 2012 .* got 'test'"):
         PascalVocTags(tmp_path, "test", year="2012")
-    with pytest.raises(ValueError, match="year '2006'"):
+    with pytest.raises(ValueError, match=r"year of PASCAL VOC .* got '2006'"):
         PascalVocTags(tmp_path, year="2006")
     with pytest.raises(FileNotFoundError, match="VOCtest_"):
         PascalVocTags(tmp_path)

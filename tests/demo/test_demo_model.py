@@ -42,7 +42,7 @@ def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
     methods = {name: METHODS[name] for name in ("CLIP", "CLIPSurgery")}
     results = evaluate_scenes(clip, scenes, methods, progress=False)
     own, surgery = (results[name].measures for name in methods)
-    assert surgery["pairs"] == sum(len(scene.nouns) for scene in scenes)
+    assert surgery["n_pairs"] == sum(len(scene.nouns) for scene in scenes)
     assert surgery["explanation_iou"] > own["explanation_iou"] + 20
     assert surgery["msc"] > own["msc"] + 30
     assert surgery["pointing"] > 70 > own["pointing"]

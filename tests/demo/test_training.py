@@ -14,28 +14,28 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from tools.embedded_model import report, train
+from tools.embedded_model import plans, report, train
 
 
-def shorter(plan: train.Plan) -> train.Plan:
-    return dataclasses.replace(plan, stages=(train.Stage(128, 5, 1e-3, 0.0),))
+def shorter(plan: plans.Plan) -> plans.Plan:
+    return dataclasses.replace(plan, stages=(plans.Stage(128, 5, 1e-3, 0.0),))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps on small pictures, with a change of size in the middle."""
-    stages = (train.Stage(32, 4, 1e-3, 5e-4), train.Stage(48, 3, 4e-4, 0.0, (1, 1, 2)))
+    stages = (plans.Stage(32, 4, 1e-3, 5e-4), plans.Stage(48, 3, 4e-4, 0.0, (1, 1, 2)))
     for name, value in {
-        "PLANS": {"embedded": train.Plan(train.MODEL, stages, final_sizes=(48, 64))}
+        "PLANS": {"embedded": plans.Plan(plans.MODEL, stages, final_sizes=(48, 64))}
         | {name: shorter(plan) for name, plan in train.PLANS.items() if name != "embedded"},
-        "BATCH": 8,
-        "WARM_UP": 2,
+        "BATCH_SIZE": 8,
         "EVALUATE_EVERY": 4,
         "SAVE_EVERY": 2,
-        "HELD_OUT": 16,
-        "ONE_OBJECT": 4,
+        "NUM_VALIDATION": 16,
+        "NUM_VALIDATION_TOP1": 4,
     }.items():
         monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(plans, "WARM_UP_STEPS", 2)
 
 
 class Killed(Exception):
@@ -115,7 +115,9 @@ def test_variants_start_with_the_known_text_and_are_measured_like_the_embedded_m
 
 
 def test_an_unknown_plan(tmp_path: Path) -> None:
-    with pytest.raises(typer.BadParameter, match="'max' is none of embedded, map, average"):
+    with pytest.raises(
+        typer.BadParameter, match="must be one of embedded, map, average, got 'max'"
+    ):
         train.main(tmp_path, "max")
 
 

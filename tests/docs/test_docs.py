@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import ast
 import configparser
 import inspect
@@ -29,6 +28,11 @@ from typer.exceptions import TyperException
 import captum_clip_surgery
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
+<<<<<<< HEAD
+from captum_clip_surgery.models.image._registry import TOWER_CLASSES
+=======
+>>>>>>> m8
+from tests._helpers.cases import each
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -105,8 +109,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore the registries that examples add to."""
     monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
     monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
-    families = captum_clip_surgery.models.image.FAMILIES
-    monkeypatch.setattr("captum_clip_surgery.models.image.FAMILIES", families)
+    towers = "captum_clip_surgery.models.image._registry.TOWER_CLASSES"
+    monkeypatch.setattr(towers, list(TOWER_CLASSES))
 
 
 @pytest.mark.usefixtures("tables")

@@ -15,8 +15,14 @@ from captum_clip_surgery._utils.profiling import ProfileResult
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import evaluate_scenes
-from captum_clip_surgery.evaluation.results import LONG, Result, read, to_markdown, write
+from captum_clip_surgery.evaluation import (
+    ALL_COLUMNS,
+    Result,
+    evaluate_scenes,
+    read,
+    to_markdown,
+    write,
+)
 from captum_clip_surgery.evaluation.scenes import _odd_one_out
 from captum_clip_surgery.metrics import insertion_deletion, localization
 from tests._helpers.tiny import peak_where_told
@@ -62,7 +68,7 @@ def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
     expected |= {"insertion": float(insertion), "deletion": float(deletion)}
     expected |= {"grid_pointing": 100 * sum(shares) / 2}
     assert measures == pytest.approx(expected, rel=1e-5)
-    assert set(found["CLIPSurgery"].intervals) == set(expected) - {"pairs", "skipped"}
+    assert set(found["CLIPSurgery"].intervals) == set(expected) - {"n_pairs", "skipped"}
 
 
 def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None:
@@ -74,11 +80,13 @@ def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None
 
 
 def test_refused(clip: ZeroShotClassifier) -> None:
-    with pytest.raises(ValueError, match=r"measures \['msc'\]; there are localization, faith"):
+    with pytest.raises(
+        ValueError, match=r"measures must be of localization, faithfulness, grid, got \['msc'\]"
+    ):
         evaluate_scenes(clip, SCENES, SURGERY, measures=["msc"])
-    with pytest.raises(ValueError, match=r"measures \[\]; there are"):
+    with pytest.raises(ValueError, match=r"measures must be of .*, got \[\]"):
         evaluate_scenes(clip, SCENES, SURGERY, measures=[])
-    with pytest.raises(ValueError, match="3 scenes make no grid of 2 x 2"):
+    with pytest.raises(ValueError, match="a grid of 2 x 2 needs at least 4 scenes, got 3"):
         evaluate_scenes(clip, SCENES[:3], SURGERY, measures=["grid"])
     with pytest.raises(ValueError, match="no scenes"):
         evaluate_scenes(clip, [], SURGERY)
@@ -102,7 +110,7 @@ RESULTS = {
 
 
 def test_tables_show_what_was_taken() -> None:
-    assert to_markdown(RESULTS, LONG, memory=True).splitlines() == [
+    assert to_markdown(RESULTS, ALL_COLUMNS, memory=True).splitlines() == [
         "| method   |   mSC |   insertion |   ms |   MiB |",
         "|:---------|------:|------------:|-----:|------:|",
         "| A        |  -1.0 |         3.2 |  500 |     3 |",

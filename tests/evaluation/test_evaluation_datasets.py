@@ -16,12 +16,19 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import IGNORED, DataSet, Labels, Masks, Point, Points, Tags
+from captum_clip_surgery.datasets import (
+    IGNORE_INDEX,
+    ImageDataset,
+    Labels,
+    Masks,
+    Point,
+    Points,
+    Tags,
+)
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.evaluation.results import Result
+from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
 from captum_clip_surgery.metrics import localization
-from captum_clip_surgery.tasks.recognition import recognize
+from captum_clip_surgery.tasks import recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
 SCENES = Scenes("test", 8, 224, objects=[2, 3])
@@ -40,7 +47,7 @@ def way(**views: View) -> Protocol:
 
 
 def measured(
-    clip: ZeroShotClassifier, data: DataSet, protocol: Protocol, *methods: str
+    clip: ZeroShotClassifier, data: ImageDataset, protocol: Protocol, *methods: str
 ) -> dict[str, Result]:
     chosen = {name: METHODS[name] for name in methods or ("CLIPSurgery",)}
     return dict(evaluate(clip, data, chosen, protocol, progress=False, confidence=False).results)
@@ -82,7 +89,7 @@ def test_scenes_in_the_layout_of_voc(clip: ZeroShotClassifier, tmp_path: Path) -
     png = measured(clip, scene_folder(scenes, tmp_path / "png"), protocol)["CLIPSurgery"].measures
     jpeg = measured(clip, scene_voc(scenes, tmp_path / "voc"), protocol)["CLIPSurgery"].measures
     print({name: f"{jpeg[name] - value:+.3f}" for name, value in png.items()})
-    assert jpeg["pairs"] == png["pairs"]
+    assert jpeg["n_pairs"] == png["n_pairs"]
     assert jpeg != png
     for name in ("explanation_iou", "msc", "energy", "auroc", "average_precision"):
         assert jpeg[name] == pytest.approx(png[name], abs=2), name
@@ -130,9 +137,11 @@ def test_ignored_pixels_reach_the_measures(clip: ZeroShotClassifier) -> None:
         result = evaluate(clip, data, {"corner": corner}, view, progress=False).results
         return dict(result["corner"].measures)
 
-    labels = quarters(1, 1, 2, IGNORED)  # texts point at their own quarter: 1 right, 2 left down
+    labels = quarters(
+        1, 1, 2, IGNORE_INDEX
+    )  # texts point at their own quarter: 1 right, 2 left down
     judged = found(Labels(labels))
-    assert (judged["pairs"], judged["skipped"], judged["pointing"]) == (2, 0, 100)
+    assert (judged["n_pairs"], judged["skipped"], judged["pointing"]) == (2, 0, 100)
     everything = {1: labels == 1, 2: labels == 2}
     assert found(Masks(everything, {1: labels == -1, 2: labels == -1})) == judged
     counted = found(Masks(everything))
@@ -148,8 +157,8 @@ def test_images_that_show_nothing_add_nothing(clip: ZeroShotClassifier) -> None:
     for texts in ("classes", "present"):
         view = way(localization=View(size=64, texts=texts))
         found = evaluate(clip, data, {"CLIP": METHODS["CLIP"]}, view, progress=False)
-        assert found.results["CLIP"].measures["pairs"] == 1
-        assert [index for _, index in found.cases["localization"]] == [1]
+        assert found.results["CLIP"].measures["n_pairs"] == 1
+        assert [index for _, index in found.ranked_images["localization"]] == [1]
     with pytest.raises(ValueError, match="no pair to measure"):
         evaluate(clip, Given(FOUR, [GREY], [Masks({})]), {"CLIP": METHODS["CLIP"]}, view)
 
@@ -163,8 +172,8 @@ def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) 
     surgery = LayerCLIPSurgery(local)
     data = scene_folder(SCENES[:5], tmp_path)
     for index, scene in enumerate(SCENES[:5]):
-        labels = data[index].truth.labels  # type: ignore[union-attr]
-        labels[rng.random(labels.shape) < 0.2] = IGNORED
+        labels = data[index].target.labels  # type: ignore[union-attr]
+        labels[rng.random(labels.shape) < 0.2] = IGNORE_INDEX
         truths.append(Labels(labels))
         with torch.no_grad():
             maps = surgery.attribute_all(clip.preprocess(scene.image, 160))
@@ -176,7 +185,7 @@ def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) 
 
     there = np.concatenate([truth.labels.ravel() for truth in truths])
     chosen = torch.stack(said).numpy().ravel()
-    judged = there != IGNORED
+    judged = there != IGNORE_INDEX
     matrix = sklearn.metrics.confusion_matrix(
         there[judged], chosen[judged], labels=range(len(local.texts))
     )
@@ -189,7 +198,7 @@ def test_confusion_by_other_libraries(clip: ZeroShotClassifier, tmp_path: Path) 
     }
     assert (union > 0).sum() > shown.sum()  # classes that are found where they are not
     assert found == pytest.approx(expected, rel=1e-6)
-    jaccard = MulticlassJaccardIndex(len(local.texts), ignore_index=IGNORED)
+    jaccard = MulticlassJaccardIndex(len(local.texts), ignore_index=IGNORE_INDEX)
     value = jaccard(torch.from_numpy(chosen), torch.from_numpy(there).long())
     assert found["class_iou"] == pytest.approx(100 * float(value), rel=1e-5)
 
@@ -241,7 +250,7 @@ def test_average_precision_by_scikit_learn(clip: ZeroShotClassifier) -> None:
     nothing = Given("\n".join(classes), pictures, [Tags(frozenset())] * len(pictures))
     with pytest.raises(ValueError, match="no image shows any class"):
         measured(clip, nothing, view)
-    with pytest.raises(ValueError, match=r"recognition takes the dense methods.*none of LeGrad"):
+    with pytest.raises(ValueError, match=r"recognition needs dense methods .*, got LeGrad"):
         measured(clip, given, view, "LeGrad")
 
 
@@ -250,7 +259,9 @@ def test_methods_that_recognition_cannot_ask(clip: ZeroShotClassifier) -> None:
     methods = {name: METHODS[name] for name in ("LeGrad", "CLIP")}
     found = evaluate(clip, given, methods, way(recognition=View(size=64)), progress=False)
     assert list(found.results) == ["CLIP"]
-    assert found.left_out == {"LeGrad": "recognition takes the dense methods of this package alone"}
+    assert found.left_out == {
+        "LeGrad": "recognition needs dense methods with feature surgery (DualPathAttribution)"
+    }
 
 
 # --- points --------------------------------------------------------------------------------------
@@ -270,13 +281,13 @@ def test_points_by_hand(clip: ZeroShotClassifier) -> None:
     second = Points((Point(1, 0.7, 0.2, True), Point(2, 0.3, 0.7, True), Point(2, 0.9, 0.9, True)))
     data = Given(FOUR, [GREY] * 3, [first, second, Points(())])
     # Class 1: 2 hits, 1 miss, 1 false alarm; class 2: 1 hit, 1 miss. Pairs: 1/3, 1 and 1/2.
-    among_all = {"p_miou": 50, "pair_iou": 100 * (1 / 3 + 1 + 1 / 2) / 3, "pairs": 3}
+    among_all = {"p_miou": 50, "pair_iou": 100 * (1 / 3 + 1 + 1 / 2) / 3, "n_pairs": 3}
     # Each image's own texts, of which `corner` puts the first into the first quarter.
-    own = {"p_miou": 100 * (1 / 3 + 0) / 2, "pair_iou": 100 * (1 / 2 + 0 + 0) / 3, "pairs": 3}
+    own = {"p_miou": 100 * (1 / 3 + 0) / 2, "pair_iou": 100 * (1 / 2 + 0 + 0) / 3, "n_pairs": 3}
     for texts, expected in (("classes", among_all), ("present", own)):
         view = way(points=View(size=64, texts=texts))
         found = evaluate(clip, data, {"corner": corner}, view, progress=False)
         assert found.results["corner"].measures == pytest.approx(expected)
-        assert [index for _, index in found.cases["points"]] in ([0, 1], [1, 0])
+        assert [index for _, index in found.ranked_images["points"]] in ([0, 1], [1, 0])
     with pytest.raises(ValueError, match="no image has a positive point"):
         evaluate(clip, Given(FOUR, [GREY], [Points(())]), {"corner": corner}, view)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import IGNORED, Labels
+from captum_clip_surgery.datasets import IGNORE_INDEX, Labels
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, View, evaluate
-from captum_clip_surgery.evaluation.judges import JUDGES
-from captum_clip_surgery.evaluation.shown import Frame, Reader
-from captum_clip_surgery.evaluation.tasks import AskForLabels
+from captum_clip_surgery.evaluation._data import EvalDataLoader, resize_policy
+from captum_clip_surgery.evaluation.predictors import SegmentationPredictor
+from captum_clip_surgery.tasks import segment
 from tests._helpers.written_scenes import Given
 
 #: Of what the two scenes show, and synonyms that they do not.
@@ -122,10 +124,12 @@ def choose(
 
 
 def found_labels(clip: ZeroShotClassifier, data: Given, view: View) -> list[np.ndarray]:
-    ask = AskForLabels(clip, data, SURGERY, view, JUDGES["segmentation"](data))
-    batches = Reader(clip, data, range(len(data)), view, 1, 0)
-    with torch.no_grad():
-        return [said["CLIPSurgery"].numpy() for batch in batches for said in ask.found(batch)]
+    predictor = SegmentationPredictor(clip, data, SURGERY, view)
+    return [
+        labels["CLIPSurgery"].numpy()
+        for batch in EvalDataLoader(clip, data, range(len(data)), view, 1)
+        for labels in predictor.predict(batch, [[]])
+    ]
 
 
 def check(
@@ -147,7 +151,7 @@ def check(
     for label in range(5):
         hits = union = there = 0
         for truth, said in zip(truths, found, strict=True):
-            counts = truth != IGNORED
+            counts = truth != IGNORE_INDEX
             mine, true = (said == label) & counts, (truth == label) & counts
             hits += int((mine & true).sum())
             union += int((mine | true).sum())
@@ -218,6 +222,55 @@ def test_dense(
         assert 0.01 < changed.mean() < 0.99  # some pixels were below, and not all
 
 
+@pytest.mark.parametrize("name", ["CLIPSurgery", "NACLIP", "LeGrad"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 64},
+        {"size": 224},
+        {"size": 80, "keep_aspect": True},
+        {"size": 80, "keep_aspect": True, "window": 64, "stride": 32},
+        {"size": 80, "keep_aspect": True, "window": 40, "stride": 24, "longest": 112},
+        {"size": 150, "keep_aspect": True, "window": 112, "stride": 56},
+    ],
+    ids=str,
+)
+def test_what_is_evaluated_is_what_segment_gives(
+    clip: ZeroShotClassifier, data: Given, name: str, options: dict[str, Any]
+) -> None:
+    """To the pixel, with the first names and with all of them, with and without a background."""
+    first = clip.with_texts(data.classes.first)
+    rows = list(data.classes.synonyms)
+    (background,) = rows.pop(BACKGROUND)
+    several = clip.with_texts([text for names in rows for text in names])
+    classes = {names[0]: names for names in rows}
+    # `segment` has the background first.
+    order = torch.tensor([BACKGROUND, *(k for k in range(len(rows) + 1) if k != BACKGROUND)])
+    views = View(**options), View(**options, synonyms=True, background=0.6, scale=40)
+    methods = {"NACLIP": METHODS["NACLIP"], name: METHODS[name]}
+    seen: set[int] = set()
+    for index, picture in enumerate(data.pictures):
+        plain = segment(first, [picture], method=METHODS[name], **options)
+        full = segment(
+            several,
+            [picture],
+            background=[background],
+            threshold=0.6,
+            scale=40,
+            classes=classes,
+            method=METHODS[name],
+            **options,
+        )
+        expected = plain[0].labels, order[full[0].labels]
+        for view, labels in zip(views, expected, strict=True):
+            predictor = SegmentationPredictor(clip, data, methods, view)
+            (batch,) = EvalDataLoader(clip, data, [index], view, 1)
+            (found,) = predictor.predict(batch, [[]])
+            assert torch.equal(found[name], labels)
+            seen |= set(labels.unique().tolist())
+    assert len(seen) > 1
+
+
 def test_without_a_scale_the_models_own(clip: ZeroShotClassifier, data: Given) -> None:
     own = float(clip.model.logit_scale.detach().exp())
     views = [View(size=64, background=0.9, scale=scale) for scale in (None, own, 40)]
@@ -238,14 +291,15 @@ def test_without_a_scale_the_models_own(clip: ZeroShotClassifier, data: Given) -
         ((10, 900), View(size=16, keep_aspect=True, longest=450), (16, 450)),  # not below a patch
     ],
 )
-def test_sizes(picture: tuple[int, int], view: View, expected: tuple[int, int]) -> None:
-    assert Frame(view, (16, 16), (224, 224)).size(*picture) == expected
+def test_sizes(
+    clip: ZeroShotClassifier, picture: tuple[int, int], view: View, expected: tuple[int, int]
+) -> None:
+    assert resize_policy(view, clip).target(*picture) == expected
 
 
 def test_refused(clip: ZeroShotClassifier, data: Given) -> None:
-    judge = JUDGES["segmentation"](data)
     without = Given(CLASSES, data.pictures, data.truths)
-    with pytest.raises(ValueError, match="a threshold of the background; given has none"):
-        AskForLabels(clip, without, SURGERY, View(background=0.5), judge)
+    with pytest.raises(ValueError, match="a threshold of the background; given has no background"):
+        SegmentationPredictor(clip, without, SURGERY, View(background=0.5))
     with pytest.raises(ValueError, match="classes 'voc20' are 20, given has 5"):
-        AskForLabels(clip, data, SURGERY, View(classes="voc20"), judge)
+        SegmentationPredictor(clip, data, SURGERY, View(classes="voc20"))

@@ -20,12 +20,10 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets import Labels, Masks, Point, Points, Tags
-from captum_clip_surgery.datasets.folder import Folder
+from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, tasks
-from captum_clip_surgery.evaluation.results import read
-from captum_clip_surgery.evaluation.shown import Frame, Reader, _Pictures
+from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, predictors, read
+from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line
 from tests._helpers.written_scenes import Given, scene_folder
@@ -66,7 +64,7 @@ def test_one_table_however_it_is_cut(clip: ZeroShotClassifier, folder: Folder) -
 def test_workers_change_nothing(clip: ZeroShotClassifier, folder: Folder) -> None:
     alone, ahead = (run(clip, folder, batch_size=3, workers=workers) for workers in (0, 2))
     assert ahead.results == alone.results
-    assert ahead.cases == alone.cases
+    assert ahead.ranked_images == alone.ranked_images
 
 
 def test_the_first_images_alone(clip: ZeroShotClassifier, folder: Folder, tmp_path: Path) -> None:
@@ -74,10 +72,10 @@ def test_the_first_images_alone(clip: ZeroShotClassifier, folder: Folder, tmp_pa
     alone = run(clip, scene_folder(SCENES[:3], tmp_path), "CLIP")
     assert found.images == alone.images == 3
     assert found.results == alone.results
-    assert {index for cases in found.cases.values() for _, index in cases} == {0, 1, 2}
+    assert {index for ranked in found.ranked_images.values() for _, index in ranked} == {0, 1, 2}
     assert run(clip, folder, "CLIP", limit=100).images == len(SCENES)
     assert found.images_per_second > 0
-    assert 0 < found.waiting < 1
+    assert 0 < found.data_wait_fraction < 1
 
 
 class Calls:
@@ -114,11 +112,11 @@ def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
 
 def test_what_workers_are_given_can_be_sent(clip: ZeroShotClassifier, folder: Folder) -> None:
     """To processes that are spawned and share no memory."""
-    frame = Frame(View(size=96), clip.tower.patch_size, clip.native_size)
-    pictures = _Pictures(folder, range(len(folder)), clip.preprocessing, frame)
+    policy = resize_policy(View(size=96), clip)
+    pictures = EvalDataset(folder, range(len(folder)), clip.preprocessing, policy)
     sent = pickle.loads(pickle.dumps(pictures))
     assert torch.equal(sent[2].pixels, pictures[2].pixels)
-    assert np.array_equal(sent[2].truth.labels, folder[2].truth.labels)
+    assert np.array_equal(sent[2].target.labels, folder[2].target.labels)
 
 
 def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None:
@@ -134,7 +132,7 @@ def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None
     picture = SCENES[0].image[:64]
     data = Noted("dog\ncat", [picture], [Labels(np.zeros(picture.shape[:2], np.int32))])
     assert dict(data[0].image.getexif()) == {0x0112: 6}
-    ((shown,),) = Reader(clip, data, [0], View(size=96, keep_aspect=True), 1, 0)
+    ((shown,),) = EvalDataLoader(clip, data, [0], View(size=96, keep_aspect=True), 1)
     assert shown.size == (64, 96)
     assert torch.equal(shown.pixels, clip.preprocess(picture, (96, 144))[0])
 
@@ -144,11 +142,11 @@ def test_truth_squashed_as_the_view_has_it(clip: ZeroShotClassifier) -> None:
     mask = labels > 4
     truths = [Labels(labels), Masks({1: mask}, {1: ~mask})]
     data = Given("dog\ncat", [SCENES[0].image[:6, :8]] * 2, truths)
-    ((first,), (second,)) = Reader(clip, data, [0, 1], View(truth_size=12), 1, 0)
+    ((first,), (second,)) = EvalDataLoader(clip, data, [0, 1], View(target_size=12), 1)
     expected = (np.arange(12).reshape(3, 4) - 1).repeat(4, 0).repeat(3, 1)
-    assert np.array_equal(first.truth.labels, expected)
-    assert np.array_equal(second.truth.masks[1], expected > 4)
-    assert np.array_equal(second.truth.ignored[1], expected <= 4)
+    assert np.array_equal(first.target.labels, expected)
+    assert np.array_equal(second.target.masks[1], expected > 4)
+    assert np.array_equal(second.target.ignored[1], expected <= 4)
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -178,10 +176,10 @@ def test_a_method_that_fails_names_its_images(clip: ZeroShotClassifier, folder: 
 
 
 def test_refused(clip: ZeroShotClassifier, folder: Folder) -> None:
-    with pytest.raises(ValueError, match="limit 0 must be at least 1"):
+    with pytest.raises(ValueError, match="limit must be at least 1, or None for all images, got 0"):
         run(clip, folder, limit=0)
     with pytest.raises(
-        ValueError, match=r"'points' is not measured .* there are localization, seg"
+        ValueError, match=r"'points' is not measured .* choose from localization, seg"
     ):
         run(clip, folder, tasks=["points"])
     points = Protocol("p", "tests", {"points": View()}, {})
@@ -194,7 +192,7 @@ def test_refused(clip: ZeroShotClassifier, folder: Folder) -> None:
         run(clip, folder, protocol=replace(BOTH, views={"localization": aspect}))
     tags = Given("dog\ncat", [SCENES[0].image], [Tags(frozenset({0}))])
     for view in (aspect, View(synonyms=True), View(texts="present")):
-        with pytest.raises(ValueError, match="recognition asks squashed images"):
+        with pytest.raises(ValueError, match="recognition scores squashed images"):
             run(clip, tags, protocol=replace(BOTH, views={"recognition": view}))
 
 
@@ -288,8 +286,8 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
             "--dataset folder --root DATA --size 96",
             "--size cannot be combined with --dataset folder: on data sets, the protocol",
         ),
-        ("--dataset folder --root nowhere", "is not whole at nowhere (no such folder)"),
-        ("--dataset folder --root DATA --protocol BAD", "localization has 'sise'; there are size"),
+        ("--dataset folder --root nowhere", "is incomplete at nowhere (no such folder)"),
+        ("--dataset folder --root DATA --protocol BAD", "localization has the unknown key 'sise'"),
         ("--root DATA --resume", "--root, --resume cannot be combined with --dataset scenes"),
     ],
 )
@@ -317,7 +315,7 @@ def test_an_evaluation_is_of_one_model(
     part: str,
 ) -> None:
     weight = clip.model.get_submodule(part).weight
-    plain, calls = tasks.attribute_each, []
+    plain, calls = predictors.attribute_each, []
 
     def then_step(*args: Any) -> Any:
         found = plain(*args)
@@ -326,7 +324,7 @@ def test_an_evaluation_is_of_one_model(
             weight.data = -weight.data
         return found
 
-    monkeypatch.setattr(tasks, "attribute_each", then_step)
+    monkeypatch.setattr(predictors, "attribute_each", then_step)
     journal = CheckpointStore(tmp_path / "journal", {}, False)
     with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
         run(clip, folder, "CLIP", batch_size=2, journal=journal)

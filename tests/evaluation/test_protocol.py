@@ -9,8 +9,7 @@ import open_clip
 import pytest
 
 from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.datasets.base import Classes
-from captum_clip_surgery.datasets.catalog import DATASETS
+from captum_clip_surgery.datasets import DATASETS, Classes
 from captum_clip_surgery.evaluation.protocol import (
     CLASSES,
     FOLDER,
@@ -106,7 +105,9 @@ def test_background_of_dense_is_what_its_source_says():
 
 def test_imagenet_segmentation_measures_at_the_size_it_shows():
     protocol = Protocol.load("imagenet-segmentation")
-    assert dict(protocol.views) == {"localization": View(size=224, truth_size=224, texts="present")}
+    assert dict(protocol.views) == {
+        "localization": View(size=224, target_size=224, texts="present")
+    }
 
 
 def test_a_data_sets_table_changes_its_keys_alone(tmp_path):
@@ -146,38 +147,44 @@ HEAD = 'source = "me"\n'
 ALL_DATASETS = re.escape(", ".join(DATASETS))
 MISTAKES = {
     "no toml": ("[segmentation", "Expected ']'"),
-    "no source": ("[segmentation]", "it names no source$"),
-    "empty source": ('source = ""\n[segmentation]', "it names no source$"),
-    "source is no text": ("source = 1\n[segmentation]", "it names no source$"),
+    "no source": ("[segmentation]", "source must be a text that is not empty$"),
+    "empty source": ('source = ""\n[segmentation]', "source must be a text that is not empty$"),
+    "source is no text": ("source = 1\n[segmentation]", "source must be a text that is not empty$"),
     "templates": (
         HEAD + 'templates = "eighty"\n[segmentation]',
-        "templates 'eighty' is none of surgery, imagenet, none$",
+        "templates must be one of surgery, imagenet, none, got 'eighty'$",
     ),
     "templates are a list": (
         HEAD + 'templates = ["a {}"]\n[segmentation]',
-        r"templates \['a \{\}'\] is none of surgery, imagenet, none$",
+        r"templates must be one of .*, got \['a \{\}'\]$",
     ),
     "unknown task": (
         HEAD + "[detection]",
-        "it has 'detection'; there are localization, segmentation, recognition, points$",
+        "the file has the unknown key 'detection'; choose from localization, segmentation, recog",
     ),
-    "no task": (HEAD, "it has no task; there are localization, segmentation, recognition, points$"),
-    "no table": (HEAD + "segmentation = 512", r"segmentation is 512; write a table, \[segmen"),
+    "no task": (
+        HEAD,
+        "the file has no task; add one of localization, segmentation, rec",
+    ),
+    "no table": (
+        HEAD + "segmentation = 512",
+        r"segmentation must be a table, \[segmentation\], got 512",
+    ),
     "unknown key": (
         HEAD + "[segmentation]\nsizes = 3",
-        "segmentation has 'sizes'; there are size, keep_aspect, ",
+        "segmentation has the unknown key 'sizes'; choose from size, keep_aspect, ",
     ),
     "a key that the task does not use": (
         HEAD + "[localization]\nwindow = 224\nstride = 112",
-        "localization has 'stride'; there are size, texts, classes, truth_size$",
+        "localization has the unknown key 'stride'; choose from size, texts, classes, target_size$",
     ),
     "unknown data set": (
         HEAD + "[segmentation.voc22]\nsize = 3",
-        f"segmentation has no data set 'voc22'; there are {ALL_DATASETS}$",
+        f"segmentation has a table for 'voc22', which must be one of {ALL_DATASETS}$",
     ),
     "unknown key of a data set": (
         HEAD + "[segmentation.voc21]\nsizes = 3",
-        "segmentation.voc21 has 'sizes'; there are size, ",
+        "segmentation.voc21 has the unknown key 'sizes'; choose from size, ",
     ),
     "a data set's mistake with the task's value": (
         HEAD + "[segmentation]\nkeep_aspect = true\nsize = 336\n[segmentation.voc21]\nwindow = 9",
@@ -185,31 +192,31 @@ MISTAKES = {
     ),
     "size of nothing": (
         HEAD + "[recognition]\nsize = 0",
-        "recognition: size 0 must be a positive whole number of pixels$",
+        "recognition: size must be a whole number of pixels from 1 to 16384, got 0$",
     ),
     "size is a share": (
         HEAD + "[recognition]\nsize = 0.5",
-        "recognition: size 0.5 must be a positive whole number of pixels$",
+        "recognition: size must be a whole number of pixels from 1 to 16384, got 0.5$",
     ),
     "size is true": (
         HEAD + "[recognition]\nsize = true",
-        "recognition: size True must be a positive whole number of pixels$",
+        "recognition: size must be a whole number of pixels from 1 to 16384, got True$",
     ),
-    "truth_size": (
-        HEAD + "[localization]\ntruth_size = -1",
-        "localization: truth_size -1 must be a positive whole number of pixels$",
+    "target_size": (
+        HEAD + "[localization]\ntarget_size = -1",
+        "localization: target_size must be a whole number of pixels from 1 to 16384, got -1$",
     ),
     "synonyms": (
         HEAD + '[segmentation]\nsynonyms = "none"',
-        "segmentation: synonyms 'none' must be true or false$",
+        "segmentation: synonyms must be true or false, got 'none'$",
     ),
     "texts": (
         HEAD + '[localization]\ntexts = "all"',
-        'localization: texts \'all\' is neither "classes" nor "present"$',
+        'localization: texts must be "classes" or "present", got \'all\'$',
     ),
     "shape without a size": (
         HEAD + "[segmentation]\nkeep_aspect = true",
-        "segmentation: keep_aspect needs a size, which is of the shorter side$",
+        "segmentation: keep_aspect needs a size, that of the shorter side$",
     ),
     "longest of a squashed picture": (
         HEAD + "[segmentation]\nsize = 3\nlongest = 9",
@@ -217,39 +224,39 @@ MISTAKES = {
     ),
     "longest is shorter": (
         HEAD + "[segmentation]\nkeep_aspect = true\nsize = 336\nlongest = 300",
-        "segmentation: longest 300 is less than size, 336$",
+        "segmentation: longest must be at least size, 336, got 300$",
     ),
     "windows of a squashed picture": (
         HEAD + "[segmentation]\nsize = 512\nwindow = 224\nstride = 112",
-        "segmentation: window needs keep_aspect: pictures that are squashed are seen whole$",
+        "segmentation: window needs keep_aspect; squashed images are shown whole$",
     ),
     "gaps between windows": (
         HEAD + "[segmentation]\nkeep_aspect = true\nsize = 512\nwindow = 224\nstride = 225",
-        "segmentation: stride 225 is longer than the window, 224: pixels between windows",
+        "segmentation: stride must be at most the window, 224, got 225: pixels between windows",
     ),
     "background beyond 1": (
         HEAD + "[segmentation]\nbackground = 10",
-        "segmentation: background 10 must be a number above 0, below 1.0$",
+        "segmentation: background must be a number above 0 and below 1.0, got 10$",
     ),
     "background is a text": (
         HEAD + '[segmentation]\nbackground = "wall"',
-        "segmentation: background 'wall' must be a number above 0, below 1.0$",
+        "segmentation: background must be a number above 0 and below 1.0, got 'wall'$",
     ),
     "scale is no number": (
         HEAD + "[segmentation]\nscale = nan",
-        "segmentation: scale nan must be a number above 0, below inf$",
+        "segmentation: scale must be a number above 0 and below inf, got nan$",
     ),
     "classes": (
         HEAD + '[points]\nclasses = "voc22"',
-        f"points: classes 'voc22' are none of {', '.join(class_files())}$",
+        f"points: classes must be one of {', '.join(class_files())}, got 'voc22'$",
     ),
     "classes by a path": (
         HEAD + '[points]\nclasses = "../classes/voc21"',
-        "points: classes '../classes/voc21' are none of ade150, ",
+        "points: classes must be one of ade150, .*, got '../classes/voc21'$",
     ),
     "groups of classes": (
         HEAD + '[points]\nclasses = "coco_stuff27_members"',
-        "points: classes 'coco_stuff27_members' are none of ade150, ",
+        "points: classes must be one of ade150, .*, got 'coco_stuff27_members'$",
     ),
 }
 
@@ -272,7 +279,7 @@ def test_bytes_that_are_no_text(tmp_path):
 @pytest.mark.parametrize("name", ["papers", "nowhere/mine.toml", Path("nowhere/mine.toml")])
 def test_one_there_is_not(name):
     known = ", ".join(SHIPPED)
-    expected = f"^there is no protocol '{name}'; there are {known}, or give a .toml file$"
+    expected = f"^there is no protocol '{name}'; choose from {known}, or pass a .toml file$"
     with pytest.raises(FileNotFoundError, match=expected):
         Protocol.load(name)
 

@@ -23,7 +23,7 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = [value for key, value in figures.items() if "scenes of" in key]
     assert len(tables) == 3
     for table in tables:
-        assert list(table) == list(report.forms_of_surgery())
+        assert list(table) == list(report.surgery_variants())
         for name, measured in table.items():
             assert f"| {name}" in printed
             assert f"{measured['measures']['explanation_iou']:.1f}" in printed

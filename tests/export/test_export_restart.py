@@ -19,6 +19,7 @@ from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.export import _run, export_maps, load_maps
 from captum_clip_surgery.export._shards import FORMATS, TarShardWriter
 from captum_clip_surgery.export._writing import AsyncShardWriter
+from tests._helpers.waiting import wait_until
 from tests._helpers.written_export import (
     assert_same,
     encoded,
@@ -146,6 +147,8 @@ def test_the_queue_is_bounded(
     original = AsyncShardWriter._write
 
     def slow(self: AsyncShardWriter, *args: Any) -> None:
+        if not sizes:
+            wait_until(self._queue.full, "a full queue")
         sizes.append(self._queue.qsize())
         time.sleep(0.1)
         original(self, *args)
@@ -234,7 +237,7 @@ def test_faults_of_the_machine_end_the_run_and_are_no_property_of_the_image(
     def fault() -> None:
         raise OSError(code, os.strerror(code))
 
-    fail_at(monkeypatch, preprocessing, "open_picture", 3, fault)
+    fail_at(monkeypatch, preprocessing, "open_image", 3, fault)
     with pytest.raises(OSError, match=os.strerror(code)) as raised:
         export(tmp_path / "in", tmp_path / "out")
     assert raised.value.__notes__[0].startswith("reading a/s004.png")

@@ -10,7 +10,7 @@ import webdataset
 
 from captum_clip_surgery.export import load_maps, open_source
 from captum_clip_surgery.export._shards import key_of
-from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.preprocessing import load_image
 from tests._helpers.written_export import (
     close,
     encoded,
@@ -76,7 +76,7 @@ def test_tars_of_webdataset(tmp_path: Path, kind: str) -> None:
     assert maps.size("dir/turned") == (64, 32)  # upright
     for name, content in zip(names, pictures.values(), strict=True):
         (tmp_path / "one").write_bytes(content)
-        assert close(maps[name], expected([load_picture(tmp_path / "one")])[0]), name
+        assert close(maps[name], expected([load_image(tmp_path / "one")])[0]), name
     assert len(maps.manifest["shards"]) == 2
 
 

@@ -31,7 +31,7 @@ from captum_clip_surgery.metrics import (
     score_contrast,
     segmentation_miou,
 )
-from captum_clip_surgery.metrics.localization import THRESHOLDS
+from captum_clip_surgery.metrics.functional import THRESHOLDS
 from tests._helpers.cases import each
 from tests._helpers.masked_maps import MASK, random_map, random_mask
 
@@ -95,7 +95,7 @@ def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
     found = localization([(torch.full((4, 4), value), MASK)])
     area = float(MASK.double().mean())
     assert (found.explanation_iou, found.msc, found.pointing, found.energy) == (0, 0, 0, 0)
-    assert (found.auroc, found.pairs) == (50, 1)
+    assert (found.auroc, found.n_pairs) == (50, 1)
     assert found.average_precision == pytest.approx(100 * area)
     assert found.pixel_accuracy == pytest.approx(100 * (1 - area))  # all is background
     assert found.segmentation_miou == pytest.approx(100 * (1 - area) / 2)
@@ -105,7 +105,7 @@ def test_constant_map_gets_nothing_but_what_guessing_gets(value: float) -> None:
 def test_empty_and_full_masks_are_skipped_and_counted(value: bool) -> None:
     mask = torch.full((8, 8), value)
     found = localization([(MASK.float(), MASK), (random_map(0), mask)])
-    assert (found.explanation_iou, found.msc, found.pairs, found.skipped) == (100, 100, 1, 1)
+    assert (found.explanation_iou, found.msc, found.n_pairs, found.skipped) == (100, 100, 1, 1)
     with pytest.raises(ValueError, match=r"no pair to measure \(1 skipped"):
         localization([(random_map(0), mask)])
 
@@ -143,14 +143,19 @@ def test_means_over_pairs_by_a_naive_loop() -> None:
 @each(
     ("attribution", "mask", "error", "message"),
     [
-        (torch.zeros(3, 8, 8), MASK, ValueError, "summed over channels first"),
-        (torch.zeros(8, 8), MASK[None], ValueError, r"not \(8, 8\) and \(1, 8, 8\)"),
-        (torch.zeros(8, 0), MASK, ValueError, "no pixels"),
-        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask is of bool"),
+        (
+            torch.zeros(3, 8, 8),
+            MASK,
+            ValueError,
+            "sum image-shaped attributions over channels first",
+        ),
+        (torch.zeros(8, 8), MASK[None], ValueError, r"got \(8, 8\) and \(1, 8, 8\)"),
+        (torch.zeros(8, 0), MASK, ValueError, "must have pixels"),
+        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be of bool"),
         (torch.full((8, 8), torch.nan), MASK, ValueError, "NaN or infinity"),
         (torch.full((8, 8), -torch.inf), MASK, ValueError, "NaN or infinity"),
-        (np.zeros((8, 8)), MASK, TypeError, "a map is a ndarray, expected a tensor"),
-        (torch.zeros(8, 8), MASK.numpy(), TypeError, "a mask is a ndarray, expected a tensor"),
+        (np.zeros((8, 8)), MASK, TypeError, "a map must be a tensor, got ndarray"),
+        (torch.zeros(8, 8), MASK.numpy(), TypeError, "a mask must be a tensor, got ndarray"),
     ],
 )
 def test_refused_pairs(
@@ -299,9 +304,9 @@ def test_grid_pointing_game_shares_pixels_on_borders() -> None:
 def test_grid_pointing_game_of_nothing_and_of_no_cell() -> None:
     assert grid_pointing_game(torch.ones(4, 4), 2, 2, 0) == 0
     assert grid_pointing_game(-random_map(0).abs(), 2, 2, 0) == 0
-    with pytest.raises(IndexError, match="cell 4 of 2 x 2; 0 to 3 exist"):
+    with pytest.raises(IndexError, match="cell must be 0 to 3 in a grid of 2 x 2, got 4"):
         grid_pointing_game(torch.ones(4, 4), 2, 2, 4)
-    with pytest.raises(ValueError, match="a grid of 0 x 2 images"):
+    with pytest.raises(ValueError, match="at least 1 x 1 images, got 0 x 2"):
         grid_pointing_game(torch.ones(4, 4), 0, 2, 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.evaluation.results import LONG
+from captum_clip_surgery.evaluation import ALL_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "measures.md").read_text()
 
@@ -30,11 +30,11 @@ def ran() -> dict[str, Any]:
 def test_every_measure_is_explained(ran: dict[str, Any]) -> None:
     localization, of_data_sets = PAGE.split("## Data sets with labels")
     rows = set(re.findall(r"^\| `(\w+)` \|", localization, flags=re.M))
-    assert rows - {"grid_pointing"} == set(ran["values"]) - {"threshold", "pairs", "skipped"}
-    assert ran["values"]["pairs"] == 8
-    assert set(ran["intervals"]) == set(ran["values"]) - {"pairs", "skipped"}
+    assert rows - {"grid_pointing"} == set(ran["values"]) - {"threshold", "n_pairs", "skipped"}
+    assert ran["values"]["n_pairs"] == 8
+    assert set(ran["intervals"]) == set(ran["values"]) - {"n_pairs", "skipped"}
     told = set(re.findall(r"^\| `(\w+)` \|", of_data_sets, flags=re.M))
-    assert rows | told | {"insertion", "deletion"} == set(LONG)
+    assert rows | told | {"insertion", "deletion"} == set(ALL_COLUMNS)
 
 
 def test_captum_s_measures_take_surgery(ran: dict[str, Any]) -> None:

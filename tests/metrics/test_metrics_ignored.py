@@ -37,7 +37,7 @@ def measured(attribution: Tensor, mask: Tensor, ignored: Tensor | None) -> dict[
 
 def test_each_measure_by_hand() -> None:
     apart, counted = measured(MAP, MASK, IGNORED), measured(MAP, MASK, None)
-    assert set(BY_HAND) == set(apart) - {"threshold", "pairs", "skipped"}
+    assert set(BY_HAND) == set(apart) - {"threshold", "n_pairs", "skipped"}
     for name, (judged, everywhere) in BY_HAND.items():
         assert apart[name] == pytest.approx(100 * judged, rel=1e-6), name
         assert counted[name] == pytest.approx(100 * everywhere, rel=1e-6), name
@@ -87,7 +87,7 @@ def test_a_map_is_enlarged_before_pixels_are_left_out() -> None:
 def test_pairs_without_two_sides_are_skipped(mask: list[bool], ignored: list[bool]) -> None:
     measures = PairMeasures()
     measures.update(torch.rand(1, 3), torch.tensor([mask]), ignored=torch.tensor([ignored]))
-    assert (measures.pairs, measures.skipped) == (0, 1)
+    assert (measures.n_pairs, measures.skipped) == (0, 1)
 
 
 @each("ignored", [torch.zeros(6, dtype=torch.bool), torch.zeros(1, 6)])
@@ -113,7 +113,7 @@ def test_states_add_up() -> None:
             one.update(attribution, mask, 0)
         whole.update(torch.rand(3, 3), empty, image)
         one.update(torch.rand(3, 3), empty, 0)
-        parts.add_state(image, one.state(0))
+        parts.add_stats(image, one.stats(0))
     assert parts.compute() == whole.compute()
     assert parts.confidence(resamples=50) == whole.confidence(resamples=50)
-    assert (parts.pairs, parts.skipped) == (6, 4)
+    assert (parts.n_pairs, parts.skipped) == (6, 4)

@@ -39,8 +39,8 @@ def measures_of(
 
 def test_keys_and_counts() -> None:
     found = measures_of(PAIRS).compute()
-    assert list(found) == [*KEYS, "pairs", "skipped"]
-    assert (found["pairs"], found["skipped"]) == (11, 2)
+    assert list(found) == [*KEYS, "n_pairs", "skipped"]
+    assert (found["n_pairs"], found["skipped"]) == (11, 2)
 
 
 def test_the_same_as_localization() -> None:
@@ -79,7 +79,7 @@ def test_merging_leaves_the_other_alone_and_keeps_unnamed_images_apart() -> None
     first.merge(second)
     first.update(MASK.float(), MASK)
     assert second.compute() == before
-    assert first.compute()["pairs"] == 3
+    assert first.compute()["n_pairs"] == 3
     assert first.confidence()["msc"] == (-100, 100)  # three images; as one, a point
 
 
@@ -88,7 +88,7 @@ def test_merging_with_itself_counts_twice() -> None:
     once = measures.compute()
     measures.merge(measures)
     twice = measures.compute()
-    assert (twice["pairs"], twice["skipped"]) == (22, 4)
+    assert (twice["n_pairs"], twice["skipped"]) == (22, 4)
     assert [twice[key] for key in KEYS] == pytest.approx([once[key] for key in KEYS])
 
 
@@ -99,9 +99,9 @@ def test_tolerance() -> None:
         measures = measures_of([(corner, MASK, 0)], tolerance)
         assert measures.compute()["pointing_near"] == expected
         assert measures.compute()["pointing"] == 0
-    with pytest.raises(ValueError, match="tolerance 2 and 15 do not merge"):
+    with pytest.raises(ValueError, match="same tolerance, got 2 and 15"):
         measures.merge(PairMeasures())
-    with pytest.raises(ValueError, match="tolerance -1 must be"):
+    with pytest.raises(ValueError, match=r"tolerance must be .* got -1"):
         PairMeasures(-1)
 
 
@@ -161,9 +161,9 @@ def test_intervals_are_of_a_thousand_resamples_where_none_are_asked_for() -> Non
 @each(
     ("options", "message"),
     [
-        ({"level": 1}, "level 1 must lie between 0 and 1"),
-        ({"level": 95}, "level 95 must lie between 0 and 1"),
-        ({"resamples": 0}, "resamples 0 must be at least 1"),
+        ({"level": 1}, "level must be between 0 and 1, .* got 1"),
+        ({"level": 95}, "level must be between 0 and 1, .* got 95"),
+        ({"resamples": 0}, "resamples must be at least 1, .* got 0"),
     ],
 )
 def test_refused_intervals(options: dict[str, int], message: str) -> None:
@@ -187,7 +187,7 @@ def test_means_over_images_by_numpy() -> None:
         expected = np.percentile(100 * draws @ values / len(values), [5, 95])
         assert means.confidence(0.9, 250, seed=3)[name] == pytest.approx(tuple(expected))
     assert means.confidence() == means.confidence(0.95, 1000, seed=0)
-    with pytest.raises(ValueError, match="level 2 must lie"):
+    with pytest.raises(ValueError, match=r"level must be between .* got 2"):
         means.confidence(2)
 
 
@@ -196,8 +196,8 @@ def test_nothing_measured_and_refused_images() -> None:
     for ask in (measures.compute, measures.confidence):
         with pytest.raises(ValueError, match=r"no pair to measure \(0 skipped"):
             ask()
-    with pytest.raises(TypeError, match="image 'cat' is a str, expected an int or None"):
+    with pytest.raises(TypeError, match=r"image must be an int or None, got 'cat' \(str\)"):
         measures.update(MASK.float(), MASK, "cat")  # type: ignore[arg-type]
     measures.update(MASK.float(), MASK, np.int64(3))  # type: ignore[arg-type]
     measures.update(MASK.float().requires_grad_(), MASK, 3)
-    assert measures.compute()["pairs"] == 2
+    assert measures.compute()["n_pairs"] == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from captum_clip_surgery.metrics.points import PointMeasures, point_confusion, point_iou
+from captum_clip_surgery.metrics import PointMeasures, point_confusion, point_iou
 from tests._helpers.cases import each
 
 #: 2 x 4, left half inside.
@@ -68,14 +68,14 @@ def test_over_classes_and_over_pairs() -> None:
     found = measures.compute()
     assert found.p_miou == pytest.approx(100 * (2 / 5) / 2)
     assert found.pair_iou == pytest.approx(100 * (1 + 1 / 4) / 3)
-    assert (found.classes, found.pairs, found.points, found.skipped) == (2, 3, 7, 0)
+    assert (found.n_classes, found.n_pairs, found.n_points, found.skipped) == (2, 3, 7, 0)
 
 
 def test_a_class_with_as_many_misses_as_hits_counts() -> None:
     measures = PointMeasures()
     measures.update("cat", LEFT, [0.1, 0.9], [0.5, 0.5], [True, True])
     found = measures.compute()
-    assert (found.p_miou, found.pairs, found.skipped) == (50, 1, 0)
+    assert (found.p_miou, found.n_pairs, found.skipped) == (50, 1, 0)
 
 
 def test_classes_that_an_image_does_not_show_are_skipped() -> None:
@@ -84,7 +84,7 @@ def test_classes_that_an_image_does_not_show_are_skipped() -> None:
     measures.update("cat", LEFT, [0.1], [0.5], [False])  # would halve it
     measures.update("dog", LEFT, [0.1], [0.5], [False])
     found = measures.compute()
-    assert (found.p_miou, found.classes, found.pairs, found.skipped) == (100, 1, 1, 2)
+    assert (found.p_miou, found.n_classes, found.n_pairs, found.skipped) == (100, 1, 1, 2)
 
 
 def test_nothing_to_measure() -> None:
@@ -109,7 +109,7 @@ def test_measures_go_between_processes() -> None:
         (LEFT.float() / 0, [0.5], ValueError, "not finite"),
         (LEFT, [1.1], ValueError, "outside 0..1"),
         (LEFT, [float("nan")], ValueError, "outside 0..1"),
-        (LEFT, [0.5, 0.5], ValueError, "2 x, 1 y and 1 answers"),
+        (LEFT, [0.5, 0.5], ValueError, "same length, got 2, 1 and 1"),
     ],
 )
 def test_refusals(

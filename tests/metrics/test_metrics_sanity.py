@@ -10,10 +10,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier
-from captum_clip_surgery.attr._engine import Explain
+from captum_clip_surgery.attr import Explain
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.metrics import Randomization, randomization, suspicious
-from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages, spearman
+from captum_clip_surgery.metrics import Randomization, flag_insensitive, randomization
+from captum_clip_surgery.metrics.functional import spearman
+from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import TOWERS, random_images, tiny_model
@@ -38,7 +39,7 @@ def test_surgery_falls_and_a_map_without_model_stays() -> None:
     assert found.correlations["brightness"] == pytest.approx([1.0] * len(found.stages))
     assert found.correlations["surgery"][0] == pytest.approx(1, abs=1e-3)
     assert abs(found.correlations["surgery"][-1]) < 0.5
-    assert suspicious(found) == ["brightness"]
+    assert flag_insensitive(found) == ["brightness"]
     for name, value in clip.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -155,14 +156,14 @@ def test_spearman_of_known_maps() -> None:
     assert spearman(rising, -rising).item() == pytest.approx(-1)
     assert spearman(rising, torch.ones(1, 2, 3)).item() == 0
     assert spearman(torch.ones(1, 2, 3), torch.ones(1, 2, 3)).item() == 0
-    with pytest.raises(ValueError, match=r"maps of \(1, 2, 3\) and \(1, 3, 2\) do not compare"):
+    with pytest.raises(ValueError, match=r"same shape, got \(1, 2, 3\) and \(1, 3, 2\)"):
         spearman(rising, rising.mT)
 
 
-def test_suspicious_names_those_above_the_limit() -> None:
+def test_methods_above_the_limit_are_flagged() -> None:
     found = Randomization(("original", "head"), {"a": [1, 0.6], "b": [1, 0.5], "c": [1, -0.9]})
-    assert suspicious(found) == ["a"]
-    assert suspicious(found, limit=0.4) == ["a", "b"]
+    assert flag_insensitive(found) == ["a"]
+    assert flag_insensitive(found, limit=0.4) == ["a", "b"]
 
 
 @each(

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, word_scores
-from captum_clip_surgery.models import image
-from captum_clip_surgery.models._agreement import ImageSide
-from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
-from captum_clip_surgery.tasks.multimodal import word_maps
+from captum_clip_surgery.models._agreement import VerifiedImageTower
+from captum_clip_surgery.models.image import VisionTransformerTower, _registry, register_tower
+from captum_clip_surgery.tasks import word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY
@@ -133,7 +132,7 @@ def subclass(place: str, kind: type) -> Callable[[Any], None]:
 
 
 BLOCK = "visual.transformer.resblocks.1"
-REGISTER = r"register an adapter of your own in captum_clip_surgery\.towers\.FAMILIES"
+REGISTER = r"register a tower of your own with captum_clip_surgery\.models\.image\.register_tower"
 IMAGE_KINDS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "visual prompt tuning": (
         "vit",
@@ -261,7 +260,7 @@ def test_image_towers_that_are_not_their_class(kind: str) -> None:
     with pytest.raises(TypeError, match=message):
         make(model)
     with pytest.raises(TypeError, match=message):
-        ZeroShotClassifier.from_features(model, torch.randn(3, clip.features.shape[1]))
+        ZeroShotClassifier.from_features(model, torch.randn(3, clip.text_features().shape[1]))
     # Changed after the classifier was made, from the next call on; mended, it goes on.
     expected = clip(images)
     surgery = LayerCLIPSurgery(clip)
@@ -332,7 +331,9 @@ def test_a_registered_adapter_takes_a_subclass(monkeypatch: pytest.MonkeyPatch) 
     as_class(model.visual, Annotated)
     with pytest.raises(TypeError, match="is a Annotated, which derives from VisionTransformer"):
         make(model)
-    monkeypatch.setattr(image, "FAMILIES", (*image.FAMILIES, AnnotatedTower, WrongTower))
+    monkeypatch.setattr(_registry, "TOWER_CLASSES", list(_registry.TOWER_CLASSES))
+    register_tower(AnnotatedTower)
+    register_tower(WrongTower)
     clip = make(model)
     assert isinstance(clip.tower, AnnotatedTower)
     assert torch.equal(clip(images), expected(images))
@@ -595,7 +596,7 @@ def test_the_model_is_left_alone(family: str) -> None:
     for module in model.visual.modules():
         module.register_forward_hook(lambda *given: fired.append(given[0]))
     before, state = snapshot(model), torch.get_rng_state()
-    side = ImageSide(model, "bilinear")
+    side = VerifiedImageTower(model, "bilinear")
     assert not differences(before, snapshot(model))
     assert torch.equal(torch.get_rng_state(), state)
     assert not fired

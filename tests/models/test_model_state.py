@@ -439,7 +439,7 @@ STEPS: dict[str, Callable[[Any], object]] = {
 def test_a_change_between_parts_is_refused_and_not_kept(
     name: str, place: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(encoder_module, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(encoder_module, "TEXTS_PER_BATCH", 2)
     model = own_lora()
     texts = [f"text {number}" for number in range(6)]
     encoder = PromptEncoder(model, templates=["a {}"], cache=tmp_path)
@@ -467,7 +467,7 @@ def test_a_change_between_parts_is_refused_and_not_kept(
 
 
 def test_a_thread_that_turns_an_adapter_leaves_no_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_module, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(encoder_module, "TEXTS_PER_BATCH", 2)
     model = own_lora()
     layer = first_mlp(model).c_fc
     texts = [f"text {number}" for number in range(8)]

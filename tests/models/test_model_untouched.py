@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import copy
 import pickle
 import threading
@@ -24,6 +23,7 @@ from captum_clip_surgery import (
     LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
+from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
@@ -317,7 +317,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
     assert_equal(run_all(twin), expected)
     assert (twin.texts, twin.distractors, repr(twin)) == (clip.texts, clip.distractors, repr(clip))
     assert twin.tower.visual is twin.model.visual is not clip.model.visual
-    assert twin._encoder.model is twin.model
+    assert twin.text_encoder.model is twin.model
     twin.model.requires_grad_(False)
     for parameter in twin.model.parameters():
         parameter.zero_()

@@ -7,9 +7,13 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
-from captum_clip_surgery.models.text import encoder, prefix_tree
+from captum_clip_surgery.models.text import _prefix_tree, _token_encoder
+from captum_clip_surgery.models.text._prefix_tree import (
+    build_prefix_tree,
+    encode_shared,
+    shares_prefixes,
+)
 from captum_clip_surgery.models.text.encoder import PromptEncoder
-from captum_clip_surgery.models.text.prefix_tree import encode_shared, grow, shares_prefixes
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 from tests._helpers.text_towers import CONTEXT, KINDS, Words, manner, shrunk, text_model
 from tests._helpers.tiny import relative_error
@@ -80,7 +84,7 @@ def test_every_kind_of_open_clips_own_towers(name):
 
 @pytest.mark.parametrize("places", [1, 40, 100])
 def test_chunks_keep_the_order(monkeypatch, places):
-    monkeypatch.setattr(encoder, "PLACES", places)
+    monkeypatch.setattr(_token_encoder, "MAX_TOKENS", places)
     model = text_model()
     tokens = ids(model, some_prompts())
     with torch.no_grad():
@@ -92,14 +96,14 @@ def test_the_tree_holds_each_beginning_once():
     texts = [[1, 2, 3, 9, 0], [1, 2, 9, 7, 7], [1, 2, 3, 9, 5], [4, 9, 0, 0, 0], [1, 2, 3, 3, 9]]
     tokens = torch.tensor(texts)
     ends = tokens.argmax(1)
-    tree = grow(tokens, ends, CPU)
+    tree = build_prefix_tree(tokens, ends, CPU)
     cut = [tuple(text[: end + 1]) for text, end in zip(texts, ends.tolist(), strict=True)]
     beginnings = {text[: i + 1] for text in cut for i in range(len(text))}
     assert len(tree.tokens) == len(beginnings) == 9
     read = set()
-    asked = torch.cat([path.asked.flatten() for path in tree.paths])
+    asked = torch.cat([path.queries.flatten() for path in tree.paths])
     for path in tree.paths:
-        assert (tree.places[path.nodes] == torch.arange(path.nodes.shape[1])).all()
+        assert (tree.positions[path.nodes] == torch.arange(path.nodes.shape[1])).all()
         read |= {tuple(row) for row in tree.tokens[path.nodes].tolist()}
     assert read == set(cut)
     assert asked.unique().tolist() == list(range(9))  # none is left without its attention
@@ -110,13 +114,15 @@ def test_the_tree_holds_each_beginning_once():
 def test_nothing_shared_is_computed_twice(monkeypatch):
     """85 prompts of 7 words: nodes, not places of the context, pass through a block."""
     seen = []
-    plain = prefix_tree.block_feed_forward
+    plain = _prefix_tree.block_feed_forward
     monkeypatch.setattr(
-        prefix_tree, "block_feed_forward", lambda b, x: (seen.append(x.shape[1]), plain(b, x))[1]
+        _prefix_tree, "block_feed_forward", lambda b, x: (seen.append(x.shape[1]), plain(b, x))[1]
     )
     model = text_model(context_length=77)
     words = ["dog", "cat", "car", "bus", "cow", "tv", "sofa"]
     encoder = PromptEncoder(model)
+    encoder.check()  # compares two texts with the model itself
+    seen.clear()
     encoder(words)
     tokens = encoder.tokenize(
         [format_prompt(template, word) for word in words for template in TEMPLATES]

@@ -88,11 +88,11 @@ REFUSED_TEMPLATES = [
     ("{:>10}", ValueError, r"'{:>10}' .* only plain {} is filled"),
     ("{:{}}", ValueError, "only plain {} is filled"),
     ("{!r}", ValueError, r"'{!r}' .* only plain {} is filled"),
-    ("a } {}", ValueError, "'a } {}' is no format string: .*'}'"),
-    ("{", ValueError, "is no format string"),
-    (5, TypeError, "template 5 is neither a format string nor a callable"),
-    (None, TypeError, "None is neither a format string nor a callable"),
-    (len, TypeError, "len.* returned 4 for 'text', not a string"),
+    ("a } {}", ValueError, "'a } {}' is not a format string: .*'}'"),
+    ("{", ValueError, "is not a format string"),
+    (5, TypeError, "template 5 must be a format string or a function"),
+    (None, TypeError, "None must be a format string or a function"),
+    (len, TypeError, "len.* must return a string, got 4 for 'text'"),
 ]
 
 
@@ -330,11 +330,11 @@ def test_index():
 
 def test_remembered_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who serves others is asked for new texts for ever."""
-    monkeypatch.setattr(encoder, "REMEMBERED", 10)
+    monkeypatch.setattr(encoder, "MAX_CACHED", 10)
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=["{}"])
     for start in range(0, 40, 4):
         texts = [f"text {number}" for number in range(start, start + 4)]
         asked = clip.with_texts(texts)
-        assert len(clip._encoder._known.features) <= 10
+        assert len(clip.text_encoder._cached.features) <= 10
     alone = ZeroShotClassifier(tiny_model("vit"), texts, templates=["{}"])
     torch.testing.assert_close(asked.text_features(), alone.text_features())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY
 
@@ -51,16 +51,20 @@ def traced_visual() -> nn.Module:
 
 
 # The towers refused are in test_towers_real.py; here are one of each sort, inside a model.
-WORKS = "What works: open_clip VisionTransformer; open_clip ModifiedResNet; timm"
+WORKS = "Supported families: open_clip VisionTransformer; open_clip ModifiedResNet; timm"
 REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a name": (lambda: "ViT-B-16", TypeError, "model is a str, not an open_clip model"),
     "None": (lambda: None, TypeError, "model is a NoneType, not an open_clip model"),
     "no CLIP": (
         lambda: nn.Linear(2, 2),
         TypeError,
-        "Linear is no open_clip CLIP: it has no visual, encode_image, .*create_model_and_transf",
+        "an open_clip CLIP, but Linear has no visual, encode_image, .*create_model_and_",
     ),
-    "an image tower": (lambda: tiny_model("vit").visual, TypeError, "VisionTransformer is no open"),
+    "an image tower": (
+        lambda: tiny_model("vit").visual,
+        TypeError,
+        "an open_clip CLIP, but VisionTransformer has no",
+    ),
     "scripted": (
         lambda: torch.jit.script(nn.Linear(2, 2)),
         TypeError,
@@ -173,7 +177,9 @@ def test_a_model_without_preprocessing_warns():
 
 
 def test_an_unknown_way_to_resize_positions():
-    with pytest.raises(ValueError, match="positions 'nearest' is none of bilinear, bicubic"):
+    with pytest.raises(
+        ValueError, match="positions must be one of bilinear, bicubic, got 'nearest'"
+    ):
         ZeroShotClassifier(tiny_model("vit"), TEXTS, positions="nearest")
 
 
@@ -209,9 +215,17 @@ REFUSED_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "infinite": (with_one(torch.inf), ValueError, "images hold NaN or infinite pixels"),
     "-infinite": (with_one(-torch.inf), ValueError, "images hold NaN or infinite pixels"),
     "device": (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "on meta, the model on cpu"),
-    "numpy": (np.zeros((1, 3, 32, 32)), TypeError, r"a ndarray, not a tensor; clip\.preprocess"),
-    "picture": (Image.new("RGB", (32, 32)), TypeError, r"a Image, not a tensor; clip\.preprocess"),
-    "None": (None, TypeError, "a NoneType, not a tensor"),
+    "numpy": (
+        np.zeros((1, 3, 32, 32)),
+        TypeError,
+        r"must be a tensor, got ndarray; clip\.preprocess",
+    ),
+    "picture": (
+        Image.new("RGB", (32, 32)),
+        TypeError,
+        r"must be a tensor, got Image; clip\.preprocess",
+    ),
+    "None": (None, TypeError, "must be a tensor, got NoneType"),
 }
 
 
@@ -230,13 +244,13 @@ def test_refused_images(vit, kind, entry):
         ([], ["a car"], ValueError, "no texts"),
         (["a dog", ""], None, ValueError, "text 1 is empty"),
         ([" \n"], None, ValueError, "text 0 is empty"),
-        (["a dog", 5], None, TypeError, "text 1 is 5 of type int, no string"),
-        ([None], None, TypeError, "text 0 is None of type NoneType, no string"),
-        ([["a dog"]], None, TypeError, r"text 0 is \['a dog'\] of type list, no string"),
+        (["a dog", 5], None, TypeError, "text 1 must be a string, got 5 of type int"),
+        ([None], None, TypeError, "text 0 must be a string, got None of type NoneType"),
+        ([["a dog"]], None, TypeError, r"text 0 must be a string, got \['a dog'\] of type list"),
         ("a dog", None, TypeError, r"texts is the string 'a dog'; pass a list: \['a dog'\]"),
         (TEXTS, "a car", TypeError, r"distractors is the string 'a car'; pass a list: \['a car'\]"),
         (TEXTS, ["a car", ""], ValueError, "distractor 1 is empty"),
-        (TEXTS, [b"a car"], TypeError, "distractor 0 is b'a car' of type bytes, no string"),
+        (TEXTS, [b"a car"], TypeError, "distractor 0 must be a string, got b'a car' of type bytes"),
     ],
 )
 def test_refused_texts(vit, texts, distractors, error, message):
@@ -251,7 +265,7 @@ def test_blocks_that_are_not_there(family):
     clip = ZeroShotClassifier(tiny_model(family), TEXTS, templates=())
     blocks = len(TINY[family].parts.blocks)
     for index in blocks, -blocks - 1:
-        message = f"block {index} of {blocks}; -{blocks} to {blocks - 1} exist"
+        message = f"block must be from -{blocks} to {blocks - 1}, got {index} of {blocks} blocks"
         with pytest.raises(IndexError, match=message):
             clip.token_grid(index)
     assert clip.token_grid(-1) is clip.token_grid(blocks - 1)

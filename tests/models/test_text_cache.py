@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models.text import _fingerprint, encoder
-from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clips_bpe
+from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clip_bpe
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from tests._helpers.text_towers import text_model
@@ -191,8 +191,8 @@ def test_templates_and_tokenizers_have_features_of_their_own(tmp_path, passes):
     # The same words in another object, as every get_tokenizer makes.
     passes.count = 0
     own = open_clip.tokenizer.SimpleTokenizer()
-    assert is_open_clips_bpe(own)
-    assert not is_open_clips_bpe(shouting)
+    assert is_open_clip_bpe(own)
+    assert not is_open_clip_bpe(shouting)
     encode(tmp_path, tokenizer=own)
     assert passes.count == 0
     own.encoder["dog</w>"] = own.encoder["cat</w>"]
@@ -203,7 +203,7 @@ def test_templates_and_tokenizers_have_features_of_their_own(tmp_path, passes):
 def test_other_versions_have_other_features(tmp_path, passes, monkeypatch):
     encode(tmp_path)
     monkeypatch.setattr(open_clip, "__version__", "99")
-    assert _fingerprint.versions()["open_clip"] == "99"
+    assert _fingerprint.package_versions()["open_clip"] == "99"
     passes.count = 0
     encode(tmp_path)
     assert passes.count == len(TEXTS)
@@ -308,7 +308,7 @@ def test_what_cannot_be_told_is_not_kept_and_warned_of_once(tmp_path, passes, na
     model = adapted()
     UNTELLABLE[name](model)
     encoder = PromptEncoder(model, templates=TWO, cache=tmp_path)
-    with pytest.warns(UserWarning, match="text features are not kept in .* in another process"):
+    with pytest.warns(UserWarning, match="text features are not kept in .* another process"):
         found = encoder(TEXTS)
     assert torch.equal(found, encode(None, model))
     with warnings.catch_warnings():
@@ -446,4 +446,4 @@ def test_many_features_of_both_widths(tmp_path):
     for key in keys:
         assert found[key].dtype == features[key].dtype
         assert torch.equal(found[key], features[key])
-    assert len(keys) > encoder.TEXTS_AT_ONCE
+    assert len(keys) > encoder.TEXTS_PER_BATCH

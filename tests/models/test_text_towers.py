@@ -147,7 +147,7 @@ def test_hugging_face_text_towers(folder):
     each = (each / each.norm(dim=-1, keepdim=True)).unflatten(0, (3, 2)).mean(1)
     assert torch.allclose(clip.text_features(), each / each.norm(dim=-1, keepdim=True), atol=1e-6)
     # As many tokens as the tokenizer gives, not as the tower has places.
-    assert clip._encoder.context_length == 20
+    assert clip.text_encoder.context_length == 20
     fits = "dog " * 18
     plain = ZeroShotClassifier(clip.model, ["dog"], tokenizer=tokenizer, templates=())
     plain.with_texts([fits])
@@ -226,5 +226,7 @@ def test_an_unreachable_hub_says_what_to_pass(monkeypatch, tmp_path):
     model = TINY["vit"].build()
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *a, **k: (model, 0, 0))
     (tmp_path / "weights.pt").touch()
-    with pytest.raises(OSError, match=r"tokenizer of ViT-B-32 could not be had.*\nPass tokenizer="):
+    with pytest.raises(
+        OSError, match=r"tokenizer of ViT-B-32 could not be loaded.*\nPass tokenizer="
+    ):
         ZeroShotClassifier.from_pretrained("ViT-B-32", tmp_path / "weights.pt", ["dog"])

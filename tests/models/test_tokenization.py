@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests._helpers.cases import each
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.testing import assert_close
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models.text.encoder import PromptEncoder
+from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, save_tokenizer, text_model
 
 TEXTS = ["dog", "a remote control on a table", "cat!"]

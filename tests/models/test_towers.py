@@ -22,8 +22,7 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.models._blocks import some_rows
-from captum_clip_surgery.models.image import PathConfig, adapt
+from captum_clip_surgery.models.image import PathConfig, build_tower, linear_rows
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.plain_towers import alone, at_size, enliven, new_path, trace
 from tests._helpers.tiny import relative_error, tiny_model
@@ -183,7 +182,7 @@ class Case:
 
     def __init__(self, name: str, size: str) -> None:
         self.visual = built(name)
-        self.tower = adapt(self.visual)
+        self.tower = build_tower(self.visual)
         rows, columns = self.tower.grid(*self.tower.native_size)
         # The last has the native number of patches: their count alone does not tell the size.
         grids = {"native": (rows, columns), "wide": (3, 6), "as many": (1, rows * columns)}
@@ -236,12 +235,12 @@ def no_gradients() -> Iterator[None]:
 def test_blocks_are_rebuilt(case):
     """Attention of q, k, v, merged, is what the block's own adds; the feed-forward completes it."""
     tower, run = case.tower, case.run
-    entering, layout = tower.embed(case.images)
-    assert layout.grid == case.grid
+    entering, grid_spec = tower.embed(case.images)
+    assert grid_spec.grid == case.grid
     assert relative_error(entering, run.inputs[0]) < TOLERANCE
     assert len(tower.blocks) == len(run.inputs) == len(run.outputs)
     for index, (x, out) in enumerate(zip(run.inputs, run.outputs, strict=True)):
-        heads = tower.heads(index, x, layout)
+        heads = tower.attention_inputs(index, x, grid_spec)
         assert heads.grid == case.grid
         update = tower.merge(index, heads.attend(), heads.x)
         if not tower.has_residual:  # and the block returns its first token alone
@@ -249,7 +248,7 @@ def test_blocks_are_rebuilt(case):
             continue
         assert relative_error(update, run.updates[index]) < TOLERANCE
         assert relative_error(tower.feed_forward(index, x + update), out) < TOLERANCE
-        assert relative_error(tower.run_block(index, x, layout), out) < TOLERANCE
+        assert relative_error(tower.run_block(index, x, grid_spec), out) < TOLERANCE
     assert relative_error(tower.encode(case.images), run.pooled) < TOLERANCE
 
 
@@ -275,26 +274,26 @@ def check_dual_path(case: Case, num_blocks: int) -> None:
 
 def test_positions_as_open_clip_resizes_them(resized_case):
     case = resized_case
-    bicubic = adapt(case.visual, positions="bicubic")
+    bicubic = build_tower(case.visual, positions="bicubic")
     expected = trace(case.own("bicubic"), case.images).pooled
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", TINY)
 def test_queries_of_the_first_tokens_alone(kind):
-    tower = adapt(tiny_model(kind).visual)
-    x, layout = tower.embed(torch.randn(2, 3, *tower.native_size))
+    tower = build_tower(tiny_model(kind).visual)
+    x, grid_spec = tower.embed(torch.randn(2, 3, *tower.native_size))
     for count in (1, 3):  # past the prefix tokens, too
-        whole, few = (tower.heads(0, x, layout, queries) for queries in (None, count))
+        whole, few = (tower.attention_inputs(0, x, grid_spec, queries) for queries in (None, count))
         assert relative_error(few.q[:, :, :count], whole.q[:, :, :count]) < TOLERANCE
         assert relative_error(few.k, whole.k) < TOLERANCE
         assert relative_error(few.v, whole.v) < TOLERANCE
 
 
-def test_some_rows_of_what_wraps_a_linear_map():
+def test_linear_rows_of_what_wraps_a_linear_map():
     linear, x, rows = nn.Linear(4, 6), torch.randn(2, 4), slice(2, 5)
     expected = linear(x)[:, rows]
-    assert relative_error(some_rows(linear, x, rows), expected) < TOLERANCE
+    assert relative_error(linear_rows(linear, x, rows), expected) < TOLERANCE
 
     class Doubled(nn.Linear):
         def forward(self, x):
@@ -302,9 +301,9 @@ def test_some_rows_of_what_wraps_a_linear_map():
 
     doubled = Doubled(4, 6)
     doubled.load_state_dict(linear.state_dict())
-    assert relative_error(some_rows(doubled, x, rows), 2 * expected) < TOLERANCE
+    assert relative_error(linear_rows(doubled, x, rows), 2 * expected) < TOLERANCE
     linear.register_forward_hook(lambda module, inputs, output: 3 * output)
-    assert relative_error(some_rows(linear, x, rows), 3 * expected) < TOLERANCE
+    assert relative_error(linear_rows(linear, x, rows), 3 * expected) < TOLERANCE
 
 
 def test_the_model_is_left_alone(resized_case):
@@ -318,7 +317,7 @@ def test_the_model_is_left_alone(resized_case):
 @pytest.mark.parametrize("kind", TINY)
 def test_embedding_is_encode_image(kind):
     model = tiny_model(kind)
-    tower = adapt(model.visual)
+    tower = build_tower(model.visual)
     images = torch.randn(2, 3, *tower.native_size)
     expected = model.encode_image(images, normalize=False)  # CoCa normalises by default
     assert relative_error(tower.encode(images), expected) < TOLERANCE
@@ -336,5 +335,5 @@ def test_positions_of_a_model_built_for_the_size(kind):
     other.load_state_dict(state)
     images = torch.randn(2, 3, 24, 48)
     expected = other.eval().encode_image(images, normalize=False)
-    tower = adapt(model.visual, positions="bicubic")
+    tower = build_tower(model.visual, positions="bicubic")
     assert relative_error(tower.encode(images), expected) < TOLERANCE

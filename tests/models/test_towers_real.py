@@ -24,7 +24,8 @@ from timm.layers import AttentionPool2d
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from captum_clip_surgery.models.image import FAMILIES, Tower, adapt
+from captum_clip_surgery.models.image import Tower, build_tower
+from captum_clip_surgery.models.image._registry import TOWER_CLASSES
 from tests._helpers.plain_towers import blocks_of
 from tests._helpers.tower_kinds import TINY
 
@@ -116,9 +117,9 @@ def check_configuration(name: str) -> None:
     if family == "refused":
         assert type(visual.trunk).__name__ == kind
         with pytest.raises(TypeError, match="is not supported"):
-            adapt(visual)
+            build_tower(visual)
         return
-    tower = adapt(visual)
+    tower = build_tower(visual)
     assert (tower.family, tower.pooling) == (family, kind)
     config = configuration(name)["vision_cfg"]
     # One configuration states another size than its trunk has.
@@ -193,7 +194,7 @@ def test_tiny_kind_is_made_like_its_configuration(kind):
 
 # --- refusals ------------------------------------------------------------------------------------
 
-WORKS = "What works: " + "; ".join(family.family for family in FAMILIES)
+FAMILIES = "Supported families: " + "; ".join(each.family for each in TOWER_CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +208,9 @@ WORKS = "What works: " + "; ".join(family.family for family in FAMILIES)
 )
 def test_refused_configurations_say_why(name, reason):
     with pytest.raises(TypeError, match=f"TimmModel is not supported: its trunk is .*{reason}"):
-        adapt(on_meta(name))
-    with pytest.raises(TypeError, match=re.escape(f"{WORKS}. clip-surgery models lists")):
-        adapt(on_meta(name))
+        build_tower(on_meta(name))
+    with pytest.raises(TypeError, match=re.escape(f"{FAMILIES}. `clip-surgery models` lists")):
+        build_tower(on_meta(name))
 
 
 def native(base: str = "vit", **options: Any) -> Any:
@@ -303,8 +304,8 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_towers_say_why(name):
     make, reason = REFUSALS[name]
-    with pytest.raises(TypeError, match=f"is not supported: .*{reason}.*{WORKS}"):
-        adapt(make())
+    with pytest.raises(TypeError, match=f"is not supported: .*{reason}.*{FAMILIES}"):
+        build_tower(make())
 
 
 def test_open_clip_cannot_run_scaled_cosines():
@@ -314,5 +315,5 @@ def test_open_clip_cannot_run_scaled_cosines():
 
 
 def test_unknown_positions():
-    with pytest.raises(ValueError, match="positions 'nearest' is none of bilinear, bicubic"):
-        adapt(native(), positions="nearest")
+    with pytest.raises(ValueError, match="positions must be one of bilinear, bicubic"):
+        build_tower(native(), positions="nearest")

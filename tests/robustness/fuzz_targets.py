@@ -25,13 +25,13 @@ from PIL import Image
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app._images import read_image
-from captum_clip_surgery.datasets.base import Classes, open_labels, open_rgb
-from captum_clip_surgery.evaluation.records import from_bytes, pack, to_bytes, unpack
+from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
+from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from captum_clip_surgery.export._shards import ImageRecord
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text.cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
-from captum_clip_surgery.preprocessing import Preprocess, load_picture
+from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model
 from tests.robustness.fuzz_configuration import CONFIGURATION, PICTURE
 from tests.robustness.fuzz_inputs import (
@@ -176,9 +176,9 @@ def entries(data: bytes) -> None:
 
 
 def records(data: bytes) -> None:
-    with may_refuse("is no record of images"):
+    with may_refuse("holds no statistics of images"):
         row = from_bytes(data)
-        found = unpack(row, NAMES)
+        found = deserialize(row, NAMES)
         assert all(list(record) == NAMES for record in found.values())
 
 
@@ -229,7 +229,7 @@ def journal_seeds() -> list[bytes]:
         *(database(_write_pieces, size) + b"\0" for size in (512, 1024, 4096)),
         json.dumps(ABOUT).encode() + b"\1",
         line + b"\n" + zlib.decompress(packed) + b"\2",
-        to_bytes(pack(record, NAMES)) + b"\3",
+        to_bytes(serialize(record, NAMES)) + b"\3",
         *(database(_write_features, size) + b"\4" for size in (512, 4096)),
     ]
 
@@ -249,7 +249,7 @@ def opens(data: bytes) -> None:
     path = folder("pictures") / "x.png"
     path.write_bytes(data)
     with may_refuse(f"{path} cannot be read as an image: "):
-        picture = load_picture(path)
+        picture = load_image(path)
         assert picture.mode == "RGB"
         assert SHOW(picture).isfinite().all()
     with may_refuse(f"{path} cannot be read as a picture: "):

@@ -19,8 +19,7 @@ import captum_clip_surgery as package
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
 from captum_clip_surgery._utils.profiling import ProfileResult
 from captum_clip_surgery.attr.clip_surgery import vv_attention
-from captum_clip_surgery.evaluation import Protocol
-from captum_clip_surgery.evaluation.results import Result
+from captum_clip_surgery.evaluation import Protocol, Result
 from captum_clip_surgery.export import explain_batch
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models.image import PathConfig

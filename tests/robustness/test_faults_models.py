@@ -38,7 +38,7 @@ def make(model: Any) -> ZeroShotClassifier:
 def own_logits(model: Any, clip: ZeroShotClassifier, images: Tensor) -> Tensor:
     """As the model itself finds them, beside the classifier."""
     with torch.no_grad():
-        tokens = clip._encoder.tokenize([f"{text}." for text in TEXTS])
+        tokens = clip.text_encoder.tokenize([f"{text}." for text in TEXTS])
         text = model.encode_text(tokens, normalize=True)
         logits = model.logit_scale.exp() * model.encode_image(images, normalize=True) @ text.T
         bias = getattr(model, "logit_bias", None)
@@ -125,7 +125,9 @@ def test_a_text_tower_that_is_half_moved_is_refused(family: str) -> None:
         with pytest.raises(ValueError, match="parameters of the model are on cpu and meta"):
             word_scores(clip, images, "a dog")
     # Ready features need no text tower.
-    ready = ZeroShotClassifier.from_features(clip.model, torch.eye(clip.features.shape[1])[:3])
+    ready = ZeroShotClassifier.from_features(
+        clip.model, torch.eye(clip.text_features().shape[1])[:3]
+    )
     assert ready(images).isfinite().all()
 
 
@@ -249,7 +251,7 @@ def test_data_parallel_models_are_unwrapped(family: str, wrapper: str) -> None:
     assert_as_the_model(model, clip)
     # What training needs of the wrapper works on: gradients of a step come out as ever.
     if wrapper == "DistributedDataParallel" and family == "vit":
-        tokens = clip._encoder.tokenize(TEXTS)
+        tokens = clip.text_encoder.tokenize(TEXTS)
         sum(out.sum() for out in wrapped(images[:1], tokens[:1])[:2]).backward()
         assert model.visual.conv1.weight.grad is not None
         assert make(wrapped)(images).isfinite().all()
@@ -362,9 +364,9 @@ def test_dynamically_quantised_models(family: str, what: str) -> None:
     for method in ("LeGrad", "AttentionRelevance", "GradCam", "Saliency", "IntegratedGradients"):
         if family == "siglip" and method == "AttentionRelevance":
             continue
-        with pytest.raises(TypeError, match=r"is quantised, and gradients do not pass torch\.ao"):
+        with pytest.raises(TypeError, match=r"is quantized, and gradients do not pass torch\.ao"):
             METHODS[method](clip).attribute_all(images)
-    with pytest.raises(TypeError, match="is quantised"):
+    with pytest.raises(TypeError, match="is quantized"):
         LayerGradCam(clip, clip.token_grid(1)).attribute(images, target=0)
     assert not differences(untouched, snapshot(model))
 
@@ -375,7 +377,7 @@ def test_quantised_layers_that_models_cannot_run_are_refused(family: str) -> Non
     model = quantised(tiny_model(family))
     with pytest.raises(TypeError), torch.no_grad():
         model.encode_image(torch.zeros(1, 3, *model.visual.image_size))
-    with pytest.raises(TypeError, match=r"a weight that quantisation hides: .* cannot run it"):
+    with pytest.raises(TypeError, match=r"a weight that quantization hides: .* cannot run it"):
         make(model)
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import METHODS, ZeroShotClassifier, compare, word_scores
 from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.export import explain_batch
-from captum_clip_surgery.tasks import segment
-from captum_clip_surgery.tasks.multimodal import word_maps
+from captum_clip_surgery.tasks import segment, word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, tiny_model
 

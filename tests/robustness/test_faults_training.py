@@ -23,7 +23,7 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr import attribute_many
 from captum_clip_surgery.export import explain_batch
-from captum_clip_surgery.tasks.multimodal import maps_of_own_texts, word_maps
+from captum_clip_surgery.tasks import maps_of_own_texts, word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model
 
@@ -137,11 +137,11 @@ def test_a_step_of_the_text_tower_while_it_reads_is_refused(tmp_path: Any) -> No
             weight.mul_(-1)
 
     # A hook there keeps the disk out of it; the step is made by what calls the tokenizer.
-    tokenizer = clip._encoder.tokenizer
-    clip._encoder.tokenizer = lambda *a, **k: (step(), tokenizer(*a, **k))[1]
+    tokenizer = clip.text_encoder.tokenizer
+    clip.text_encoder.tokenizer = lambda *a, **k: (step(), tokenizer(*a, **k))[1]
     with pytest.raises(RuntimeError, match=CHANGED):
         clip.with_texts(["a bird"])
-    clip._encoder.tokenizer = tokenizer
+    clip.text_encoder.tokenizer = tokenizer
     assert known == sorted(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     fresh = ZeroShotClassifier(copy.deepcopy(clip.model), ["a bird"], templates=["{}."])
     assert torch.equal(clip.with_texts(["a bird"])(images), fresh(images))

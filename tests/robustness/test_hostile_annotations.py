@@ -17,15 +17,21 @@ from PIL import Image
 from pycocotools import mask as coder
 from scipy import io
 
+from captum_clip_surgery._utils.files import read_csv, read_json
 from captum_clip_surgery.cli._model import read_lines
-from captum_clip_surgery.datasets import open_dataset
-from captum_clip_surgery.datasets.base import Classes, Labels, Masks, open_labels
-from captum_clip_surgery.datasets.coco import Coco, CocoTags
-from captum_clip_surgery.datasets.coco_stuff import CocoObject
-from captum_clip_surgery.datasets.context import PascalContext
-from captum_clip_surgery.datasets.files import read_csv, read_json
-from captum_clip_surgery.datasets.outlines import decode_outlines, encode_outline
-from captum_clip_surgery.datasets.voc import PascalVocTags
+from captum_clip_surgery.datasets import (
+    Classes,
+    Coco,
+    CocoObject,
+    CocoTags,
+    Labels,
+    Masks,
+    PascalContext,
+    PascalVocTags,
+    open_dataset,
+    open_labels,
+)
+from captum_clip_surgery.datasets._outlines import decode_outlines, encode_outline
 from tests._helpers.limited import outcome
 from tests._helpers.written_coco import (
     HEIGHT,
@@ -82,11 +88,11 @@ OUTLINES: dict[str, tuple[Any, str]] = {
     "number": (3, "it is 3, expected polygons"),
     "nothing": (None, "it is None, expected polygons"),
     "no size": ({"counts": [384]}, "expected polygons, or a size and counts"),
-    "another size": ({"size": [2**16, 2**16], "counts": [2**32]}, r"of size \[65536, 65536\]"),
-    "size of text": ({"size": "xx", "counts": [384]}, "it is of size 'xx'"),
-    "too short": (rle([383]), "its runs are of 383 pixels, not 16 x 24"),
-    "too long": (rle([384, 1]), "its runs are of 385 pixels, not 16 x 24"),
-    "10^30": (rle([384, 10**30]), "its runs are of 1000"),
+    "another size": ({"size": [2**16, 2**16], "counts": [2**32]}, r"has size \[65536, 65536\]"),
+    "size of text": ({"size": "xx", "counts": [384]}, "it has size 'xx'"),
+    "too short": (rle([383]), "its runs have 383 pixels, expected 16 x 24"),
+    "too long": (rle([384, 1]), "its runs have 385 pixels, expected 16 x 24"),
+    "10^30": (rle([384, 10**30]), "its runs have 1000"),
     "negative": (rle([400, -16]), RUNS),
     "fractions": (rle([383.5, 0.5]), RUNS),
     "NaN runs": (rle([NAN]), RUNS),
@@ -97,7 +103,7 @@ OUTLINES: dict[str, tuple[Any, str]] = {
     "beyond the alphabet": (rle("p" * 9), RUNS),
     "open end": (rle("P<P"), "which ends within a number"),
     "no end": (rle("o" * 10_000), RUNS),
-    "compressed, too long": (rle("P<1"), "its runs are of 385 pixels"),
+    "compressed, too long": (rle("P<1"), "its runs have 385 pixels"),
     "compressed, negative": (rle("`=P`O"), RUNS),
 }  # fmt: skip
 
@@ -128,7 +134,7 @@ def test_stated_sizes_are_held_to_the_picture(
     path.write_text(json.dumps(content))
     told = outcome(lambda: reader(tmp_path)[0])
     assert told.startswith("ValueError: ")
-    assert f"000000000001.jpg is 24 x 16, its annotations are of {side} x {side}" in told
+    assert f"000000000001.jpg is 24 x 16 pixels, its annotations are for {side} x {side}" in told
 
 
 @pytest.mark.parametrize("side", [0, -1, 24.0, NAN, "24", None, [24], True])
@@ -151,7 +157,7 @@ def test_outlines_of_nothing_are_skipped_and_counted(tmp_path: Path) -> None:
     ):
         data = Coco(tmp_path)
     assert [int(name) for name in data.names] == [1, 139, 285, 776]
-    truth = data[0].truth
+    truth = data[0].target
     assert isinstance(truth, Masks)
     (found,) = truth.masks.values()
     theirs = coder.frPyObjects([TRIANGLE], HEIGHT, WIDTH)
@@ -199,14 +205,14 @@ LISTED: dict[str, tuple[str, Any, str]] = {
     "an image twice": ("images", lambda image: [image, image], "lists the image id 1 2 times"),
     "a file twice": ("images", lambda image: [image, image | {"id": 2}], "lists the file_name '0"),
     "a file that is a number": ("images", lambda image: [image | {"file_name": 3}], "file_name 3"),
-    "a file above": ("images", lambda image: [image | {"file_name": "../x.jpg"}], "first ../x.jpg"),
-    "an id that is a list": ("images", lambda image: [image | {"id": [1]}], "not of COCO's format"),
+    "a file above": ("images", lambda image: [image | {"file_name": "../x.jpg"}], "/../x.jpg"),
+    "an id that is a list": ("images", lambda image: [image | {"id": [1]}], "not in COCO's format"),
     "a category of no kind": (
-        "annotations", lambda one: [one | {"category_id": [1]}], "not of COCO's format"),
-    "a category NaN": ("annotations", lambda one: [one | {"category_id": NAN}], "of category nan"),
-    "an image of no kind": ("annotations", lambda one: [one | {"image_id": {}}], "not of COCO's"),
-    "no annotations": ("annotations", lambda one: None, "not of COCO's format"),
-    "a text": ("annotations", lambda one: "xyz", "not of COCO's format"),
+        "annotations", lambda one: [one | {"category_id": [1]}], "not in COCO's format"),
+    "a category NaN": ("annotations", lambda one: [one | {"category_id": NAN}], "has category nan"),
+    "an image of no kind": ("annotations", lambda one: [one | {"image_id": {}}], "not in COCO's"),
+    "no annotations": ("annotations", lambda one: None, "not in COCO's format"),
+    "a text": ("annotations", lambda one: "xyz", "not in COCO's format"),
 }  # fmt: skip
 
 
@@ -234,7 +240,7 @@ def test_categories_of_one_id(tmp_path: Path) -> None:
 JSON = {
     "deep": (DEEP, "nested too deeply"), "deep table": ('{"a":' * 100_000, "nested too deeply"),
     "cut": ('{\n"images": [', "line 2 column 12"), "empty": ("", "line 1 column 1"),
-    "long number": ("9" * 5000, "Exceeds the limit"), "Latin-1": ('{\n"é"', "line 2 is no text in"),
+    "long number": ("9" * 5000, "Exceeds the limit"), "Latin-1": ('{\n"é"', "line 2 is not UTF-8"),
 }  # fmt: skip
 
 
@@ -302,11 +308,11 @@ MATRICES: dict[str, tuple[Any, str]] = {
     "cells in cells": (nested(300), "found cell"),
     "structure": ({"LabelMap": np.ones((2, 4))}, "found struct"),
     "text": ("labels", "found char"),
-    "NaN": (np.full((2, 4), NAN), "something else than whole numbers"),
-    "infinity": (np.full((2, 4), INF), "something else than whole numbers"),
-    "fractions": (np.full((2, 4), 1.5), "something else than whole numbers"),
-    "complex": (np.full((2, 4), 1 + 1j), "something else than whole numbers"),
-    "10^12": (np.full((2, 4), 1e12), "something else than whole numbers"),
+    "NaN": (np.full((2, 4), NAN), "values other than 32-bit integers"),
+    "infinity": (np.full((2, 4), INF), "values other than 32-bit integers"),
+    "fractions": (np.full((2, 4), 1.5), "values other than 32-bit integers"),
+    "complex": (np.full((2, 4), 1 + 1j), "values other than 32-bit integers"),
+    "10^12": (np.full((2, 4), 1e12), "values other than 32-bit integers"),
     "negative": (np.full((2, 4), -1), "a.mat holds -1, expected only 0..459"),
 }  # fmt: skip
 
@@ -332,7 +338,7 @@ def test_matrices_in_other_forms_are_read(
     data, path = context
     stored = np.array([[0, 2, 2, 0], [2, 0, 0, 2]]).astype(kind)
     io.savemat(path, {"other": np.ones((3, 3)), "LabelMap": stored}, format=form)
-    truth = data[0].truth
+    truth = data[0].target
     assert isinstance(truth, Labels)
     assert (truth.labels == np.where(stored, 1 + CONTEXT_IDS.index(2), 0)).all()
 
@@ -373,8 +379,8 @@ LINES: dict[str, tuple[str, str]] = {
     "99999": ("99999: person", "line 1 is '99999: person', expected an id"),
     "5,000 digits": ("9" * 5000 + ": person", "line 1 is '999.*, expected an id"),
     "another script": ("²: person", "line 1 is '²: person', expected an id"),
-    "a name twice": ("460: person", "person', whose id or name another line has"),
-    "an id twice": (f"{ID['dog']}: x\n1: dog", "line .*, whose id or name another line has"),
+    "a name twice": ("460: person", "person', but another line has the same id or name"),
+    "an id twice": (f"{ID['dog']}: x\n1: dog", "line .*, but another line has the same id or name"),
 }
 
 
@@ -405,7 +411,7 @@ def test_long_fields_of_tables(tmp_path: Path) -> None:
 def test_tables_that_are_no_text(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.csv, at or after line \d+, is no text in UTF-8: "):
+    with pytest.raises(ValueError, match=r"x\.csv, at or after line \d+, is not UTF-8 text: "):
         list(read_csv(path))
 
 
@@ -437,7 +443,7 @@ def test_lists_that_are_no_text(tmp_path: Path, kind: str) -> None:
     path = tmp_path / file
     path.write_bytes(path.read_bytes() + b"\n\xe9\n")
     line = path.read_bytes()[:-1].count(b"\n") + 1
-    with pytest.raises(ValueError, match=rf"{path.name}, line {line} is no text in UTF-8: "):
+    with pytest.raises(ValueError, match=rf"{path.name}, line {line} is not UTF-8 text: "):
         open_dataset(name, tmp_path)
 
 
@@ -455,7 +461,7 @@ def test_lists_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 
 def test_lines_of_the_command_line_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_bytes(b"a dog\na caf\xe9\n")
-    with pytest.raises(ValueError, match=r"texts\.txt, line 2 is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"texts\.txt, line 2 is not UTF-8 text"):
         read_lines(tmp_path / "texts.txt")
 
 
@@ -498,7 +504,7 @@ def test_xml_of_100_000_elements_in_each_other(tmp_path: Path) -> None:
     write_voc_tags(tmp_path)
     path = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
     path.write_bytes(b"<a>" * 100_000 + b"</a>" * 100_000)
-    told = outcome(lambda: PascalVocTags(tmp_path)[0].truth)
+    told = outcome(lambda: PascalVocTags(tmp_path)[0].target)
     assert told.startswith(("returned Tags", "ValueError: "))
 
 

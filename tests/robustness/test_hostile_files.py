@@ -18,8 +18,8 @@ import torch
 
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.evaluation import results
+from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 from captum_clip_surgery.evaluation.protocol import Protocol
-from captum_clip_surgery.evaluation.records import from_bytes, unpack
 from captum_clip_surgery.export import _sources, load_maps, open_source
 from captum_clip_surgery.export._shards import key_of
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
@@ -256,12 +256,12 @@ def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
 )  # fmt: skip
 def test_absurd_records(numbers: list[float]) -> None:
     row = from_bytes(np.array(numbers, dtype="<f8").tobytes())
-    with pytest.raises(ValueError, match="is no record of images"):
-        unpack(row, ["CLIP"])
+    with pytest.raises(ValueError, match="holds no statistics of images"):
+        deserialize(row, ["CLIP"])
 
 
 def test_half_a_number_of_a_record() -> None:
-    with pytest.raises(ValueError, match="a row of 7 bytes is no record of images"):
+    with pytest.raises(ValueError, match="a row of 7 bytes holds no statistics of images"):
         from_bytes(b"1234567")
 
 
@@ -347,20 +347,20 @@ def test_absurd_results(tmp_path: Path, kind: str) -> None:
 
 SOURCE = 'source = "x"\n'
 PROTOCOLS = {
-    "empty": ("", "it names no source"), "number": ("source = 3", "it names no source"),
+    "empty": ("", "source must be a text"), "number": ("source = 3", "source must be a text"),
     "open": ("[", "Invalid"), "zero byte": ('source = "\0"', "Illegal character"),
     "deep": (SOURCE + "a = " + "[" * 50_000, "maximum recursion|no closing|unclosed"),
     "long number": (SOURCE + "[points]\nsize = " + "9" * 5000, "Exceeds the limit"),
-    "size of 10^18": (SOURCE + "[points]\nsize = 1000000000000000000", "is more than 16384 pixels"),
-    "size NaN": (SOURCE + "[points]\nsize = nan", "must be a positive whole number"),
-    "size list": (SOURCE + "[points]\nsize = [1]", "must be a positive whole number"),
-    "unknown key": (SOURCE + "[points]\nevil = 1", "points has 'evil'"),
-    "unknown task": (SOURCE + "[evil]\nsize = 1", "it has 'evil'"),
-    "task text": (SOURCE + 'points = "x"', "write a table"),
-    "unknown data": (SOURCE + "[points.evil]\nsize = 1", "points has no data set 'evil'"),
-    "templates": (SOURCE + 'templates = ["{0.__class__}"]\n[points]', "is none of surgery"),
-    "classes above": (SOURCE + '[points]\nclasses = "../../x"', "are none of"),
-    "classes list": (SOURCE + '[points]\nclasses = ["x"]', "are none of"),
+    "size of 10^18": (SOURCE + "[points]\nsize = 1000000000000000000", "from 1 to 16384, got 10"),
+    "size NaN": (SOURCE + "[points]\nsize = nan", "must be a whole number of pixels"),
+    "size list": (SOURCE + "[points]\nsize = [1]", "must be a whole number of pixels"),
+    "unknown key": (SOURCE + "[points]\nevil = 1", "points has the unknown key 'evil'"),
+    "unknown task": (SOURCE + "[evil]\nsize = 1", "the file has the unknown key 'evil'"),
+    "task text": (SOURCE + 'points = "x"', "points must be a table"),
+    "unknown data": (SOURCE + "[points.evil]\nsize = 1", "points has a table for 'evil'"),
+    "templates": (SOURCE + 'templates = ["{0.__class__}"]\n[points]', "must be one of surgery"),
+    "classes above": (SOURCE + '[points]\nclasses = "../../x"', "classes must be one of"),
+    "classes list": (SOURCE + '[points]\nclasses = ["x"]', "classes must be one of"),
     "background NaN": (SOURCE + "[segmentation]\nbackground = nan", "must be a number above 0"),
     "background date": (SOURCE + "[segmentation]\nbackground = 1979-05-27", "must be a num"),
     "scale infinity": (SOURCE + "[segmentation]\nscale = inf", "must be a number above 0"),

@@ -27,7 +27,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models._config_check import MODEL, PREPROCESS, TEXT
 from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
 from captum_clip_surgery.models._schema import check_table
-from captum_clip_surgery.tasks.sam import Sam
+from captum_clip_surgery.tasks import Sam
 from tests._helpers.model_folders import CONFIG, DEMO, edit, write_hugging_face
 from tests._helpers.text_towers import HUGGING_FACE
 
@@ -432,9 +432,9 @@ TINY = {
     "text_cfg": {"width": 8, "heads": 1, "layers": 1, "context_length": 8, "vocab_size": 64},
 }
 CHECKPOINTS = {
-    "TorchScript": "is no checkpoint of weights alone: ",
-    "TypeError": "is no checkpoint of weights alone: .*_rebuild_tensor_v2",
-    "pickle": "is no checkpoint of weights alone: ",
+    "TorchScript": "is not a checkpoint of weights only: ",
+    "TypeError": "is not a checkpoint of weights only: .*_rebuild_tensor_v2",
+    "pickle": "is not a checkpoint of weights only: ",
     "expanded": r"positional_embedding has shape \(1000000, 1000000\) and 4 bytes of values",
     "sparse": "ln_final.bias is sparse",
     "bomb": "unpacks to 100,",

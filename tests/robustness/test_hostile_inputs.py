@@ -41,7 +41,7 @@ READ = {
 @pytest.mark.parametrize("kind", READ)
 def test_texts_that_are_read_as_the_model_reads_them(clip: ZeroShotClassifier, kind: str) -> None:
     text = READ[kind]
-    expected = clip.model.encode_text(clip._encoder.tokenizer([text], 16), normalize=True)
+    expected = clip.model.encode_text(clip.text_encoder.tokenizer([text], 16), normalize=True)
     torch.testing.assert_close(features_of(clip, text), expected)
 
 
@@ -58,7 +58,7 @@ def test_texts_of_100_000_characters(clip: ZeroShotClassifier, kind: str) -> Non
     assert features_of(clip, LONG[kind], truncate=True).isfinite().all()
 
 
-UNSEEN = "of which nothing can be seen"
+UNSEEN = "which has no visible characters"
 HALF = "half a character of UTF-16"
 TEXTS: dict[str, tuple[str, str]] = {
     "nothing": ("", "text 0 is empty"),
@@ -91,12 +91,12 @@ def test_refused_texts(clip: ZeroShotClassifier, kind: str) -> None:
 LISTS: dict[str, tuple[Any, type[Exception], str]] = {
     "None": (None, TypeError, "texts is a NoneType, expected a list of strings"),
     "number": (3, TypeError, "texts is a int, expected a list of strings"),
-    "bytes": (b"dog", TypeError, "text 0 is 100 of type int, no string"),
+    "bytes": (b"dog", TypeError, "text 0 must be a string, got 100 of type int"),
     "set": ({"a"}, TypeError, "texts is a set, whose order changes"),
-    "nested": ([["a"]], TypeError, r"text 0 is \['a'\] of type list, no string"),
-    "tensor": (torch.zeros(2), TypeError, "text 0 is .* of type Tensor, no string"),
+    "nested": ([["a"]], TypeError, r"text 0 must be a string, got \['a'\] of type list"),
+    "tensor": (torch.zeros(2), TypeError, "text 0 must be a string, got .* of type Tensor"),
     "long string": ("dog " * 50_000, TypeError, r"texts is the string 'dog .*\.\.\."),
-    "long bytes": ([b"x" * 50_000], TypeError, "of type bytes, no string"),
+    "long bytes": ([b"x" * 50_000], TypeError, "must be a string, got .* of type bytes"),
     "empty generator": (iter(()), ValueError, "no texts: a classifier needs at least one"),
 }
 
@@ -134,15 +134,15 @@ TEMPLATES: dict[str, tuple[Any, type[Exception], str]] = {
     "padding of 100 MB": ("{:>99999999}", ValueError, SLOT),
     "nested": ("{:{}}", ValueError, SLOT),
     "one of two": ("{} {0.__class__}", ValueError, SLOT),
-    "open": ("{", ValueError, "is no format string"),
-    "closed": ("}", ValueError, "is no format string"),
-    "half": ("{}{", ValueError, "is no format string"),
-    "conversion of nothing": ("{!}", ValueError, "is no format string"),
+    "open": ("{", ValueError, "is not a format string"),
+    "closed": ("}", ValueError, "is not a format string"),
+    "half": ("{}{", ValueError, "is not a format string"),
+    "conversion of nothing": ("{!}", ValueError, "is not a format string"),
     "escaped": ("{{}}", ValueError, "has no slot"),
     "without": ("a photo", ValueError, "has no slot"),
     "empty": ("", ValueError, "has no slot"),
-    "None": (None, TypeError, "neither a format string nor a callable"),
-    "bytes": (b"{}", TypeError, "neither a format string nor a callable"),
+    "None": (None, TypeError, "must be a format string or a function"),
+    "bytes": (b"{}", TypeError, "must be a format string or a function"),
     "returns nothing": (lambda text: None, TypeError, "returned None for 'text', not a string"),
     "1000 slots": ("{} " * 1000, ValueError, r"longer than .* 16 tokens"),
     "ends the text": ("{} <end_of_text> more", ValueError, "own end of a text"),
@@ -159,8 +159,8 @@ def test_refused_templates(clip: ZeroShotClassifier, kind: str) -> None:
 LONG_TEMPLATES: dict[str, tuple[Any, type[Exception], str]] = {
     "no slot": ("x" * 100_000, ValueError, "has no slot"),
     "other slot": ("{" + "x" * 100_000 + "}", ValueError, SLOT),
-    "open": ("x" * 100_000 + "{", ValueError, "is no format string"),
-    "bytes": (b"x" * 100_000, TypeError, "neither a format string nor a callable"),
+    "open": ("x" * 100_000 + "{", ValueError, "is not a format string"),
+    "bytes": (b"x" * 100_000, TypeError, "must be a format string or a function"),
     "returned": (lambda text: b"x" * 100_000, TypeError, "not a string"),
 }
 
@@ -262,7 +262,7 @@ IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "sparse": (ONES.to_sparse(), TypeError, r"images are torch.sparse_coo, .*to_dense\(\)"),
     "empty batch": (ONES[:0], ValueError, "the batch is empty"),
     "four channels": (torch.ones(1, 4, 32, 32), ValueError, "images have 4 channels, expected 3"),
-    "list": ([ONES], TypeError, "images are a list, not a tensor"),
+    "list": ([ONES], TypeError, "images must be a tensor, got list"),
 }
 
 
@@ -373,7 +373,7 @@ PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {
     "std NaN": ({"std": [float("nan")] * 3}, "std .* expected three finite numbers"),
     "std zero": ({"std": [0, 0, 0]}, r"std \(0, 0, 0\), expected numbers above 0"),
     "std negative": ({"std": [-1, -1, -1]}, r"std \(-1, -1, -1\), expected numbers above 0"),
-    "interpolation": ({"interpolation": "evil"}, "interpolation 'evil', none of bicubic"),
+    "interpolation": ({"interpolation": "evil"}, "interpolation 'evil', expected one of bicubic"),
 }
 
 

@@ -67,7 +67,7 @@ SIZES: list[tuple[str, Any, str]] = [
     ("vision_cfg", None, "no model_cfg.vision_cfg, a table"), ("text_cfg", 3, "model_cfg.text_cfg"),
     ("evil", 1, "model_cfg.evil is no option that"),
     ("vision_cfg.evil", 1, "model_cfg.vision_cfg.evil is no option that"),
-    ("vision_cfg.timm_model_name", "os.system", "'os.system', which is no model of timm's own"),
+    ("vision_cfg.timm_model_name", "os.system", "'os.system', which is not one of timm's own"),
 ]  # fmt: skip
 
 
@@ -145,7 +145,7 @@ TABLES = {"list": "[]", "null": "null", "number": "3", "text": '"x"', "NaN": '{"
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_configurations_that_are_no_json(tmp_path: Path, kind: str) -> None:
-    refused(tmp_path, CONFIGS[kind], WEIGHTS, "open_clip_config.json is no JSON: ")
+    refused(tmp_path, CONFIGS[kind], WEIGHTS, "open_clip_config.json is not JSON: ")
 
 
 @pytest.mark.parametrize("kind", TABLES)

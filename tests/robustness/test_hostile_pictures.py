@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from captum_clip_surgery.datasets.base import open_labels, open_rgb
+from captum_clip_surgery.datasets import open_labels, open_rgb
 from captum_clip_surgery.export import open_source
-from captum_clip_surgery.preprocessing import load_picture
+from captum_clip_surgery.preprocessing import load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -30,7 +30,7 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def refused(path: Path, why: str = "") -> None:
     """By all that reads pictures, with the file's name."""
     with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image: .*{why}"):
-        load_picture(path)
+        load_image(path)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read as "):
         open_rgb(path)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read as labels"):
@@ -67,7 +67,7 @@ def test_pictures_cut_short(tmp_path: Path, kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_whole_pictures_are_read(tmp_path: Path, kind: str) -> None:
-    assert (np.asarray(load_picture(written(tmp_path, encoded(PICTURE, kind)))) == PIXELS).all()
+    assert (np.asarray(load_image(written(tmp_path, encoded(PICTURE, kind)))) == PIXELS).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -80,7 +80,7 @@ def test_damaged_pictures_are_read_or_refused(tmp_path: Path, kind: str, seed: i
     path = written(tmp_path, bytes(content))
     told = ""
     try:
-        assert load_picture(path).mode == "RGB"
+        assert load_image(path).mode == "RGB"
     except ValueError as error:
         told = str(error)
     assert not told or "x.png cannot be read as an image" in told
@@ -146,7 +146,7 @@ def test_files_that_lie(tmp_path: Path, kind: str) -> None:
     content, why = LIES[kind]
     path = written(tmp_path, content)
     with pytest.raises(ValueError, match=f"x.png cannot be read as an image: .*{why}"):
-        load_picture(path)
+        load_image(path)
     (piece,) = open_source(tmp_path).pieces
     (sample,) = piece.samples()
     assert sample.picture is None
@@ -166,7 +166,7 @@ def test_what_stands_behind_a_picture_counts_for_nothing(
     tmp_path: Path, kind: str, tail: str
 ) -> None:
     path = written(tmp_path, encoded(PICTURE, kind) + TAILS[tail])
-    assert (np.asarray(load_picture(path)) == PIXELS).all()
+    assert (np.asarray(load_image(path)) == PIXELS).all()
 
 
 FRAMES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
@@ -176,14 +176,14 @@ FRAMES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")
 def test_of_several_frames_the_first_is_taken(tmp_path: Path, kind: str) -> None:
     lossless = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:], **lossless)
-    found = np.asarray(load_picture(written(tmp_path, content)))
+    found = np.asarray(load_image(written(tmp_path, content)))
     assert (found == [255, 0, 0]).all()
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
 def test_pictures_of_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
     path = written(tmp_path, encoded(Image.new("RGB", size, "red"), "PNG"))
-    assert load_picture(path).size == size
+    assert load_image(path).size == size
 
 
 UPRIGHT = {
@@ -198,7 +198,7 @@ def test_rotations_noted_in_exif(tmp_path: Path, note: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = note
     path = written(tmp_path, encoded(PICTURE, "PNG", exif=exif))
-    assert (np.asarray(load_picture(path)) == UPRIGHT[note]).all()
+    assert (np.asarray(load_image(path)) == UPRIGHT[note]).all()
 
 
 NOTES = {
@@ -213,7 +213,7 @@ NOTES = {
 @pytest.mark.parametrize("kind", NOTES)
 def test_broken_notes_leave_a_picture_as_it_lies(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, png(8, 8, ROWS, more=chunk(b"eXIf", NOTES[kind])))
-    assert not np.asarray(load_picture(path)).any()
+    assert not np.asarray(load_image(path)).any()
 
 
 @pytest.mark.parametrize("kind", NOTES)
@@ -222,10 +222,10 @@ def test_broken_notes_leave_a_picture_as_it_lies(tmp_path: Path, kind: str) -> N
 def test_pictures_with_broken_notes_are_read_again(tmp_path: Path, kind: str, format: str) -> None:
     """As those are that a caller opened, or that were read before."""
     path = written(tmp_path, encoded(PICTURE, format, exif=b"Exif\0\0" + NOTES[kind]))
-    plain = np.asarray(load_picture(written(tmp_path, encoded(PICTURE, format), "plain.png")))
+    plain = np.asarray(load_image(written(tmp_path, encoded(PICTURE, format), "plain.png")))
     with Image.open(path) as opened:
-        for picture in (path, load_picture(path), opened):
-            assert (np.asarray(load_picture(picture)) == plain).all()
+        for picture in (path, load_image(path), opened):
+            assert (np.asarray(load_image(picture)) == plain).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -237,7 +237,7 @@ def test_opened_pictures_that_are_cut_short(tmp_path: Path, kind: str) -> None:
     except OSError:  # WebP is decoded at once
         return
     with opened, pytest.raises(ValueError, match="the image cannot be read: "):
-        load_picture(opened)
+        load_image(opened)
 
 
 MODES: dict[str, tuple[int, int, int]] = {
@@ -251,15 +251,15 @@ MODES: dict[str, tuple[int, int, int]] = {
 @pytest.mark.parametrize("mode", MODES)
 def test_empty_pictures_of_every_mode(mode: str) -> None:
     """All zero is black, no ink is white, and what is transparent lies on white."""
-    found = np.asarray(load_picture(Image.new(mode, (4, 4))))
+    found = np.asarray(load_image(Image.new(mode, (4, 4))))
     assert (found == MODES[mode]).all()
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
 def test_pictures_without_pixels(size: tuple[int, int]) -> None:
-    message = f"a picture of {size[0]} x {size[1]} pixels shows nothing"
+    message = f"an image must have pixels, got {size[0]} x {size[1]}"
     with pytest.raises(ValueError, match=message):
-        load_picture(Image.new("RGB", size))
+        load_image(Image.new("RGB", size))
 
 
 RANGE = "an image array of floats must lie in 0..1"
@@ -289,12 +289,12 @@ ARRAYS: dict[str, tuple[np.ndarray, str]] = {
 def test_arrays_that_are_no_pictures(kind: str) -> None:
     array, message = ARRAYS[kind]
     with pytest.raises(ValueError, match=message):
-        load_picture(array)
+        load_image(array)
 
 
 @pytest.mark.parametrize("value", [1e-320, 5e-324, -0.0])
 def test_denormals_are_black(value: float) -> None:
-    assert not np.asarray(load_picture(np.full((3, 3), value))).any()
+    assert not np.asarray(load_image(np.full((3, 3), value))).any()
 
 
 @pytest.mark.parametrize(
@@ -302,13 +302,13 @@ def test_denormals_are_black(value: float) -> None:
 )
 def test_paths_that_are_no_files(path: str) -> None:
     with pytest.raises(FileNotFoundError, match="no image file at"):
-        load_picture(path)
+        load_image(path)
 
 
 @pytest.mark.parametrize("given", [None, 3, b"x.png", [], {}, object])
 def test_things_that_are_no_pictures(given: Any) -> None:
     with pytest.raises(TypeError, match="an image is a PIL image, a numpy array or a path, not"):
-        load_picture(given)
+        load_image(given)
 
 
 def test_pipes_are_no_pictures(tmp_path: Path) -> None:
@@ -321,5 +321,5 @@ def test_pipes_are_no_pictures(tmp_path: Path) -> None:
 
 def test_16_bits_are_rounded_to_8() -> None:
     values = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
-    found = np.asarray(load_picture(values))[..., 0]
+    found = np.asarray(load_image(values))[..., 0]
     assert (found == (values / 257).round()).all()

@@ -15,10 +15,10 @@ from PIL import EpsImagePlugin, Image
 
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.datasets import open_dataset
-from captum_clip_surgery.datasets.base import open_labels, open_rgb, picture_size
+from captum_clip_surgery.datasets import open_dataset, open_labels, open_rgb
+from captum_clip_surgery.datasets._files import image_size
 from captum_clip_surgery.export import open_source
-from captum_clip_surgery.preprocessing import load_picture, open_picture
+from captum_clip_surgery.preprocessing import load_image, open_image
 from tests._helpers.written_city import write_city
 from tests._helpers.written_coco import write_coco
 from tests._helpers.written_imagenet_s import write_imagenet_s
@@ -135,12 +135,12 @@ def command_line(root: Path, content: bytes) -> object:
 
 
 DOORS: dict[str, Callable[[Path, bytes], object]] = {
-    "a picture": lambda root, content: load_picture(path_of(root, content)),
-    "a picture opened": lambda _, content: load_picture(Image.open(io.BytesIO(content))),
-    "a stream": lambda _, content: open_picture(io.BytesIO(content)).load(),
+    "a picture": lambda root, content: load_image(path_of(root, content)),
+    "a picture opened": lambda _, content: load_image(Image.open(io.BytesIO(content))),
+    "a stream": lambda _, content: open_image(io.BytesIO(content)).load(),
     "an image": lambda root, content: open_rgb(path_of(root, content)),
     "labels": lambda root, content: open_labels(path_of(root, content)),
-    "a size": lambda root, content: picture_size(path_of(root, content)),
+    "a size": lambda root, content: image_size(path_of(root, content)),
     "the page": lambda _, content: read_image(content, "x.png"),
     "the command line": command_line,
     "a folder to export": lambda root, content: exported(root, content, False),
@@ -171,13 +171,13 @@ def test_a_picture_that_was_decoded_before_is_the_callers(started: Path) -> None
     """What a caller decoded, of whatever format, is pixels."""
     image: Any = Image.open(io.BytesIO(EPS))
     image.im, image.tile, image._mode = Image.new("RGB", (4, 2), "red").im, [], "RGB"
-    assert np.asarray(load_picture(image)).tolist() == [[[255, 0, 0]] * 4] * 2
+    assert np.asarray(load_image(image)).tolist() == [[[255, 0, 0]] * 4] * 2
     assert not started.exists()
 
 
 def test_the_package_opens_pictures_in_one_place() -> None:
     """Others would have to repeat which formats are allowed."""
-    package = Path(load_picture.__code__.co_filename).parent
+    package = Path(load_image.__code__.co_filename).parent
     places = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")

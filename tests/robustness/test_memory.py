@@ -23,9 +23,9 @@ from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifie
 from tests._helpers.tiny import TOWERS, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
 
-FORMS = ("release", "paper", "empty", None)
+VARIANTS = ("release", "paper", "empty", None)
 TOWER_ENDS = "the image tower ends"
-each_form = pytest.mark.parametrize("form", FORMS)
+each_form = pytest.mark.parametrize("form", VARIANTS)
 
 
 # --- what is alive -------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_scores_are_the_largest_thing(family, form, tmp_path):
 def test_a_thousand_texts_on_vit_b_16_at_512_pixels(tmp_path):
     model = open_clip.create_model("ViT-B-16").eval()
     clip = with_random_features(model, 1000, 512)
-    for form in FORMS:
+    for form in VARIANTS:
         scores_fit(clip, model.visual.ln_post, torch.randn(1, 3, 512, 512), form, tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_the_tower_runs_once_whatever_the_number_of_texts(family, grad, method):
     for texts in (2, 8, 300):
         clip = with_random_features(model, texts, TINY[family].embed_dim)
         images = torch.randn(3, 3, *clip.native_size)
-        for form in FORMS:
+        for form in VARIANTS:
             passes.clear()
             with nullcontext() if grad else torch.no_grad():
                 maps = method(clip, feature_surgery=form).attribute_all(images)

@@ -38,7 +38,7 @@ CASES = os.environ.get("CAPTUM_CLIP_SURGERY_CASES")
 IN_ALL = int(CASES or ("2000" if "CAPTUM_CLIP_SURGERY_CI" in os.environ else "200"))
 WIDTH = 12  # of the joint space
 TEXT = dict(context_length=4, vocab_size=8, width=8, heads=1, layers=1)  # features are given
-FORMS = (None, "release", "paper", "empty")
+VARIANTS = (None, "release", "paper", "empty")
 
 cases = settings(
     max_examples=-(-IN_ALL // PROPERTIES),
@@ -160,7 +160,7 @@ def classifier(model: Any, features: Tensor, empty: Tensor | None) -> ZeroShotCl
 
 
 @st.composite
-def drawn(draw: Any, native: bool = False, forms: tuple[str | None, ...] = FORMS) -> Case:
+def drawn(draw: Any, native: bool = False, forms: tuple[str | None, ...] = VARIANTS) -> Case:
     model = model_of(draw(shapes))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     features = torch.randn(draw(st.integers(2, 9)), WIDTH, generator=generator, dtype=torch.float64)
@@ -209,7 +209,7 @@ def test_permuted_images_give_permuted_maps(case: Case, random: Any) -> None:
 @cases
 @given(drawn(), st.randoms(use_true_random=False))
 def test_permuted_texts_give_permuted_maps(case: Case, random: Any) -> None:
-    features = case.clip.features
+    features = case.clip.text_features()
     order = random.sample(range(len(features)), len(features))
     found = case.with_features(features[order]).attribute_all(case.images)
     same(found, case.surgery.attribute_all(case.images)[:, order])
@@ -236,7 +236,9 @@ def test_one_target_is_that_of_all(case: Case, data: Any) -> None:
 @given(drawn(forms=(None, "empty")), st.integers(0, 2**16))
 def test_another_text_changes_no_scores_of_others(case: Case, seed: int) -> None:
     more = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = case.with_features(torch.cat([case.clip.features, more])).attribute_all(case.images)
+    found = case.with_features(torch.cat([case.clip.text_features(), more])).attribute_all(
+        case.images
+    )
     same(found[:, :-1], case.surgery.attribute_all(case.images))
 
 
@@ -270,7 +272,7 @@ def test_the_length_of_a_text_feature_changes_nothing(case: Case, data: Any) -> 
     count = len(case.clip.texts)
     powers = st.lists(st.floats(-6, 6), min_size=count, max_size=count)
     lengths = 10 ** torch.tensor(data.draw(powers), dtype=torch.float64)[:, None]
-    found = case.with_features(case.clip.features * lengths)
+    found = case.with_features(case.clip.text_features() * lengths)
     same(found.attribute_all(case.images), case.surgery.attribute_all(case.images))
     same(found.forward_func(case.images), case.clip(case.images))
 
@@ -316,7 +318,7 @@ def test_at_depth_0_tokens_are_clips_own(case: Case) -> None:
 def test_logits_are_the_models_own(case: Case) -> None:
     model = case.clip.model
     image = F.normalize(model.encode_image(case.images), dim=-1)
-    expected = model.logit_scale.exp() * image @ F.normalize(case.clip.features, dim=-1).T
+    expected = model.logit_scale.exp() * image @ F.normalize(case.clip.text_features(), dim=-1).T
     same(case.clip(case.images), expected)
 
 

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier, functional
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks.recognition import Recognition, recognize
+from captum_clip_surgery.tasks import Recognition, recognize
 from tests._helpers.tiny import TOWERS, random_images, tiny_model
 
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -73,21 +74,33 @@ def test_feature_surgery_helps_on_scenes() -> None:
     assert found["release"] > found[None] + 0.02, found
 
 
+def test_the_feature_surgery_of_a_method() -> None:
+    clip = ZeroShotClassifier.demo(["dog", "kiwi", "duck"])
+    images = clip.preprocess(Scenes("test", 1, size=96)[0].image)
+    for name, form in (("CLIPSurgery", "empty"), ("NACLIP", None)):
+        found = recognize(clip, images, method=METHODS[name])
+        assert torch.equal(found, recognize(clip, images, form))
+    with pytest.raises(TypeError, match="which LayerLeGrad does not have"):
+        recognize(clip, images, method=METHODS["LeGrad"])
+    with pytest.raises(ValueError, match="with method= pass them to it"):
+        recognize(clip, images, "paper", method=METHODS["CLIPSurgery"])
+
+
 def test_refused() -> None:
     clip = ZeroShotClassifier.demo(["dog", "kiwi"])
     images = torch.zeros(1, 3, 64, 64)
     with pytest.raises(
-        ValueError, match="feature_surgery must be one of release, paper, empty or None, got 'best'"
+        ValueError, match=r"feature_surgery must be one of 'auto', .* or None, got 'best'"
     ):
         recognize(clip, images, "best")
-    with pytest.raises(ValueError, match="contrasts texts, and there is one"):
+    with pytest.raises(ValueError, match="contrasts texts, and there is only one"):
         recognize(clip.with_texts(["dog"]), images)
     bare = ZeroShotClassifier.from_features(clip.model, clip.text_features())
     with pytest.raises(ValueError, match="needs the feature of the empty text"):
         recognize(bare, images, "empty")
     with pytest.raises(ValueError, match="batch_size 0"):
         recognize(clip, images, batch_size=0)
-    with pytest.raises(ValueError, match="size 64 is of pictures"):
+    with pytest.raises(ValueError, match="size 64 is for images to be resized"):
         recognize(clip, images, size=64)
     with pytest.raises(ValueError, match="no images"):
         recognize(clip, [])

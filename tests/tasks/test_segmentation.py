@@ -15,16 +15,18 @@ from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, functional
 from captum_clip_surgery._utils import profiling
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import enlarging, segmentation
-from captum_clip_surgery.tasks.segmentation import (
+from captum_clip_surgery.tasks import (
     Segmentation,
+    _upsample,
     class_scores,
     dense_size,
     segment,
+    segmentation,
     voc_palette,
 )
-from captum_clip_surgery.tasks.windows import starts
+from captum_clip_surgery.tasks._sliding import starts
 from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, peak_where_told, random_images, tiny_model
 
@@ -87,7 +89,7 @@ def test_chunks_of_classes_change_nothing(
     demo: ZeroShotClassifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = [segment(demo, images, background=value) for value in (None, 0.5)]
-    monkeypatch.setattr(enlarging, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(_upsample, "CHUNK_BYTES", 1)
     parts = [segment(demo, images, background=value) for value in (None, 0.5)]
     for first, second in zip(whole, parts, strict=True):
         assert torch.equal(first, second)
@@ -97,7 +99,7 @@ def test_images_beyond_one_pass(
     demo: ZeroShotClassifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = segment(demo, images), class_scores(demo, images)
-    monkeypatch.setattr(segmentation, "TOKENS_AT_ONCE", 50)
+    monkeypatch.setattr(segmentation, "TOKENS_PER_PASS", 50)
     assert (segment(demo, images) != expected[0]).float().mean() < 1e-3
     torch.testing.assert_close(class_scores(demo, images), expected[1], atol=1e-5, rtol=0)
 
@@ -134,10 +136,17 @@ def test_a_patch_of_fourteen_is_shown_518() -> None:
 
 
 def test_keeping_the_aspect(demo: ZeroShotClassifier) -> None:
+    """Scores are upsampled to the image that the model sees, and then to the picture."""
     wide = np.hstack([SCENE.image] * 2)
     (found,) = segment(demo, wide, size=96, keep_aspect=True, scores=True)
     scores = plain(demo, demo.preprocess(wide, (96, 192)))
-    torch.testing.assert_close(found.scores, enlarged(scores, (120, 240))[0])
+    expected = enlarged(enlarged(scores, (96, 192)), (120, 240))[0]
+    torch.testing.assert_close(found.scores, expected)
+    (limited,) = segment(demo, wide, size=96, keep_aspect=True, longest=150, scores=True)
+    # 75 x 150 pixels, of which the model sees 4 x 9 whole patches.
+    seen = demo.preprocessing(wide, (75, 150))[..., :64, :144]
+    expected = enlarged(enlarged(plain(demo, seen), (75, 150)), (120, 240))[0]
+    torch.testing.assert_close(limited.scores, expected)
 
 
 def test_a_strip_kept_in_shape_is_refused_where_it_would_fill_memory(
@@ -150,7 +159,9 @@ def test_a_strip_kept_in_shape_is_refused_where_it_would_fill_memory(
 def test_pixels_that_no_patch_covers_take_the_nearest(demo: ZeroShotClassifier) -> None:
     """As SigLIP SO400M-384 has them: 27 patches of 14 cover 378 of its 384 pixels."""
     grid = torch.rand(3, 27, 27)
-    ((start, found),) = enlarging.enlarged(grid, (384, 384), (378.0, 378.0))
+    ((start, found),) = _upsample.upsample(
+        _upsample.ImageScores((grid,), (), (384, 384), (378, 378)), (384, 384)
+    )
     assert start == 0
     torch.testing.assert_close(found[:, :378, :378], enlarged(grid[None], (378, 378))[0])
     assert torch.equal(found[:, 378:, :378], found[:, 377:378, :378].expand(-1, 6, -1))
@@ -171,26 +182,28 @@ def test_half_precision_batches_are_scored_in_full(
 def test_windows_by_a_naive_loop(
     demo: ZeroShotClassifier, images: Tensor, stride: int | None
 ) -> None:
-    total, seen = torch.zeros(3, 4, 6, 8), torch.zeros(6, 8)
+    total, seen = torch.zeros(3, 4, 96, 128), torch.zeros(96, 128)
     step = stride or 32
     rows = sorted({*range(0, 96 - 64, step), 96 - 64})
     columns = sorted({*range(0, 128 - 64, step), 128 - 64})
     for y in rows:
         for x in columns:
             part = plain(demo, images[:, :, y : y + 64, x : x + 64])
-            total[:, :, y // 16 : y // 16 + 4, x // 16 : x // 16 + 4] += part
-            seen[y // 16 : y // 16 + 4, x // 16 : x // 16 + 4] += 1
+            total[:, :, y : y + 64, x : x + 64] += enlarged(part, (64, 64))
+            seen[y : y + 64, x : x + 64] += 1
     assert seen.min() > 0
     found = class_scores(demo, images, window=64, stride=stride)
     torch.testing.assert_close(found, total / seen, atol=1e-5, rtol=0)
     labels = segment(demo, images, window=64, stride=stride)
-    assert torch.equal(labels, enlarged(found, (96, 128)).argmax(1))
+    assert torch.equal(labels, found.argmax(1))
 
 
 def test_a_window_larger_than_the_image_is_the_image(
     demo: ZeroShotClassifier, images: Tensor
 ) -> None:
-    torch.testing.assert_close(class_scores(demo, images, window=512), class_scores(demo, images))
+    whole = enlarged(class_scores(demo, images), (96, 128))
+    torch.testing.assert_close(class_scores(demo, images, window=512), whole)
+    assert torch.equal(segment(demo, images, window=512), segment(demo, images))
 
 
 @each("length", range(1, 14))
@@ -222,8 +235,9 @@ def test_several_names_of_a_class(demo: ZeroShotClassifier, images: Tensor, merg
 def test_texts_of_the_background(demo: ZeroShotClassifier, images: Tensor) -> None:
     found = segment(demo, images, background=["a background", "a boat"])
     scores = plain(demo.with_texts([*demo.texts, "a background", "a boat"]), images)
+    scores = enlarged(scores, (96, 128))
     ordered = torch.cat([scores[:, 4:].amax(1, keepdim=True), scores[:, :4]], 1)
-    assert torch.equal(found, enlarged(ordered, (96, 128)).argmax(1))
+    assert torch.equal(found, ordered.argmax(1))
     assert (found == 0).any()
     assert (found > 0).any()
 
@@ -266,12 +280,27 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
         (["dog", "kiwi"], {"background": "sky"}, TypeError, r"pass \['sky'\]"),
         (["dog", "kiwi"], {"background": []}, ValueError, "background has no texts"),
         (["dog", "kiwi"], {"background": ["dog"]}, ValueError, "'dog' is a text of the classifier"),
-        (["dog", "kiwi"], {"background": 1.5}, ValueError, "neither a threshold in 0..1 nor texts"),
-        (["dog", "kiwi"], {"background": True}, ValueError, "neither a threshold in 0..1 nor"),
+        (
+            ["dog", "kiwi"],
+            {"background": 1.5},
+            ValueError,
+            "must be texts or a threshold from 0 to 1, got 1.5",
+        ),
+        (
+            ["dog", "kiwi"],
+            {"background": True},
+            ValueError,
+            "must be texts or a threshold from 0 to 1, got True",
+        ),
         (["dog", "kiwi"], {"classes": {"a": ["cat"]}}, ValueError, "'cat' is not among"),
         (["dog", "kiwi"], {"classes": {"a": []}}, ValueError, "class 'a' has no names"),
         (["dog", "kiwi"], {"classes": {"a": "dog"}}, TypeError, r"pass a list: \['dog'\]"),
-        (["dog", "kiwi"], {"classes": ["dog"]}, TypeError, "expected names by class"),
+        (
+            ["dog", "kiwi"],
+            {"classes": ["dog"]},
+            TypeError,
+            "classes must map names to lists of texts",
+        ),
         (
             ["dog", "kiwi"],
             {"classes": {"a": ["dog"], "b": ["kiwi", "dog"]}},
@@ -280,12 +309,37 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
         ),
         (["dog", "kiwi"], {"classes": {"a": ["dog", "dog"]}}, ValueError, "'a' has a name twice"),
         (["dog", "background"], {"background": 0.5}, ValueError, "is named 'background'"),
-        (["dog", "kiwi"], {"merge": "median"}, ValueError, "'median' is none of max, mean"),
+        (
+            ["dog", "kiwi"],
+            {"merge": "median"},
+            ValueError,
+            "merge must be one of max, mean, got 'median'",
+        ),
         (["dog", "kiwi"], {"stride": 32}, ValueError, "stride 32 needs a window"),
-        (["dog", "kiwi"], {"window": 40}, ValueError, "window 40 must be a multiple"),
+        (
+            ["dog", "kiwi"],
+            {"window": 8},
+            ValueError,
+            "window 8 must be at least the patch, 16 x 16",
+        ),
         (["dog", "kiwi"], {"window": 32, "stride": 48}, ValueError, "at most the window of 32"),
-        (["dog", "kiwi"], {"window": 32, "stride": 8}, ValueError, "stride 8 must be a multiple"),
-        (["dog", "kiwi"], {"size": 64}, ValueError, "size 64 is of pictures"),
+        (["dog", "kiwi"], {"window": 32, "stride": 0}, ValueError, "stride 0 must be at least 1"),
+        (["dog", "kiwi"], {"longest": 64}, ValueError, "longest 64 needs keep_aspect"),
+        (["dog", "kiwi"], {"scale": 0}, ValueError, "scale must be a positive number, got 0"),
+        (["dog", "kiwi"], {"threshold": 0.5}, ValueError, "needs texts of the background"),
+        (
+            ["dog", "kiwi"],
+            {"background": 0.5, "threshold": 0.5},
+            ValueError,
+            "are both thresholds; pass one",
+        ),
+        (
+            ["dog", "kiwi"],
+            {"method": LayerCLIPSurgery, "num_blocks": 1},
+            ValueError,
+            "are options of CLIP Surgery",
+        ),
+        (["dog", "kiwi"], {"size": 64}, ValueError, "size 64 is for images to be resized"),
         (["dog", "kiwi"], {"scores": True}, ValueError, "class_scores gives its scores"),
     ],
 )
@@ -329,7 +383,7 @@ def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_pictures(
 ) -> None:
     pytest.importorskip("kornia")
     scores = torch.full((2, 64, 64), 0.25)
-    ((_, found),) = enlarging.guided(torch.rand(3, 32, 32), [(0, scores)], (64, 64))
+    ((_, found),) = _upsample.guided_filter(torch.rand(3, 32, 32), [(0, scores)], (64, 64))
     torch.testing.assert_close(found, scores)
     (small,) = segment(demo, Image.new("RGB", (5, 5)), refine=True)
     assert small.labels.shape == (5, 5)
@@ -353,6 +407,40 @@ def test_without_kornia_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
     with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[refine\]'"):
         segment(demo, images, refine=True)
+
+
+# --- other methods -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["NACLIP", "LeGrad", "Saliency"])
+def test_any_method(demo: ZeroShotClassifier, name: str) -> None:
+    """On the patch grid or on pixels, with and without gradients."""
+    image = demo.preprocess(SCENE.image, 96)
+    scores = METHODS[name](demo).attribute_all(image).detach()
+    found = segment(demo, image, method=METHODS[name])
+    assert torch.equal(found, enlarged(scores, (96, 96)).argmax(1))
+    assert class_scores(demo, image, method=METHODS[name]).shape == scores.shape
+
+
+def test_texts_of_the_background_and_a_threshold(demo: ZeroShotClassifier, images: Tensor) -> None:
+    clip = demo.with_texts([*demo.texts, "a background"])
+    scores = enlarged(plain(clip, images), (96, 128))[:, [4, 0, 1, 2, 3]]
+    best, labels = (20 * scores).softmax(1).max(1)
+    found = segment(demo, images, background=["a background"], threshold=0.5, scale=20)
+    clear = (best - 0.5).abs() > 1e-4
+    assert torch.equal(found[clear], labels.where(best >= 0.5, 0)[clear])
+    assert ((found == 0) & (labels > 0)).any()
+
+
+def test_distractors_compete_beside_texts_of_the_background(
+    demo: ZeroShotClassifier, images: Tensor
+) -> None:
+    clip = demo.with_texts(demo.texts, ["duck", "camera"])
+    found = segment(clip, images, background=["a background"], feature_surgery="release")
+    whole = clip.with_texts([*clip.texts, "a background"], clip.distractors)
+    scores = LayerCLIPSurgery(whole, feature_surgery="release").attribute_all(images).detach()
+    expected = enlarged(scores[:, [4, 0, 1, 2, 3]], (96, 128)).argmax(1)
+    assert torch.equal(found, expected)
 
 
 # --- kept ----------------------------------------------------------------------------------------

@@ -1,1 +1,4 @@
-"""Train, vary and report the embedded model; nothing of it is in the wheel."""
+"""Training, variants, sprites and report of the embedded model; not part of the wheel.
+
+Run the modules in the project's root: `python -m tools.embedded_model.report`.
+"""

@@ -1,8 +1,8 @@
-"""Draw the nouns of the embedded model's world from the Noto Color Emoji font into one file.
+"""Draw the embedded model's nouns from the Noto Color Emoji font into one file of sprites.
 
     python -m tools.embedded_model.make_sprites NotoColorEmoji.ttf
 
-Run once by the project (Debian's fonts-noto-color-emoji 2.042); `sprites.png` is what it wrote.
+`sprites.png` and `nouns.txt` were written from Debian's fonts-noto-color-emoji 2.042.
 """
 
 import sys
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captum_clip_surgery.demo.scenes import SPRITE_COLUMNS, SPRITE_SIDE
 
-BITMAP_SIZE = 109  # the one size at which the font holds its bitmaps
+BITMAP_SIZE = 109  # the only size of the font's bitmaps
 
 EMOJI = {
     # animals
@@ -60,22 +60,23 @@ EMOJI = {
 
 
 def draw(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One emoji, cropped to what is visible and centred on a transparent square."""
+    """Draw an emoji, cropped to its visible pixels and centered on a transparent square."""
     canvas = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(canvas).text((10, 10), emoji, font=font, embedded_color=True)
     box = canvas.getbbox()
     if box is None:
-        raise ValueError(f"the font has no picture for {emoji!r}")
-    picture = canvas.crop(box)
-    scale = SPRITE_SIDE / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        raise ValueError(f"the font has no glyph for {emoji!r}")
+    image = canvas.crop(box)
+    scale = SPRITE_SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
     square = Image.new("RGBA", (SPRITE_SIDE, SPRITE_SIDE))
-    square.paste(picture, ((SPRITE_SIDE - width) // 2, (SPRITE_SIDE - height) // 2))
+    square.paste(image, ((SPRITE_SIDE - width) // 2, (SPRITE_SIDE - height) // 2))
     return square
 
 
 def main(font_path: str) -> None:
+    """Write `sprites.png` and `nouns.txt` of the package."""
     font = ImageFont.truetype(font_path, BITMAP_SIZE)
     rows = -(-len(EMOJI) // SPRITE_COLUMNS)
     atlas = Image.new("RGBA", (SPRITE_COLUMNS * SPRITE_SIDE, rows * SPRITE_SIDE))
@@ -83,7 +84,7 @@ def main(font_path: str) -> None:
         row, column = divmod(index, SPRITE_COLUMNS)
         atlas.paste(draw(emoji, font), (column * SPRITE_SIDE, row * SPRITE_SIDE))
     pixels = np.asarray(atlas).copy()
-    pixels[pixels[..., 3] == 0] = 0  # invisible colours only cost bytes
+    pixels[pixels[..., 3] == 0] = 0  # invisible colors only cost bytes
     folder = files("captum_clip_surgery.demo")
     Image.fromarray(pixels).save(str(folder / "sprites.png"), optimize=True)
     (folder / "nouns.txt").write_text("\n".join(EMOJI) + "\n")  # type: ignore[attr-defined]

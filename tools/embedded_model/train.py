@@ -1,12 +1,11 @@
-"""Train the embedded model: CLIP's contrastive loss on rendered scenes, and nothing else.
+"""Train the embedded model, or a variant, by a contrastive loss on rendered scenes.
 
     python -m tools.embedded_model.train [--plan map | average] --output runs/demo
 
-The other plans are variants that show surgery on towers without a class token; their weights are
-not part of the package. Run it again to go on after an interruption. The folder then holds
-`log.jsonl`, `checkpoint.pt` and, under `model/`, the best weights as open_clip's `local-dir:` loads
-them. Best is the highest held-out contrastive accuracy; the explanation maps play no part in the
-choice.
+An interrupted run resumes when it is started again. The output folder holds `log.jsonl`,
+`checkpoint.pt` and, in `model/`, the weights of the highest held-out contrastive accuracy, as
+open_clip's `local-dir:` loads them; explanation maps are not used for this choice. The variants'
+image towers have no class token; the package does not contain their weights.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,124 +33,30 @@ from tqdm import tqdm
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.demo.scenes import Scenes, nouns, prompt_templates
+from tools.embedded_model.plans import MODEL, PLANS, PREPROCESS, Plan
 from tools.embedded_model.report import top1
 
-MODEL: dict[str, Any] = {
-    "embed_dim": 128,
-    "vision_cfg": {
-        "image_size": 128,
-        "layers": 8,
-        "width": 128,
-        "head_width": 32,
-        "patch_size": 16,
-    },
-    "text_cfg": {
-        "context_length": 24,
-        "vocab_size": 49408,
-        "width": 128,
-        "heads": 4,
-        "layers": 2,
-    },
-}
-PREPROCESS = {
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "resize_mode": "squash",
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Pictures of one size; the learning rate falls along half a cosine."""
-
-    size: int
-    steps: int
-    rate: float
-    last_rate: float
-    objects: tuple[int, ...] = (1, 2, 3)  # a number that stands twice is drawn twice as often
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained, and how.
-
-    Args:
-        model: the open_clip configuration.
-        stages: one after the other.
-        final_sizes: at the end the model is tried at these, and native is the one of the best
-            accuracy.
-        sigmoid: SigLIP's loss over pairs instead of CLIP's contrastive one.
-        known_text: the text tower starts as the embedded model's, which saves most of the time.
-    """
-
-    model: Mapping[str, Any]
-    stages: tuple[Stage, ...]
-    final_sizes: tuple[int, ...]
-    sigmoid: bool = False
-    known_text: bool = False
-
-    def stage_at(self, step: int) -> tuple[Stage, int]:
-        """The stage of a step, and the step at which it began."""
-        begin = 0
-        for stage in self.stages:
-            if step < begin + stage.steps:
-                return stage, begin
-            begin += stage.steps
-        raise ValueError(f"step {step} is past the end of training, {begin}")
-
-    def learning_rate(self, step: int) -> float:
-        """The stage's own, after a linear warm-up at the very start."""
-        stage, begin = self.stage_at(step)
-        turn = (1 + math.cos(math.pi * (step - begin) / stage.steps)) / 2
-        rate = stage.last_rate + (stage.rate - stage.last_rate) * turn
-        return rate * min(1.0, (step + 1) / WARM_UP)
-
-
-def _timm_model(pool: str, **others: Any) -> dict[str, Any]:
-    """The embedded model's configuration with timm's ViT as image tower."""
-    tower = {"timm_model_name": f"scenes_vit_{pool}", "timm_pool": pool, "image_size": 128}
-    return {**MODEL, "vision_cfg": {**tower, "timm_proj": "linear"}, **others}
-
-
-SHORT = (Stage(128, 2000, 1e-3, 0.0),)
-PLANS = {
-    "embedded": Plan(
-        MODEL,
-        # Most of the learning at the cheap size, as OpenAI's CLIP for 336 pixels was made from
-        # that for 224; then the whole at the size it is used in.
-        (
-            Stage(128, 2100, 1e-3, 2.65e-4),
-            Stage(192, 900, 2.65e-4, 6e-6),
-            Stage(192, 560, 2.5e-4, 0.0, objects=(1, 1, 2, 3)),
-        ),
-        final_sizes=(192, 224),
-    ),
-    "map": Plan(
-        # SigLIP's start of scale and bias: most pairs of a batch are no pairs.
-        _timm_model("map", init_logit_scale=math.log(10), init_logit_bias=-10.0),
-        SHORT,
-        final_sizes=(128,),
-        sigmoid=True,
-        known_text=True,
-    ),
-    "average": Plan(_timm_model("avg"), SHORT, final_sizes=(128,), known_text=True),
-}
 SEED = 0
-BATCH = 128
-WARM_UP = 100
+BATCH_SIZE = 128
 WEIGHT_DECAY = 0.05
+#: Steps between two evaluations, and between two checkpoints.
 EVALUATE_EVERY = 300
 SAVE_EVERY = 100
-HELD_OUT = 1024
-ONE_OBJECT = 500
+#: Validation scenes for contrastive accuracy, and those of one object for top-1 accuracy.
+NUM_VALIDATION = 1024
+NUM_VALIDATION_TOP1 = 500
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 tokenize = open_clip.SimpleTokenizer(context_length=MODEL["text_cfg"]["context_length"])
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Scenes as (image (3, H, W) in -1..1, token ids (context,))."""
+    """Data set of pairs: image (3, H, W) in -1..1, token ids (context,) of its caption.
+
+    Args:
+        scenes: Scenes, one per pair.
+        start: Index of the first scene to use.
+    """
 
     def __init__(self, scenes: Scenes, start: int = 0) -> None:
         self.scenes = scenes
@@ -167,11 +71,12 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
+    """Return an image (H, W, 3) of uint8 as a tensor (3, H, W) in -1..1."""
     return torch.from_numpy(image).permute(2, 0, 1) / 127.5 - 1
 
 
 def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None = None) -> CLIP:
-    """The model for pictures of `size`, with positions of `state` resized to its grid."""
+    """Build the model for images of `size`, with the positions of `state` resized to its grid."""
     model = CLIP(**{**config, "vision_cfg": {**config["vision_cfg"], "image_size": size}})
     open_clip.model.set_model_preprocess_cfg(model, {**PREPROCESS, "size": size})
     if state is not None:
@@ -181,14 +86,15 @@ def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None 
     return model.to(DEVICE)
 
 
-def start_with_known_text(model: CLIP) -> None:
-    """Give the model the embedded model's text tower."""
-    known = load_file(MODEL_FOLDER / "open_clip_model.safetensors")
-    own = {name for name in model.state_dict() if not name.startswith(("visual.", "logit_"))}
-    model.load_state_dict({name: known[name].float() for name in own}, strict=False)
+def load_text_tower(model: CLIP) -> None:
+    """Copy the embedded model's text tower into a model."""
+    weights = load_file(MODEL_FOLDER / "open_clip_model.safetensors")
+    names = [name for name in model.state_dict() if not name.startswith(("visual.", "logit_"))]
+    model.load_state_dict({name: weights[name].float() for name in names}, strict=False)
 
 
-def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
+def create_optimizer(model: CLIP) -> torch.optim.Optimizer:
+    """Return AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -200,25 +106,30 @@ def optimizer_for(model: CLIP) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def contrastive_accuracy(model: CLIP, size: int) -> float:
-    """Share of held-out pairs that find each other within their batch, both ways."""
+    """Return the fraction of validation pairs that match within their batch, in both directions."""
     hits = []
-    for images, tokens in DataLoader(Pairs(Scenes("validation", HELD_OUT, size)), BATCH):
+    for images, tokens in DataLoader(Pairs(Scenes("validation", NUM_VALIDATION, size)), BATCH_SIZE):
         image = model.encode_image(images.to(DEVICE), normalize=True)
         text = model.encode_text(tokens.to(DEVICE), normalize=True)
         similarity = image @ text.T
-        right = torch.arange(len(similarity), device=DEVICE)
-        hits += [similarity.argmax(dim) == right for dim in (0, 1)]
+        matches = torch.arange(len(similarity), device=DEVICE)
+        hits += [similarity.argmax(dim) == matches for dim in (0, 1)]
     return torch.cat(hits).float().mean().item()
 
 
 def validation_top1(model: CLIP, size: int) -> float:
-    """Zero-shot accuracy in percent among all nouns on validation scenes of one object."""
+    """Return the zero-shot accuracy in percent among all nouns on scenes of one object."""
     clip = ZeroShotClassifier(model, nouns(), templates=prompt_templates())
-    return top1(clip, Scenes("validation", ONE_OBJECT, size, objects=[1]))
+    return top1(clip, Scenes("validation", NUM_VALIDATION_TOP1, size, objects=[1]))
 
 
 class Training:
-    """The state of training and its folder; made anew, it goes on where the last one was saved."""
+    """State of a training run, loaded from the checkpoint in its folder if there is one.
+
+    Args:
+        plan: What is trained, and how.
+        folder: Folder of the run, created if it does not exist.
+    """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,9 +141,9 @@ class Training:
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
         self.model = build(plan.model, plan.stages[0].size)
-        if plan.known_text:
-            start_with_known_text(self.model)
-        self.optimizer = optimizer_for(self.model)
+        if plan.pretrained_text:
+            load_text_tower(self.model)
+        self.optimizer = create_optimizer(self.model)
         if self._checkpoint.exists():
             self._load(torch.load(self._checkpoint, map_location=DEVICE))
 
@@ -248,15 +159,15 @@ class Training:
         self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
         self.seen = saved["seen"]
         self.model = build(self.plan.model, saved["size"], saved["model"])
-        self.optimizer = optimizer_for(self.model)
+        self.optimizer = create_optimizer(self.model)
         self.optimizer.load_state_dict(saved["optimizer"])
-        # What was logged after this checkpoint is about to happen again.
+        # Steps logged after this checkpoint will run again.
         lines = self._log.read_text().splitlines() if self._log.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
         self._log.write_text("".join(f"{line}\n" for line in kept))
 
     def save(self, size: int) -> None:
-        """Write whole or not at all: a kill in the middle leaves the previous checkpoint."""
+        """Write the checkpoint atomically, so that a kill leaves the previous one."""
         content = {
             "step": self.step,
             "size": size,
@@ -271,27 +182,27 @@ class Training:
         temporary.replace(self._checkpoint)
 
     def resize(self, size: int) -> None:
-        """Go on with pictures of another size; the resized positions' averages start anew."""
+        """Change the size of the images; the moments of the resized positions are reset."""
         if size == self.model.visual.image_size[0]:
             return
-        averages = self.optimizer.state_dict()
+        optimizer_state = self.optimizer.state_dict()
         self.model = build(self.plan.model, size, self.model.state_dict())
-        self.optimizer = optimizer_for(self.model)
+        self.optimizer = create_optimizer(self.model)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for index, moments in averages["state"].items():
+        for index, moments in optimizer_state["state"].items():
             if moments["exp_avg"].shape != parameters[index].shape:
                 moments["exp_avg"] = torch.zeros_like(parameters[index])
                 moments["exp_avg_sq"] = torch.zeros_like(parameters[index])
-        self.optimizer.load_state_dict(averages)
+        self.optimizer.load_state_dict(optimizer_state)
 
     def learn(self, images: Tensor, tokens: Tensor) -> float:
-        """One step on a batch of pairs; returns the loss."""
+        """Run one step on a batch of pairs, and return the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(self.step)
         images, tokens = images.to(DEVICE), tokens.to(DEVICE)
         self.seen[tokens.flatten()] = True
-        loss_of = SigLipLoss() if self.plan.sigmoid else ClipLoss()
-        loss = loss_of(*self.model(images, tokens))
+        criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
+        loss = criterion(*self.model(images, tokens))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -302,7 +213,7 @@ class Training:
         return float(loss.detach())
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Log the model's accuracy, and export it if it is the best so far."""
+        """Log the model's accuracy, and export the model if it is the best so far."""
         record = {
             "step": self.step,
             "size": size,
@@ -322,10 +233,17 @@ class Training:
 def export(
     config: Mapping[str, Any], state: dict[str, Tensor], seen: Tensor, size: int, folder: Path
 ) -> None:
-    """Write weights and config as open_clip's `local-dir:` loads them.
+    """Write weights and configuration as open_clip's `local-dir:` loads them.
 
-    Rows of the token table that no caption ever touched hold only their random start: they become
-    zero, so that an unknown word says nothing, and the file packs well.
+    Rows of the token table that occur in no caption still have their random initial values. They
+    are set to zero, so that unknown words have no effect and the file compresses well.
+
+    Args:
+        config: The open_clip configuration.
+        state: The state dict of the model.
+        seen: Token ids that occur in captions, (vocabulary,) of bool.
+        size: Native side of the images in pixels.
+        folder: Folder to write, replaced atomically.
     """
     table = state["token_embedding.weight"]
     state = {**state, "token_embedding.weight": table * seen[:, None].to(table)}
@@ -336,7 +254,7 @@ def export(
     (partial / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n")
     half = {name: value.half().contiguous() for name, value in state.items()}
     save_file(half, partial / "open_clip_model.safetensors")
-    # Config and weights change together, or a kill between them would leave a pair that misfits.
+    # Replace both files together, because a kill between them would leave a mismatched pair.
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)
@@ -347,24 +265,29 @@ def main(
     plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "embedded",
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that render scenes; all cores but one beside a GPU, else 0."),
+        typer.Option(
+            help="Number of processes that render scenes (default: all cores but one with a GPU, "
+            "otherwise 0)."
+        ),
     ] = None,
 ) -> None:
-    """Train, or go on training, the embedded model."""
-    if workers is None:  # without a GPU, training itself takes all cores
+    """Train the embedded model, or resume its training."""
+    if workers is None:  # without a GPU, training itself uses all cores
         workers = max(0, (os.cpu_count() or 1) - 1) if DEVICE.type == "cuda" else 0
     if plan not in PLANS:
-        raise typer.BadParameter(f"{plan!r} is none of {', '.join(PLANS)}", param_hint="--plan")
+        raise typer.BadParameter(
+            f"must be one of {', '.join(PLANS)}, got {plan!r}", param_hint="--plan"
+        )
     training = Training(PLANS[plan], output)
     total = sum(stage.steps for stage in training.plan.stages)
     progress = tqdm(total=total, initial=training.step, smoothing=0.05)
     while training.step < total:
         stage, begin = training.plan.stage_at(training.step)
         training.resize(stage.size)
-        scenes = Scenes("train", (begin + stage.steps) * BATCH, stage.size, stage.objects)
+        scenes = Scenes("train", (begin + stage.steps) * BATCH_SIZE, stage.size, stage.objects)
         started = time.monotonic()
         for images, tokens in DataLoader(
-            Pairs(scenes, training.step * BATCH), BATCH, num_workers=workers
+            Pairs(scenes, training.step * BATCH_SIZE), BATCH_SIZE, num_workers=workers
         ):
             loss = training.learn(images, tokens)
             progress.update()

@@ -1,111 +1,72 @@
-"""What every image tower answers, and the one pass that all dual-path methods share.
+"""The contract of image towers, and the forward pass that all dual-path methods share.
 
-An adapter computes beside the model and never touches it: it holds the tower's modules, calls
-them, and reads their parameters.
+An adapter computes beside the model and never changes it: it holds the tower's modules, calls them
+and reads their parameters.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_clip_surgery.models._blocks import AttentionInputs, Grid, has_hooks
-from captum_clip_surgery.models.text.towers import warn_of_hooks
+from captum_clip_surgery.models._blocks import AttentionInputs, Grid
+from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
+from captum_clip_surgery.models.image._data import (
+    BlockTrace,
+    GridSpec,
+    PathConfig,
+    TowerOutput,
+    nearest_multiple,
+)
 
 POSITION_MODES = ("bilinear", "bicubic")
 
 
-@dataclass(frozen=True)
-class GridSpec:
-    """Where the tokens of one pass stand: patches on a grid, behind the prefix tokens.
-
-    `rope` is the rotary embedding of that grid, for towers that turn queries and keys by it.
-    """
-
-    grid: Grid
-    rope: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class BlockTrace:
-    """A block with its attention laid open.
-
-    `probabilities` (N, heads, L, L) weigh the values of `heads`; `stream` (N, L, D) leaves it. See
-    `Tower.iter_blocks_with_attention` for the last block.
-    """
-
-    heads: AttentionInputs
-    probabilities: Tensor
-    stream: Tensor
-
-
-@dataclass(frozen=True)
-class PathConfig:
-    """A second path beside the last blocks of a tower, as data.
-
-    Args:
-        num_blocks: how many of the last blocks the path spans; 0 gives the tower's own tokens.
-        attention: the block's heads to the attended values (N, heads, L, d).
-        residual: the path starts from the stream that enters the first of those blocks, and each
-            block adds to it; otherwise it is the last block's output alone.
-        mlp: whether the path runs the blocks' feed-forward.
-        values_only: whether `attention` looks at the values alone; the last block then makes
-            queries for the tokens that are pooled, and for no others.
-    """
-
-    num_blocks: int
-    attention: Callable[[AttentionInputs], Tensor]
-    residual: bool = True
-    mlp: bool = False
-    values_only: bool = False
-
-
-@dataclass(frozen=True)
-class TowerOutput:
-    """Images in the joint space, not normalised: `patches` (N, h*w, C) and `pooled` (N, C)."""
-
-    patches: Tensor
-    pooled: Tensor
-    grid: Grid
-
-
 class Tower(ABC):
-    """One family of image towers.
+    """Adapter for one family of image towers.
 
     Args:
-        visual: the model's image tower, of a class that `supports` accepts.
-        positions: how positional embeddings are resized, "bilinear" as CLIP Surgery does, or
-            "bicubic" with antialiasing as open_clip does.
+        visual: The model's image tower, of a class that `check_supported` accepts.
+        positions: How positional embeddings are resized: "bilinear" as in CLIP Surgery, or
+            "bicubic" with antialiasing as in open_clip.
+
+    Raises:
+        ValueError: If `positions` is neither of them.
     """
 
-    #: The family as error messages and listings name it.
+    #: The family's name in error messages and listings.
     family: ClassVar[str]
     #: Whether a block adds to the stream that enters it.
     has_residual: ClassVar[bool] = True
 
     def __init__(self, visual: Any, positions: str = "bilinear") -> None:
         if positions not in POSITION_MODES:
-            raise ValueError(f"positions {positions!r} is none of {', '.join(POSITION_MODES)}")
+            raise ValueError(
+                f"positions must be one of {', '.join(POSITION_MODES)}, got {positions!r}"
+            )
         self.visual = visual
         self.positions = positions
 
-    @classmethod
-    @abstractmethod
-    def claims(cls, visual: nn.Module) -> bool:
-        """Whether an image tower is of this family's classes."""
+    # --- implemented by each family --------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def supports(cls, visual: Any) -> str | None:
-        """None for a tower of this family on which surgery is defined, otherwise why it is not."""
+    def matches(cls, visual: nn.Module) -> bool:
+        """Return whether an image tower belongs to this family by its class."""
 
-    # --- what a family answers -------------------------------------------------------------------
+    @classmethod
+    @abstractmethod
+    def check_supported(cls, visual: Any) -> None:
+        """Check that surgery is defined on an image tower of this family.
+
+        Raises:
+            TypeError: If it is not; the message is the reason, such as "it pools its tokens by
+                'none', which gives no single embedding".
+        """
 
     @property
     @abstractmethod
@@ -114,78 +75,90 @@ class Tower(ABC):
 
     @property
     def containers(self) -> dict[str, nn.Module]:
-        """Modules around the blocks that are not called, by name; their parts are."""
+        """Modules around the blocks that are not called themselves, only their parts, by name."""
         return {"the image tower": self.visual}
 
     @property
     @abstractmethod
     def pooling(self) -> str:
-        """What makes one embedding of the tokens: "class token", "average" or "attention"."""
+        """How tokens become one embedding: "class token", "average" or "attention"."""
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches."""
+        """Number of tokens before the patches."""
         return 1
 
     @property
     def num_pooled_tokens(self) -> int | None:
-        """How many leading tokens the pooled embedding needs; None is all."""
+        """Number of leading tokens that the pooled embedding needs; None stands for all."""
         return 1 if self.pooling == "class token" else None
 
     @property
     @abstractmethod
     def patch_size(self) -> tuple[int, int]:
-        """Pixels of a grid cell (height, width)."""
+        """Height and width of a grid cell in pixels."""
 
     @property
     @abstractmethod
     def native_size(self) -> tuple[int, int]:
-        """Pixels (height, width) that the tower was built for."""
+        """Height and width in pixels of the images that the tower was built for."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The type in which images enter."""
+        """The dtype in which images enter."""
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, GridSpec]:
-        """Images (N, 3, H, W) to the tokens entering the first block, (N, L, D)."""
+        """Return the tokens (N, L, D) entering the first block, for images (N, 3, H, W)."""
 
     @abstractmethod
-    def heads(
-        self, index: int, x: Tensor, layout: GridSpec, queries: int | None = None
+    def attention_inputs(
+        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
-        """Block `index`'s queries, keys and values of the stream x.
+        """Return a block's queries, keys and values.
 
-        `queries` is how many leading tokens are to have one at least; None is all.
+        Args:
+            index: Index of the block.
+            x: The stream (N, L, D) that enters the block.
+            grid_spec: The positions of the tokens.
+            queries: Number of leading tokens that need a query; None stands for all. Returning
+                more is allowed.
         """
 
     @abstractmethod
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
-        """What block `index` adds to the stream, (N, L, D), of attended values (N, heads, L, d).
+        """Return what a block adds to the stream, (N, L, D).
 
-        `x` is the attention's input, `AttentionInputs.x`, with which some blocks gate its output.
+        Args:
+            index: Index of the block.
+            values: Attended values (N, heads, L, d).
+            x: The attention's input `AttentionInputs.x`, by which some blocks gate their output.
         """
 
     @abstractmethod
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
-        """The stream after block `index`'s feed-forward."""
+        """Return the stream (N, L, D) after the feed-forward of block `index`."""
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
-        """Tokens after the last block to the joint space, each alone."""
+        """Project tokens (N, L, D) after the last block to the joint space, each on its own."""
 
     @abstractmethod
     def pool(self, x: Tensor) -> Tensor:
-        """The tower's own embedding (N, C) of its tokens after the last block."""
+        """Return the model's own embedding (N, C) for tokens (N, L, D) after the last block."""
 
-    # --- what follows for all --------------------------------------------------------------------
+    # --- shared by all families ------------------------------------------------------------------
 
     def grid(self, height: int, width: int) -> Grid:
-        """The patches (rows, columns) of an image.
+        """Return the rows and columns of patches of an image.
+
+        Args:
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
 
         Raises:
-            ValueError: a side the patch size does not divide.
+            ValueError: If the patch size does not divide a side.
         """
         rows, columns = self.patch_size
         if height % rows or width % columns or not height or not width:
@@ -196,30 +169,30 @@ class Tower(ABC):
             )
         return height // rows, width // columns
 
-    def run_block(self, index: int, x: Tensor, layout: GridSpec) -> Tensor:
-        """The stream after block `index`, through the model's own module."""
-        out: Tensor = self.blocks[index](x)
-        return out
+    def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
+        """Return the stream (N, L, D) after block `index`, by calling the model's own module."""
+        output: Tensor = self.blocks[index](x)
+        return output
 
     def encode(self, images: Tensor, taps: Mapping[int, nn.Module] | None = None) -> Tensor:
-        """The model's own embedding (N, C) of images, at any size.
+        """Return the model's own embedding (N, C) of images, at any size the patches divide.
 
         Args:
-            images: (N, 3, H, W).
-            taps: for a block's index, a module through which the patch tokens entering that block
-                pass as (N, D, h, w).
+            images: Images (N, 3, H, W).
+            taps: Modules by index of a block; the patch tokens entering that block pass through
+                the module as (N, D, h, w).
         """
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(len(self.blocks))
-        x, layout = self.embed(images)
+        x, grid_spec = self.embed(images)
         for index in range(len(self.blocks)):
             if taps and index in taps:
-                x = self._tap(taps[index], x, layout.grid)
-            x = self.run_block(index, x, layout)
+                x = self._tap(taps[index], x, grid_spec.grid)
+            x = self.run_block(index, x, grid_spec)
         return self.pool(x)
 
     def describe(self) -> str:
-        """The tower in one line: family, pooling, blocks, size and patches."""
+        """Return family, pooling, blocks, size and patches in one line."""
         (height, width), (rows, columns) = self.native_size, self.patch_size
         grid, count = self.grid(height, width), len(self.blocks)
         return (
@@ -227,120 +200,131 @@ class Tower(ABC):
             f"{height} x {width} pixels in {grid[0]} x {grid[1]} patches of {rows} x {columns}"
         )
 
-    def _tap(self, module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        seen = module(patches.mT.unflatten(-1, grid).contiguous())
-        return torch.cat([prefix, seen.flatten(-2).mT], dim=1)
-
     def enter(self, images: Tensor, index: int) -> tuple[Tensor, GridSpec]:
-        """The tokens entering block `index`, (N, L, D), and where they stand."""
+        """Return the tokens (N, L, D) entering block `index`, and their positions.
+
+        Raises:
+            TypeError: If the number of tokens is not that of prefix tokens and patches.
+            ValueError: If the patch size does not divide the images.
+        """
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(index)
-        x, layout = self.embed(images)
-        rows, columns = layout.grid
+        x, grid_spec = self.embed(images)
+        rows, columns = grid_spec.grid
         if x.shape[1] != self.num_prefix_tokens + rows * columns:
             raise TypeError(
                 f"the image tower {type(self.visual).__name__} makes {x.shape[1]} tokens of an "
                 f"image, expected {self.num_prefix_tokens} and {rows} x {columns} patches; remove "
-                "the hook or part that adds or drops tokens, or register an adapter for it"
+                "the hook or part that adds or drops tokens, or register a tower for it"
             )
-        for before in range(index):
-            x = self.run_block(before, x, layout)
-        return x, layout
-
-    def bypassed(self, first: int = 0) -> dict[str, nn.Module]:
-        """List the modules that are not called when blocks from `first` on are taken apart."""
-        named: dict[str, Any] = dict(self.containers)
-        for index in range(first, len(self.blocks)):
-            block = self.blocks[index]
-            attention = getattr(block, "attn", None)
-            named[f"block {index}"] = block
-            named[f"the attention of block {index}"] = attention
-            # Not part of the result, but where attention maps are usually recorded.
-            named[f"the attention dropout of block {index}"] = getattr(attention, "attn_drop", None)
-        return {name: part for name, part in named.items() if isinstance(part, nn.Module)}
-
-    def _warn_of_hooks(self, first: int) -> None:
-        """Warn of hooks that do not fire: on containers, and on blocks from `first` on."""
-        silent = [name for name, part in self.bypassed(first).items() if has_hooks([part])]
-        warn_of_hooks(silent, stacklevel=4)
+        for previous in range(index):
+            x = self.run_block(previous, x, grid_spec)
+        return x, grid_spec
 
     def iter_blocks_with_attention(
-        self, x: Tensor, layout: GridSpec, first: int, pooled_only: bool = False
+        self, x: Tensor, grid_spec: GridSpec, first: int, pooled_only: bool = False
     ) -> Iterator[BlockTrace]:
-        """The blocks from `first` on, of the tokens that enter it, with attention laid open.
+        """Run the blocks from `first` on, and yield each with its attention exposed.
 
-        Where gradients are enabled, the probabilities can be differentiated by. With `pooled_only`
-        the last block is asked only for the leading tokens that the pooled embedding needs: its
-        probabilities are (N, heads, few, L) and its stream (N, few, D).
+        If gradients are enabled, results can be differentiated with respect to the probabilities.
+
+        Args:
+            x: The stream (N, L, D) that enters block `first`.
+            grid_spec: The positions of the tokens.
+            first: Index of the first block to run.
+            pooled_only: Whether the last block computes only the P leading tokens that the pooled
+                embedding needs: probabilities (N, heads, P, L) and stream (N, P, D).
         """
-        for index in range(first, len(self.blocks)):
-            few = self.num_pooled_tokens if pooled_only and index == len(self.blocks) - 1 else None
-            heads = self.heads(index, x, layout, few)
-            if few is not None:
-                heads = heads.first_queries(few)
-                x = x[:, :few]
+        last = len(self.blocks) - 1
+        for index in range(first, last + 1):
+            count = self.num_pooled_tokens if pooled_only and index == last else None
+            heads = self.attention_inputs(index, x, grid_spec, count)
+            if count is not None:
+                heads, x = heads.first_queries(count), x[:, :count]
             probabilities = heads.probabilities()
             if torch.is_grad_enabled() and not probabilities.requires_grad:
                 probabilities.requires_grad_()
-            update = self.merge(index, probabilities @ heads.v, heads.x)
-            x = self.feed_forward(index, x + update if self.has_residual else update)
+            x = self._add_attention(index, x, probabilities @ heads.v, heads)
             yield BlockTrace(heads, probabilities, x)
 
-    def dual_path(self, images: Tensor, recipe: PathConfig) -> TowerOutput:
-        """One pass for both paths: patches of the recipe's, pooled embedding of the model's own."""
-        (encoded,) = self.paths(images, [recipe])
-        return encoded
+    def dual_path(self, images: Tensor, path_config: PathConfig) -> TowerOutput:
+        """Run one second path beside the model's own one.
 
-    def paths(self, images: Tensor, recipes: Sequence[PathConfig]) -> list[TowerOutput]:
-        """One pass for the model's own path and one of each recipe beside it."""
+        Args:
+            images: Images (N, 3, H, W).
+            path_config: The second path.
+
+        Returns:
+            The second path's patches and the model's own pooled embedding.
+        """
+        (output,) = self.paths(images, [path_config])
+        return output
+
+    def paths(self, images: Tensor, path_configs: Sequence[PathConfig]) -> list[TowerOutput]:
+        """Run any number of second paths beside the model's own one, in one forward pass.
+
+        Args:
+            images: Images (N, 3, H, W).
+            path_configs: The second paths.
+
+        Returns:
+            For each path, its patches and the model's own pooled embedding.
+        """
         last = len(self.blocks) - 1
-        starts = [last + 1 - recipe.num_blocks for recipe in recipes]
-        x, layout = self.enter(images, min(starts))
-        # Where a recipe asks for the model's own tokens, all of them are needed to the end.
-        few = None if 0 in (recipe.num_blocks for recipe in recipes) else self.num_pooled_tokens
+        starts = [last + 1 - config.num_blocks for config in path_configs]
+        x, grid_spec = self.enter(images, min(starts))
+        # A path of no blocks needs all of the model's own tokens, otherwise the pooled ones do.
+        num_pooled = None if last + 1 in starts else self.num_pooled_tokens
         streams: dict[int, Tensor] = {}
         for index in range(min(starts), last + 1):
-            running = [i for i, start in enumerate(starts) if start <= index]
-            asked = few if index == last else None
-            sparing = all(recipes[i].values_only for i in running)
-            heads = self.heads(index, x, layout, asked if sparing else None)
-            for i in running:
-                stream = streams.get(i, x)
-                streams[i] = self._step(index, stream, heads, recipes[i])
-            if asked is not None:
-                # After the last block nothing asks for the original path's patches any more.
-                heads, x = heads.first_queries(asked), x[:, :asked]
-            update = self.merge(index, heads.attend(), heads.x)
-            x = self.feed_forward(index, x + update if self.has_residual else update)
+            active = [i for i, start in enumerate(starts) if start <= index]
+            count = num_pooled if index == last else None
+            values_only = all(path_configs[i].values_only for i in active)
+            heads = self.attention_inputs(index, x, grid_spec, count if values_only else None)
+            for i in active:
+                streams[i] = self._path_step(index, streams.get(i, x), heads, path_configs[i])
+            if count is not None:
+                heads, x = heads.first_queries(count), x[:, :count]
+            x = self._add_attention(index, x, heads.attend(), heads)
         pooled, prefix = self.pool(x), self.num_prefix_tokens
         return [
-            TowerOutput(self.project(streams.get(i, x)[:, prefix:]), pooled, layout.grid)
-            for i in range(len(recipes))
+            TowerOutput(self.project(streams.get(i, x)[:, prefix:]), pooled, grid_spec.grid)
+            for i in range(len(path_configs))
         ]
 
-    def _step(
-        self, index: int, stream: Tensor, heads: AttentionInputs, recipe: PathConfig
+    def bypassed(self, first: int = 0) -> dict[str, nn.Module]:
+        """Return the modules that are not called if blocks from `first` on are rebuilt, by name."""
+        modules: dict[str, Any] = dict(self.containers)
+        for index in range(first, len(self.blocks)):
+            block = self.blocks[index]
+            attention = getattr(block, "attn", None)
+            modules[f"block {index}"] = block
+            modules[f"the attention of block {index}"] = attention
+            # Not part of the result, but where attention maps are usually recorded.
+            modules[f"the attention dropout of block {index}"] = getattr(
+                attention, "attn_drop", None
+            )
+        return {name: part for name, part in modules.items() if isinstance(part, nn.Module)}
+
+    def _warn_of_hooks(self, first: int) -> None:
+        silent = [name for name, part in self.bypassed(first).items() if has_hooks([part])]
+        warn_of_hooks(silent, stacklevel=4)
+
+    def _tap(self, module: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        output = module(patches.mT.unflatten(-1, grid).contiguous())
+        return torch.cat([prefix, output.flatten(-2).mT], dim=1)
+
+    def _add_attention(
+        self, index: int, x: Tensor, values: Tensor, heads: AttentionInputs
     ) -> Tensor:
-        """A recipe's path after block `index`."""
-        update = self.merge(index, recipe.attention(heads), heads.x)
-        if recipe.residual and self.has_residual:
+        update = self.merge(index, values, heads.x)
+        return self.feed_forward(index, x + update if self.has_residual else update)
+
+    def _path_step(
+        self, index: int, stream: Tensor, heads: AttentionInputs, config: PathConfig
+    ) -> Tensor:
+        update = self.merge(index, config.attention(heads), heads.x)
+        if config.residual and self.has_residual:
             update = stream + update
-        return self.feed_forward(index, update) if recipe.mlp else update
-
-
-def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, mode: str) -> Tensor:
-    """A positional embedding (prefix + h*w, D) resized from its native grid to another."""
-    if grid == native:
-        return positions
-    patches = positions[prefix:].T.reshape(1, -1, *native)
-    wide = torch.promote_types(patches.dtype, torch.float32)
-    resized = F.interpolate(
-        patches.to(wide), grid, mode=mode, align_corners=False, antialias=mode == "bicubic"
-    )
-    return torch.cat([positions[:prefix], resized[0].flatten(1).T.to(positions.dtype)])
-
-
-def nearest_multiple(size: int, step: int) -> int:
-    """The multiple of a step, at least one of it, that is nearest to a size."""
-    return max(1, round(size / step)) * step
+        return self.feed_forward(index, update) if config.mlp else update

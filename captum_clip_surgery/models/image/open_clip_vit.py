@@ -1,4 +1,4 @@
-"""open_clip's own VisionTransformer: CLIP's, CLIPA's and CoCa's."""
+"""Adapter for open_clip's own VisionTransformer: CLIP, CLIPA and CoCa."""
 
 from __future__ import annotations
 
@@ -7,67 +7,68 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import (
-    AttentionalPooler,
-    Transformer,
-    VisionTransformer,
-)
+from open_clip.transformer import AttentionalPooler, Transformer, VisionTransformer
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
     Grid,
-    _out_projected,
+    block_attention_inputs,
     block_feed_forward,
-    block_heads,
     block_merge,
-    why_not_rebuilt,
+    describe_block_deviation,
+    project_attention,
 )
-from captum_clip_surgery.models._exact import HINT, why_not_exactly
-from captum_clip_surgery.models.image._base import GridSpec, Tower, resize_positions
+from captum_clip_surgery.models._deviations import HINT, describe_deviation
+from captum_clip_surgery.models._internals import pool_open_clip_tokens
+from captum_clip_surgery.models.image._base import Tower
+from captum_clip_surgery.models.image._data import GridSpec, resize_positions
+
+__all__ = ["VisionTransformerTower"]
 
 
 class VisionTransformerTower(Tower):
-    """A class token first, patches after it.
+    """Adapter for open_clip's `VisionTransformer`: a class token, then the patches.
 
-    Pooled by the class token (CLIP), by the mean of the patches with the LayerNorm after it
-    (CLIPA), or by attention of learned queries (CoCa). A patch is projected as the pooled embedding
-    is: `ln_post(.) @ proj`, after passing alone through the attentional pooler where there is one.
+    Tokens are pooled by the class token (CLIP), by the mean of the patches before the final
+    LayerNorm (CLIPA), or by attention of learned queries (CoCa). A patch is projected as the pooled
+    embedding is, `ln_post(.) @ proj`; with attentional pooling it first passes the pooler on its
+    own.
     """
 
     family = "open_clip VisionTransformer"
-    #: The class whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    #: The exact class whose forward pass the adapter restates; override it to support a subclass.
     visual_class: ClassVar[type[nn.Module]] = VisionTransformer
 
     @classmethod
-    def claims(cls, visual: nn.Module) -> bool:
+    def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class)
 
     @classmethod
-    def supports(cls, visual: Any) -> str | None:
-        altered = why_not_exactly(visual, cls.visual_class)
-        if altered:
-            return f"it {altered}, and {HINT}"
-        altered = why_not_exactly(visual.transformer, Transformer)
-        if altered:
-            return f"its transformer {altered}, and {HINT}"
-        if visual.attn_pool is not None:
-            altered = why_not_exactly(visual.attn_pool, AttentionalPooler)
-            altered = altered or why_not_exactly(visual.attn_pool.attn, nn.MultiheadAttention)
-        if altered:
-            return f"its attentional pooling {altered}, and {HINT}"
+    def check_supported(cls, visual: Any) -> None:
+        pooler = visual.attn_pool
+        checks: list[tuple[str, Any, type[nn.Module]]] = [
+            ("it", visual, cls.visual_class),
+            ("its transformer", visual.transformer, Transformer),
+        ]
+        if pooler is not None:
+            checks.append(("its attentional pooling", pooler, AttentionalPooler))
+            checks.append(("its attentional pooling", pooler.attn, nn.MultiheadAttention))
+        for name, part, expected in checks:
+            if deviation := describe_deviation(part, expected):
+                raise TypeError(f"{name} {deviation}, and {HINT}")
         if getattr(visual, "attn_pool_contrastive", None) is not None:
-            return (
+            raise TypeError(
                 f"its attentional pooling is of kind {visual.attn_pool_type!r}, which open_clip "
                 "calls untested; surgery is defined for attentional_pool=True"
             )
         if visual.pool_type not in ("tok", "avg"):
-            return f"it pools its tokens by {visual.pool_type!r}, which gives no single embedding"
+            raise TypeError(
+                f"it pools its tokens by {visual.pool_type!r}, which gives no single embedding"
+            )
         for index, block in enumerate(visual.transformer.resblocks):
-            reason = why_not_rebuilt(block)
-            if reason:
-                return f"block {index} {reason}"
-        return None
+            if deviation := describe_block_deviation(block):
+                raise TypeError(f"block {index} {deviation}")
 
     @property
     def containers(self) -> dict[str, nn.Module]:
@@ -115,10 +116,10 @@ class VisionTransformerTower(Tower):
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         return visual.ln_pre(visual.patch_dropout(tokens)), GridSpec(grid)
 
-    def heads(
-        self, index: int, x: Tensor, layout: GridSpec, queries: int | None = None
+    def attention_inputs(
+        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
-        return block_heads(self.blocks[index], x, layout.grid, queries)
+        return block_attention_inputs(self.blocks[index], x, grid_spec.grid, queries)
 
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return block_merge(self.blocks[index], values)
@@ -132,15 +133,17 @@ class VisionTransformerTower(Tower):
         return self._to_joint_space(self.visual.ln_post(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        pooled, _ = self.visual._pool(x)
-        return self._to_joint_space(pooled)
+        return self._to_joint_space(pool_open_clip_tokens(self.visual, x))
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj
 
 
 def _value_path(pooler: AttentionalPooler, x: Tensor) -> Tensor:
-    """Each token alone through the pooler: with one key, attention is the value, for any query."""
+    """Pass each token alone through the pooler.
+
+    With one key, attention returns the value for any query.
+    """
     attention: Any = pooler.attn
     width = attention.out_proj.in_features
     if attention.in_proj_weight is None:
@@ -148,4 +151,4 @@ def _value_path(pooler: AttentionalPooler, x: Tensor) -> Tensor:
     else:
         weight = attention.in_proj_weight[2 * width :]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
-    return _out_projected(attention, F.linear(pooler.ln_k(x), weight, bias))
+    return project_attention(attention, F.linear(pooler.ln_k(x), weight, bias))

@@ -1,4 +1,4 @@
-"""open_clip's ModifiedResNet: its attention pooling is the one block that surgery repairs."""
+"""Adapter for open_clip's ModifiedResNet, whose attention pooling is the one block of surgery."""
 
 from __future__ import annotations
 
@@ -12,39 +12,44 @@ from torch import Tensor, nn
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
     Grid,
-    is_quantised,
+    is_quantized,
     join_heads,
     split_heads,
 )
-from captum_clip_surgery.models._exact import HINT, why_not_exactly
-from captum_clip_surgery.models.image._base import GridSpec, Tower, resize_positions
+from captum_clip_surgery.models._deviations import HINT, describe_deviation
+from captum_clip_surgery.models.image._base import Tower
+from captum_clip_surgery.models.image._data import GridSpec, resize_positions
+
+__all__ = ["ModifiedResNetTower"]
+
+#: Pixels per side of a cell of the last feature map.
+STRIDE = 32
 
 
 class ModifiedResNetTower(Tower):
-    """The mean of the patches stands first, where others have a class token."""
+    """Adapter for open_clip's `ModifiedResNet`: the mean of the patches, then the patches."""
 
     family = "open_clip ModifiedResNet"
-    #: The class whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    #: The exact class whose forward pass the adapter restates; override it to support a subclass.
     visual_class: ClassVar[type[nn.Module]] = ModifiedResNet
     pooling = "attention"
-    num_pooled_tokens = 1  # the mean token's query
+    num_pooled_tokens = 1  # the query of the mean
     has_residual = False
 
     @classmethod
-    def claims(cls, visual: nn.Module) -> bool:
+    def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class)
 
     @classmethod
-    def supports(cls, visual: Any) -> str | None:
-        altered = why_not_exactly(visual, cls.visual_class)
-        if altered:
-            return f"it {altered}, and {HINT}"
-        altered = why_not_exactly(visual.attnpool, AttentionPool2d)
-        if altered:
-            return f"its attention pooling {altered}, and {HINT}"
-        if is_quantised(visual.attnpool.q_proj):
-            return "its pooling reads a weight that quantisation hides: open_clip cannot run it"
-        return None
+    def check_supported(cls, visual: Any) -> None:
+        if deviation := describe_deviation(visual, cls.visual_class):
+            raise TypeError(f"it {deviation}, and {HINT}")
+        if deviation := describe_deviation(visual.attnpool, AttentionPool2d):
+            raise TypeError(f"its attention pooling {deviation}, and {HINT}")
+        if is_quantized(visual.attnpool.q_proj):
+            raise TypeError(
+                "its pooling reads a weight that quantization hides: open_clip cannot run it"
+            )
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -52,12 +57,12 @@ class ModifiedResNetTower(Tower):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        return 32, 32
+        return STRIDE, STRIDE
 
     @property
     def native_size(self) -> tuple[int, int]:
         rows, columns = self._native_grid
-        return rows * 32, columns * 32
+        return rows * STRIDE, columns * STRIDE
 
     @property
     def _native_grid(self) -> Grid:
@@ -69,7 +74,7 @@ class ModifiedResNetTower(Tower):
         return self.visual.conv1.weight.dtype
 
     def _features(self, images: Tensor) -> Tensor:
-        """The convolutional part: (N, D, h, w)."""
+        """Return the convolutional features (N, D, h, w)."""
         visual = self.visual
         x = visual.stem(images)
         return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
@@ -88,22 +93,22 @@ class ModifiedResNetTower(Tower):
         grid = self.grid(*images.shape[-2:])
         if grid != self._native_grid or taps:
             return super().encode(images, taps)
-        # The model's own pooling knows one grid only; there, hooks on it fire.
+        # The model's own pooling works at the native grid only, and hooks on it fire there.
         self._warn_of_hooks(len(self.blocks))
         pooled: Tensor = self.visual.attnpool(self._features(images))
         return pooled
 
-    def run_block(self, index: int, x: Tensor, layout: GridSpec) -> Tensor:
-        heads = self.heads(index, x, layout)
+    def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
+        heads = self.attention_inputs(index, x, grid_spec)
         return self.merge(index, heads.attend(), heads.x)
 
-    def heads(
-        self, index: int, x: Tensor, layout: GridSpec, queries: int | None = None
+    def attention_inputs(
+        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
         pool = self.visual.attnpool
-        parts = (pool.q_proj(x[:, :queries]), pool.k_proj(x), pool.v_proj(x))
-        q, k, v = (split_heads(part, pool.num_heads) for part in parts)
-        return AttentionInputs(q, k, v, x, layout.grid)
+        projected = (pool.q_proj(x[:, :queries]), pool.k_proj(x), pool.v_proj(x))
+        q, k, v = (split_heads(each, pool.num_heads) for each in projected)
+        return AttentionInputs(q, k, v, x, grid_spec.grid)
 
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return self.visual.attnpool.c_proj(join_heads(values))

@@ -1,8 +1,10 @@
-"""timm's transformers inside open_clip's TimmModel: SigLIP, ViTamin, MobileCLIP, EVA, PE-Core."""
+"""Adapters for timm's transformers in open_clip's TimmModel.
+
+They cover SigLIP, ViTamin, MobileCLIP, EVA and PE-Core.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,18 +20,26 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
     Grid,
-    is_quantised,
+    is_quantized,
     join_heads,
-    some_rows,
+    linear_rows,
     split_heads,
 )
-from captum_clip_surgery.models._exact import HINT, why_not_exactly
-from captum_clip_surgery.models.image._base import GridSpec, Tower, resize_positions
+from captum_clip_surgery.models._deviations import HINT, describe_deviation
+from captum_clip_surgery.models._internals import (
+    add_timm_positions,
+    buffers_of,
+    shallow_copy,
+)
+from captum_clip_surgery.models.image._base import Tower
+from captum_clip_surgery.models.image._data import GridSpec, resize_positions
+
+__all__ = ["EvaTower", "TimmVisionTransformerTower"]
 
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
 
-#: Why surgery is not defined on trunks that open_clip's configurations use.
-NOT_DEFINED = {
+#: Reasons why surgery is not defined on other trunks of open_clip's configurations.
+UNSUPPORTED_TRUNKS = {
     "ConvNeXt": "it convolves and has no self-attention to repair",
     "FastVit": (
         "it mixes tokens by convolution, with self-attention at most in its last stage, so there "
@@ -46,61 +56,76 @@ NOT_DEFINED = {
 
 
 class TimmTower(Tower):
-    """What timm's transformers share: patches of a trunk, its pooling, and open_clip's head.
+    """Base class of adapters for timm's transformers: a trunk, its pooling and open_clip's head.
 
-    A patch goes to the joint space alone, the way the pooled embedding goes: through the pooling
-    (for attention pooling of one token that is the value path), the trunk's head and open_clip's.
+    A patch is projected on its own as the pooled embedding is: through the pooling (with attention
+    pooling of one token, that is the value path), the trunk's head and open_clip's head.
     """
 
-    #: The classes whose forward pass the adapter restates; a subclass needs an adapter of its own.
+    #: The exact classes whose forward pass the adapter restates; override them to support a
+    #: subclass.
     visual_class: ClassVar[type[nn.Module]] = TimmModel
     trunk_class: ClassVar[type[nn.Module]]
-    #: Classes of the blocks, and of their attention, that the adapter can rebuild.
+    #: Exact classes of blocks and of their attention that the adapter rebuilds.
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
     attention_classes: ClassVar[tuple[type[nn.Module], ...]]
 
     @classmethod
-    def claims(cls, visual: nn.Module) -> bool:
+    def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class) and isinstance(visual.trunk, cls.trunk_class)
 
     @classmethod
-    def supports(cls, visual: Any) -> str | None:
-        altered = why_not_exactly(visual, cls.visual_class)
-        if altered:
-            return f"it {altered}, and {HINT}"
+    def check_supported(cls, visual: Any) -> None:
+        if deviation := describe_deviation(visual, cls.visual_class):
+            raise TypeError(f"it {deviation}, and {HINT}")
         trunk: Any = visual.trunk
         if type_before_parametrizations(trunk) is not cls.trunk_class:
             kind = type(trunk).__name__
-            return f"its trunk is a {kind}, which may pool and project otherwise; {HINT}"
-        altered = why_not_exactly(trunk, cls.trunk_class)
-        if not altered and trunk.attn_pool is not None:
-            altered = why_not_exactly(trunk.attn_pool, AttentionPoolLatent)
-        if not altered:
-            altered = why_not_exactly(trunk.blocks, nn.Sequential, nn.ModuleList)
-        if altered:
-            return f"a part of its trunk {altered}, and {HINT}"
-        if trunk.global_pool not in POOLING:
-            return f"it pools its tokens by {trunk.global_pool!r}, none of {', '.join(POOLING)}"
+            raise TypeError(
+                f"its trunk is a {kind}, which may pool and project differently; {HINT}"
+            )
+        parts: list[tuple[Any, ...]] = [
+            (trunk, cls.trunk_class),
+            (trunk.blocks, nn.Sequential, nn.ModuleList),
+        ]
+        if trunk.attn_pool is not None:
+            parts.append((trunk.attn_pool, AttentionPoolLatent))
+        for part, *classes in parts:
+            if deviation := describe_deviation(part, *classes):
+                raise TypeError(f"a part of its trunk {deviation}, and {HINT}")
+        cls._check_pooling(visual)
+        for index, block in enumerate(trunk.blocks):
+            cls._check_block(index, block)
+
+    @classmethod
+    def _check_pooling(cls, visual: Any) -> None:
+        pooling, pooler = visual.trunk.global_pool, visual.trunk.attn_pool
+        if pooling not in POOLING:
+            raise TypeError(
+                f"it pools its tokens by {pooling!r}, expected one of {', '.join(POOLING)}"
+            )
         if hasattr(visual.head, "pool"):
             kind = type(visual.head.pool).__name__
-            return f"open_clip's head pools once more, by {kind}"
-        pooler = trunk.attn_pool
+            raise TypeError(f"open_clip's head pools once more, by {kind}")
         if pooler is not None and (pooler.pos_embed is not None or pooler.latent_len != 1):
-            return "its attention pooling has positions or several queries"
-        for index, block in enumerate(trunk.blocks):
-            altered = why_not_exactly(block, *cls.block_classes)
-            if altered:
-                return f"block {index} {altered}"
-            attention = block.attn
-            altered = why_not_exactly(attention, *cls.attention_classes)
-            if altered:
-                kind = type(attention).__name__
-                return f"block {index} attends by {kind}, a module that {altered}"
-            if getattr(attention, "q_bias", None) is not None and is_quantised(attention.qkv):
-                return f"block {index} reads a weight that quantisation hides: timm cannot run it"
-            if getattr(attention, "num_kv_groups", 1) > 1:
-                return f"several queries of block {index} share one value (grouped-query attention)"
-        return None
+            raise TypeError("its attention pooling has positions or several queries")
+
+    @classmethod
+    def _check_block(cls, index: int, block: Any) -> None:
+        if deviation := describe_deviation(block, *cls.block_classes):
+            raise TypeError(f"block {index} {deviation}")
+        attention = block.attn
+        if deviation := describe_deviation(attention, *cls.attention_classes):
+            kind = type(attention).__name__
+            raise TypeError(f"block {index} attends by {kind}, a module that {deviation}")
+        if getattr(attention, "q_bias", None) is not None and is_quantized(attention.qkv):
+            raise TypeError(
+                f"block {index} reads a weight that quantization hides: timm cannot run it"
+            )
+        if getattr(attention, "num_kv_groups", 1) > 1:
+            raise TypeError(
+                f"several queries of block {index} share one value (grouped-query attention)"
+            )
 
     @property
     def trunk(self) -> Any:
@@ -156,23 +181,30 @@ class TimmTower(Tower):
         return trunk.norm_pre(tokens), GridSpec(grid, rope)
 
     def _positioned(self, trunk: Any, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patches with prefix tokens and positions, and the rotary embedding if there is one."""
-        return trunk.patch_drop(trunk._pos_embed(patches)), None
+        """Return patches with prefix tokens and positions, and the rotary embedding or None."""
+        return trunk.patch_drop(add_timm_positions(trunk, patches)), None
 
     def _trunk_for(self, images: Tensor) -> Any:
-        """The trunk, or for another size a clone that shares all but what knows the size."""
+        """Return the trunk, or for another size a copy with parts of that size."""
         height, width = images.shape[-2:]
         if (height, width) == self.native_size:
             return self.trunk
-        grid = self.grid(height, width)
-        trunk = _shallow(self.trunk)
-        trunk._modules["patch_embed"] = patches = _shallow(self.trunk.patch_embed)
-        # Not by set_input_size, which would run a convolutional stem once more.
-        patches.img_size, patches.grid_size = (height, width), grid
-        patches.num_patches = grid[0] * grid[1]
-        if trunk.pos_embed is not None:
-            trunk._parameters["pos_embed"] = self._positions(grid)
+        trunk = shallow_copy(self.trunk)
+        self.resize_parts(trunk, height, width)
         return trunk
+
+    def resize_parts(self, trunk: Any, height: int, width: int) -> None:
+        """Replace the parts of a copied trunk that depend on the size of images."""
+        grid = self.grid(height, width)
+        # set_input_size would run a convolutional stem once more.
+        patch_embed = shallow_copy(trunk.patch_embed)
+        patch_embed.img_size, patch_embed.grid_size = (height, width), grid
+        patch_embed.num_patches = grid[0] * grid[1]
+        trunk.patch_embed = patch_embed
+        if trunk.pos_embed is not None:
+            positions = self._positions(grid)
+            del trunk.pos_embed  # a parameter, and the resized embedding is a plain tensor
+            trunk.pos_embed = positions
 
     def _positions(self, grid: Grid) -> Tensor:
         trunk = self.trunk
@@ -180,16 +212,17 @@ class TimmTower(Tower):
         prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
         return resize_positions(trunk.pos_embed[0], native, grid, prefix, self.positions)[None]
 
-    def heads(
-        self, index: int, x: Tensor, layout: GridSpec, queries: int | None = None
+    def attention_inputs(
+        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
         attention = self.blocks[index].attn
-        x = self._attention_input(index, x)
-        parts = _project_qkv(attention, x, queries)
-        q, k, v = (split_heads(part, attention.num_heads) for part in parts)
-        return AttentionInputs(attention.q_norm(q), attention.k_norm(k), v, x, layout.grid)
+        x = self.attention_input(index, x)
+        projected = _project_qkv(attention, x, queries)
+        q, k, v = (split_heads(each, attention.num_heads) for each in projected)
+        return AttentionInputs(attention.q_norm(q), attention.k_norm(k), v, x, grid_spec.grid)
 
-    def _attention_input(self, index: int, x: Tensor) -> Tensor:
+    def attention_input(self, index: int, x: Tensor) -> Tensor:
+        """Return what the attention of block `index` reads of the stream (N, L, D)."""
         return self.blocks[index].norm1(x)
 
     def _attention_output(self, index: int, values: Tensor, x: Tensor) -> Tensor:
@@ -211,7 +244,10 @@ class TimmTower(Tower):
 
 
 class TimmVisionTransformerTower(TimmTower):
-    """SigLIP and SigLIP 2, ViTamin, MobileCLIP-B and -L, and timm's ViT pooled by average."""
+    """Adapter for timm's `VisionTransformer`.
+
+    It covers SigLIP and SigLIP 2, ViTamin, MobileCLIP-B and -L, and ViTs pooled by average.
+    """
 
     family = "timm VisionTransformer"
     trunk_class = VisionTransformer
@@ -228,9 +264,10 @@ class TimmVisionTransformerTower(TimmTower):
 
 
 class EvaTower(TimmTower):
-    """EVA01, EVA02 and PE-Core: rotary positions turn q and k, never v.
+    """Adapter for timm's `Eva`: EVA01, EVA02 and PE-Core.
 
-    The post-norm blocks of EVA02-E attend to the raw stream and normalise what they add to it.
+    Rotary positions rotate queries and keys, never values. The post-norm blocks of EVA02-E attend
+    to the raw stream and normalize what they add to it.
     """
 
     family = "timm Eva"
@@ -239,40 +276,41 @@ class EvaTower(TimmTower):
     attention_classes = (EvaAttention, AttentionRope)
 
     def _positioned(self, trunk: Any, patches: Tensor) -> tuple[Tensor, Tensor | None]:
-        return trunk._pos_embed(patches)
+        return add_timm_positions(trunk, patches)
 
-    def _trunk_for(self, images: Tensor) -> Any:
-        trunk = super()._trunk_for(images)
-        if trunk is not self.trunk and trunk.rope is not None:
-            trunk._modules["rope"] = rope = _shallow(self.trunk.rope)
-            # It is about to write into its buffers.
-            rope._buffers = {n: b if b is None else b.clone() for n, b in rope._buffers.items()}
-            if hasattr(rope, "update_feat_shape"):  # others make their embedding for each grid
+    def resize_parts(self, trunk: Any, height: int, width: int) -> None:
+        super().resize_parts(trunk, height, width)
+        if trunk.rope is not None:
+            rope = shallow_copy(trunk.rope)
+            for name, buffer in buffers_of(rope).items():
+                if buffer is not None:  # updating the shape writes into it
+                    setattr(rope, name, buffer.clone())
+            if hasattr(rope, "update_feat_shape"):  # others compute the embedding per grid
                 rope.update_feat_shape(list(trunk.patch_embed.grid_size))
-        return trunk
+            trunk.rope = rope
 
-    def run_block(self, index: int, x: Tensor, layout: GridSpec) -> Tensor:
-        out: Tensor = self.blocks[index](x, rope=self._rope(index, layout))
-        return out
+    def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
+        output: Tensor = self.blocks[index](x, rope=self._rope(index, grid_spec))
+        return output
 
-    def _rope(self, index: int, layout: GridSpec) -> Tensor | None:
-        if layout.rope is not None and self.trunk.rope_mixed:
-            return layout.rope[index]
-        return layout.rope
+    def _rope(self, index: int, grid_spec: GridSpec) -> Tensor | None:
+        if grid_spec.rope is not None and self.trunk.rope_mixed:
+            return grid_spec.rope[index]
+        return grid_spec.rope
 
-    def heads(
-        self, index: int, x: Tensor, layout: GridSpec, queries: int | None = None
+    def attention_inputs(
+        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
-        rope = self._rope(index, layout)
-        heads = super().heads(index, x, layout, queries)
+        rope = self._rope(index, grid_spec)
+        heads = super().attention_inputs(index, x, grid_spec, queries)
         if rope is None:
             return heads
         attention = self.blocks[index].attn
-        q, k = (_turn(part, rope, attention).type_as(heads.v) for part in (heads.q, heads.k))
+        q, k = (_rotate(each, rope, attention).type_as(heads.v) for each in (heads.q, heads.k))
         return AttentionInputs(q, k, heads.v, heads.x, heads.grid)
 
-    def _attention_input(self, index: int, x: Tensor) -> Tensor:
-        return x if self._post_norm(index) else super()._attention_input(index, x)
+    def attention_input(self, index: int, x: Tensor) -> Tensor:
+        return x if self._post_norm(index) else super().attention_input(index, x)
 
     def _post_norm(self, index: int) -> bool:
         return isinstance(self.blocks[index], EvaBlockPostNorm)
@@ -296,12 +334,13 @@ class EvaTower(TimmTower):
         return x + block.drop_path2(update)
 
 
-def why_not_defined(visual: nn.Module) -> str | None:
-    """Why surgery is not defined on a TimmModel's trunk that no adapter claims."""
+def describe_unsupported_trunk(visual: nn.Module) -> str | None:
+    """Describe why surgery is not defined on a TimmModel's trunk; None for other towers."""
     if not isinstance(visual, TimmModel):
         return None
     trunk = type(visual.trunk).__name__
-    return f"its trunk is timm's {trunk}: {NOT_DEFINED.get(trunk, 'no adapter knows its blocks')}"
+    reason = UNSUPPORTED_TRUNKS.get(trunk, "no adapter covers its blocks")
+    return f"its trunk is timm's {trunk}: {reason}"
 
 
 def _project_qkv(attention: Any, x: Tensor, queries: int | None) -> Sequence[Tensor]:
@@ -311,33 +350,28 @@ def _project_qkv(attention: Any, x: Tensor, queries: int | None) -> Sequence[Ten
         if queries is None:
             return attention.qkv(x).chunk(3, dim=-1)
         width = attention.num_heads * attention.head_dim
-        q = some_rows(attention.qkv, x[:, :queries], slice(width))
-        return q, *some_rows(attention.qkv, x, slice(width, None)).chunk(2, dim=-1)
+        q = linear_rows(attention.qkv, x[:, :queries], slice(width))
+        return q, *linear_rows(attention.qkv, x, slice(width, None)).chunk(2, dim=-1)
     bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
     return F.linear(x, attention.qkv.weight, bias).chunk(3, dim=-1)
 
 
-def _turn(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
-    """Queries or keys of the first tokens turned by their place; prefix tokens have none."""
+def _rotate(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
+    """Rotate queries or keys (N, heads, L, d) by the patches' positions, but not prefix tokens."""
     prefix, patches = x.tensor_split([attention.num_prefix_tokens], dim=2)
     rope = rope[..., : patches.shape[2], :]
-    turned = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
-    return torch.cat([prefix, turned], dim=2)
+    rotated = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
+    return torch.cat([prefix, rotated], dim=2)
 
 
 def _value_path(pooler: Any, x: Tensor) -> Tensor:
-    """Each token alone through the pooler: with one key, attention is the value, for any query."""
-    values = slice(pooler.num_heads * pooler.head_dim, None)  # its keys stand first
-    x = pooler.proj_drop(pooler.proj(some_rows(pooler.kv, x, values)))
+    """Pass each token alone through the pooler.
+
+    With one key, attention returns the value for any query.
+    """
+    values = slice(pooler.num_heads * pooler.head_dim, None)  # the keys come first
+    x = pooler.proj_drop(pooler.proj(linear_rows(pooler.kv, x, values)))
     return x if pooler.mlp is None else x + pooler.mlp(pooler.norm(x))
-
-
-def _shallow(module: nn.Module) -> Any:
-    """A clone of its own that shares every parameter and child; the module stays as it is."""
-    clone = copy.copy(module)
-    for registry in ("_parameters", "_buffers", "_modules"):
-        clone.__dict__[registry] = dict(module.__dict__[registry])
-    return clone
 
 
 def _pair(size: Sequence[int]) -> Grid:

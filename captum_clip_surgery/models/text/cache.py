@@ -1,7 +1,7 @@
 """Text features kept on disk between processes, in one SQLite file.
 
-The standard library's SQLite rather than a caching package such as diskcache, which pickles what it
-stores, so that a file could run code. Here a feature is the bytes of its numbers.
+SQLite is used directly, because caching packages such as diskcache pickle what they store, so that
+a file could run code. Here a feature is the bytes of its numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-FILE = "text-features-1.sqlite"  # the number is the format's
+__all__ = ["TextCache"]
+
+FILE = "text-features-1.sqlite"  # the number is the version of the format
 MAX_BYTES = 2**30  # about 250,000 features of ViT-B/16, one per text
 KEPT = 0.9  # share of the bound that is left after deleting, so that not every write deletes
 TIMEOUT_S = 10.0  # how long to wait for another process's lock
@@ -37,15 +39,16 @@ T = TypeVar("T")
 class TextCache:
     """Text features by key, in a folder that threads and processes may share.
 
-    The cache never fails. If its file cannot be read or written (damage, another program's file, a
+    The cache never raises. If its file cannot be read or written (damage, another program's file, a
     lock held for longer than `TIMEOUT_S`, a full disk, a read-only folder), it warns once, finds
     nothing and keeps nothing; it is used again as soon as that works. A file that was deleted is
     started anew. A feature whose checksum does not match is not returned.
 
     Args:
-        folder: folder of the cache, created if needed. The cache is one file in it, `FILE`, which
-            may be deleted at any time.
-        max_bytes: size of the features above which the oldest are deleted (default: 1 GiB).
+        folder: Folder of the cache, created if needed. The cache is one file in it, which may be
+            deleted at any time.
+        max_bytes: Size of the features in bytes above which the oldest are deleted (default:
+            1 GiB).
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> None:
@@ -95,10 +98,9 @@ class TextCache:
                 self._warned = True
                 warnings.warn(
                     f"the text-feature cache {self.path} cannot be used "
-                    f"({error_message(error):.300}); text "
-                    "features are computed instead. Delete the file if it is damaged or not a "
-                    "cache; otherwise check the folder's permissions, free space and locks, or "
-                    "pass another folder or None as `cache`",
+                    f"({error_message(error):.300}); text features are computed instead. Delete "
+                    "the file if it is damaged or not a cache; otherwise check the folder's "
+                    "permissions, free space and locks, or pass another folder or None as `cache`",
                     stacklevel=3,
                 )
             return None

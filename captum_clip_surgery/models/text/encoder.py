@@ -1,29 +1,35 @@
-"""Texts to text features: the prompt ensemble, exact truncation and a cache."""
+"""Texts to text features: the prompt ensemble, cached as long as the text tower is unchanged."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_clip_surgery.functional import has_direction, normalized
-from captum_clip_surgery.models._agreement import TextSide
-from captum_clip_surgery.models._changes import changes, unexplained
-from captum_clip_surgery.models._contents import UntellableError
-from captum_clip_surgery.models._guards import check_place, check_same
-from captum_clip_surgery.models._state import State, read_state
-from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clips_bpe
-from captum_clip_surgery.models.text.cache import TextCache
-from captum_clip_surgery.models.text.prefix_tree import encode_shared, shares_prefixes
+from captum_clip_surgery.functional import has_direction
+from captum_clip_surgery.models._agreement import TextTowerCheck
+from captum_clip_surgery.models._changes import list_changes, raise_changed, unexplained_changes
+from captum_clip_surgery.models._guards import check_place
+from captum_clip_surgery.models._state import ModelState, read_state
+from captum_clip_surgery.models.text._disk import DiskFeatures
+from captum_clip_surgery.models.text._fingerprint import is_open_clip_bpe
+from captum_clip_surgery.models.text._token_encoder import (
+    encode_tokens,
+    text_tower_of,
+    token_features,
+)
+from captum_clip_surgery.models.text._towers import (
+    NOT_TEXT,
+    context_length_of,
+    device_of,
+    iter_text_parameters,
+)
 from captum_clip_surgery.models.text.templates import (
     TEMPLATES,
     Template,
@@ -38,53 +44,54 @@ from captum_clip_surgery.models.text.tokenization import (
     padding_id,
     tokenize,
 )
-from captum_clip_surgery.models.text.towers import (
-    NOT_TEXT,
-    context_length_of,
-    end_of_text,
-    final_tokens,
-    is_own_transformer,
-    parameters_of,
-    pool_text,
-    pooled_at_end_of_text,
-    project_text,
-    silent_text_hooks,
-    warn_of_hooks,
-)
+
+__all__ = ["PromptEncoder"]
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
-PLACES = 2**14  # tokens that pass through the text tower at once
-TEXTS_AT_ONCE = 256  # texts whose prompts are held at once
-REMEMBERED = 50_000  # texts, before all but those just asked for are forgotten
+TEXTS_PER_BATCH = 256  # whose prompts are held at once
+MAX_CACHED = 50_000  # texts, before all but the latest request are forgotten
 
 
-class _Known(NamedTuple):
-    """Features of one state of the text tower, by text. `generation` is that state's identity."""
+@dataclass(frozen=True)
+class _Generation:
+    """The features of one state of the text tower, by text; `identity` stands for that state."""
 
-    generation: object
-    state: State
+    identity: object
+    state: ModelState
     features: dict[str, Tensor]
 
 
 class PromptEncoder:
-    """The text side of one model: texts to L2-normalised features, remembered per text.
+    """The text side of a model: texts to L2-normalized features, cached per text.
 
     Args:
-        model: an open_clip model.
-        tokenizer: an open_clip tokenizer, or any callable that maps texts and `context_length` to
-            token ids (texts, context_length) with padding at the end; None is open_clip's own BPE,
-            where the text tower's vocabulary is its 49,408.
-        templates: format strings or callables; a text's feature is the normalised mean of the
-            normalised features of its prompts (Li et al., "A Closer Look at the Explainability of
-            CLIP", Sec. 4). An empty sequence takes each text as it is.
-        truncate: cut prompts longer than the context instead of raising.
-        cache: folder in which features are kept between processes, in a file of at most about
-            1 GiB (see `TextCache`). If it cannot be used, a warning says so and features are
-            computed. None writes nothing.
+        model: An open_clip model.
+        tokenizer: An open_clip tokenizer, or any function of texts and `context_length` that
+            returns token ids (texts, context_length) padded at the end. None stands for open_clip's
+            own BPE, if the text tower's vocabulary has its 49,408 tokens.
+        templates: Format strings or functions. A text's feature is the normalized mean of the
+            normalized features of its prompts. An empty sequence takes each text as it is.
+        truncate: Whether to cut prompts longer than the context instead of raising.
+        cache: Folder in which features are kept between processes, in a file of at most about
+            1 GiB. If it cannot be used, a warning is issued and features are computed. None keeps
+            them in memory only.
 
     Raises:
-        TypeError: a tokenizer that is not callable or does not take `context_length`.
-        ValueError: no tokenizer and a vocabulary that is not open_clip's, or no context length.
+        TypeError: If the tokenizer is not callable or does not take `context_length`, or templates
+            have the wrong type.
+        ValueError: If a template has no slot, the model has no context length, or `tokenizer` is
+            None and the vocabulary is not that of open_clip's tokenizer.
+
+    References:
+        Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
+        Language-Image Pre-training, Sec. 4 (the prompt ensemble).
+
+    Example::
+
+        >>> from captum_clip_surgery import ZeroShotClassifier
+        >>> encoder = ZeroShotClassifier.demo(["dog"]).text_encoder
+        >>> encoder(["dog", "pizza"]).shape
+        torch.Size([2, 128])
     """
 
     def __init__(
@@ -95,301 +102,233 @@ class PromptEncoder:
         truncate: bool = False,
         cache: str | PathLike[str] | None = None,
     ) -> None:
-        if isinstance(templates, str) or callable(templates):
-            shown = truncate_repr(templates) if isinstance(templates, str) else repr(templates)
-            raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
-        if not isinstance(templates, Iterable):
-            raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
-        templates = tuple(templates)  # an iterator gives them once
-        for template in templates:
-            format_prompt(template, "text")
         self.model = model
-        self.templates: tuple[Template, ...] = templates or ("{}",)
+        self.templates = _check_templates(templates)
         self.truncate = truncate
         if tokenizer is None:
             vocabulary = getattr(self.tower, "vocab_size", None)
             if vocabulary != BPE_VOCABULARY:
                 raise ValueError(
-                    f"the text tower's vocabulary is {vocabulary}, open_clip's own tokenizer's "
-                    f"{BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
+                    f"the text tower's vocabulary is {vocabulary}, that of open_clip's own "
+                    f"tokenizer {BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
                 )
             tokenizer = open_clip.tokenize
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.context_length = context_length_of(self.tower, tokenizer)
-        self._disk = None if cache is None else TextCache(cache)
-        self._known: _Known | None = None
-        self._digest: tuple[object, bytes | None] = (None, None)  # of a generation
-        self._warned = False
-        self._side = TextSide(model)
+        self._disk = None if cache is None else DiskFeatures(cache)
+        self._cached: _Generation | None = None
+        self._check = TextTowerCheck(model)
 
     @property
     def tower(self) -> Any:
         """The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP)."""
-        return getattr(self.model, "text", self.model)
+        return text_tower_of(self.model)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Features (T, C) of texts, on the text tower's device, in float32 or wider.
+        """Return features (T, C) of texts, on the text tower's device, in float32 or wider.
+
+        Args:
+            texts: T texts.
 
         Raises:
-            TypeError: a tokenizer that returns something other than integers.
-            ValueError: a prompt longer than the context (unless `truncate`); a tokenizer whose
-                output does not fit the model.
-            RuntimeError: the text tower was changed meanwhile; nothing is kept then.
+            TypeError: If the tokenizer returns something other than integers.
+            ValueError: If a prompt is longer than the context (unless `truncate`), or the
+                tokenizer's output does not fit the model.
+            RuntimeError: If the text tower changes during the call; then nothing is cached.
         """
-        known = self._current()
-        cache = known.features  # a change in another thread replaces it, never empties it
-        missing = [text for text in dict.fromkeys(texts) if text not in cache]
-        device = self._device()
-        # Remembered features may meet autograd, and full precision, later.
+        current = self._current()
+        features = current.features  # another thread may replace it, but never empties it
+        missing = [text for text in dict.fromkeys(texts) if text not in features]
+        device = device_of(self.tower)
+        # Cached features may meet autograd and full precision later.
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
         ):
             if missing:
-                cache.update(self._features(missing, known))
-            latest = self._known
-            if len(cache) > REMEMBERED and latest is not None and latest.features is cache:
-                self._known = latest._replace(features={text: cache[text] for text in texts})
-            return torch.stack([cache[text] for text in texts])
+                features.update(self._encode_texts(missing, current))
+            latest = self._cached
+            if len(features) > MAX_CACHED and latest is not None and latest.features is features:
+                self._cached = replace(latest, features={text: features[text] for text in texts})
+            return torch.stack([features[text] for text in texts])
 
     def generation(self) -> object:
-        """An object that is replaced once something that determines features has changed.
+        """Return an object that is replaced whenever something that determines features changes.
 
-        `model_state` tells what is compared, and which changes are not seen.
+        Parameters, buffers, attributes, hooks and classes are compared. Writes through `p.data` may
+        be missed, always so on a GPU.
         """
-        return self._current().generation
+        return self._current().identity
 
     def check(self) -> None:
-        """Check that features are those of the model's `encode_text`, see `TextSide`."""
+        """Check that features are those of the model's `encode_text`.
 
-        def encode(model: nn.Module, tokens: Tensor) -> Tensor:
-            encoder = copy.copy(self)
-            encoder.model = model
-            return encoder.encode_tokens(tokens)
-
-        self._side.check(encode, self.context_length)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is known of this process's text tower."""
-        return {**self.__dict__, "_known": None, "_digest": (None, None)}
-
-    def _device(self) -> torch.device:
-        return parameters_of(self.tower)[0].device
-
-    # --- the text tower's state ------------------------------------------------------------------
-
-    def _current(self) -> _Known:
-        """What is remembered of the text tower as it is now."""
-        self.check()
-        known = self._known
-        if known is not None and known.state.same(self._read(known.state)):
-            return known
-        state = self._read()
-        if known is not None and not changes(known.state, state):
-            known = known._replace(state=state)  # a pass of somebody else's moved a counter
-        else:
-            check_place([*parameters_of(self.tower), self.model.logit_scale], "text tower")
-            known = _Known(object(), state, {})
-        self._known = known
-        return known
-
-    def _read(self, previous: State | None = None) -> State:
-        others = [
-            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
-        ]
-        return read_state(self.model, others, previous, samples=True)
-
-    def _checked(self, known: _Known, tokens: Mapping[str, Tensor], found: Tensor) -> _Known:
-        """Check that the text tower is the one it was before the first texts were encoded.
-
-        Args:
-            known: before them, or as the last check returned it.
-            tokens: of the texts that were encoded first.
-            found: their features. If modules set attributes as they run, these texts are encoded
-                once more; equal features show that nothing else changed.
+        Raises:
+            TypeError: If they are not.
         """
-        if known.state.same(self._read(known.state)):
-            return known
-        states = [self._read()]
-
-        def rerun() -> tuple[State, bool]:
-            equal = not tokens or torch.equal(self._encode(tokens), found)
-            states.append(self._read())
-            return states[-1], equal
-
-        check_same(unexplained(known.state, states[0], rerun))
-        later = known._replace(state=states[-1])
-        if self._known is known:
-            self._known = later
-        return later
-
-    # --- texts to features -----------------------------------------------------------------------
-
-    def _features(self, texts: Sequence[str], known: _Known) -> dict[str, Tensor]:
-        """Features of texts, which are all of one text tower before the disk keeps any."""
-        digest = self._digest_of(known)
-        found: dict[str, Tensor] = {}
-        new: dict[bytes, Tensor] = {}
-        first_tokens: dict[str, Tensor] = {}
-        first_features = torch.empty(0)
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = texts[start : start + TEXTS_AT_ONCE]
-            # A callable need not say the same twice: what is encoded is what the key was made of.
-            prompts = {
-                text: [format_prompt(each, text) for each in self.templates] for text in part
-            }
-            tokens: dict[str, Tensor] = {}
-            keys: dict[str, bytes] = {}
-            if digest is not None:
-                own_words = is_open_clips_bpe(self.tokenizer)
-                tokens = {} if own_words else self._tokens(prompts)
-                keys = self._keys(digest, prompts if own_words else tokens, own_words)
-                found |= self._recalled(keys)
-            left = {text: prompts[text] for text in part if text not in found}
-            if left:
-                tokens = {text: tokens[text] for text in left} if tokens else self._tokens(left)
-                features = self._encode(tokens)
-                if not first_tokens:
-                    first_tokens, first_features = tokens, features
-                found |= zip(left, features, strict=True)
-                new |= {keys[text]: found[text] for text in left if keys}
-            known = self._checked(known, first_tokens, first_features)
-        if new and self._disk is not None:
-            self._disk.put(new)
-        return found
-
-    def _digest_of(self, known: _Known) -> bytes | None:
-        """A digest of the text tower for the disk; None if the disk is not used."""
-        if self._disk is None:
-            return None
-        if self._digest[0] is not known.generation:
-            digest = None
-            try:
-                digest = fingerprint(self.tower)
-            except UntellableError as error:
-                if not self._warned:
-                    warnings.warn(
-                        f"text features are not kept in {self._disk.path.parent}: {error}, and "
-                        "what that does to them cannot be told in another process",
-                        stacklevel=5,
-                    )
-                    self._warned = True
-            self._digest = known.generation, digest
-        return self._digest[1]
-
-    def _keys(self, digest: bytes, content: Mapping[str, Any], own_words: bool) -> dict[str, bytes]:
-        """Digests of the text tower and of each text's prompts.
-
-        Prompts stand for their ids if the tokenizer is open_clip's own. Others may be any function,
-        so their ids are taken.
-        """
-        about = [digest.hex(), self.context_length, self.truncate, own_words]
-        keys = {}
-        for text, written in content.items():
-            told = written if own_words else written.tolist()
-            keys[text] = hashlib.sha256(json.dumps([about, told]).encode()).digest()
-        return keys
-
-    def _recalled(self, keys: Mapping[str, bytes]) -> dict[str, Tensor]:
-        """Features of those texts that the disk has."""
-        assert self._disk is not None
-        found = self._disk.get(keys.values())
-        device = self._device()
-        return {text: found[key].to(device) for text, key in keys.items() if key in found}
-
-    def _tokens(self, prompts: Mapping[str, list[str]]) -> dict[str, Tensor]:
-        """Token ids (prompts, context) by text."""
-        tokens = self.tokenize([prompt for written in prompts.values() for prompt in written])
-        return dict(zip(prompts, tokens.split(len(self.templates)), strict=True))
-
-    # --- prompts ---------------------------------------------------------------------------------
-
-    def _encode(self, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Features (T, C) of texts by the token ids (prompts, context) of each."""
-        encoded = F.normalize(self.encode_tokens(torch.cat(list(tokens.values()))), dim=-1)
-        means = encoded.unflatten(0, (len(tokens), len(self.templates))).mean(1)
-        found = F.normalize(means, dim=-1)
-        lost = (~has_direction(found)).nonzero().flatten().tolist()
-        if lost:
-            raise ValueError(
-                f"the text feature of {truncate_repr(list(tokens)[lost[0]])} is zero, NaN or "
-                "infinity; "
-                "are the model's weights whole?"
-            )
-        return found
+        self._check.check(encode_tokens, self.context_length)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Return the token ids (P, context) of prompts, none of them cut unless `truncate`."""
+        """Return the token ids (P, context) of prompts.
+
+        Args:
+            prompts: P prompts.
+
+        Raises:
+            TypeError: If the tokenizer returns something other than integers.
+            ValueError: If a prompt is longer than the context (unless `truncate`), or the
+                tokenizer's output does not fit the model.
+        """
         tokens, padding = tokenize(self.tokenizer, prompts, self.context_length, self.truncate)
         check_vocabulary(self.tower, tokens, prompts)
         check_ends(self.tower, tokens, padding, prompts)
         return tokens
 
     def padding(self) -> int:
-        """Return the id that fills the positions after a text."""
+        """Return the token id that the tokenizer pads texts with."""
         return padding_id(self.tokenizer, self.context_length)
 
     def token_features(self, tokens: Tensor) -> Tensor:
-        """Every token's own L2-normalised feature (P, L, C), before pooling makes one of them.
+        """Return the L2-normalized feature (P, L, C) of every token, before pooling.
 
-        They are the tower's last tokens after its final LayerNorm, through its projection. L is the
-        length of the longest text where nothing behind it is seen, otherwise the context.
+        They are the tower's tokens after its final LayerNorm, projected to the joint space. L is
+        the length of the longest text if tokens behind the end have no effect, otherwise the
+        context.
 
         Args:
-            tokens: ids (P, context) as `tokenize` gives them.
+            tokens: Token ids (P, context).
 
         Raises:
-            TypeError: a text tower that is not one of open_clip's own.
+            TypeError: If the text tower is not one of open_clip's own.
         """
-        if not is_own_transformer(self.tower):
-            raise TypeError(
-                f"the text tower {type(self.tower).__name__} has no tokens in the joint space; "
-                "open_clip's own text transformers have (CLIP and the TextTransformer of "
-                "CustomTextCLIP and CoCa)"
-            )
-        warn_of_hooks(silent_text_hooks(self.model, self.tower))
-        if pooled_at_end_of_text(self.tower):
-            tokens = tokens[:, : int(end_of_text(self.tower, tokens).max()) + 1]
-        tokens = tokens.to(self._device())
-        return normalized(project_text(self.tower, final_tokens(self.tower, tokens)))
+        return token_features(self.model, tokens)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Unnormalised features (P, C) of token ids (P, context), as `encode_text` gives them.
+        """Return unnormalized features (P, C) of texts, equal to those of `model.encode_text`.
 
-        What texts share at their beginnings is computed once, and nothing behind their ends, where
-        the text tower allows it: it is one of open_clip's own, causal, pooled at the end of the
-        text, and has no hooks on its transformer, blocks and attention. Hooks there see whole
-        batches; they cost that speed.
+        Args:
+            tokens: Token ids (P, context).
         """
-        lengths = self._lengths(tokens)
-        order = lengths.argsort()
-        chunks = (lengths[order].cumsum(0) - 1).div(PLACES, rounding_mode="floor").bincount()
-        rows = [part for part in order.split(chunks.tolist()) if len(part)]
-        features = torch.cat([self._encode_chunk(tokens[part]) for part in rows])
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return features[order.argsort().to(features.device)]
+        return encode_tokens(self.model, tokens)
 
-    def _lengths(self, tokens: Tensor) -> Tensor:
-        """How many places (P,) of texts matter."""
-        if pooled_at_end_of_text(self.tower):
-            return end_of_text(self.tower, tokens) + 1
-        return torch.full((len(tokens),), tokens.shape[1])
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop the cached features, which belong to this process's text tower."""
+        return {**self.__dict__, "_cached": None}
 
-    def _encode_chunk(self, tokens: Tensor) -> Tensor:
-        device = self._device()
-        if silent_text_hooks(self.model, self.tower):  # they fire where the tower is called
-            return self.model.encode_text(tokens.to(device))  # type: ignore[operator]
-        if shares_prefixes(self.tower):
-            return encode_shared(self.tower, tokens, device)
-        tokens = tokens[:, : int(self._lengths(tokens).max())].to(device)
-        if pooled_at_end_of_text(self.tower):
-            return pool_text(self.tower, final_tokens(self.tower, tokens), tokens)
-        return self.model.encode_text(tokens)  # type: ignore[operator]
+    # --- the text tower's state ------------------------------------------------------------------
+
+    def _current(self) -> _Generation:
+        """Return what is cached for the text tower as it is now."""
+        self.check()
+        cached = self._cached
+        if cached is not None and cached.state.same(self._read(cached.state)):
+            return cached
+        state = self._read()
+        if cached is not None and not list_changes(cached.state, state):
+            cached = replace(cached, state=state)  # only a forward pass's own counter moved
+        else:
+            parameters = [*iter_text_parameters(self.tower), self.model.logit_scale]
+            check_place(parameters, "text tower")
+            cached = _Generation(object(), state, {})
+        self._cached = cached
+        return cached
+
+    def _read(self, previous: ModelState | None = None) -> ModelState:
+        others = [
+            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
+        ]
+        return read_state(self.model, others, previous, samples=True)
+
+    def _check_unchanged(
+        self, current: _Generation, tokens: Mapping[str, Tensor], features: Tensor
+    ) -> _Generation:
+        """Check that the text tower has not changed since the first texts were encoded.
+
+        Args:
+            current: The generation before, or as the last check returned it.
+            tokens: Token ids of the texts encoded first.
+            features: Their features. If modules set attributes as they run, these texts are encoded
+                once more; equal features show that nothing else has changed.
+        """
+        if current.state.same(self._read(current.state)):
+            return current
+        states = [self._read()]
+
+        def rerun() -> tuple[ModelState, bool]:
+            equal = not tokens or torch.equal(self._encode(tokens), features)
+            states.append(self._read())
+            return states[-1], equal
+
+        raise_changed(unexplained_changes(current.state, states[0], rerun))
+        later = replace(current, state=states[-1])
+        if self._cached is current:
+            self._cached = later
+        return later
+
+    # --- texts to features -----------------------------------------------------------------------
+
+    def _encode_texts(self, texts: Sequence[str], current: _Generation) -> dict[str, Tensor]:
+        """Return features by text, and store them on disk once all of them are computed."""
+        disk, tower = self._disk, self.tower
+        digest = None if disk is None else disk.digest(current.identity, tower)
+        features: dict[str, Tensor] = {}
+        new: dict[bytes, Tensor] = {}
+        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0))
+        for start in range(0, len(texts), TEXTS_PER_BATCH):
+            batch = texts[start : start + TEXTS_PER_BATCH]
+            # Formatted once: a template that is a function may return something else next time.
+            prompts = {text: [format_prompt(t, text) for t in self.templates] for text in batch}
+            tokens: dict[str, Tensor] = {}
+            keys: dict[str, bytes] = {}
+            if disk is not None and digest is not None:
+                # Only for open_clip's tokenizer do prompts determine their token ids.
+                by_prompts = is_open_clip_bpe(self.tokenizer)
+                tokens = {} if by_prompts else self._tokenize(prompts)
+                content = prompts if by_prompts else {t: ids.tolist() for t, ids in tokens.items()}
+                settings = [digest.hex(), self.context_length, self.truncate, by_prompts]
+                keys = disk.keys(settings, content)
+                features |= disk.get(keys, device_of(tower))
+            missing = {text: prompts[text] for text in batch if text not in features}
+            if missing:
+                tokens = {t: tokens[t] for t in missing} if tokens else self._tokenize(missing)
+                encoded = self._encode(tokens)
+                first = first if first[0] else (tokens, encoded)
+                features |= zip(missing, encoded, strict=True)
+                new |= {keys[text]: features[text] for text in missing if keys}
+            current = self._check_unchanged(current, *first)
+        if disk is not None:
+            disk.put(new)
+        return features
+
+    def _tokenize(self, prompts: Mapping[str, list[str]]) -> dict[str, Tensor]:
+        """Return the token ids (prompts, context) of each text."""
+        tokens = self.tokenize([prompt for each in prompts.values() for prompt in each])
+        return dict(zip(prompts, tokens.split(len(self.templates)), strict=True))
+
+    def _encode(self, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Return features (T, C) of T texts by the token ids (prompts, context) of each."""
+        features = F.normalize(self.encode_tokens(torch.cat(list(tokens.values()))), dim=-1)
+        means = features.unflatten(0, (len(tokens), len(self.templates))).mean(1)
+        ensembles = F.normalize(means, dim=-1)
+        lost = (~has_direction(ensembles)).nonzero().flatten().tolist()
+        if lost:
+            raise ValueError(
+                f"the text feature of {truncate_repr(list(tokens)[lost[0]])} is zero, NaN or "
+                "infinity; are the model's weights intact?"
+            )
+        return ensembles
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def cached_features(features: Callable[[], Tensor]) -> Tensor:
-    """Remembered features, which are no part of a compiled graph."""
-    return features()
+def _check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
+    """Return templates as a tuple; an empty sequence stands for texts as they are."""
+    if isinstance(templates, str) or callable(templates):
+        shown = truncate_repr(templates) if isinstance(templates, str) else repr(templates)
+        raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
+    if not isinstance(templates, Iterable):
+        raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
+    templates = tuple(templates)
+    for template in templates:
+        format_prompt(template, "text")
+    return templates or ("{}",)

@@ -1,4 +1,4 @@
-"""What a user writes: texts, and templates that make prompts of them."""
+"""Texts, and templates that turn them into prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 
 import open_clip
 
+__all__ = ["TEMPLATES", "Template", "check_texts", "format_prompt", "truncate_repr"]
+
+#: A format string with plain slots `{}`, or a function of the text.
 Template = str | Callable[[str], str]
 
 SCENE_TEMPLATES = (
@@ -22,20 +25,20 @@ TEMPLATES: tuple[str, ...] = (
     tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES) + SCENE_TEMPLATES
 )
 
-#: Categories of characters that nobody sees: control, format, separators.
-UNSEEN = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+#: Unicode categories of invisible characters: control, format, separators.
+INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
 
 def format_prompt(template: Template, text: str) -> str:
     """Put a text into a template.
 
     Args:
-        template: a format string whose every slot is a plain `{}`, or a callable of the text.
-        text: what fills the slots.
+        template: A format string whose every slot is a plain `{}`, or a function of the text.
+        text: The text for the slots.
 
     Raises:
-        ValueError: a format string without a slot, or with one that is not plain `{}`.
-        TypeError: a template of another kind, or a callable that returns no string.
+        ValueError: If a format string has no slot, or one that is not a plain `{}`.
+        TypeError: If the template has another type, or a function does not return a string.
 
     Example::
 
@@ -45,7 +48,7 @@ def format_prompt(template: Template, text: str) -> str:
     if isinstance(template, str):
         return "".join(literal + text * slots for literal, slots in _parse(template))
     if not callable(template):
-        raise TypeError(f"template {template!r:.200} is neither a format string nor a callable")
+        raise TypeError(f"template {template!r:.200} must be a format string or a function")
     prompt = template(text)
     if not isinstance(prompt, str):
         raise TypeError(
@@ -56,12 +59,12 @@ def format_prompt(template: Template, text: str) -> str:
 
 
 def _parse(template: str) -> list[tuple[str, int]]:
-    """Literal pieces, each with the number of slots (0 or 1) that follow it."""
+    """Split a format string into literals, each with the number of slots (0 or 1) after it."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(
-            f"template {truncate_repr(template)} is no format string: {error}"
+            f"template {truncate_repr(template)} is not a format string: {error}"
         ) from None
     for _, field, spec, conversion in parts:
         if field is not None and (field or spec or conversion):
@@ -78,11 +81,21 @@ def _parse(template: str) -> list[tuple[str, int]]:
 
 
 def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
-    """Texts as a tuple, each a string with something in it.
+    """Check texts and return them as a tuple.
+
+    Args:
+        texts: A list of strings, or another iterable with an order.
+        what: Name of one text, for messages.
 
     Raises:
-        TypeError: one string or a set where a list belongs, or something that is no string in it.
-        ValueError: a text that is empty, of invisible characters alone, or not Unicode.
+        TypeError: If `texts` is a string, a set or not iterable, or contains something other than
+            strings.
+        ValueError: If a text is empty, consists of invisible characters, or is not valid Unicode.
+
+    Example::
+
+        >>> check_texts(["a bench", "a person"])
+        ('a bench', 'a person')
     """
     if isinstance(texts, str):
         shown = truncate_repr(texts)
@@ -95,19 +108,21 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             kind = type(text).__name__
-            raise TypeError(f"{what} {index} is {text!r:.200} of type {kind}, no string")
+            raise TypeError(f"{what} {index} must be a string, got {text!r:.200} of type {kind}")
         if not text.strip():
             raise ValueError(f"{what} {index} is empty")
         kinds = set(map(unicodedata.category, text))
         if "Cs" in kinds:
-            raise ValueError(f"{what} {index} is {truncate_repr(text)}: half a character of UTF-16")
-        if kinds <= UNSEEN:
             raise ValueError(
-                f"{what} {index} is {truncate_repr(text)}, of which nothing can be seen"
+                f"{what} {index} is {truncate_repr(text)}, which holds half a character of UTF-16"
+            )
+        if kinds <= INVISIBLE:
+            raise ValueError(
+                f"{what} {index} is {truncate_repr(text)}, which has no visible characters"
             )
     return texts
 
 
 def truncate_repr(text: str) -> str:
-    """How an error shows a text, which may be a book."""
+    """Return the `repr` of a text for a message, shortened, because texts can be long."""
     return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"

@@ -1,4 +1,4 @@
-"""Prompts to token ids: tokenizers' output is checked, and no prompt is cut unnoticed."""
+"""Tokenize prompts: check tokenizers' output, and never cut a prompt silently."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.models.text.templates import truncate_repr
-from captum_clip_surgery.models.text.towers import (
+from captum_clip_surgery.models.text._towers import (
     end_of_text,
     pooled_at_end_of_text,
     vocabulary_size,
 )
+from captum_clip_surgery.models.text.templates import truncate_repr
 
+__all__ = [
+    "Tokenizer",
+    "check_ends",
+    "check_tokenizer",
+    "check_vocabulary",
+    "padding_id",
+    "tokenize",
+]
+
+#: Maps a list of texts and `context_length` to token ids (texts, context_length).
 Tokenizer = Callable[..., Any]
 
 EXPECTED = (
@@ -30,10 +40,10 @@ def check_tokenizer(tokenizer: Any) -> None:
     """Check that a tokenizer can be called with texts and `context_length`.
 
     Raises:
-        TypeError: it is not callable, or does not take `context_length`.
+        TypeError: If it is not callable, or does not take `context_length`.
     """
     if not callable(tokenizer):
-        raise TypeError(f"the tokenizer is {tokenizer!r:.200}, which is not callable; {EXPECTED}")
+        raise TypeError(f"the tokenizer must be callable, got {tokenizer!r:.200}; {EXPECTED}")
     try:
         signature = inspect.signature(tokenizer)
     except ValueError:  # some builtins have none
@@ -57,18 +67,18 @@ def tokenize(
     leave padding at the end of each prompt, because nothing else tells that it cut nothing.
 
     Args:
-        tokenizer: maps texts and `context_length` to token ids.
-        prompts: texts.
-        context: number of positions of the text tower.
-        truncate: whether prompts that are too long are cut as the tokenizer cuts them.
+        tokenizer: Maps texts and `context_length` to token ids.
+        prompts: P texts.
+        context: Number of positions of the text tower.
+        truncate: Whether to cut prompts that are too long, as the tokenizer cuts them.
 
     Returns:
         Token ids (P, context) on the CPU, and the id of padding.
 
     Raises:
-        TypeError: the tokenizer returns something other than integers.
-        ValueError: the tokenizer returns another number of rows or columns, or does not pad at the
-            end; a prompt is too long.
+        TypeError: If the tokenizer returns something other than integers.
+        ValueError: If the tokenizer returns another number of rows or columns or does not pad at
+            the end, or a prompt is too long.
     """
     padding, width = _probe(tokenizer, context)
     ids = _token_ids(tokenizer, prompts, context + 1, width or context + 1)
@@ -87,8 +97,7 @@ def tokenize(
     if len(cut) and not truncate:
         raise ValueError(
             f"the prompt {truncate_repr(prompts[full[int(cut[0])]])} is longer than the model's "
-            "context "
-            f"of {context} tokens; shorten it or pass truncate=True"
+            f"context of {context} tokens; shorten it or pass truncate=True"
         )
     tokens[full] = fitted
     return tokens, padding
@@ -114,7 +123,16 @@ def _check_fixed_width(prompt: str, context: int, width: int, truncate: bool) ->
 
 
 def padding_id(tokenizer: Tokenizer, context: int) -> int:
-    """Return the id that fills the positions after a text."""
+    """Return the token id that a tokenizer pads texts with.
+
+    Args:
+        tokenizer: Maps texts and `context_length` to token ids.
+        context: Number of positions of the text tower.
+
+    Raises:
+        TypeError: If the tokenizer returns something other than integers.
+        ValueError: If it returns another number of columns, or does not pad at the end.
+    """
     return _probe(tokenizer, context)[0]
 
 
@@ -147,7 +165,7 @@ def _token_ids(
     """Call a tokenizer with a context length and check its output.
 
     Returns:
-        Token ids (P, L), int64 on the CPU; L is `width` if that is given.
+        Token ids (P, L), int64 on the CPU. L is `width` unless that is None.
     """
     output = tokenizer(list(texts), context_length=length)
     if isinstance(output, Mapping) and "input_ids" in output:  # Hugging Face's BatchEncoding
@@ -157,7 +175,7 @@ def _token_ids(
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"the tokenizer returned {output!r:.80} of type {type(output).__name__}, "
-            f"which is no array of token ids ({error}); {EXPECTED}"
+            f"which is not an array of token ids ({error}); {EXPECTED}"
         ) from None
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"the tokenizer returned {ids.dtype}, expected integers; {EXPECTED}")
@@ -174,12 +192,17 @@ def _token_ids(
 
 
 def check_vocabulary(tower: Any, tokens: Tensor, prompts: Sequence[str]) -> None:
-    """Check that the text tower has an embedding for each token id (P, L).
+    """Check that the text tower has an embedding for each token id.
 
-    Torch would raise an `IndexError` without the cause, on a GPU for all that follows as well.
+    torch would raise an `IndexError` without naming the cause; on a GPU, every later call too.
+
+    Args:
+        tower: The text tower.
+        tokens: Token ids (P, L).
+        prompts: The P texts, for the message.
 
     Raises:
-        ValueError: an id is negative or beyond the vocabulary.
+        ValueError: If an id is negative or beyond the vocabulary.
     """
     size = vocabulary_size(tower)
     if size is None:
@@ -195,12 +218,18 @@ def check_vocabulary(tower: Any, tokens: Tensor, prompts: Sequence[str]) -> None
 
 
 def check_ends(tower: Any, tokens: Tensor, padding: int, prompts: Sequence[str]) -> None:
-    """Check that no words follow the end of a text, because the tower would not read them.
+    """Check that no words follow the token that ends a text, because the tower ignores them.
 
-    A text may spell out the token that ends texts.
+    A text can spell out that token.
+
+    Args:
+        tower: The text tower.
+        tokens: Token ids (P, L).
+        padding: Token id of padding.
+        prompts: The P texts, for the message.
 
     Raises:
-        ValueError: a prompt holds the end of a text before its own end.
+        ValueError: If a prompt contains the token before its own end.
     """
     if not pooled_at_end_of_text(tower):
         return
@@ -210,7 +239,6 @@ def check_ends(tower: Any, tokens: Tensor, padding: int, prompts: Sequence[str])
     unread = (behind & words).any(1).nonzero().flatten()
     if len(unread):
         raise ValueError(
-            f"the prompt {truncate_repr(prompts[int(unread[0])])} holds the tokenizer's own end of "
-            "a "
-            "text, and what follows would not be read; write it otherwise"
+            f"the prompt {truncate_repr(prompts[int(unread[0])])} contains the tokenizer's own end "
+            "of a text, and the tower would ignore what follows; reword it"
         )

@@ -9,6 +9,8 @@ from typing import Any
 import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
+from captum_clip_surgery.models._internals import BPE_TOKENIZER
+
 __all__ = ["END", "START", "word_positions"]
 
 #: Names of the tokens that start and end a text.
@@ -71,7 +73,7 @@ class _Spelling:
 
 def _spelling(tokenizer: Any) -> _Spelling:
     if tokenizer is open_clip.tokenize:
-        tokenizer = open_clip.tokenizer._tokenizer
+        tokenizer = BPE_TOKENIZER
     if isinstance(tokenizer, SimpleTokenizer):
         return _spelling_of_open_clip(tokenizer)
     if isinstance(tokenizer, HFTokenizer):

@@ -1,0 +1,168 @@
+"""Images of a data set as the model sees them, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
+from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.models.image import nearest_multiple
+from captum_clip_surgery.preprocessing import Preprocess
+from captum_clip_surgery.tasks import ResizePolicy
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """An image ready for the model, and its annotation.
+
+    Args:
+        index: Index of the image in the data set.
+        name: Name of the image.
+        pixels: The preprocessed image (3, H, W).
+        target: Its annotation.
+        size: (height, width) of the image in the file.
+    """
+
+    index: int
+    name: str
+    pixels: Tensor
+    target: Target
+    size: tuple[int, int]
+
+
+def resize_policy(view: View, clip: ZeroShotClassifier) -> ResizePolicy:
+    """Return how a view resizes images for a model."""
+    patch_size = clip.tower.patch_size
+    if view.size is None:
+        return ResizePolicy(clip.native_size)
+    if view.keep_aspect:
+        return ResizePolicy(view.size, True, view.longest, patch_size)
+    rows, columns = patch_size
+    return ResizePolicy((nearest_multiple(view.size, rows), nearest_multiple(view.size, columns)))
+
+
+@dataclass(frozen=True)
+class EvalDataset(Dataset[EvalSample | ValueError]):
+    """The samples that a worker reads and resizes.
+
+    Args:
+        data: The data set.
+        indices: Indices of the images to read.
+        preprocess: The model's preprocessing.
+        policy: How images are resized.
+        target_size: Side in pixels to which labels and masks are resized; None keeps their size.
+    """
+
+    data: ImageDataset
+    indices: Sequence[int]
+    preprocess: Preprocess
+    policy: ResizePolicy
+    target_size: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> EvalSample | ValueError:
+        """Return a sample, or the error that prevents it.
+
+        An exception raised in a worker would reach the user as the text of a traceback.
+        """
+        index = self.indices[place]
+        which = f"image {self.data.names[index]!r} of {self.data.name}"
+        try:
+            sample = self.data[index]
+            size = (sample.image.height, sample.image.width)
+            # As an array: an EXIF rotation left in the image is not to be applied, since
+            # annotations are of the stored pixels.
+            (pixels,) = self.preprocess(np.asarray(sample.image), self.policy.target(*size))
+        except (OSError, ValueError) as error:
+            failed = ValueError(f"{which}: {error}")
+            failed.__cause__ = error
+            return failed
+        except Exception as error:
+            error.add_note(which)
+            raise
+        target = sample.target
+        if self.target_size is not None:
+            target = resize_target(target, self.target_size)
+        return EvalSample(index, sample.name, pixels, target, size)
+
+
+class EvalDataLoader:
+    """Batches of a data set's images.
+
+    Args:
+        clip: The classifier, whose preprocessing is applied.
+        data: The data set.
+        indices: Indices of the images to read.
+        view: How images are shown; with `keep_aspect` a batch is one image.
+        batch_size: Number of images per batch.
+        workers: Number of processes that read ahead; 0 reads in this process.
+
+    Attributes:
+        data_wait_s: Seconds spent waiting for data so far.
+    """
+
+    def __init__(
+        self,
+        clip: ZeroShotClassifier,
+        data: ImageDataset,
+        indices: Sequence[int],
+        view: View,
+        batch_size: int,
+        workers: int = 0,
+    ) -> None:
+        self.data_wait_s = 0.0
+        self._batches = DataLoader(
+            EvalDataset(
+                data, indices, clip.preprocessing, resize_policy(view, clip), view.target_size
+            ),
+            batch_size=1 if view.keep_aspect else batch_size,
+            num_workers=workers,
+            collate_fn=list,
+            pin_memory=False,
+        )
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[EvalSample]]:
+        start = time.perf_counter()
+        for batch in self._batches:
+            self.data_wait_s += time.perf_counter() - start
+            for sample in batch:
+                if isinstance(sample, ValueError):
+                    raise sample
+            yield batch
+            start = time.perf_counter()
+
+
+def resize_target(target: Target, side: int) -> Target:
+    """Resize labels or masks to side x side pixels, by the nearest pixel."""
+
+    def nearest(values: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(values.astype(np.int32))
+        return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
+
+    if isinstance(target, Labels):
+        return Labels(nearest(target.labels))
+    assert isinstance(target, Masks)
+    masks, ignored = (
+        {label: nearest(mask) > 0 for label, mask in part.items()}
+        for part in (target.masks, target.ignored)
+    )
+    return Masks(masks, ignored)
+
+
+def stack_pixels(batch: Sequence[EvalSample], device: torch.device) -> Tensor:
+    """Return the pixels (N, 3, H, W) of samples of one size, on a device."""
+    return torch.stack([sample.pixels for sample in batch]).to(device)

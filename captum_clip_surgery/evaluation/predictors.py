@@ -1,0 +1,197 @@
+"""How methods are run for each task: batches of images to maps, labels or scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_clip_surgery.attr import DualPathAttribution, Method, attribute_many
+from captum_clip_surgery.attr._engine import Explainer, attribute_each
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.datasets import Classes, ImageDataset
+from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
+from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.tasks import Recognizer, Segmenter, Vocabulary, Windows
+
+__all__ = ["MapPredictor", "Predictor", "RecognitionPredictor", "SegmentationPredictor"]
+
+#: What each method predicts for one image, on the CPU.
+Predictions = dict[str, Tensor]
+
+
+class Predictor(ABC):
+    """Runs methods on images of a data set, as a view shows them.
+
+    Args:
+        clip: The classifier, whose texts are replaced by names of the data set's classes.
+        data: The data set.
+        methods: Creates each method for a classifier, by name.
+        view: How images are shown and classes are named.
+
+    Attributes:
+        names: Names of the methods that the task can run.
+
+    Raises:
+        ValueError: If the view has an option that the task does not support, its names do not fit
+            the data set's classes, or the task can run none of the methods.
+    """
+
+    def __init__(
+        self,
+        clip: ZeroShotClassifier,
+        data: ImageDataset,
+        methods: Mapping[str, Method],
+        view: View,
+    ) -> None:
+        self.clip, self.data, self.view, self.methods = clip, data, view, methods
+        self.classes = class_names(data, view)
+        self.names = tuple(methods)
+        self.prepare()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check the view, embed the texts and create the methods."""
+
+    @abstractmethod
+    def predict(
+        self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
+    ) -> list[Predictions]:
+        """Return what each method predicts for each image.
+
+        Args:
+            batch: Images.
+            labels: For each image the classes that the task needs maps of.
+        """
+
+
+class MapPredictor(Predictor):
+    """Maps (K, h, w) of the classes that an image's annotation concerns.
+
+    All classes except the background compete, or only those of the image.
+    """
+
+    def prepare(self) -> None:
+        if self.view.keep_aspect:
+            raise ValueError("maps are of squashed images; a view of them cannot have keep_aspect")
+        labels = [label for label in range(len(self.classes)) if label != self.data.background]
+        # All texts are embedded at once in either case: the last bits of a feature depend on the
+        # texts beside it, and must not depend on which images a process sees first.
+        competing = self.clip.with_texts([self.classes.first[label] for label in labels])
+        self._positions = {label: position for position, label in enumerate(labels)}
+        self._shared = None if self.view.texts == "present" else self._make(competing)
+
+    def _make(self, clip: ZeroShotClassifier) -> dict[str, Explainer]:
+        return {name: method(clip) for name, method in self.methods.items()}
+
+    @torch.no_grad()  # methods that need gradients enable them themselves
+    def predict(
+        self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
+    ) -> list[Predictions]:
+        images = stack_pixels(batch, self.clip.device)
+        if self._shared is not None:
+            targets = [[self._positions[label] for label in row] for row in labels]
+            maps = attribute_each(self._shared, images, targets)
+        else:
+            maps = [
+                self._among_present(image[None], row)
+                for image, row in zip(images, labels, strict=True)
+            ]
+        nothing = torch.zeros(0, 1, 1)
+        return [
+            {name: by_method[name].cpu() if by_method else nothing for name in self.names}
+            for by_method in maps
+        ]
+
+    def _among_present(self, image: Tensor, labels: Sequence[int]) -> Predictions:
+        """Return the maps of an image's classes, which alone compete."""
+        if not labels:
+            return {}
+        local = self.clip.with_texts([self.classes.first[label] for label in labels])
+        return {name: maps[0] for name, maps in attribute_many(self._make(local), image).items()}
+
+
+class SegmentationPredictor(Predictor):
+    """Labels (H, W) of an image's pixels, by `tasks.segment`."""
+
+    def prepare(self) -> None:
+        view, background = self.view, self.data.background
+        if view.background is not None and background is None:
+            raise ValueError(
+                f"the view has a threshold of the background; {self.data.name} has no background"
+            )
+        rows = [names if view.synonyms else names[:1] for names in self.classes.synonyms]
+        texts = [name for names in rows for name in names]
+        positions = iter(range(len(texts)))
+        self._segmenter = Segmenter(
+            Vocabulary(
+                self.clip.with_texts(texts),
+                self.classes.first,
+                tuple(tuple(next(positions) for _ in names) for names in rows),
+                threshold=view.background,
+                background=background or 0,
+            ),
+            self.methods,
+            Windows(view.window, view.stride),
+            stepwise=view.keep_aspect,
+            scale=view.scale,
+        )
+
+    def predict(
+        self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
+    ) -> list[Predictions]:
+        images = stack_pixels(batch, self.clip.device)
+        return [
+            {name: segmentation.labels.cpu() for name, segmentation in by_method.items()}
+            for by_method in self._segmenter(images, [sample.size for sample in batch])
+        ]
+
+
+class RecognitionPredictor(Predictor):
+    """Scores (K,) of all classes for an image, by `tasks.recognize`."""
+
+    def prepare(self) -> None:
+        view = self.view
+        if view.keep_aspect or view.synonyms or view.texts != "classes":
+            raise ValueError(
+                "recognition scores squashed images for all classes by one name each; its view "
+                'cannot have keep_aspect, synonyms or texts = "present"'
+            )
+        local = self.clip.with_texts(self.classes.first)
+        supported = {
+            name: method
+            for name, method in self.methods.items()
+            if isinstance(method(local), DualPathAttribution)
+        }
+        if not supported:
+            raise ValueError(
+                "recognition needs dense methods with feature surgery (DualPathAttribution), got "
+                f"{', '.join(self.methods)}"
+            )
+        self.names = tuple(supported)
+        self._recognizer = Recognizer(local, supported)
+
+    def predict(
+        self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
+    ) -> list[Predictions]:
+        by_method = self._recognizer(stack_pixels(batch, self.clip.device))
+        scores = {name: values.cpu() for name, values in by_method.items()}
+        return [{name: scores[name][i] for name in self.names} for i in range(len(batch))]
+
+
+def class_names(data: ImageDataset, view: View) -> Classes:
+    """Return the names of a data set's classes that a view uses.
+
+    Raises:
+        ValueError: If there are not as many as the data set has classes.
+    """
+    if view.classes is None:
+        return data.classes
+    classes = Classes.named(view.classes)
+    if len(classes) != len(data.classes):
+        raise ValueError(
+            f"classes {view.classes!r} are {len(classes)}, {data.name} has {len(data.classes)}"
+        )
+    return classes

@@ -1,0 +1,170 @@
+"""Figures of the images that went worst, at the median, and best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from captum_clip_surgery.datasets import IGNORE_INDEX as IGNORE_INDEX
+from captum_clip_surgery.datasets import ImageDataset, Labels, Points, Sample, Tags
+from captum_clip_surgery.evaluation._data import EvalDataLoader
+from captum_clip_surgery.evaluation.evaluators import Evaluator
+from captum_clip_surgery.evaluation.predictors import Predictor
+from captum_clip_surgery.tasks import voc_palette
+from captum_clip_surgery.visualization import (
+    fit_text,
+    pale_gray,
+    panel_aspect,
+    panel_grid,
+    panel_width,
+    show_image,
+    show_labels,
+    show_map,
+    title_size,
+)
+
+__all__ = ["cases_figure"]
+
+#: Maximum number of classes that are listed.
+MAX_NAMES = 5
+#: Colors of positive and negative points, which also differ by their markers.
+POSITIVE, NEGATIVE = "#009e73", "#d55e00"
+
+
+def cases_figure(
+    data: ImageDataset,
+    evaluator: Evaluator,
+    predictor: Predictor,
+    loader: EvalDataLoader,
+    scores: Sequence[float],
+    title: str,
+) -> Figure:
+    """Draw a row per image: the image, its annotation, and what each method predicts.
+
+    Args:
+        data: The data set.
+        evaluator: What is measured.
+        predictor: How methods are run.
+        loader: The images to draw.
+        scores: Score of each image in 0..1.
+        title: Title of the figure.
+
+    Returns:
+        A figure independent of pyplot; `save_figure` writes it.
+    """
+    rows = []
+    for batch in loader:
+        labels = [evaluator.labels(sample.target) for sample in batch]
+        predictions = predictor.predict(batch, labels)
+        samples = [data[sample.index] for sample in batch]
+        rows += list(zip(samples, labels, predictions, strict=True))
+    images = [np.asarray(sample.image) for sample, *_ in rows]
+    aspect = max(map(panel_aspect, images))
+    columns = ["image", "annotation", *predictor.names]
+    figure, axes = panel_grid(len(rows), len(columns), aspect, titled=True, noted=True)
+    side = panel_width(axes[0, 0])
+    for row, image, score, line in zip(rows, images, scores, axes, strict=True):
+        sample, classes, prediction = row
+        show_image(line[0], image)
+        line[0].set_ylabel(f"{sample.name[-24:]}\n{100 * score:.1f}", fontsize=8)
+        _show_target(line[1], image, sample, data, classes)
+        for axis, name in zip(line[2:], predictor.names, strict=True):
+            _show_prediction(axis, image, prediction[name], sample, data, classes)
+    for axis, name in zip(axes[0], columns, strict=True):
+        label, size = fit_text(name, side, title_size(side))
+        axis.set_title(label, fontsize=size, parse_math=False)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _show_target(
+    axis: Axes, image: np.ndarray, sample: Sample, data: ImageDataset, labels: Sequence[int]
+) -> None:
+    """Draw the annotation of an image; masks and points of the first of its classes."""
+    target = sample.target
+    if isinstance(target, Tags):
+        names = [data.classes.first[label] for label in sorted(target.present)]
+        _show_names(axis, image, names)
+    elif isinstance(target, Points):
+        show_image(axis, pale_gray(image), image)
+        _mark_points(axis, image, target, labels)
+        _name_class(axis, data, labels)
+    elif isinstance(target, Labels) and not labels:
+        _show_labels(axis, image, target.labels, data.background)
+    else:
+        masks = target.masks() if isinstance(target, Labels) else target
+        inside = masks.masks[labels[0]] if labels else np.zeros(image.shape[:2], bool)
+        _show_labels(axis, image, np.where(inside, 1, 0), 0)
+        _name_class(axis, data, labels)
+
+
+def _show_prediction(
+    axis: Axes,
+    image: np.ndarray,
+    prediction: Tensor,
+    sample: Sample,
+    data: ImageDataset,
+    labels: Sequence[int],
+) -> None:
+    """Draw scores (K,), labels (H, W), or the first of maps (K, h, w)."""
+    target = sample.target
+    if prediction.ndim == 1:
+        order = prediction.argsort(descending=True)[:MAX_NAMES].tolist()
+        present = target.present if isinstance(target, Tags) else frozenset()
+        names = [f"{data.classes.first[i]}{' (present)' * (i in present)}" for i in order]
+        _show_names(axis, image, names)
+    elif prediction.ndim == 2:
+        _show_labels(axis, image, prediction.numpy(), data.background)
+    elif len(prediction):
+        show_map(axis, image, prediction[0])
+        if isinstance(target, Points):
+            _mark_points(axis, image, target, labels)
+
+
+def _show_labels(axis: Axes, image: np.ndarray, labels: np.ndarray, background: int | None) -> None:
+    """Draw classes in the colors of PASCAL VOC; background and ignored pixels stay uncolored."""
+    drawn = set(np.unique(labels).tolist()) - {IGNORE_INDEX, background}
+    # The first color is black, VOC's background.
+    shift = int(background is None)
+    palette = (voc_palette() / 255).tolist()
+    show_labels(
+        axis, image, labels, {label: tuple(palette[(label + shift) % 256]) for label in drawn}
+    )
+
+
+def _show_names(axis: Axes, image: np.ndarray, names: Sequence[str]) -> None:
+    show_image(axis, np.ones_like(pale_gray(image)))
+    text = "\n".join(names[:MAX_NAMES]) + ("\n..." if len(names) > MAX_NAMES else "")
+    axis.text(
+        0.04,
+        0.96,
+        text or "nothing",
+        transform=axis.transAxes,
+        va="top",
+        fontsize=8,
+        parse_math=False,
+    )
+
+
+def _mark_points(axis: Axes, image: np.ndarray, target: Points, labels: Sequence[int]) -> None:
+    """Mark the points of the first class."""
+    height, width = image.shape[:2]
+    for positive, color, marker in ((True, POSITIVE, "o"), (False, NEGATIVE, "x")):
+        places = torch.tensor(
+            [
+                (point.x * width, point.y * height)
+                for point in target.points
+                if labels and point.label == labels[0] and point.positive == positive
+            ]
+        ).reshape(-1, 2)
+        axis.scatter(places[:, 0], places[:, 1], c=color, marker=marker, s=18)
+
+
+def _name_class(axis: Axes, data: ImageDataset, labels: Sequence[int]) -> None:
+    if labels:
+        axis.set_xlabel(data.classes.first[labels[0]], fontsize=8, labelpad=2, parse_math=False)

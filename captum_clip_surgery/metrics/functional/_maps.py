@@ -1,0 +1,131 @@
+"""Steps shared by the measures: checks of maps and masks, scaling, resizing and quantizing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Prepared scores are multiples of 1 / RESOLUTION: hundredths, which are thresholds, times 2**-34.
+RESOLUTION = 100 * 2**34
+
+
+def prepare(attribution: Tensor, mask: Tensor) -> Tensor | None:
+    """Min-max normalize a map at its own size, then resize it bilinearly to its mask.
+
+    Args:
+        attribution: Map (h, w), raw and signed.
+        mask: Mask (H, W) of bool.
+
+    Returns:
+        Scores (H, W) of float64 in 0..1, or None for a constant map.
+
+    Raises:
+        TypeError: If the map or the mask is not a tensor.
+        ValueError: If a shape or the mask's dtype is wrong, or the map is not finite.
+
+    Example::
+
+        >>> prepare(torch.tensor([[-1.0, 3.0]]), torch.ones(1, 4, dtype=torch.bool))
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]], dtype=torch.float64)
+    """
+    check_pair(attribution, mask)
+    values = attribution.double()
+    low, high = values.min(), values.max()
+    if low == high:
+        return None
+    scores = resize((values - low) / (high - low), mask)
+    # Interpolation weights sum to 1 only up to rounding, so a plateau would get a spurious single
+    # maximum. Rounding to multiples of 1 / RESOLUTION keeps ties.
+    return (scores * RESOLUTION).round() / RESOLUTION
+
+
+def resize(values: Tensor, mask: Tensor) -> Tensor:
+    """Resize a map (h, w) to its mask (H, W), bilinearly with half-pixel centers."""
+    if values.shape == mask.shape:
+        return values
+    size = (mask.shape[0], mask.shape[1])
+    return F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def quantize(prepared: Tensor) -> Tensor:
+    """Return prepared scores as integers, 0 to `RESOLUTION`."""
+    return (prepared * RESOLUTION).round().long()
+
+
+def positive_part(attribution: Tensor) -> Tensor:
+    """Return the positive part (h, w) of a map, float64 on the CPU; zero for a constant map."""
+    values = attribution.detach().cpu().double()
+    return values.clamp(min=0) * (values.min() < values.max())
+
+
+def safe_fraction(part: Tensor, whole: Tensor) -> float:
+    """Return part / whole, or 0 if the whole is not positive."""
+    return float(part / whole) if whole > 0 else 0.0
+
+
+def is_measurable(mask: Tensor) -> bool:
+    """Return whether a mask has pixels inside and outside; other pairs are skipped."""
+    return bool(mask.any()) and not bool(mask.all())
+
+
+def check_pair(attribution: Tensor, mask: Tensor) -> None:
+    """Check a map (h, w) and a mask (H, W).
+
+    Raises:
+        TypeError: If one of them is not a tensor.
+        ValueError: If a shape is wrong, the mask is not of bool, or the map is not finite.
+    """
+    for name, value in (("map", attribution), ("mask", mask)):
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"a {name} must be a tensor, got {kind}; use torch.as_tensor({name})")
+    shapes = f"{tuple(attribution.shape)} and {tuple(mask.shape)}"
+    if attribution.ndim != 2 or mask.ndim != 2:
+        raise ValueError(
+            f"a map must be (h, w) and a mask (H, W), got {shapes}; sum image-shaped attributions "
+            "over channels first"
+        )
+    if not attribution.numel() or not mask.numel():
+        raise ValueError(f"a map and a mask must have pixels, got {shapes}")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"a mask must be of bool, got {mask.dtype}; use mask > 0")
+    if not torch.isfinite(attribution).all():
+        raise ValueError("a map must be finite, but holds NaN or infinity")
+
+
+def check_maps(maps: Tensor, count: int, name: str = "maps") -> None:
+    """Check maps (N, h, w), one per image.
+
+    Args:
+        maps: The maps.
+        count: Expected number of maps.
+        name: Name of the maps in messages.
+
+    Raises:
+        TypeError: If `maps` is not a tensor.
+        ValueError: If the shape is wrong or values are not finite.
+    """
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"{name} must be a tensor (N, h, w), got {type(maps).__name__}")
+    if maps.ndim != 3 or len(maps) != count or not maps.numel():
+        raise ValueError(
+            f"{name} have shape {tuple(maps.shape)}, expected ({count}, h, w), one per image; sum "
+            "image-shaped attributions over channels: .sum(1)"
+        )
+    if not torch.isfinite(maps).all():
+        raise ValueError(f"{name} hold NaN or infinity")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Check a tolerance of the pointing game.
+
+    Raises:
+        ValueError: If it is negative, NaN or infinite.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(
+            f"tolerance must be a finite number of pixels, 0 or more, got {tolerance!r}"
+        )

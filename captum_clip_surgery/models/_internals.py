@@ -1,0 +1,147 @@
+"""Access to private parts of torch, timm and open_clip, gathered in one place.
+
+No public interface lists a module's own parameters and hooks in constant time, copies a module
+without its hooks, or runs only a part of a timm trunk.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
+from open_clip.factory import _get_hf_config as get_hub_config
+from open_clip.model import _build_vision_tower as build_image_tower
+from open_clip.tokenizer import _tokenizer as BPE_TOKENIZER
+from torch import Tensor, nn
+
+__all__ = [
+    "BPE_TOKENIZER",
+    "HOOKS",
+    "HOOK_OPTIONS",
+    "add_timm_positions",
+    "buffers_of",
+    "build_image_tower",
+    "children_of",
+    "copy_without_hooks",
+    "find_checkpoint",
+    "get_hub_config",
+    "global_hooks",
+    "has_forward_hooks",
+    "has_global_hooks",
+    "has_hooks",
+    "parameters_of",
+    "pool_open_clip_tokens",
+    "shallow_copy",
+    "unwrap_parallel",
+    "warn_of_hooks",
+]
+
+#: Registries of hooks that run when a module is called, or when gradients pass through it.
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOK_OPTIONS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_is_full_backward_hook",
+)
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+# --- modules -------------------------------------------------------------------------------------
+
+
+def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """Return a module's children by name, without duplicates being dropped."""
+    return module._modules
+
+
+def parameters_of(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """Return a module's own parameters by name, not those of its children."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> Mapping[str, Tensor | None]:
+    """Return a module's own buffers by name, not those of its children."""
+    return module._buffers
+
+
+def shallow_copy(module: nn.Module) -> Any:
+    """Copy a module: the copy shares tensors and children, but has registries of its own.
+
+    `copy.copy` would share the registries, and refuses parametrized modules.
+    """
+    clone = object.__new__(type(module))
+    clone.__dict__.update(module.__dict__)
+    for registry in REGISTRIES:
+        clone.__dict__[registry] = dict(module.__dict__[registry])
+    return clone
+
+
+def copy_without_hooks(module: nn.Module) -> Any:
+    """Copy a module as `shallow_copy` does, without hooks and compilation."""
+    clone = shallow_copy(module)
+    clone.__dict__.update({registry: OrderedDict() for registry in HOOKS})
+    clone.__dict__["_compiled_call_impl"] = None
+    return clone
+
+
+def unwrap_parallel(module: Any) -> Any:
+    """Return the module inside `torch.compile` and data-parallel wrappers, in any order."""
+    while True:
+        if isinstance(module, PARALLEL):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        else:
+            return module
+
+
+# --- hooks ---------------------------------------------------------------------------------------
+
+
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Return whether calling one of the modules also calls a hook."""
+    return any(getattr(module, registry) for module in modules for registry in HOOKS)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward hooks or forward pre-hooks."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def global_hooks(registry: str) -> Mapping[int, Any]:
+    """Return the hooks registered on all modules of the process, for one entry of `HOOKS`."""
+    return getattr(nn.modules.module, f"_global{registry}", {})
+
+
+def has_global_hooks() -> bool:
+    """Return whether hooks are registered on all modules of the process."""
+    return any(map(global_hooks, HOOKS))
+
+
+def warn_of_hooks(names: list[str], stacklevel: int = 3) -> None:
+    """Warn that hooks on modules of these names do not fire, because they are not called."""
+    if names:
+        warnings.warn(
+            f"hooks on {', '.join(names)} do not fire, because its parts are called instead: what "
+            "they change is not in the result. Hooks on the parts (norms, feed-forward) fire",
+            stacklevel=stacklevel,
+        )
+
+
+# --- parts of forward passes ---------------------------------------------------------------------
+
+
+def pool_open_clip_tokens(visual: Any, tokens: Tensor) -> Tensor:
+    """Pool the tokens of open_clip's `VisionTransformer` as its forward pass does."""
+    pooled, _ = visual._pool(tokens)
+    return pooled
+
+
+def add_timm_positions(trunk: Any, patches: Tensor) -> Any:
+    """Add prefix tokens and positions as a timm trunk does; Eva returns a rotary embedding too."""
+    return trunk._pos_embed(patches)

@@ -1,0 +1,147 @@
+"""The two kinds of text features of a classifier: computed from texts, and given as a tensor."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.models.validation import check_modes
+
+__all__ = ["EncodedTexts", "GivenFeatures", "TextFeatures"]
+
+
+class TextFeatures(Protocol):
+    """The features of a classifier's texts and distractors."""
+
+    def features(self) -> Tensor:
+        """Return the L2-normalized features (T, C) in the order texts, distractors."""
+
+    def empty_features(self) -> Tensor | None:
+        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+
+    @property
+    def has_empty_features(self) -> bool:
+        """Whether the feature of the empty text is known or can be computed."""
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """The templates of prompts; empty if features were given."""
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of further texts.
+
+        Raises:
+            TypeError: If there is none.
+        """
+
+    def with_texts(self, texts: tuple[str, ...]) -> TextFeatures:
+        """Return the features of other texts.
+
+        Raises:
+            ValueError: If features cannot be computed from texts.
+        """
+
+
+class EncodedTexts:
+    """Features computed from texts, and computed again when what determines them changes.
+
+    Args:
+        encoder: The text side of the model.
+        texts: Texts and distractors.
+    """
+
+    has_empty_features = True
+
+    def __init__(self, encoder: PromptEncoder, texts: tuple[str, ...]) -> None:
+        self._encoder = encoder
+        self._texts = texts
+        self._cached: tuple[object, Tensor] | None = None  # a generation of the encoder
+
+    # Cached features are not part of a compiled graph.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def features(self) -> Tensor:
+        """Return the L2-normalized features (T, C) in the order texts, distractors."""
+        generation = self._encoder.generation()
+        cached = self._cached
+        if cached is None or cached[0] is not generation:
+            check_modes(self._encoder.model)
+            # One tuple, so that no thread reads features of another generation.
+            cached = self._cached = generation, self._encoder(self._texts)
+        return cached[1]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def empty_features(self) -> Tensor:
+        """Return the L2-normalized feature (C,) of the empty text."""
+        return self._encoder([""])[0]
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """The templates of prompts."""
+        return self._encoder.templates
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder, checked against the model's own `encode_text`."""
+        self._encoder.check()
+        return self._encoder
+
+    def with_texts(self, texts: tuple[str, ...]) -> EncodedTexts:
+        """Return the features of other texts, by the same encoder and its cache."""
+        return EncodedTexts(self._encoder, texts)
+
+
+class GivenFeatures(nn.Module):
+    """Features given as tensors, normalized at each use so that gradients flow to them.
+
+    Args:
+        features: Features (T, C).
+        empty: Feature (C,) of the empty text, or None if it is unknown.
+    """
+
+    given: Tensor
+    empty: Tensor | None
+    templates: tuple[Template, ...] = ()
+
+    def __init__(self, features: Tensor, empty: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("given", features, persistent=False)
+        self.register_buffer("empty", empty, persistent=False)
+
+    def features(self) -> Tensor:
+        """Return the L2-normalized features (T, C)."""
+        return F.normalize(self.given, dim=-1)
+
+    def empty_features(self) -> Tensor | None:
+        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+        return None if self.empty is None else F.normalize(self.empty, dim=-1)
+
+    @property
+    def has_empty_features(self) -> bool:
+        """Whether the feature of the empty text was given."""
+        return self.empty is not None
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """There is none.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "a classifier made by from_features has no text tower to explain; make one from the "
+            "model and texts"
+        )
+
+    def with_texts(self, texts: tuple[str, ...]) -> GivenFeatures:
+        """Refuse, because features cannot be computed from texts.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("a classifier made by from_features has no texts to replace")
