@@ -28,11 +28,7 @@ from captum_clip_surgery.app.pictures import Shown, Visitors, example_picture, r
 from captum_clip_surgery.app.settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
-<<<<<<< HEAD
 from captum_clip_surgery.tasks import Prompt
-=======
-from captum_clip_surgery.tasks.points import Prompt
->>>>>>> m8
 from tests._helpers.cases import each
 from tests._helpers.served import CHROMIUM, chromium
 

@@ -22,7 +22,8 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.models.image import PathConfig, build_tower, linear_rows
+from captum_clip_surgery.models._blocks import linear_rows
+from captum_clip_surgery.models.image import PathConfig, build_tower
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.plain_towers import alone, at_size, enliven, new_path, trace
 from tests._helpers.tiny import relative_error, tiny_model
