@@ -281,14 +281,14 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: vit("diff", "token", None, attn_layer="diff"),
         "block 0 attends by DiffAttention",
     ),
-    "max": (lambda: vit("max", "max", None), "by 'max', expected one of token, avg, map"),
+    "max": (lambda: vit("max", "max", None), "by 'max', expected one of token, avg"),
     "avgmax": (
         lambda: eva("avgmax", "avgmax", None),
-        "by 'avgmax', expected one of token, avg, map",
+        "by 'avgmax', expected one of token, avg",
     ),
     "timm without pooling": (
         lambda: vit("nothing", "", "none"),
-        "by '', expected one of token, avg, map",
+        "by '', expected one of token, avg",
     ),
     "pooling in the head": (with_pool_in_head, "head pools once more, by AttentionPool2d"),
     "a trunk that pools its own way": (
