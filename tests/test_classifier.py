@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import (
     TOWERS,
     random_images,
@@ -47,9 +48,7 @@ def vit() -> ZeroShotClassifier:
 # --- logits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "extra", [{}, dict(init_logit_bias=-5.0), dict(nonscalar_logit_scale=True)]
-)
+@each("extra", [{}, dict(init_logit_bias=-5.0), dict(nonscalar_logit_scale=True)])
 @pytest.mark.parametrize("family", TOWERS)
 def test_logits_are_those_of_open_clip(family, extra):
     model = TINY[family].build(**extra)
@@ -221,7 +220,7 @@ REFUSED_FEATURES = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED_FEATURES)
+@each("kind", REFUSED_FEATURES)
 def test_refused_features(kind):
     arguments, error, message = REFUSED_FEATURES[kind]
     with pytest.raises(error, match=message):
