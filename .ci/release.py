@@ -1,10 +1,10 @@
-"""The release checklist, as a script: everything short of the upload.
+"""Run the release checklist, everything short of the upload.
 
     python .ci/release.py [--only STEP,STEP] [--dist FOLDER]
 
-What is built is the commit, not the folder: files that git ignores cannot slip in. Stops at the
-first step that fails, with status 1. Needs git; tools and the installed wheel go to virtual
-environments of their own, from nothing.
+The commit is built, not the folder, so files that git ignores cannot slip in. The script stops at
+the first step that fails, with status 1. It needs git; tools and the wheel are installed in fresh
+virtual environments.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SOURCE = Path(__file__).resolve().parent.parent
 PACKAGE = "captum_clip_surgery"
 TOOLS = ("build", "twine", "cyclonedx-bom")
 LARGEST = 12 * 2**20  # 7 MiB, most of it the embedded model, compressed
-#: What a wheel says of itself, and the licences beside.
+#: Files of a wheel's dist-info, and licenses in it.
 DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"}
 LICENSES = {"LICENSE", f"{PACKAGE}/demo/OFL.txt"}
-#: What only building makes, in a source distribution.
+#: Files of a source distribution that the build generates.
 GENERATED = re.compile(rf"PKG-INFO|setup\.cfg|{PACKAGE}\.egg-info/.*")
-#: Without these the package starts, and fails later.
+#: Package data without which the package imports but fails later.
 NEEDED = (
     "demo/model/",
     "demo/sprites.png",
@@ -44,12 +44,12 @@ NEEDED = (
 
 
 class Refused(Exception):
-    """A step of the checklist that is not fulfilled, and why."""
+    """A step of the checklist failed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """Where things are: `dist` for what is built, `work` for environments, gone afterwards."""
+    """Folders of a release: `dist` for its files, `work` for temporary environments."""
 
     dist: Path
     work: Path
@@ -64,12 +64,12 @@ class Release:
 
     @property
     def tools(self) -> Path:
-        """The interpreter that has the tools."""
+        """Interpreter with the tools."""
         return environment(self.work / "tools", *TOOLS)
 
     @property
     def installed(self) -> Path:
-        """The interpreter that has the wheel, and nothing of the source tree."""
+        """Interpreter with the wheel and nothing of the source tree."""
         return environment(self.work / "installed", str(self.wheel.resolve()))
 
 
@@ -81,8 +81,8 @@ def one(found: Iterable[Path], what: str) -> Path:
 
 
 def run(*command: str | Path, cwd: Path = SOURCE) -> str:
-    """What a command prints; Refused with it where the command fails."""
-    # A source tree on the path would hide that the wheel lacks something.
+    """Run a command and return its output; raise Refused with it if the command fails."""
+    # A source tree on the path would hide that the wheel lacks a file.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     text = [str(part) for part in command]
     done = subprocess.run(text, cwd=cwd, env=clean, text=True, capture_output=True)
@@ -93,7 +93,7 @@ def run(*command: str | Path, cwd: Path = SOURCE) -> str:
 
 
 def environment(folder: Path, *packages: str) -> Path:
-    """The interpreter of a virtual environment with these packages, made once."""
+    """Return the interpreter of a virtual environment with these packages; create it once."""
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
@@ -114,7 +114,7 @@ def version_of(source: Path = SOURCE) -> str:
 
 
 def tree(release: Release) -> str:
-    """Nothing uncommitted."""
+    """Check that nothing is uncommitted."""
     changed = run("git", "status", "--porcelain")
     if changed:
         raise Refused(f"the working tree is not clean, so it is not what a tag names:\n{changed}")
@@ -122,7 +122,7 @@ def tree(release: Release) -> str:
 
 
 def version(release: Release) -> str:
-    """The package's version heads the changelog."""
+    """Check that the package's version heads the changelog."""
     ours = version_of()
     headings = re.findall(r"^## +(\S+)", (SOURCE / "CHANGELOG.md").read_text(), re.M)
     if not headings or headings[0] != ours:
@@ -131,7 +131,7 @@ def version(release: Release) -> str:
 
 
 def build(release: Release) -> str:
-    """A source distribution of the commit, and a wheel of that."""
+    """Build a source distribution of the commit, and a wheel from it."""
     if any(release.dist.glob("*")):
         raise Refused(f"{release.dist} is not empty: move what is there away")
     commit = release.work / "commit"
@@ -140,7 +140,7 @@ def build(release: Release) -> str:
     run("git", "archive", "--output", archive, "HEAD")
     with tarfile.open(archive) as tar:
         tar.extractall(commit, filter="data")
-    # Times of files in the archives: the commit's, so that building again gives the same wheel.
+    # Files get the time of the commit, so that building again gives the same wheel.
     os.environ["SOURCE_DATE_EPOCH"] = run("git", "log", "-1", "--format=%ct").strip()
     build_from(commit, release.dist, release.tools)
     return f"{release.wheel.name}, {release.sdist.name}"
@@ -151,13 +151,13 @@ def build_from(source: Path, dist: Path, python: Path) -> None:
 
 
 def twine(release: Release) -> str:
-    """What an index asks of the metadata and the description."""
+    """Check the metadata and the description as an index does."""
     run(release.tools, "-m", "twine", "check", "--strict", release.wheel, release.sdist)
     return "passed"
 
 
 def contents(release: Release) -> str:
-    """The wheel holds the package as git has it, the source distribution nothing that git lacks."""
+    """Compare the files of the wheel and the source distribution with those in git."""
     tracked = run("git", "ls-files").splitlines()
     wheel, sdist = wheel_names(release.wheel), sdist_names(release.sdist)
     found = [*wheel_problems(wheel, tracked), *sdist_problems(sdist, tracked)]
@@ -170,7 +170,7 @@ def contents(release: Release) -> str:
 
 
 def install(release: Release) -> str:
-    """The wheel alone, away from the sources, explains a picture."""
+    """Install the wheel away from the sources and explain an image."""
     elsewhere = release.work / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     script = release.installed.with_name("clip-surgery")
@@ -191,7 +191,7 @@ def install(release: Release) -> str:
 
 
 def sbom(release: Release) -> str:
-    """The software bill of materials of what the wheel was installed with."""
+    """Write a software bill of materials of the environment with the wheel."""
     path = release.dist / f"{PACKAGE}-{version_of()}.cdx.json"
     run(
         *(release.tools, "-m", "cyclonedx_py", "environment", release.installed),
@@ -201,9 +201,7 @@ def sbom(release: Release) -> str:
     return f"{path.name}, {len(set(names))} packages"
 
 
-STEPS: tuple[Callable[[Release], str], ...] = (
-    *(tree, version, build, twine, contents, install, sbom),
-)
+STEPS: list[Callable[[Release], str]] = [tree, version, build, twine, contents, install, sbom]
 
 
 # --- contents ------------------------------------------------------------------------------------
@@ -215,13 +213,13 @@ def wheel_names(path: Path) -> list[str]:
 
 
 def sdist_names(path: Path) -> list[str]:
-    """Its files, without the folder that holds them all."""
+    """List the files of a source distribution without its top folder."""
     with tarfile.open(path) as archive:
         return [member.name.partition("/")[2] for member in archive if member.isfile()]
 
 
 def wheel_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """What a wheel has too much or too little, a line each."""
+    """List stray and missing files of a wheel, one per line."""
     inside, about = set[str](), set[str]()
     for name in names:
         folder, _, rest = name.partition("/")
@@ -248,11 +246,13 @@ def wheel_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
 
 
 def sdist_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """What a source distribution has that git lacks or that is no part of it, and what it lacks."""
+    """List stray and missing files of a source distribution, one per line."""
     inside, known = set(names), set(tracked)
     package = {name for name in known if name.startswith(f"{PACKAGE}/")}
     stray = {name for name in inside - known if not GENERATED.fullmatch(name)}
-    tests = {name for name in inside if name.startswith("tests/")}  # a part of them would not run
+    tests = {
+        name for name in inside if name.startswith("tests/")
+    }  # they would not run without their helpers
     return [
         *(f"sdist: stray file {name}" for name in sorted(stray | tests)),
         *(f"sdist: no {name}" for name in sorted(package - inside)),
@@ -260,16 +260,16 @@ def sdist_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Steps and what they found, in two columns."""
+    """Format steps and their results in two columns."""
     return "\n".join(f"{name:<10}{said}" for name, said in rows)
 
 
 def main() -> int:
     names = [step.__name__ for step in STEPS]
     parser = argparse.ArgumentParser(description="The release checklist.")
-    parser.add_argument("--only", default=",".join(names), help="steps, comma between")
+    parser.add_argument("--only", default=",".join(names), help="comma-separated steps")
     parser.add_argument(
-        "--dist", type=Path, default=SOURCE / "dist", help="folder of what is built"
+        "--dist", type=Path, default=SOURCE / "dist", help="folder for the built files"
     )
     arguments = parser.parse_args()
     chosen = arguments.only.split(",")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import (
     TOWERS,
     random_images,
@@ -47,9 +48,7 @@ def vit() -> ZeroShotClassifier:
 # --- logits --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "extra", [{}, dict(init_logit_bias=-5.0), dict(nonscalar_logit_scale=True)]
-)
+@each("extra", [{}, dict(init_logit_bias=-5.0), dict(nonscalar_logit_scale=True)])
 @pytest.mark.parametrize("family", TOWERS)
 def test_logits_are_those_of_open_clip(family, extra):
     model = TINY[family].build(**extra)
@@ -176,7 +175,7 @@ def test_few_features_need_the_empty_text():
     few = ZeroShotClassifier.from_features(model, features[:7])
     images = random_images(few)
     for form in "auto", "empty":
-        remedies = 'pass empty_features= to from_features, or choose feature_surgery="release"'
+        remedies = 'pass empty_features= to from_features, or use feature_surgery="release"'
         with pytest.raises(ValueError, match=f"'{form}' with 7 features .* {remedies}"):
             LayerCLIPSurgery(few, feature_surgery=form).attribute(images, 0)
     LayerCLIPSurgery(few, feature_surgery="release").attribute(images, 0)
@@ -207,7 +206,7 @@ REFUSED_FEATURES = {
     "infinite": (dict(features=GOOD / 0), ValueError, "features hold NaN or infinity"),
     "numpy": (dict(features=GOOD.numpy()), TypeError, "features are ndarray, expected a floating"),
     "int": (dict(features=GOOD.long()), TypeError, "features are torch.int64, expected a floating"),
-    "names": (dict(features=GOOD, texts=["a"]), ValueError, "1 texts name 3 features"),
+    "names": (dict(features=GOOD, texts=["a"]), ValueError, "there are 1 texts for 3 features"),
     "a name": (dict(features=GOOD, texts="abc"), TypeError, "texts is the string 'abc'; pass a li"),
     "empty width": (dict(features=GOOD, empty_features=GOOD[0, 1:]), ValueError, "empty_features"),
     "empty rows": (dict(features=GOOD, empty_features=GOOD[:2]), ValueError, "empty_features have"),
@@ -221,7 +220,7 @@ REFUSED_FEATURES = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED_FEATURES)
+@each("kind", REFUSED_FEATURES)
 def test_refused_features(kind):
     arguments, error, message = REFUSED_FEATURES[kind]
     with pytest.raises(error, match=message):

@@ -45,8 +45,8 @@ def test_release_and_paper_form_by_loops(inverse_temperature: float) -> None:
             s = torch.stack([TOKENS[n, i] @ text for text in TEXTS])
             release[n, :, i] = w * s - (w * s).mean()
             paper[n, :, i] = s - (w * s).mean()
-    for form, expected in (("release", release), ("paper", paper)):
-        scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, form, inverse_temperature)
+    for variant, expected in (("release", release), ("paper", paper)):
+        scores = functional.feature_surgery(TOKENS, TEXTS, CLASS, variant, inverse_temperature)
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-7)
 
 
@@ -72,11 +72,11 @@ def test_weights_are_positive_with_mean_one() -> None:
     torch.testing.assert_close(weights.mean(-1), torch.ones(2).double())
 
 
-@pytest.mark.parametrize("form", [*functional.VARIANTS, None])
+@pytest.mark.parametrize("variant", [*functional.VARIANTS, None])
 @pytest.mark.parametrize("targets", [[2], [3, 0], [[1], [2]]])
-def test_targets_select_rows(form: str | None, targets: list[int] | list[list[int]]) -> None:
+def test_targets_select_rows(variant: str | None, targets: list[int] | list[list[int]]) -> None:
     index = torch.tensor(targets)
-    options = {"form": form, "empty_features": features(7, seed=3)}
+    options = {"variant": variant, "empty_features": features(7, seed=3)}
     full = functional.feature_surgery(TOKENS, TEXTS, CLASS, **options)
     part = functional.feature_surgery(TOKENS, TEXTS, CLASS, **options, targets=index)
     rows = index if index.ndim == 2 else index.expand(2, -1)

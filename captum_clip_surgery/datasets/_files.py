@@ -34,7 +34,7 @@ def open_rgb(path: Path) -> Image.Image:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not an image, or is truncated.
     """
-    with _opened(path, "a picture") as opened:
+    with _opened(path, "an image") as opened:
         image = opened.convert("RGB")
         image.info.clear()  # including the EXIF rotation, which later steps would apply
         return image
@@ -47,7 +47,7 @@ def image_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not an image.
     """
-    with _opened(path, "a picture") as image:
+    with _opened(path, "an image") as image:
         return image.size
 
 

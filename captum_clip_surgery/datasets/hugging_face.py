@@ -118,7 +118,7 @@ class HuggingFace(ImageDataset):
         content = row[column] and row[column].get("bytes")
         if not content:
             raise ValueError(
-                f"{where} has no bytes of a picture, and paths are not followed; save the data set "
+                f"{where} has no bytes of an image, and paths are not followed; save the data set "
                 "with Dataset.save_to_disk, which stores them"
             )
         mode = self._modes[column]
@@ -130,7 +130,7 @@ class HuggingFace(ImageDataset):
                 return image.convert(mode) if mode and mode != image.mode else image
         except Exception as error:  # decoders raise many types
             raise ValueError(
-                f"{where} cannot be read as a picture: {error_message(error)}"
+                f"{where} cannot be read as an image: {error_message(error)}"
             ) from None
 
     def _read_tags(self, labels: Any, where: str) -> list[int]:

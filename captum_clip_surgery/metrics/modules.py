@@ -10,15 +10,15 @@ The module needs torchmetrics: `pip install 'captum_clip_surgery[metrics]'`.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.metrics._pair_metric import PairMetric, PercentMean
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
     THRESHOLDS,
@@ -34,21 +34,8 @@ from captum_clip_surgery.metrics.functional import (
     score_contrast,
     segmentation_miou,
 )
-from captum_clip_surgery.metrics.functional._maps import (
-    check_maps,
-    check_pair,
-    check_tolerance,
-    is_measurable,
-)
+from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
 from captum_clip_surgery.models import validation
-
-try:
-    from torchmetrics import Metric
-except ImportError as error:
-    raise ImportError(
-        "captum_clip_surgery.metrics.modules needs torchmetrics; install the extra: "
-        "pip install 'captum_clip_surgery[metrics]'"
-    ) from error
 
 __all__ = [
     "EnergyPointingGame",
@@ -62,96 +49,6 @@ __all__ = [
     "ScoreContrast",
     "SegmentationProtocol",
 ]
-
-
-class _PercentMean(Metric):
-    """Sums of statistics in 0..1, and their means in percent.
-
-    Args:
-        variant: Options that distinguish metrics of the same class.
-        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
-    """
-
-    is_differentiable = False
-    higher_is_better: bool | None = True
-    full_state_update = False
-    #: Number of statistics.
-    width: ClassVar[int] = 1
-
-    def __init__(self, variant: object = "", **options: Any) -> None:
-        super().__init__(**options)
-        # A MetricCollection merges metrics whose states have equal names and, after the first
-        # batch, equal values, as after constant maps. So the name contains class and options.
-        self._state = f"sums_{type(self).__name__}_{variant}".replace(".", "_")
-        sums = torch.zeros(self.width + 1, dtype=torch.float64)
-        self.add_state(self._state, default=sums, dist_reduce_fx="sum")
-
-    def _add(self, stats: Tensor) -> None:
-        """Add statistics (n, width)."""
-        sums = getattr(self, self._state)
-        added = torch.cat([stats.sum(0), stats.new_tensor([len(stats)])]).to(sums)
-        setattr(self, self._state, sums + added)
-
-    def compute(self) -> Any:
-        """Return the mean in percent."""
-        return self.mean()[0]
-
-    def mean(self) -> Tensor:
-        """Return the means of the statistics in percent, (width,)."""
-        sums = getattr(self, self._state)
-        return 100 * sums[:-1] / sums[-1]
-
-
-class PairMetric(_PercentMean):
-    """Base class of means over pairs of a map and a mask.
-
-    A subclass implements `measure`, sets `width` if it returns more than one number, and overrides
-    `compute` if its result is more than their mean in percent.
-
-    Args:
-        variant: Options that distinguish metrics of the same class.
-        **options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
-
-    Example::
-
-        >>> class MeanScore(PairMetric):
-        ...     def measure(self, attribution, mask):
-        ...         return float(prepare(attribution, mask)[mask].mean())
-        >>> metric = MeanScore()
-        >>> metric.update(torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[True, True, False]]]))
-        >>> metric.compute()
-        tensor(25., dtype=torch.float64)
-    """
-
-    @abstractmethod
-    def measure(self, attribution: Tensor, mask: Tensor) -> Tensor | float:
-        """Return the statistics of one pair.
-
-        Args:
-            attribution: Map (h, w), raw and signed, on the CPU.
-            mask: Mask (H, W) of bool with pixels inside and outside.
-
-        Returns:
-            Statistics in 0..1, a number or (width,).
-        """
-
-    def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Add pairs.
-
-        Args:
-            maps: Maps (N, h, w), raw and signed.
-            masks: Masks (N, H, W) of bool.
-
-        Raises:
-            TypeError: If the maps or masks are not tensors.
-            ValueError: If a shape or the masks' dtype is wrong, or a map is not finite.
-        """
-        check_maps(maps, len(masks))
-        for attribution, mask in zip(maps.detach().cpu(), masks.cpu(), strict=True):
-            check_pair(attribution, mask)
-            if is_measurable(mask):
-                stats = torch.as_tensor(self.measure(attribution, mask), dtype=torch.float64)
-                self._add(stats.reshape(1, self.width))
 
 
 class ExplanationIoU(PairMetric):
@@ -289,7 +186,7 @@ class SegmentationProtocol(PairMetric):
         }
 
 
-class GridPointingGame(_PercentMean):
+class GridPointingGame(PercentMean):
     """Percentage of the map's positive mass in the right cell of a grid of images.
 
     Args:
@@ -323,10 +220,10 @@ class GridPointingGame(_PercentMean):
         check_maps(maps, len(cells))
         for attribution, cell in zip(maps, cells, strict=True):
             fraction = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
-            self._add(torch.tensor([[fraction]], dtype=torch.float64))
+            self.add(torch.tensor([[fraction]], dtype=torch.float64))
 
 
-class InsertionDeletion(_PercentMean):
+class InsertionDeletion(PercentMean):
     """Areas under the target's probability as pixels enter a baseline or leave the image.
 
     Args:
@@ -383,7 +280,7 @@ class InsertionDeletion(_PercentMean):
             ValueError: If the arguments do not fit the classifier or each other.
             IndexError: If a target is out of range.
         """
-        self._add(torch.stack(self._areas(images, maps, targets), dim=1))
+        self.add(torch.stack(self._areas(images, maps, targets), dim=1))
 
     def compute(self) -> dict[str, Tensor]:
         """Return `insertion` and `deletion` in percent."""

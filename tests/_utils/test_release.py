@@ -48,7 +48,7 @@ def test_a_right_wheel_has_no_problems(release: ModuleType) -> None:
 
 
 STRAYS = (
-    "captum_clip_surgery/data/classes/mine.txt",
+    "captum_clip_surgery/datasets/classes/mine.txt",
     "captum_clip_surgery/notes.md",
     "tests/conftest.py",
     "benchmarks/speed.py",
@@ -66,7 +66,7 @@ def test_a_stray_file_is_found(release: ModuleType, stray: str) -> None:
 NEEDED = (
     "captum_clip_surgery/py.typed",
     "captum_clip_surgery/demo/model/open_clip_model.safetensors",
-    "captum_clip_surgery/data/classes/voc20.txt",
+    "captum_clip_surgery/datasets/classes/voc20.txt",
     "captum_clip_surgery/evaluation/protocols/dense.toml",
 )
 
@@ -96,10 +96,10 @@ def test_the_source_distribution_has_no_tests_and_nothing_unknown(release: Modul
     names = tracked(release)
     right = [name for name in names if name.startswith("captum_clip_surgery/")] + ["PKG-INFO"]
     assert release.sdist_problems(right, names) == []
-    wrong = [*right, "tests/test_release.py", "notes.txt"]
+    wrong = [*right, "tests/_utils/test_release.py", "notes.txt"]
     assert release.sdist_problems(wrong[1:], names) == [
         "sdist: stray file notes.txt",
-        "sdist: stray file tests/test_release.py",
+        "sdist: stray file tests/_utils/test_release.py",
         f"sdist: no {wrong[0]}",
     ]
 

@@ -165,20 +165,15 @@ POOLED_ALONE = re.compile(
 
 @each_family
 @at_sizes
-<<<<<<< HEAD
-@pytest.mark.parametrize("form", VARIANTS)
-def test_gradients_with_respect_to_parameters(family, grid, form):
-=======
 def test_gradients_with_respect_to_parameters(family, grid):
     """With and without the image's embedding; the other forms differ behind the tower."""
-    for form in FORMS if family == "vit" else ("release", None):
+    for form in VARIANTS if family == "vit" else ("release", None):
         check_gradients_with_respect_to_parameters(family, grid, form)
 
 
 def check_gradients_with_respect_to_parameters(
     family: str, grid: tuple[int, int] | None, form: str | None
 ) -> None:
->>>>>>> m8
     # A copy, since differences are taken by moving its parameters.
     clip = copy.deepcopy(double_clip(family))
     surgery = LayerCLIPSurgery(clip, feature_surgery=form)

@@ -27,6 +27,7 @@ from captum_clip_surgery.datasets import (
     Sample,
     Tags,
 )
+from tests._helpers.cases import each
 from tests._helpers.written_coco import (
     CATEGORIES,
     HEIGHT,
@@ -98,7 +99,7 @@ def test_the_classes_are_cocos_in_the_order_of_their_ids() -> None:
     assert list(Classes.named("coco_stuff171").first[:80]) == NAMES
 
 
-@pytest.mark.parametrize("name", ["coco80", "coco_object81", "coco_stuff171", "coco_stuff27"])
+@each("name", ["coco80", "coco_object81", "coco_stuff171", "coco_stuff27"])
 def test_no_name_is_of_two_classes(name: str) -> None:
     """Such a name would make a text of two classes, which `segment` refuses."""
     classes = Classes.named(name)

@@ -154,7 +154,7 @@ def test_paths_in_rows_are_not_followed(tmp_path, picture):
     with pa.OSFile(str(root / "y"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table)
     (root / "y").replace(path)
-    with pytest.raises(ValueError, match=r"x, row 0 (has no bytes|cannot be read as a picture)"):
+    with pytest.raises(ValueError, match=r"x, row 0 (has no bytes|cannot be read as an image)"):
         open_dataset("huggingface", root)[0]
 
 

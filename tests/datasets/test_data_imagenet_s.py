@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from captum_clip_surgery.datasets import IGNORE_INDEX, Classes, ImageNetS, Labels, Sample
+from tests._helpers.cases import each
 from tests._helpers.written_imagenet_s import FIRST, colours, write_imagenet_s
 from tests._helpers.written_voc import write_jpeg
 
@@ -32,7 +33,7 @@ def as_is(samples: list[Sample]) -> Sample:
     return samples[0]
 
 
-@pytest.mark.parametrize("size", [50, 300, 919])
+@each("size", [50, 300, 919])
 def test_names_of_classes_ascend_by_wordnet_id(size: int) -> None:
     """The toolkit's order: each name is one of ImageNet's, in the order of WordNet ids."""
     classes = Classes.named(f"imagenet_s{size}")

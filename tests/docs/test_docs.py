@@ -28,10 +28,7 @@ from typer.exceptions import TyperException
 import captum_clip_surgery
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
-<<<<<<< HEAD
 from captum_clip_surgery.models.image._registry import TOWER_CLASSES
-=======
->>>>>>> m8
 from tests._helpers.cases import each
 
 ROOT = Path(__file__).parents[2]

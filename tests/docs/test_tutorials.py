@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests._helpers.cases import each
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -119,7 +121,7 @@ def test_there_are_tutorials() -> None:
     assert sum(notebook.stat().st_size for notebook in NOTEBOOKS) < 8 * MEGABYTE
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)
+@each("notebook", NOTEBOOKS)
 def test_outputs_are_complete(notebook: Path) -> None:
     book = read(notebook)
     nbformat.validate(book)
@@ -134,7 +136,7 @@ def test_outputs_are_complete(notebook: Path) -> None:
     assert notebook.stat().st_size < 1.4 * MEGABYTE
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)
+@each("notebook", NOTEBOOKS)
 def test_nothing_of_a_machine_is_kept(notebook: Path) -> None:
     book = read(notebook)
     assert not [cell.id for cell in book.cells if "execution" in cell.metadata]
@@ -146,7 +148,7 @@ def test_nothing_of_a_machine_is_kept(notebook: Path) -> None:
             assert not re.search(paths, text), text
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)
+@each("notebook", NOTEBOOKS)
 def test_one_cell_chooses_the_model(notebook: Path) -> None:
     book = read(notebook)
     (cell,) = to_edit(book)
@@ -157,7 +159,7 @@ def test_one_cell_chooses_the_model(notebook: Path) -> None:
     assert embedded == [cell]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)
+@each("notebook", NOTEBOOKS)
 def test_it_checks_itself_and_links_lead_somewhere(notebook: Path) -> None:
     book = read(notebook)
     assert sum(cell.source.count("assert ") for cell in code_cells(book)) >= 3

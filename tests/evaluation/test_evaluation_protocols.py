@@ -17,6 +17,7 @@ from captum_clip_surgery.evaluation import Protocol, View, evaluate
 from captum_clip_surgery.evaluation._data import EvalDataLoader, resize_policy
 from captum_clip_surgery.evaluation.predictors import SegmentationPredictor
 from captum_clip_surgery.tasks import segment
+from tests._helpers.cases import each
 from tests._helpers.written_scenes import Given
 
 #: Of what the two scenes show, and synonyms that they do not.
@@ -279,7 +280,7 @@ def test_without_a_scale_the_models_own(clip: ZeroShotClassifier, data: Given) -
     assert not all(np.array_equal(a, b) for a, b in zip(by_default, other, strict=True))
 
 
-@pytest.mark.parametrize(
+@each(
     ("picture", "view", "expected"),
     [
         ((500, 375), View(size=224), (224, 224)),

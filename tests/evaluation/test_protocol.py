@@ -20,6 +20,7 @@ from captum_clip_surgery.evaluation.protocol import (
     View,
     class_files,
 )
+from tests._helpers.cases import each
 
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.toml"))
 PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
@@ -72,7 +73,7 @@ NACLIP = {
 }
 
 
-@pytest.mark.parametrize("dataset", NACLIP)
+@each("dataset", NACLIP)
 def test_dense_is_what_naclip_configures(dataset):
     dense = Protocol.load("dense")
     view = dense.view("segmentation", dataset)
@@ -84,7 +85,7 @@ def test_dense_is_what_naclip_configures(dataset):
     assert len(TEMPLATE_SETS["imagenet"]) == 80
 
 
-@pytest.mark.parametrize("dataset", OWN_CLASSES)
+@each("dataset", OWN_CLASSES)
 def test_names_of_dense_are_of_the_data_sets_classes_in_their_order(dataset):
     view = Protocol.load("dense").view("segmentation", dataset)
     assert view.classes is not None
@@ -261,7 +262,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@each("mistake", MISTAKES)
 def test_a_mistake_is_told_with_its_file(mistake, tmp_path):
     text, message = MISTAKES[mistake]
     path = written(tmp_path, text)
@@ -276,7 +277,7 @@ def test_bytes_that_are_no_text(tmp_path):
         Protocol.load(path)
 
 
-@pytest.mark.parametrize("name", ["papers", "nowhere/mine.toml", Path("nowhere/mine.toml")])
+@each("name", ["papers", "nowhere/mine.toml", Path("nowhere/mine.toml")])
 def test_one_there_is_not(name):
     known = ", ".join(SHIPPED)
     expected = f"^there is no protocol '{name}'; choose from {known}, or pass a .toml file$"

@@ -134,9 +134,13 @@ def test_what_has_changed_is_said(
     change(evaluated)
     ended = evaluated("--resume")
     assert isinstance(ended, str)
-    assert ended.startswith(f"error: the run in {evaluated.folder / 'out' / 'journal'} was of")
-    assert ended.partition("settings differ: ")[2].startswith(said)  # and nothing else
-    assert "; " not in ended.partition("settings differ: ")[2]
+    journal = evaluated.folder / "out" / "journal"
+    assert ended.startswith(f"error: the run in {journal} cannot be resumed, because its settings")
+    differences = ended.partition("settings differ: ")[2].split("; ")
+    assert differences[0].startswith(said)
+    # And nothing else, but for the class of the activation, which is among the model's settings.
+    assert len(differences) == 1 + (change is other_activation)
+    assert all(text.startswith("model.settings was") for text in differences[1:])
     assert evaluated.found() == evaluated.table
     assert evaluated.pieces.read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""Pixels that nobody judged: each measure of a pair by hand, with them counted and without."""
+"""Ignored pixels: each measure of a pair by hand, with and without them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from captum_clip_surgery.metrics.pairs import PairMeasures
 from tests._helpers.cases import each
 
-#: The highest pixel lies outside the mask, two pixels from it, and was not judged.
+#: The highest pixel lies outside the mask, two pixels from it, and is ignored.
 MAP = torch.tensor([[1.0, 0.6, 0.8, 0.3, 0.2, 0.0]])
 MASK = torch.tensor([[False, False, True, False, True, False]])
 IGNORED = torch.tensor([[True, False, False, False, False, False]])
 
-#: Of the pixels judged, .6 .8 .3 .2 0, and of all; inside are .8 and .2.
+#: Values for the valid pixels, .6 .8 .3 .2 0, and for all; inside are .8 and .2.
 BY_HAND = {
     "explanation_iou": (2 / 4, 2 / 5),  # at thresholds up to .2
     "msc": (0.5 - 0.9 / 3, 0.5 - 1.9 / 4),
@@ -23,7 +23,7 @@ BY_HAND = {
     "energy": (1 / 1.9, 1 / 2.9),
     "auroc": (4 / 6, 4 / 8),
     "average_precision": ((1 + 2 / 4) / 2, (1 / 2 + 2 / 5) / 2),
-    # Above the mean, .38 of those judged and .483 of all: .6 and .8, and 1 where it counts.
+    # Above the mean, .38 of the valid pixels and .483 of all: .6 and .8, and 1 where it counts.
     "pixel_accuracy": (3 / 5, 3 / 6),
     "segmentation_miou": ((1 / 3 + 2 / 4) / 2, (1 / 4 + 2 / 5) / 2),
 }
@@ -38,8 +38,8 @@ def measured(attribution: Tensor, mask: Tensor, ignored: Tensor | None) -> dict[
 def test_each_measure_by_hand() -> None:
     apart, counted = measured(MAP, MASK, IGNORED), measured(MAP, MASK, None)
     assert set(BY_HAND) == set(apart) - {"threshold", "n_pairs", "skipped"}
-    for name, (judged, everywhere) in BY_HAND.items():
-        assert apart[name] == pytest.approx(100 * judged, rel=1e-6), name
+    for name, (valid, everywhere) in BY_HAND.items():
+        assert apart[name] == pytest.approx(100 * valid, rel=1e-6), name
         assert counted[name] == pytest.approx(100 * everywhere, rel=1e-6), name
 
 
@@ -59,7 +59,7 @@ def test_as_if_cut_away(seed: int) -> None:
     ignored = torch.zeros_like(mask)
     ignored[:, 9:] = True
     cut = measured(attribution[:, :9], mask[:, :9], None)
-    # A mask that goes on where nobody judged is near to pixels at the edge.
+    # A mask that continues into ignored pixels is near pixels at the edge.
     mask[:, 9:] = False
     assert measured(attribution, mask, ignored) == pytest.approx(cut, rel=1e-9)
     assert measured(attribution, mask, None) != pytest.approx(cut, rel=1e-3)

@@ -238,7 +238,8 @@ def test_two_processes_give_the_number_of_one(tmp_path: Path) -> None:
 
 def test_without_torchmetrics_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, "captum_clip_surgery.metrics.modules")
+    for name in ("modules", "_pair_metric"):
+        monkeypatch.delitem(sys.modules, f"captum_clip_surgery.metrics.{name}")
     with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[metrics\]'"):
         importlib.import_module("captum_clip_surgery.metrics.modules")
 
@@ -254,4 +255,4 @@ def test_nothing_else_imports_torchmetrics() -> None:
         if importing.search(path.read_text())
     ]
     # Recognition imports it on use.
-    assert sorted(found) == ["evaluation/judges.py", "metrics/modules.py"]
+    assert sorted(found) == ["evaluation/evaluators.py", "metrics/_pair_metric.py"]

@@ -20,11 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
-<<<<<<< HEAD
 from captum_clip_surgery.models import describe_activation
-=======
-from captum_clip_surgery.models._activations import describe_activation
->>>>>>> m8
 from tests._helpers.cases import each
 from tests._helpers.tiny import relative_error, with_preprocessing
 from tests._helpers.tower_kinds import TINY
@@ -479,7 +475,7 @@ def test_nothing_in_an_archive_runs(tiny, archive, tmp_path, options):
 
 def test_archives_that_would_fill_the_memory(tiny, archive, tmp_path):
     huge = pickle.PROTO + b"\x02N" + pickle.LONG_BINPUT + b"\xff\xff\xff\x7f."
-    refused(rewritten(archive, {"data.pkl": huge}), "a pickle of 9 bytes has no 2,147,483,647")
+    refused(rewritten(archive, {"data.pkl": huge}), "a pickle of 9 bytes cannot hold 2,147,483,647")
     compressed = rewritten(archive, {"data/0": bytes(10**7)}, compress=True)
     refused(compressed, "unpacks to more than its size")
 

@@ -28,6 +28,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, word_score
 from captum_clip_surgery.models._agreement import VerifiedImageTower
 from captum_clip_surgery.models.image import VisionTransformerTower, _registry, register_tower
 from captum_clip_surgery.tasks import word_maps
+from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY
@@ -527,7 +528,7 @@ def test_words_of_a_text_block_that_cannot_be_taken_apart() -> None:
         ("resnet", "visual", "the image tower"),
     ],
 )
-@pytest.mark.parametrize("when", ["before", "after"])
+@each("when", ["before", "after"])
 def test_hooks_on_containers_are_named(family: str, place: str, named: str, when: str) -> None:
     model = tiny_model(family)
     expected = make(copy.deepcopy(model))
@@ -614,9 +615,9 @@ def test_another_image_tower_is_the_one_in_use() -> None:
     images = random_images(clip)
     model.visual = tiny_model("vit", seed=1).visual
     fresh = make(model)
-    for each in (clip, sibling):
-        assert relative_error(each(images), own_logits(model, images)) < 1e-5
-        assert each.tower.visual is model.visual
+    for one in (clip, sibling):
+        assert relative_error(one(images), own_logits(model, images)) < 1e-5
+        assert one.tower.visual is model.visual
     assert torch.equal(surgery.attribute_all(images), LayerCLIPSurgery(fresh).attribute_all(images))
     # Of another family, size, number of blocks and preprocessing.
     visual = tiny_model("mobileclip").visual

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import encoder
 from captum_clip_surgery.models.text.templates import format_prompt
+from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, text_model, text_tower
 from tests._helpers.tiny import random_images, relative_error, tiny_model
 
@@ -62,7 +63,7 @@ def test_the_85_templates():
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("template", "text", "prompt"),
     [
         ("a photo of a {}.", "dog", "a photo of a dog."),
@@ -96,7 +97,7 @@ REFUSED_TEMPLATES = [
 ]
 
 
-@pytest.mark.parametrize(("template", "error", "message"), REFUSED_TEMPLATES)
+@each(("template", "error", "message"), REFUSED_TEMPLATES)
 def test_refused_templates(template, error, message):
     with pytest.raises(error, match=message):
         format_prompt(template, "text")
@@ -293,9 +294,9 @@ def test_features_of_a_mode_without_gradients_serve_gradients_later(mode, refres
         LayerCLIPSurgery(clip).attribute_all(images)  # remembers the empty text's too
     plain = ZeroShotClassifier(model, ["dog", "cat"], templates=())
     gradients = []
-    for each in clip, plain:
+    for one in clip, plain:
         inputs = images.clone().requires_grad_()
-        total = LayerCLIPSurgery(each).attribute_all(inputs).square().sum() + each(inputs).sum()
+        total = LayerCLIPSurgery(one).attribute_all(inputs).square().sum() + one(inputs).sum()
         gradients.extend(torch.autograd.grad(total, inputs))
     assert gradients[1].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1])

@@ -167,9 +167,7 @@ def test_a_tokenizer_for_another_vocabulary():
 
 def test_a_model_without_preprocessing_warns():
     model = TINY["vit"].build().eval()
-    with pytest.warns(
-        UserWarning, match=r"no visual\.preprocess_cfg; taking OpenAI's mean and std"
-    ):
+    with pytest.warns(UserWarning, match=r"no visual\.preprocess_cfg; using OpenAI's mean and std"):
         clip = ZeroShotClassifier(model, TEXTS, templates=())
     mean, std = map(torch.tensor, (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     black = clip.preprocess(Image.new("RGB", (5, 5)))[0, :, 0, 0]

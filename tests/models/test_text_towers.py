@@ -176,7 +176,7 @@ def test_a_tokenizer_of_ones_own_needs_a_length_where_the_tower_has_none(folder)
         own_length = PromptEncoder(model, own, ()).context_length
         assert own_length == model.text.context_length
     else:
-        with pytest.raises(ValueError, match="HFTextEncoder does not say its context length; pass"):
+        with pytest.raises(ValueError, match="HFTextEncoder has no context length; pass"):
             PromptEncoder(model, own, ())
 
 

@@ -178,7 +178,7 @@ def test_other_output_is_refused_by_name(case):
     [
         (lambda texts: ids_of(texts), r"must take \(texts, context_length=...\), .* is \(texts\)"),
         (lambda texts, length: ids_of(texts, length), r"signature is \(texts, length\)"),
-        ("ViT-B-32", "the tokenizer is 'ViT-B-32', which is not callable; pass"),
+        ("ViT-B-32", "the tokenizer must be callable, got 'ViT-B-32'; pass"),
     ],
 )
 def test_what_cannot_be_called_with_a_context_length(tokenizer, message):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.models.image import PathConfig, build_tower, linear_rows
+from captum_clip_surgery.models._blocks import linear_rows
+from captum_clip_surgery.models.image import PathConfig, build_tower
+from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.plain_towers import alone, at_size, enliven, new_path, trace
 from tests._helpers.tiny import relative_error, tiny_model
@@ -200,9 +203,9 @@ class Case:
         return at_size(self.visual, self.grid, self.pixels, positions)
 
 
-def cases(sizes: Sequence[str]) -> Iterator[Any]:
-    """All towers at some sizes; options that no configuration uses at their native size, slow."""
-    for name in CASES:
+def cases(names: Iterable[str], sizes: Sequence[str]) -> Iterator[Any]:
+    """Towers at some sizes; options that no configuration uses at their native size, slow."""
+    for name in names:
         for size in sizes:
             if size == "as many" and name not in TINY:
                 continue
@@ -211,13 +214,21 @@ def cases(sizes: Sequence[str]) -> Iterator[Any]:
             yield pytest.param((name, size), id=f"{name}, {size}", marks=marks)
 
 
-@pytest.fixture(scope="module", params=cases(SIZES))
+#: Towers whose positions differ; other options do not affect how positions are resized.
+POSITIONED = [
+    *TINY,
+    *(name for name in OPTIONS if re.search("regist|oblong|no_embed|posit|dynamic|mixed", name)),
+    *REAL,
+]
+
+
+@pytest.fixture(scope="module", params=cases(CASES, SIZES))
 def case(request: pytest.FixtureRequest) -> Case:
     with torch.no_grad():
         return Case(*request.param)
 
 
-@pytest.fixture(scope="module", params=cases(SIZES[1:]))
+@pytest.fixture(scope="module", params=cases(POSITIONED, ["wide"]))
 def resized_case(request: pytest.FixtureRequest) -> Case:
     with torch.no_grad():
         return Case(*request.param)
@@ -279,7 +290,7 @@ def test_positions_as_open_clip_resizes_them(resized_case):
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", TINY)
+@each("kind", TINY)
 def test_queries_of_the_first_tokens_alone(kind):
     tower = build_tower(tiny_model(kind).visual)
     x, grid_spec = tower.embed(torch.randn(2, 3, *tower.native_size))
@@ -306,15 +317,16 @@ def test_linear_rows_of_what_wraps_a_linear_map():
     assert relative_error(linear_rows(linear, x, rows), 3 * expected) < TOLERANCE
 
 
-def test_the_model_is_left_alone(resized_case):
-    case = resized_case
+@pytest.mark.parametrize("name", TINY)
+def test_the_model_is_left_alone(name):
+    case = Case(name, "wide")
     before = snapshot(case.visual)
     case.tower.encode(case.images)
     case.tower.dual_path(case.images, PathConfig(1, lambda heads: heads.attend()))
     assert differences(before, snapshot(case.visual)) == []
 
 
-@pytest.mark.parametrize("kind", TINY)
+@each("kind", TINY)
 def test_embedding_is_encode_image(kind):
     model = tiny_model(kind)
     tower = build_tower(model.visual)
@@ -325,7 +337,7 @@ def test_embedding_is_encode_image(kind):
     assert relative_error(encoded.pooled, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["vit", "clipa", "coca", "custom"])
+@each("kind", ["vit", "clipa", "coca", "custom"])
 def test_positions_of_a_model_built_for_the_size(kind):
     """As open_clip loads weights into a model of another size."""
     model = build_tiny(kind)

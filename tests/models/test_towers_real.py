@@ -281,13 +281,19 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: vit("diff", "token", None, attn_layer="diff"),
         "block 0 attends by DiffAttention",
     ),
-    "max": (lambda: vit("max", "max", None), "by 'max', none of token, avg, map"),
-    "avgmax": (lambda: eva("avgmax", "avgmax", None), "by 'avgmax', none of token, avg, map"),
-    "timm without pooling": (lambda: vit("nothing", "", "none"), "by '', none of token, avg, map"),
+    "max": (lambda: vit("max", "max", None), "by 'max', expected one of token, avg"),
+    "avgmax": (
+        lambda: eva("avgmax", "avgmax", None),
+        "by 'avgmax', expected one of token, avg",
+    ),
+    "timm without pooling": (
+        lambda: vit("nothing", "", "none"),
+        "by '', expected one of token, avg",
+    ),
     "pooling in the head": (with_pool_in_head, "head pools once more, by AttentionPool2d"),
     "a trunk that pools its own way": (
         lambda: inside_timm_model("deit_base_distilled_patch16_224", "deit", "token", None),
-        "trunk is a VisionTransformerDistilled, which may pool and project otherwise",
+        "trunk is a VisionTransformerDistilled, which may pool and project differently",
     ),
     "several queries in the pooling": (
         with_two_queries,

@@ -252,7 +252,7 @@ def opens(data: bytes) -> None:
         picture = load_image(path)
         assert picture.mode == "RGB"
         assert SHOW(picture).isfinite().all()
-    with may_refuse(f"{path} cannot be read as a picture: "):
+    with may_refuse(f"{path} cannot be read as an image: "):
         assert open_rgb(path).mode == "RGB"
     with may_refuse(f"{path} cannot be read as labels: "):
         assert open_labels(path).ndim == 2

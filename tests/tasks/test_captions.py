@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.models.text import _token_encoder
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.words import word_positions
@@ -401,7 +402,7 @@ def test_sub_words_of_hugging_face_tokenizers(kind, tmp_path):
 
 def test_a_hugging_face_tokenizer_that_marks_the_ends_of_words_is_refused(tmp_path):
     tokenizer = hugging_face(tmp_path, "ends marked")
-    with pytest.raises(TypeError, match=r"open_clip's own form alone: pass tokenizer=open_clip\."):
+    with pytest.raises(TypeError, match=r"told apart with .*; pass tokenizer=open_clip\."):
         word_positions(tokenizer, tokenizer(["a a"])[0].tolist())
 
 
@@ -442,7 +443,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
         ("a dog", ValueError, "there are 1 captions for 2 images"),
         (["a"] * 3, ValueError, "there are 3 captions for 2 images"),
         (["a dog", " "], ValueError, "caption 1 is empty"),
-        (["a dog", 3], TypeError, "caption 1 is 3 of type int, no string"),
+        (["a dog", 3], TypeError, "caption 1 must be a string, got 3 of type int"),
         (3, TypeError, "captions is a int, expected a list of strings"),
         (["a dog", "dog " * 20], ValueError, "longer than the model's context of 16.*truncate"),
     ],
@@ -491,18 +492,18 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
     images = random_images(vit, 1)
     bare = ZeroShotClassifier.from_features(vit.model, torch.randn(3, 24))
     for function, texts in ((word_maps, "a dog"), (maps_of_own_texts, [["a dog"]])):
-        with pytest.raises(TypeError, match=r"made from_features has no text tower.*make it of"):
+        with pytest.raises(TypeError, match=r"from_features has no text tower.*make one from"):
             function(bare, images, texts)
 
     def own(texts, context_length):
         return open_clip.tokenize(texts, context_length)
 
     unreadable = ZeroShotClassifier(vit.model, ["dog"], tokenizer=own, templates=())
-    with pytest.raises(TypeError, match="by open_clip's own tokenizer, not by function"):
+    with pytest.raises(TypeError, match="with a tokenizer of type function"):
         word_maps(unreadable, images, "a dog")
     foreign = nn.Module()
     foreign.transformer = nn.Identity()
-    monkeypatch.setattr(type(vit.text_encoder), "tower", foreign)
+    monkeypatch.setattr(_token_encoder, "text_tower_of", lambda model: foreign)
     with pytest.raises(TypeError, match=r"the text tower Module has no tokens.*open_clip's own"):
         word_maps(vit, images, "a dog")
 

@@ -13,8 +13,10 @@ from captum_clip_surgery.models._internals import BPE_TOKENIZER
 
 __all__ = ["END", "START", "word_positions"]
 
-#: Names of the tokens that start and end a text.
-START, END = "<start>", "<end>"
+#: Name of the token that starts a text.
+START = "<start>"
+#: Name of the token that ends a text.
+END = "<end>"
 #: Signs for a space in the vocabularies of sentencepiece and of byte-level BPE.
 SPACES = ("▁", "Ġ")
 
