@@ -114,9 +114,11 @@ class LocalizationEvaluator(Evaluator):
     predictor = MapPredictor
 
     def labels(self, target: Target) -> list[int]:
+        """Return the classes that have a mask, without the background."""
         return [label for label in _masks(target).masks if label != self.data.background]
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
+        """Return the sums of `PairMeasures` over the image's classes."""
         masks, measures = _masks(target), PairMeasures()
         for label, attribution in zip(self.labels(target), prediction, strict=True):
             ignored = masks.ignored.get(label)
@@ -129,12 +131,15 @@ class LocalizationEvaluator(Evaluator):
         return measures.stats(0)
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
+        """Return all measures of `PairMeasures`."""
         return self._measures(stats).compute()
 
     def intervals(self, stats: Sequence[Tensor]) -> Intervals:
+        """Return their 95 % confidence intervals by bootstrap over images."""
         return self._measures(stats).confidence(resamples=RESAMPLES)
 
     def image_score(self, stats: Tensor) -> float | None:
+        """Return the image's explanation IoU, or None if all its masks are empty or full."""
         measures = self._measures([stats])
         return measures.compute()["explanation_iou"] / 100 if measures.n_pairs else None
 
@@ -156,6 +161,7 @@ class SegmentationEvaluator(Evaluator):
     predictor = SegmentationPredictor
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
+        """Return counts (3, K) of pixels predicted correctly, predicted, and labeled."""
         assert isinstance(target, Labels)
         labels = torch.from_numpy(target.labels).long()
         valid, count = labels != IGNORE_INDEX, len(self.data.classes)
@@ -164,12 +170,14 @@ class SegmentationEvaluator(Evaluator):
         return torch.stack([torch.bincount(part, minlength=count) for part in parts]).double()
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
+        """Return mean IoU and accuracy of classes, and the accuracy of all pixels."""
         counts = torch.stack(list(stats)).sum(0)
         if not counts.any():
             raise ValueError("no pixel to measure: all are ignored")
         return {name: float(value) for name, value in _segmentation_measures(counts).items()}
 
     def intervals(self, stats: Sequence[Tensor]) -> Intervals:
+        """Return their 95 % confidence intervals by bootstrap over images."""
         table = torch.stack([counts for counts in stats if counts.any()])
         chunks = (
             _segmentation_measures((drawn @ table.flatten(1)).unflatten(1, table.shape[1:]))
@@ -178,6 +186,7 @@ class SegmentationEvaluator(Evaluator):
         return percentiles(chunks, 0.95)
 
     def image_score(self, stats: Tensor) -> float | None:
+        """Return the mean IoU within the image, or None if all its pixels are ignored."""
         return float(_segmentation_measures(stats)["class_iou"]) / 100 if stats.any() else None
 
 
@@ -199,6 +208,7 @@ class RecognitionEvaluator(Evaluator):
         _binary_average_precision()  # a missing extra is reported before hours of work
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
+        """Return scores and answers (2, K)."""
         assert isinstance(target, Tags)
         answers = torch.zeros_like(prediction, dtype=torch.float64)
         answers[list(target.present)] = 1
@@ -206,12 +216,14 @@ class RecognitionEvaluator(Evaluator):
         return torch.stack([prediction.double(), answers])
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
+        """Return the mean average precision over classes that an image shows."""
         scores, answers = torch.stack(list(stats)).unbind(1)
         if not (answers == 1).any():
             raise ValueError("no image shows any class: there is nothing to recognize")
         return {"mean_ap": 100 * float(average_precisions(scores, answers).nanmean())}
 
     def image_score(self, stats: Tensor) -> float | None:
+        """Return the average precision within the image, or None if it shows no class."""
         scores, answers = stats
         value = float(average_precisions(scores[:, None], answers[:, None])[0])
         return None if value != value else value
@@ -227,10 +239,12 @@ class PointEvaluator(Evaluator):
     predictor = MapPredictor
 
     def labels(self, target: Target) -> list[int]:
+        """Return the classes with a positive point."""
         assert isinstance(target, Points)
         return sorted({point.label for point in target.points if point.positive})
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
+        """Return a row (class, TP, FP, FN, TN) for every class with a positive point."""
         assert isinstance(target, Points)
         rows = []
         for label, attribution in zip(self.labels(target), prediction, strict=True):
@@ -245,6 +259,7 @@ class PointEvaluator(Evaluator):
         return torch.stack(rows) if rows else torch.zeros(0, 5, dtype=torch.float64)
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
+        """Return p-mIoU, the mean IoU over pairs of image and class, and the number of pairs."""
         measures = PointMeasures()
         for row in torch.cat(list(stats)):
             measures.add(int(row[0]), row[1:])
@@ -256,6 +271,7 @@ class PointEvaluator(Evaluator):
         }
 
     def image_score(self, stats: Tensor) -> float | None:
+        """Return the mean IoU over the image's classes, or None if no point is positive."""
         return float(point_iou(stats[:, 1:]).mean()) if len(stats) else None
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr import DualPathAttribution, Method, attribute_many
-from captum_clip_surgery.attr._engine import Explainer, attribute_each
+from captum_clip_surgery.attr import DualPathAttribution, Explainer, Method, attribute_many
+from captum_clip_surgery.attr._engine import attribute_each
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
@@ -74,6 +74,7 @@ class MapPredictor(Predictor):
     """
 
     def prepare(self) -> None:
+        """Embed the classes' names, and create the methods if all classes compete."""
         if self.view.keep_aspect:
             raise ValueError("maps are of squashed images; a view of them cannot have keep_aspect")
         labels = [label for label in range(len(self.classes)) if label != self.data.background]
@@ -90,6 +91,7 @@ class MapPredictor(Predictor):
     def predict(
         self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
     ) -> list[Predictions]:
+        """Return maps (K, h, w) of each image's `labels`."""
         images = stack_pixels(batch, self.clip.device)
         if self._shared is not None:
             targets = [[self._positions[label] for label in row] for row in labels]
@@ -117,6 +119,7 @@ class SegmentationPredictor(Predictor):
     """Labels (H, W) of an image's pixels, by `tasks.segment`."""
 
     def prepare(self) -> None:
+        """Create the segmenter."""
         view, background = self.view, self.data.background
         if view.background is not None and background is None:
             raise ValueError(
@@ -142,6 +145,7 @@ class SegmentationPredictor(Predictor):
     def predict(
         self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
     ) -> list[Predictions]:
+        """Return labels (H, W) at each image's own size."""
         images = stack_pixels(batch, self.clip.device)
         return [
             {name: segmentation.labels.cpu() for name, segmentation in by_method.items()}
@@ -153,6 +157,7 @@ class RecognitionPredictor(Predictor):
     """Scores (K,) of all classes for an image, by `tasks.recognize`."""
 
     def prepare(self) -> None:
+        """Create the recognizer, of the methods that have feature surgery."""
         view = self.view
         if view.keep_aspect or view.synonyms or view.texts != "classes":
             raise ValueError(
@@ -176,6 +181,7 @@ class RecognitionPredictor(Predictor):
     def predict(
         self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
     ) -> list[Predictions]:
+        """Return scores (K,) of all classes."""
         by_method = self._recognizer(stack_pixels(batch, self.clip.device))
         scores = {name: values.cpu() for name, values in by_method.items()}
         return [{name: scores[name][i] for name in self.names} for i in range(len(batch))]

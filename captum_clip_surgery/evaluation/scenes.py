@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
-from captum_clip_surgery.attr import Method
-from captum_clip_surgery.attr._engine import explain_of
+from captum_clip_surgery.attr import Method, explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.attr import LayerCLIPSurgery, attribute_many
 from captum_clip_surgery.attr._base import check_classifier
-from captum_clip_surgery.attr._engine import attribute_many, tower_output
-from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import assert_parameters_unchanged, validation
