@@ -41,7 +41,7 @@ def draw_demo() -> None:
 def draw_check() -> None:
     """Draw `check.png`, the figure of a tower's report."""
     clip = ZeroShotClassifier.demo(nouns())
-    images = clip.preprocess([scene.image for scene in Scenes("test", 16)])
+    images = clip.preprocess([scene.image for scene in Scenes("test", 12)])
     tower_report(clip, images).figure().savefig(IMAGES / "check.png", dpi=150)
 
 
