@@ -346,7 +346,7 @@ def test_a_file_records_no_preprocessing(
     torch.testing.assert_close(clip.unnormalize(torch.zeros(3, 1, 1)).flatten(), mean)
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "pretrained", "options", "error", "message"),
     [
         (NAME, "there/weights.pt", {}, FileNotFoundError, "no checkpoint file at there/weights.pt"),

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery import functional
+from tests._helpers.cases import each
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
@@ -72,8 +73,8 @@ def test_weights_are_positive_with_mean_one() -> None:
     torch.testing.assert_close(weights.mean(-1), torch.ones(2).double())
 
 
-@pytest.mark.parametrize("variant", [*functional.VARIANTS, None])
-@pytest.mark.parametrize("targets", [[2], [3, 0], [[1], [2]]])
+@each("variant", [*functional.VARIANTS, None])
+@each("targets", [[2], [3, 0], [[1], [2]]])
 def test_targets_select_rows(variant: str | None, targets: list[int] | list[list[int]]) -> None:
     index = torch.tensor(targets)
     options = {"variant": variant, "empty_features": features(7, seed=3)}

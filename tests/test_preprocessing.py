@@ -326,7 +326,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@each("kind", REFUSED)
 def test_refused_pictures(clip, tmp_path, kind):
     make, error, message = REFUSED[kind]
     with pytest.raises(error, match=message):

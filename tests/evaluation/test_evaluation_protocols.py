@@ -223,7 +223,7 @@ def test_dense(
         assert 0.01 < changed.mean() < 0.99  # some pixels were below, and not all
 
 
-@pytest.mark.parametrize("name", ["CLIPSurgery", "NACLIP", "LeGrad"])
+@each("name", ["CLIPSurgery", "NACLIP", "LeGrad"])
 @pytest.mark.parametrize(
     "options",
     [

@@ -26,6 +26,7 @@ from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate,
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line
+from tests._helpers.cases import each
 from tests._helpers.written_scenes import Given, scene_folder
 
 SCENES = Scenes("test", 7, 96, objects=[2, 3])
@@ -274,7 +275,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
     assert content["protocol"]["views"]["segmentation"]["size"] == 96
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ("--dataset folder", "--dataset folder needs --root"),

@@ -251,7 +251,7 @@ IMAGE_KINDS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", IMAGE_KINDS)
+@each("kind", IMAGE_KINDS)
 def test_image_towers_that_are_not_their_class(kind: str) -> None:
     family, change, message = IMAGE_KINDS[kind]
     model = tiny_model(family)

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import encoder as encoder_module
 from captum_clip_surgery.models.text.encoder import PromptEncoder
+from tests._helpers.cases import each
 from tests._helpers.text_towers import text_model, text_tower
 from tests._helpers.tiny import relative_error
 
@@ -267,7 +268,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@each("name", CHANGES)
 def test_features_are_those_of_the_model_as_it_is(name: str) -> None:
     make, change = CHANGES[name]
     model = make()
@@ -398,7 +399,7 @@ SAME: dict[str, tuple[Callable[[], Any], Callable[[ZeroShotClassifier], object]]
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+@each("name", SAME)
 def test_the_same_state_is_not_encoded_again(name: str, passes: list[int]) -> None:
     make, act = SAME[name]
     clip = ZeroShotClassifier(make(), TEXTS, templates=["a {}"])

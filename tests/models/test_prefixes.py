@@ -15,6 +15,7 @@ from captum_clip_surgery.models.text._prefix_tree import (
 )
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
+from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, KINDS, Words, manner, shrunk, text_model
 from tests._helpers.tiny import relative_error
 
@@ -71,7 +72,7 @@ def test_half_precision_errs_no_more_than_the_model(name, dtype):
     assert relative_error(shared, exact) < 1.5 * relative_error(own, exact)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each("name", KINDS)
 def test_every_kind_of_open_clips_own_towers(name):
     config = KINDS[name]
     model, tokenizer = shrunk(config), Words(manner(config["text_cfg"]))

@@ -228,7 +228,7 @@ REFUSED_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @each("entry", ENTRIES)
-@pytest.mark.parametrize("kind", REFUSED_IMAGES)
+@each("kind", REFUSED_IMAGES)
 def test_refused_images(vit, kind, entry):
     images, error, message = REFUSED_IMAGES[kind]
     with pytest.raises(error, match=message):

@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models import loading
 from captum_clip_surgery.models.text.encoder import PromptEncoder
+from tests._helpers.cases import each
 from tests._helpers.text_towers import (
     HUGGING_FACE,
     KINDS,
@@ -70,7 +71,7 @@ def test_features_equal_encode_text(name):
     assert (seen[0] < context) == exact
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each("name", KINDS)
 def test_a_prompt_that_does_not_fit_is_noticed(name):
     config = KINDS[name]
     tokenizer = Words(manner(config["text_cfg"]))

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier, functional
+from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
 
 VARIANTS = ("release", "paper", "empty", None)
 TOWER_ENDS = "the image tower ends"
-each_form = pytest.mark.parametrize("form", VARIANTS)
+each_form = each("form", VARIANTS)
 
 
 # --- what is alive -------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def plain_tensors(texts: int, patches: int = 12, width: int = 16) -> tuple[Tenso
 
 
 @each_form
-@pytest.mark.parametrize("targets", [None, [0, 6, 3], [[4], [1]]], ids=str)
+@each("targets", [None, [0, 6, 3], [[4], [1]]])
 def test_equals_the_definition_with_four_dimensions(form, targets):
     tokens, texts, class_features, empty = plain_tensors(7)
     expected = naive(tokens, texts, class_features, form, empty)
@@ -183,8 +184,8 @@ def test_a_thousand_texts_on_vit_b_16_at_512_pixels(tmp_path):
         scores_fit(clip, model.visual.ln_post, torch.randn(1, 3, 512, 512), form, tmp_path)
 
 
-@pytest.mark.parametrize("method", [CLIPSurgery, LayerCLIPSurgery])
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@each("method", [CLIPSurgery, LayerCLIPSurgery])
+@each("grad", [True, False])
 @pytest.mark.parametrize("family", TOWERS)
 def test_the_tower_runs_once_whatever_the_number_of_texts(family, grad, method):
     model = tiny_model(family)
