@@ -125,7 +125,7 @@ class Settings:
 
 
 def split_lines(text: str | None) -> tuple[str, ...]:
-    """Return the non-empty lines of a text box.
+    r"""Return the non-empty lines of a text box.
 
     Example::
 

@@ -9,6 +9,7 @@ import math
 from numbers import Real
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from captum_clip_surgery import functional
 from captum_clip_surgery.attr._base import (
@@ -92,6 +93,7 @@ class DualPathAttribution(PatchAttribution):
         check_feature_surgery(self.forward_func, variant, self.feature_surgery)
         return variant
 
+    @override
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
         output = tower_output(self.forward_func, images, self.path_config)
         return self.scores_from_output(output, targets)

@@ -109,7 +109,7 @@ class Sample:
 
 
 class ImageDataset(Dataset[Sample], ABC):
-    """Base class of data sets: a torch `Dataset` of `Sample`s.
+    r"""Base class of data sets: a torch `Dataset` of `Sample`s.
 
     A subclass implements `read` only. It keeps names and opens files on demand, so that it is cheap
     to create, can be sent to the workers of a `DataLoader`, and can be read in any order.

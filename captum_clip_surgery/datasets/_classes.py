@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "classes"
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of a data set's classes.
+    r"""Names of a data set's classes.
 
     Args:
         synonyms: For every class its names; the first one is the class's own.

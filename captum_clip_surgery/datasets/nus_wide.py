@@ -33,7 +33,7 @@ DAMAGED = {("lake", "Train"): "-1130179"}
 
 
 class NusWide(ImageDataset):
-    """NUS-WIDE: which of 81 concepts an image shows, as annotated by people.
+    r"""NUS-WIDE: which of 81 concepts an image shows, as annotated by people.
 
     Expected files, as published; the photographs may also be in `images` or `Images`, and directly
     in these folders::

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, Transformer, VisionTransformer
 from torch import Tensor, nn
+from typing_extensions import override
 
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
@@ -40,10 +41,12 @@ class VisionTransformerTower(Tower):
     #: The exact class whose forward pass the adapter restates; override it to support a subclass.
     visual_class: ClassVar[type[nn.Module]] = VisionTransformer
 
+    @override
     @classmethod
     def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class)
 
+    @override
     @classmethod
     def check_supported(cls, visual: Any) -> None:
         pooler = visual.attn_pool
@@ -70,26 +73,31 @@ class VisionTransformerTower(Tower):
             if deviation := describe_block_deviation(block):
                 raise TypeError(f"block {index} {deviation}")
 
+    @override
     @property
     def containers(self) -> dict[str, nn.Module]:
         visual = self.visual
         return {"the image tower": visual, "visual.transformer": visual.transformer}
 
+    @override
     @property
     def blocks(self) -> Sequence[Any]:
         return self.visual.transformer.resblocks
 
+    @override
     @property
     def pooling(self) -> str:
         if self.visual.attn_pool is not None:
             return "attention"
         return {"tok": "class token", "avg": "average"}[self.visual.pool_type]
 
+    @override
     @property
     def patch_size(self) -> tuple[int, int]:
         rows, columns = self.visual.conv1.kernel_size
         return rows, columns
 
+    @override
     @property
     def native_size(self) -> tuple[int, int]:
         (rows, columns), (height, width) = self._native_grid, self.patch_size
@@ -100,10 +108,12 @@ class VisionTransformerTower(Tower):
         rows, columns = self.visual.grid_size
         return rows, columns
 
+    @override
     @property
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
+    @override
     def embed(self, images: Tensor) -> tuple[Tensor, GridSpec]:
         visual = self.visual
         patches = visual.conv1(images)
@@ -116,22 +126,27 @@ class VisionTransformerTower(Tower):
         tokens = torch.cat([class_token, patches], dim=1) + positions.to(patches.dtype)
         return visual.ln_pre(visual.patch_dropout(tokens)), GridSpec(grid)
 
+    @override
     def attention_inputs(
         self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
         return block_attention_inputs(self.blocks[index], x, grid_spec.grid, queries)
 
+    @override
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return block_merge(self.blocks[index], values)
 
+    @override
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         return block_feed_forward(self.blocks[index], x)
 
+    @override
     def project(self, x: Tensor) -> Tensor:
         if self.visual.attn_pool is not None:
             x = _value_path(self.visual.attn_pool, x)
         return self._to_joint_space(self.visual.ln_post(x))
 
+    @override
     def pool(self, x: Tensor) -> Tensor:
         return self._to_joint_space(pool_open_clip_tokens(self.visual, x))
 

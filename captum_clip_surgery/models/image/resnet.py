@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
+from typing_extensions import override
 
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
@@ -36,10 +37,12 @@ class ModifiedResNetTower(Tower):
     num_pooled_tokens = 1  # the query of the mean
     has_residual = False
 
+    @override
     @classmethod
     def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class)
 
+    @override
     @classmethod
     def check_supported(cls, visual: Any) -> None:
         if deviation := describe_deviation(visual, cls.visual_class):
@@ -51,14 +54,17 @@ class ModifiedResNetTower(Tower):
                 "its pooling reads a weight that quantization hides: open_clip cannot run it"
             )
 
+    @override
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return (self.visual.attnpool,)
 
+    @override
     @property
     def patch_size(self) -> tuple[int, int]:
         return STRIDE, STRIDE
 
+    @override
     @property
     def native_size(self) -> tuple[int, int]:
         rows, columns = self._native_grid
@@ -69,6 +75,7 @@ class ModifiedResNetTower(Tower):
         side = round((len(self.visual.attnpool.positional_embedding) - 1) ** 0.5)
         return side, side
 
+    @override
     @property
     def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
@@ -79,6 +86,7 @@ class ModifiedResNetTower(Tower):
         x = visual.stem(images)
         return visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
 
+    @override
     def embed(self, images: Tensor) -> tuple[Tensor, GridSpec]:
         features = self._features(images)
         grid = (features.shape[-2], features.shape[-1])
@@ -89,6 +97,7 @@ class ModifiedResNetTower(Tower):
         mean = patches.mean(1, keepdim=True)
         return torch.cat([mean, patches], dim=1) + positions.to(patches.dtype), GridSpec(grid)
 
+    @override
     def encode(self, images: Tensor, taps: Mapping[int, nn.Module] | None = None) -> Tensor:
         grid = self.grid(*images.shape[-2:])
         if grid != self._native_grid or taps:
@@ -98,10 +107,12 @@ class ModifiedResNetTower(Tower):
         pooled: Tensor = self.visual.attnpool(self._features(images))
         return pooled
 
+    @override
     def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
         heads = self.attention_inputs(index, x, grid_spec)
         return self.merge(index, heads.attend(), heads.x)
 
+    @override
     def attention_inputs(
         self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
@@ -110,14 +121,18 @@ class ModifiedResNetTower(Tower):
         q, k, v = (split_heads(each, pool.num_heads) for each in projected)
         return AttentionInputs(q, k, v, x, grid_spec.grid)
 
+    @override
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         return self.visual.attnpool.c_proj(join_heads(values))
 
+    @override
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         return x
 
+    @override
     def project(self, x: Tensor) -> Tensor:
         return x
 
+    @override
     def pool(self, x: Tensor) -> Tensor:
         return x[:, 0]

@@ -16,6 +16,7 @@ from timm.models.eva import AttentionRope, Eva, EvaAttention, EvaBlock, EvaBlock
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
+from typing_extensions import override
 
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
@@ -254,10 +255,12 @@ class TimmVisionTransformerTower(TimmTower):
     block_classes = (Block,)
     attention_classes = (Attention,)
 
+    @override
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         block = self.blocks[index]
         return block.drop_path1(block.ls1(self._attention_output(index, values, x)))
 
+    @override
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         block = self.blocks[index]
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -278,6 +281,7 @@ class EvaTower(TimmTower):
     def _positioned(self, trunk: Any, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         return add_timm_positions(trunk, patches)
 
+    @override
     def resize_parts(self, trunk: Any, height: int, width: int) -> None:
         super().resize_parts(trunk, height, width)
         if trunk.rope is not None:
@@ -289,6 +293,7 @@ class EvaTower(TimmTower):
                 rope.update_feat_shape(list(trunk.patch_embed.grid_size))
             trunk.rope = rope
 
+    @override
     def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
         output: Tensor = self.blocks[index](x, rope=self._rope(index, grid_spec))
         return output
@@ -298,6 +303,7 @@ class EvaTower(TimmTower):
             return grid_spec.rope[index]
         return grid_spec.rope
 
+    @override
     def attention_inputs(
         self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
@@ -309,12 +315,14 @@ class EvaTower(TimmTower):
         q, k = (_rotate(each, rope, attention).type_as(heads.v) for each in (heads.q, heads.k))
         return AttentionInputs(q, k, heads.v, heads.x, heads.grid)
 
+    @override
     def attention_input(self, index: int, x: Tensor) -> Tensor:
         return x if self._post_norm(index) else super().attention_input(index, x)
 
     def _post_norm(self, index: int) -> bool:
         return isinstance(self.blocks[index], EvaBlockPostNorm)
 
+    @override
     def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
         block = self.blocks[index]
         update = self._attention_output(index, values, x)
@@ -324,6 +332,7 @@ class EvaTower(TimmTower):
             update = block.gamma_1 * update
         return block.drop_path1(update)
 
+    @override
     def feed_forward(self, index: int, x: Tensor) -> Tensor:
         block = self.blocks[index]
         if self._post_norm(index):
