@@ -216,5 +216,5 @@ def test_what_the_docs_show() -> None:
     *_, loop = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     seen: dict[str, Any] = {}
     exec(loop, seen)
-    assert seen["found"].maps.shape == (2, 3, 14, 14)
-    assert seen["found"].top_indices.shape == (2, 2)
+    assert seen["batch"].maps.shape == (2, 3, 14, 14)
+    assert seen["batch"].top_indices.shape == (2, 2)
