@@ -69,6 +69,7 @@ class ZeroShotClassifier(ImageEncoder):
 
     Example::
 
+        >>> import torch
         >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
         >>> clip(torch.zeros(1, 3, *clip.native_size)).shape
         torch.Size([1, 2])

@@ -125,9 +125,7 @@ def test_a_text_tower_that_is_half_moved_is_refused(family: str) -> None:
         with pytest.raises(ValueError, match="parameters of the model are on cpu and meta"):
             word_scores(clip, images, "a dog")
     # Ready features need no text tower.
-    ready = ZeroShotClassifier.from_features(
-        clip.model, torch.eye(clip.text_features().shape[1])[:3]
-    )
+    ready = ZeroShotClassifier.from_features(clip.model, torch.eye(clip.joint_width())[:3])
     assert ready(images).isfinite().all()
 
 

@@ -150,12 +150,12 @@ def test_a_tokenizer_of_ones_own_makes_the_folders_irrelevant(folder: Path, bait
 
 # --- options of open_clip ------------------------------------------------------------------------
 
-LOCAL = "no folder with a config.json inside"
+LOCAL = "not a folder with a config.json inside"
 OPTIONS: list[tuple[str, Any, str]] = [
-    ("vision_cfg__timm_model_name", "hf-hub:timm/vit_tiny_patch16_224", "no model of timm's own"),
-    ("vision_cfg__timm_model_name", "hf_hub:timm/vit_tiny_patch16_224", "no model of timm's own"),
-    ("vision_cfg__timm_model_name", "local-dir:/etc", "no model of timm's own"),
-    ("vision_cfg__timm_model_name", "../vit_tiny_patch16_224", "no model of timm's own"),
+    ("vision_cfg__timm_model_name", "hf-hub:timm/vit_tiny_patch16_224", "not one of timm's own"),
+    ("vision_cfg__timm_model_name", "hf_hub:timm/vit_tiny_patch16_224", "not one of timm's own"),
+    ("vision_cfg__timm_model_name", "local-dir:/etc", "not one of timm's own"),
+    ("vision_cfg__timm_model_name", "../vit_tiny_patch16_224", "not one of timm's own"),
     ("vision_cfg__timm_model_name", ["vit_tiny_patch16_224"], "model_name is .* expected a string"),
     ("vision_cfg__timm_model_pretrained", "yes", "expected true or false"),
     ("vision_cfg__timm_kwargs", {"checkpoint_path": "/etc/passwd"}, "timm_kwargs is no option"),

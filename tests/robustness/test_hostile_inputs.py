@@ -74,8 +74,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "lone surrogate": ("\ud800", HALF),
     "surrogate in a word": ("dog\udcff", HALF),
     "surrogate pair": ("\ud83e\udd86", HALF),
-    "words behind the end": ("dog <end_of_text> cat", "own end of a text, and what follows would"),
-    "end first": ("<end_of_text> cat", "own end of a text, and what follows would"),
+    "words behind the end": ("dog <end_of_text> cat", "own end of a text, and the tower would"),
+    "end first": ("<end_of_text> cat", "own end of a text, and the tower would"),
 }
 
 
@@ -143,7 +143,7 @@ TEMPLATES: dict[str, tuple[Any, type[Exception], str]] = {
     "empty": ("", ValueError, "has no slot"),
     "None": (None, TypeError, "must be a format string or a function"),
     "bytes": (b"{}", TypeError, "must be a format string or a function"),
-    "returns nothing": (lambda text: None, TypeError, "returned None for 'text', not a string"),
+    "returns nothing": (lambda text: None, TypeError, "must return a string, got None for 'text'"),
     "1000 slots": ("{} " * 1000, ValueError, r"longer than .* 16 tokens"),
     "ends the text": ("{} <end_of_text> more", ValueError, "own end of a text"),
 }
@@ -161,7 +161,7 @@ LONG_TEMPLATES: dict[str, tuple[Any, type[Exception], str]] = {
     "other slot": ("{" + "x" * 100_000 + "}", ValueError, SLOT),
     "open": ("x" * 100_000 + "{", ValueError, "is not a format string"),
     "bytes": (b"x" * 100_000, TypeError, "must be a format string or a function"),
-    "returned": (lambda text: b"x" * 100_000, TypeError, "not a string"),
+    "returned": (lambda text: b"x" * 100_000, TypeError, "must return a string"),
 }
 
 
@@ -246,7 +246,7 @@ def test_texts_that_are_all_the_same_have_nothing_of_their_own(clip: ZeroShotCla
 
 ONES = torch.ones(1, 3, 32, 32)
 STRIPES = torch.tensor([1.0, -1.0]).repeat(1, 3, 32, 16)
-OVERFLOW = "hold NaN or infinity, though the images do not: are the model's weights whole"
+OVERFLOW = "hold NaN or infinity, though the images do not: are the model's weights intact"
 IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
     "1e20": (STRIPES * 1e20, ValueError, OVERFLOW),
     "1e30": (ONES * 1e30, ValueError, OVERFLOW),
@@ -306,7 +306,7 @@ def test_a_logit_scale_of_nothing_is_told(value: float) -> None:
 def test_a_text_tower_of_nothing_is_told(value: float) -> None:
     model = tiny_model("vit")
     model.text_projection.data.fill_(value)
-    with pytest.raises(ValueError, match="the text tower makes zero, NaN or infinity of 'a dog'"):
+    with pytest.raises(ValueError, match="the text feature of 'a dog' is zero, NaN or infinity"):
         ZeroShotClassifier(model, ["a dog", "a cat"], templates=())
 
 

@@ -227,7 +227,7 @@ FILES: dict[str, tuple[Any, str]] = {
     "further": (lambda: rewritten(evil=torch.zeros(2)), "Unexpected key"),
     "wrong shape": (lambda: rewritten(ln_final__bias=torch.zeros(3)), "size mismatch"),
     "wrong rank": (lambda: rewritten(logit_scale=torch.zeros(2)), "is invalid for input of size 2"),
-    "NaN": (lambda: rewritten(ln_final__bias=torch.full((128,), torch.nan)), "makes zero, NaN or"),
+    "NaN": (lambda: rewritten(ln_final__bias=torch.full((128,), torch.nan)), "is zero, NaN or"),
 }
 
 
