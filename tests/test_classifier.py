@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
 from tests._helpers.cases import each
 from tests._helpers.tiny import (
-    TOWERS,
+    MODELS,
     random_images,
     relative_error,
     tiny_model,
@@ -49,7 +49,7 @@ def vit() -> ZeroShotClassifier:
 
 
 @each("extra", [{}, dict(init_logit_bias=-5.0), dict(nonscalar_logit_scale=True)])
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_logits_are_those_of_open_clip(family, extra):
     model = TINY[family].build(**extra)
     weights = {k: v for k, v in tiny_model(family).state_dict().items() if k != "logit_scale"}
@@ -72,7 +72,7 @@ def test_logits_are_those_of_open_clip(family, extra):
     torch.testing.assert_close(plain(images), expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_with_texts_is_a_new_classifier_on_the_same_model(family):
     clip = ZeroShotClassifier(tiny_model(family), TEXTS, RIVALS, templates=["my {}."])
     other = clip.with_texts(["a red car", "a dog"], ["a cat"])
@@ -127,7 +127,7 @@ def test_only_the_embedded_model_lists_its_words(vit):
 # --- ready features ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_from_features_equals_the_constructor_given_its_features(family):
     clip = ZeroShotClassifier(tiny_model(family), TEXTS, templates=["my {}."])
     images = random_images(clip)

@@ -51,6 +51,10 @@ def marks_of(kind: str) -> tuple[pytest.MarkDecorator, ...]:
 TOWERS = [pytest.param(kind, marks=marks_of(kind)) for kind in TINY]
 #: One kind a family, for what is decided behind the adapters.
 FAMILIES = [kind for kind in TINY if TINY[kind].everywhere]
+#: These and CoCa, whose model is of another class, for what models decide and not image towers.
+MODELS = [*FAMILIES, pytest.param("coca", marks=marks_of("coca"))]
+#: The fixture `clip` on `MODELS` alone.
+on_models = pytest.mark.parametrize("clip", MODELS, indirect=True)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

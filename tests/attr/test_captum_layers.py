@@ -27,7 +27,7 @@ from tests._helpers.method_table import (
     sized_images,
     tiny_classifier,
 )
-from tests._helpers.tiny import TOWERS, relative_error
+from tests._helpers.tiny import MODELS, TOWERS, relative_error
 from tests._helpers.tower_kinds import TINY, built_for
 
 Grid = tuple[int, int]
@@ -181,7 +181,7 @@ def test_grad_cam_on_layer4(kind: str, clip: ZeroShotClassifier, grid: Grid | No
     assert_grad_cam(clip, cut_after(kind, clip, "layer4", images), images)
 
 
-@pytest.mark.parametrize("kind", [each for each in TOWERS if each.values != ("resnet",)])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "resnet"])
 def test_two_token_grids_at_once(kind: str, clip: ZeroShotClassifier) -> None:
     """One asked for earlier stays in the path and changes nothing."""
     images = some_images(clip)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
 from tests._helpers.cases import each
-from tests._helpers.tiny import TOWERS, tiny_model
+from tests._helpers.tiny import MODELS, TOWERS, tiny_model
 from tests._helpers.tower_kinds import TINY
 
 TEXTS = ["dog", "cat"]
@@ -88,7 +88,7 @@ def _trace(module: nn.Module, *inputs: Tensor) -> nn.Module:
     return torch.jit.trace(module, inputs, check_trace=False, strict=False)
 
 
-@each_family
+@pytest.mark.parametrize("family", MODELS)
 @each("convert", [_script, _trace])
 @each("what", ["model", "tower"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
@@ -105,7 +105,7 @@ def test_scripted_models_are_refused(family, what, convert):
         ZeroShotClassifier(given, TEXTS, templates=TEMPLATES)
 
 
-@each_family
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_open_clip_scripts_is_refused(family, tmp_path):
     config = {"model_cfg": TINY[family].config, "preprocess_cfg": {}}

@@ -21,7 +21,7 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr._base import PatchAttribution
 from tests._helpers.cases import each
-from tests._helpers.tiny import TOWERS, relative_error, tiny_model
+from tests._helpers.tiny import FAMILIES, TOWERS, on_models, relative_error, tiny_model
 
 TEXTS = ["dog", "cat", "tree", "car"]
 TEMPLATES = ["a photo of a {}."]
@@ -52,6 +52,12 @@ each_method_or_family = pytest.mark.parametrize(
         for grid in (None, (3, 2))
         if (*family.values, grid) != ("vit", (3, 2))
     ],
+)
+#: Text features enter behind the tower.
+each_method_or_model = pytest.mark.parametrize(
+    ("family", "grid", "method"),
+    [("vit", (3, 2), method) for method in MAPS]
+    + [(family, None, "surgery release") for family in FAMILIES],
 )
 
 
@@ -128,7 +134,7 @@ def test_gradients_with_respect_to_images(family, grid, method):
         check_gradients(lambda maps=maps: maps(images), [images])
 
 
-@each_method_or_family
+@each_method_or_model
 def test_gradients_with_respect_to_text_features(family, grid, method):
     clip = double_clip(family)
     images = image_of(clip, grid)
@@ -241,6 +247,7 @@ def test_text_features_of_another_grad_mode_allow_gradients_later(family, mode, 
         assert relative_error(actual, expected) < 1e-5
 
 
+@on_models
 def test_a_model_made_in_inference_mode(clip):
     images = image_of(clip, None).float()
     with torch.inference_mode():

@@ -25,6 +25,7 @@ from captum_clip_surgery import (
 from captum_clip_surgery.attr._base import PatchAttribution
 from tests._helpers.cases import each
 from tests._helpers.tiny import (
+    MODELS,
     REFERENCE,
     TOWERS,
     load_reference_model,
@@ -148,7 +149,7 @@ def test_half_precision_models_give_the_maps_of_full_precision(load, family, pre
             assert correlation(maps, make(full).attribute_all(images)) > 0.99, (method, grid)
 
 
-@each_family
+@pytest.mark.parametrize("family", MODELS)
 @each_half
 def test_results_have_the_dtype_of_the_images(load, family, precision):
     if not has_precision(family, precision):
@@ -197,7 +198,7 @@ def test_what_open_clip_itself_cannot_run_in_mixed_precision(dtype):
             embed(kind)
 
 
-@each_family
+@pytest.mark.parametrize("family", MODELS)
 @each("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(load, family, dtype):
     clip = load(family)
@@ -246,7 +247,7 @@ def double_clip(family: str) -> ZeroShotClassifier:
     return ZeroShotClassifier(model, TEXTS[:3], distractors=TEXTS[3:], templates=TEMPLATES)
 
 
-@each_family
+@pytest.mark.parametrize("family", MODELS)
 @each("grid", [None, (3, 2)])
 @each("method", MAPS)
 def test_float64_in_float64_out(family, grid, method):

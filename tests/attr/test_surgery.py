@@ -7,7 +7,7 @@ import torch
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from tests._helpers.cases import each
-from tests._helpers.tiny import random_images, tiny_model
+from tests._helpers.tiny import on_models, random_images, tiny_model
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_inverse_temperature_is_a_finite_number(vit, inverse_temperature):
         LayerCLIPSurgery(vit, inverse_temperature=inverse_temperature)
 
 
+@on_models
 def test_a_layer_names_the_depth(clip):
     images = random_images(clip)
     blocks = clip.tower.blocks

@@ -12,6 +12,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes
+from tests._helpers.tiny import on_models
 from tools.embedded_model.report import top1
 
 
@@ -75,5 +76,6 @@ def test_templates_are_its_own() -> None:
     assert not torch.allclose(own, other, atol=1e-3)
 
 
+@on_models
 def test_only_it_has_a_vocabulary(clip: ZeroShotClassifier) -> None:
     assert clip.vocabulary is None

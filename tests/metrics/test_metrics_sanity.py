@@ -17,7 +17,7 @@ from captum_clip_surgery.metrics.functional import spearman
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
-from tests._helpers.tiny import TOWERS, random_images, tiny_model
+from tests._helpers.tiny import MODELS, TOWERS, random_images, tiny_model
 from tests._helpers.tower_kinds import TINY
 
 surgery = METHODS["CLIPSurgery"]
@@ -44,7 +44,7 @@ def test_surgery_falls_and_a_map_without_model_stays() -> None:
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", MODELS)
 def test_the_model_is_untouched_and_others_forget_it_all(kind: str) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog", "a cat"], templates=["{}"])
     seen: list[tuple[ZeroShotClassifier, dict[str, Tensor]]] = []

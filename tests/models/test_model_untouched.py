@@ -25,7 +25,7 @@ from captum_clip_surgery import (
 )
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
-from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
+from tests._helpers.tiny import MODELS, TOWERS, on_models, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY
 
 METHODS = (
@@ -142,6 +142,7 @@ def test_untouched_after_success(clip, grid):
     "prepare",
     [_plain, _with_gradients, _frozen, _train_mode_where_harmless],
 )
+@on_models
 def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
     expected = run_all(clip)
     model = copy.deepcopy(clip.model)
@@ -215,7 +216,7 @@ def test_untouched_after_an_exception_in_any_submodule(family, grid):
     assert raised["gradcam"] >= own
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_untouched_after_an_exception_in_the_text_tower(family):
     clip = make_clip(family)
     images = random_images(clip)
@@ -261,7 +262,7 @@ def _work(clip: ZeroShotClassifier, worker: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_eight_threads_share_a_model(family):
     rounds, workers = 3, 8
     sequential = make_clip(family)
@@ -309,6 +310,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @each("duplicate", COPIES)
+@on_models
 def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplicate):
     clip.token_grid(0)
     expected = run_all(clip)
@@ -326,6 +328,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
 
 
 @each("duplicate", COPIES)
+@on_models
 def test_a_copied_method_gives_equal_results(clip, duplicate):
     images = resized(clip, OTHER_GRIDS[0])
     for method in METHODS:
@@ -337,6 +340,7 @@ def test_a_copied_method_gives_equal_results(clip, duplicate):
         assert torch.equal(twin.attribute(images, -1), original.attribute(images, -1))
 
 
+@on_models
 def test_a_copy_of_a_classifier_made_from_features(clip):
     width = clip.text_features().shape[1]
     features = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
@@ -349,6 +353,7 @@ def test_a_copy_of_a_classifier_made_from_features(clip):
             assert torch.equal(surgery.attribute_all(images), expected)
 
 
+@on_models
 def test_a_pickle_holds_the_model_once(clip):
     LayerCLIPSurgery(clip, feature_surgery="empty").attribute(random_images(clip), target=0)
     assert len(pickle.dumps(clip)) < 1.1 * len(pickle.dumps(clip.model))

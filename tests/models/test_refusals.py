@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from tests._helpers.cases import each
-from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
+from tests._helpers.tiny import MODELS, random_images, tiny_model, with_preprocessing
 from tests._helpers.tower_kinds import TINY
 
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -258,7 +258,7 @@ def test_refused_texts(vit, texts, distractors, error, message):
         vit.with_texts(texts, distractors)
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", MODELS)
 def test_blocks_that_are_not_there(family):
     clip = ZeroShotClassifier(tiny_model(family), TEXTS, templates=())
     blocks = len(TINY[family].parts.blocks)

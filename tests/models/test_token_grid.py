@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from tests._helpers.tiny import random_images
+from tests._helpers.tiny import on_models, random_images
 
 
+@on_models
 def test_one_token_grid_for_every_thread(clip):
     """Asked for at once from many threads, a block has one grid, and each thread's hook fires."""
     images = random_images(clip)

@@ -27,7 +27,7 @@ from captum_clip_surgery.tasks import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.figures import words_figure
 from tests._helpers.cases import each
 from tests._helpers.text_towers import KINDS, Words, manner, shrunk
-from tests._helpers.tiny import random_images, relative_error, tiny_model
+from tests._helpers.tiny import on_models, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TEXT, TINY
 
 CAPTIONS = ["a dog", "one xylophonist and the cat", "the big potted plant on a tv"]
@@ -104,6 +104,7 @@ def test_token_features_of_every_text_tower(name):
         assert features.shape[1] == ids.shape[1]
 
 
+@on_models
 def test_maps_are_cosines_with_tokens_before_pooling(clip):
     """On every kind of image tower; a word of several tokens has the mean of their maps."""
     images = random_images(clip, 3)
@@ -259,6 +260,7 @@ def one_by_one(clip, images, texts, **options):
     ]
 
 
+@on_models
 def test_own_texts_equal_one_by_one(clip):
     images = random_images(clip, 3)
     found = maps_of_own_texts(clip, images, OWN, batch_size=2)

@@ -30,7 +30,7 @@ from captum_clip_surgery.tasks import (
     sam_inputs,
 )
 from tests._helpers.cases import each
-from tests._helpers.tiny import DATA, random_images, with_preprocessing
+from tests._helpers.tiny import DATA, on_models, random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
 
 H, W = 60, 100
@@ -405,6 +405,7 @@ def test_without_scipy_the_extra_is_named(shown: Any, monkeypatch: pytest.Monkey
 # --- prompts of images ---------------------------------------------------------------------------
 
 
+@on_models
 def test_maps_are_those_of_surgery(clip: ZeroShotClassifier) -> None:
     images = torch.cat([random_images(clip), random_images(clip, seed=1)])
     maps = LayerCLIPSurgery(clip, num_blocks=1, feature_surgery=None).attribute_all(images, [2, 0])

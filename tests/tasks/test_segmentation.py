@@ -28,7 +28,7 @@ from captum_clip_surgery.tasks import (
 )
 from captum_clip_surgery.tasks._sliding import starts
 from tests._helpers.cases import each
-from tests._helpers.tiny import TOWERS, peak_where_told, random_images, tiny_model
+from tests._helpers.tiny import MODELS, peak_where_told, random_images, tiny_model
 
 TEXTS = ["a dog", "a cat", "a tree", "a car"]
 SCENE = Scenes("test", 1, size=120, objects=[2])[0]
@@ -55,8 +55,8 @@ def enlarged(scores: Tensor, size: tuple[int, int]) -> Tensor:
 # --- the best class ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", TOWERS)
-def test_the_best_class_of_architecture_surgery_on_every_tower(kind: str) -> None:
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_best_class_of_architecture_surgery(kind: str) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
     images = random_images(clip, 2)
     scores = plain(clip, images)
