@@ -12,55 +12,25 @@ from captum_clip_surgery.models._schema import ListOf, Table
 
 LAYERS, EDGE, WIDTH, VOCABULARY = range(1, 1_001), range(1, 1_025), range(2**20), range(2**26)
 WORDS = ListOf(str, range(1_001))
-_OFF = [
-    "is_decoder",
-    "add_cross_attention",
-    "output_attentions",
-    "output_hidden_states",
-    "torchscript",
-    "use_bfloat16",
-    "tie_encoder_decoder",
-]
-_FREE = [
-    "do_sample",
-    "early_stopping",
-    "gradient_checkpointing",
-    "is_encoder_decoder",
-    "output_past",
-    "output_scores",
-    "remove_invalid_values",
-    "return_dict_in_generate",
-    "tf_legacy_loss",
-    "tie_word_embeddings",
-    "use_cache",
-]
-_NUMBERS = [
-    "chunk_size_feed_forward",
-    "diversity_penalty",
-    "encoder_no_repeat_ngram_size",
-    "initializer_range",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-]
-_STRINGS = [
-    "_name_or_path",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "tokenizer_class",
-    "prefix",
-    "problem_type",
-]
+_OFF = (
+    "is_decoder", "add_cross_attention", "output_attentions", "output_hidden_states",
+    "torchscript", "use_bfloat16", "tie_encoder_decoder",
+)  # fmt: skip
+_FREE = (
+    "do_sample", "early_stopping", "gradient_checkpointing", "is_encoder_decoder",
+    "output_past", "output_scores", "remove_invalid_values", "return_dict_in_generate",
+    "tf_legacy_loss", "tie_word_embeddings", "use_cache",
+)  # fmt: skip
+_NUMBERS = (
+    "chunk_size_feed_forward", "diversity_penalty", "encoder_no_repeat_ngram_size",
+    "initializer_range", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_return_sequences", "repetition_penalty", "temperature",
+    "top_k", "top_p", "typical_p",
+)  # fmt: skip
+_STRINGS = (
+    "_name_or_path", "dtype", "torch_dtype", "transformers_version", "tokenizer_class",
+    "prefix", "problem_type",
+)  # fmt: skip
 _TOKEN_IDS = ("bos", "eos", "pad", "sep", "decoder_start", "forced_bos", "forced_eos")
 
 #: Options that do not affect a model's size: older versions of transformers wrote them for all.
@@ -233,54 +203,22 @@ _TOKENS: Table = {
     ],
 }
 #: Tokenizers whose class transformers may import by name.
-_TOKENIZED = [
-    "Bert",
-    "Roberta",
-    "XLMRoberta",
-    "T5",
-    "Nllb",
-    "Gemma",
-    "CLIP",
-    "Siglip",
-    "DistilBert",
-    "MPNet",
-    "Albert",
-    "Camembert",
-    "Electra",
-    "DebertaV2",
-    "GPT2",
-    "Bart",
-    "MBart",
-    "M2M100",
-    "Llama",
-    "Qwen2",
-    "PreTrained",
-]
+_TOKENIZED = (
+    "Bert", "Roberta", "XLMRoberta", "T5", "Nllb", "Gemma", "CLIP", "Siglip", "DistilBert",
+    "MPNet", "Albert", "Camembert", "Electra", "DebertaV2", "GPT2", "Bart", "MBart", "M2M100",
+    "Llama", "Qwen2", "PreTrained",
+)  # fmt: skip
 TOKENIZERS = (
     *(f"{name}{end}" for name in _TOKENIZED for end in ("Tokenizer", "TokenizerFast")),
     "TokenizersBackend",
 )
-_FLAGS = [
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "add_dummy_prefix_space",
-    "is_local",
-    "local_files_only",
-    "clean_up_tokenization_spaces",
-    "do_basic_tokenize",
-    "do_lower_case",
-    "keep_accents",
-    "legacy",
-    "legacy_behaviour",
-    "remove_space",
-    "spaces_between_special_tokens",
-    "split_special_tokens",
-    "strip_accents",
-    "tokenize_chinese_chars",
-    "trim_offsets",
-    "use_default_system_prompt",
-]
+_FLAGS = (
+    "add_bos_token", "add_eos_token", "add_prefix_space", "add_dummy_prefix_space", "is_local",
+    "local_files_only", "clean_up_tokenization_spaces", "do_basic_tokenize", "do_lower_case",
+    "keep_accents", "legacy", "legacy_behaviour", "remove_space",
+    "spaces_between_special_tokens", "split_special_tokens", "strip_accents",
+    "tokenize_chinese_chars", "trim_offsets", "use_default_system_prompt",
+)  # fmt: skip
 #: Options of a tokenizer. Paths are allowed if they are null or never opened.
 TOKENIZER: Table = {
     **_TOKENS,
