@@ -40,7 +40,7 @@ class Method:
     reads_text: bool = True
 
 
-METHODS = (
+METHODS: tuple[Method, ...] = (
     Method(CLIPSurgery, LayerCLIPSurgery),
     Method(CLIPSurgery, LayerCLIPSurgery, {"num_blocks": 1, "feature_surgery": "release"}),
     Method(FeatureCLIPSurgery, LayerFeatureCLIPSurgery),

@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -181,11 +182,12 @@ def restarted(rank: int) -> None:
 
 
 def _before_measuring(call: Callable[[], None]) -> None:
-    from captum_clip_surgery.evaluation import runner
+    from captum_clip_surgery import evaluation
 
+    runner: Any = evaluation.runner
     plain = runner.measure_batch
 
-    def measuring(*arguments):  # type: ignore[no-untyped-def]
+    def measuring(*arguments: Any) -> Any:
         call()
         return plain(*arguments)
 
@@ -193,12 +195,13 @@ def _before_measuring(call: Callable[[], None]) -> None:
 
 
 def _before_explaining(call: Callable[[], None]) -> None:
-    from captum_clip_surgery.export import _run
+    from captum_clip_surgery import export
 
-    plain = _run.explain_batch
+    runner: Any = export._run
+    plain = runner.explain_batch
 
-    def explaining(*arguments):  # type: ignore[no-untyped-def]
+    def explaining(*arguments: Any) -> Any:
         call()
         return plain(*arguments)
 
-    _run.explain_batch = explaining  # type: ignore[assignment]
+    runner.explain_batch = explaining

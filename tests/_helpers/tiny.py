@@ -55,6 +55,11 @@ FAMILIES = [kind for kind in TINY if TINY[kind].everywhere]
 MODELS = [*FAMILIES, pytest.param("coca", marks=marks_of("coca"))]
 #: The fixture `clip` on `MODELS` alone.
 on_models = pytest.mark.parametrize("clip", MODELS, indirect=True)
+#: The same kinds for what takes seconds: a transformer and a ResNet, and slow the others.
+TWO_MODELS = [
+    pytest.param(kind, marks=() if kind in ("vit", "resnet") else pytest.mark.slow)
+    for kind in (*FAMILIES, "coca")
+]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -45,7 +45,9 @@ def runs(name: str, mask: np.ndarray, crowd: int = 1) -> dict[str, Any]:
 
 def compressed(name: str, mask: np.ndarray, crowd: int = 0) -> dict[str, Any]:
     """A region as compressed runs, as pycocotools writes results."""
-    from pycocotools import mask as coder
+    from pycocotools import mask as _untyped_coder
+
+    coder: Any = _untyped_coder
 
     encoded = coder.encode(np.asfortranarray(mask.astype(np.uint8)))
     segmentation = {"size": list(mask.shape), "counts": encoded["counts"].decode()}
@@ -92,7 +94,8 @@ def write_coco(
     year: int = 2017,
 ) -> Path:
     """Images of `WIDTH` x `HEIGHT` and their instances_*.json, whose path it returns."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for key, regions in pictures.items():
         name = image_file(key, year, split)
         mode = "L" if key == 139 else "RGB"  # COCO has grey images

@@ -43,7 +43,7 @@ def write_context(root: Path, ids: Mapping[str, np.ndarray], split: str = "val")
         height, width = values.shape
         write_jpeg(folder / "JPEGImages" / f"{name}.jpg", width, height)
         path = folder / "trainval" / f"{name}.mat"
-        io.savemat(path, {"LabelMap": values.astype(np.uint16)}, do_compression=True)
+        io.savemat(path, {"LabelMap": values.astype(np.uint16)}, do_compression=True)  # type: ignore[attr-defined, no-untyped-call]
     return folder
 
 

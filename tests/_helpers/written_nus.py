@@ -37,7 +37,7 @@ def write_nus(
         lines = "".join(f"{int(concept in found)}\n" for found in shows.values())
         (labels / f"Labels_{concept}_{part}.txt").write_text(lines)
     for name in shows if photographs is None else photographs:
-        folder, file = name.split("\\")
-        path = root / images / ("" if flat else folder) / file
+        album, file = name.split("\\")
+        path = root / images / ("" if flat else album) / file
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8 + len(name), 8), (200, 100, 50)).save(path)

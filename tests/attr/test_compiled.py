@@ -61,7 +61,8 @@ def test_compiled_models_are_unwrapped(family, what, called):
     torch.compiler.reset()
 
 
-@each_slowly
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY)
 def test_explaining_compiles_to_one_graph(family):
     """With ready features; remembered ones of texts are looked up outside of the graphs."""
     torch.compiler.reset()

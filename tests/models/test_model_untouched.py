@@ -25,7 +25,14 @@ from captum_clip_surgery import (
 )
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
-from tests._helpers.tiny import MODELS, TOWERS, on_models, random_images, relative_error, tiny_model
+from tests._helpers.tiny import (
+    MODELS,
+    TWO_MODELS,
+    on_models,
+    random_images,
+    relative_error,
+    tiny_model,
+)
 from tests._helpers.tower_kinds import TINY
 
 METHODS = (
@@ -40,6 +47,8 @@ TEXTS = ["a dog", "a cat", "a tree"]
 TEMPLATES = ["a photo of {}."]
 # Sides in patches: native for no kind, and not square.
 OTHER_GRIDS = ((3, 5), (1, 2))
+
+on_two_models = pytest.mark.parametrize("clip", TWO_MODELS, indirect=True)
 
 Job = Callable[[ZeroShotClassifier, Tensor], Tensor]
 
@@ -142,7 +151,7 @@ def test_untouched_after_success(clip, grid):
     "prepare",
     [_plain, _with_gradients, _frozen, _train_mode_where_harmless],
 )
-@on_models
+@on_two_models
 def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
     expected = run_all(clip)
     model = copy.deepcopy(clip.model)
@@ -155,6 +164,13 @@ def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
 
 
 # --- after an exception halfway ------------------------------------------------------------------
+
+
+#: A kind for each way in which a pass goes through the parts of a tower, and slow the others.
+IN_PARTS = [
+    pytest.param(kind, marks=() if kind in ("vit", "resnet", "siglip") else pytest.mark.slow)
+    for kind in TINY
+]
 
 
 class Halfway(Exception):
@@ -180,7 +196,7 @@ def parts_called(visual: nn.Module, call: Callable[[], object]) -> set[str]:
 
 
 @each("grid", [None, OTHER_GRIDS[0]])
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", IN_PARTS)
 def test_untouched_after_an_exception_in_any_submodule(family, grid):
     clip = make_clip(family)
     images = resized(clip, grid)[:1]
@@ -310,7 +326,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @each("duplicate", COPIES)
-@on_models
+@on_two_models
 def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplicate):
     clip.token_grid(0)
     expected = run_all(clip)
@@ -328,7 +344,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
 
 
 @each("duplicate", COPIES)
-@on_models
+@on_two_models
 def test_a_copied_method_gives_equal_results(clip, duplicate):
     images = resized(clip, OTHER_GRIDS[0])
     for method in METHODS:

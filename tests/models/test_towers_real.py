@@ -26,6 +26,7 @@ from torch import nn
 
 from captum_clip_surgery.models.image import Tower, build_tower
 from captum_clip_surgery.models.image._registry import TOWER_CLASSES
+from tests._helpers.cases import each
 from tests._helpers.plain_towers import blocks_of
 from tests._helpers.tower_kinds import TINY
 
@@ -100,15 +101,33 @@ def tokens_at_native_size(tower: Tower) -> int:
     return shape[1] if len(shape) == 3 else 1 + shape[2] * shape[3]
 
 
+def names_of(pattern: str) -> set[str]:
+    return {name for name in NAMES if re.fullmatch(pattern, name)}
+
+
+#: A small configuration of each row of the table.
+SMALL = [
+    *("RN50", "coca_ViT-B-32", "ViT-L-14-CLIPA", "ViT-S-32", "roberta-ViT-B-32", "coca_base"),
+    *("ViT-B-16-SigLIP", "ViTamin-S", "MobileCLIP-B", "EVA02-B-16", "PE-Core-T-16-384"),
+    *("convnext_base", "MobileCLIP-S1", "swin_base_patch4_window7_224"),
+    "vit_relpos_medium_patch16_cls_224",
+]
+
+
+@each("name", SMALL)
+def test_one_configuration_of_each_row(name):
+    check_configuration(name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [pattern for pattern, *_ in TABLE])
-def test_configurations(pattern):
-    for name in NAMES:
-        if re.fullmatch(pattern, name):
-            try:
-                check_configuration(name)
-            except Exception as error:
-                error.add_note(name)
-                raise
+def test_all_configurations(pattern):
+    for name in sorted(names_of(pattern)):
+        try:
+            check_configuration(name)
+        except Exception as error:
+            error.add_note(name)
+            raise
 
 
 def check_configuration(name: str) -> None:
@@ -142,6 +161,7 @@ def test_the_table_is_complete():
         stated[family, kind] += count
     assert counts == stated
     assert len(NAMES) == 144
+    assert all(names_of(pattern) & {*SMALL} for pattern, *_ in TABLE)
     assert sum(count for (family, _), count in counts.items() if family != "refused") == 125
     assert {kind for family, kind in counts if family == "refused"} == REFUSED
 

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Raises:
         UsageError: If a file lacks a case named in `SMOKE`.
     """
-    if config.getoption("lf") or any("::" in argument for argument in config.args):
+    if config.getoption("lf", default=False) or any("::" in argument for argument in config.args):
         return
     files = {item.path.name for item in items}
     expected = {name for name in SMOKE if name.partition("::")[0] in files}

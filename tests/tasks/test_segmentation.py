@@ -344,9 +344,14 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
     ],
 )
 def test_refused(
-    texts: list[str], options: dict, error: type[Exception], message: str, images: Tensor
+    demo: ZeroShotClassifier,
+    texts: list[str],
+    options: dict,
+    error: type[Exception],
+    message: str,
+    images: Tensor,
 ) -> None:
-    clip = ZeroShotClassifier.demo(["dog"], templates=()).with_texts(texts)
+    clip = demo.with_texts(texts)
     with pytest.raises(error, match=message):
         segment(clip, images, **options)
 
