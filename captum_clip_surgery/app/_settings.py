@@ -129,7 +129,7 @@ def split_lines(text: str | None) -> tuple[str, ...]:
 
     Example::
 
-        >>> split_lines(" a dog  \\n\\n a cat")
+        >>> split_lines(" a dog  \n\n a cat")
         ('a dog', 'a cat')
     """
     return tuple(line.strip() for line in (text or "").splitlines() if line.strip())

@@ -22,7 +22,7 @@ class Classes:
 
     Example::
 
-        >>> classes = Classes.parse("# source: a paper\\nperson, man, woman\\npotted plant\\n")
+        >>> classes = Classes.parse("# source: a paper\nperson, man, woman\npotted plant\n")
         >>> classes.first, classes.synonyms[0], classes.source
         (('person', 'potted plant'), ('person', 'man', 'woman'), 'a paper')
     """

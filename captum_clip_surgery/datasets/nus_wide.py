@@ -40,7 +40,7 @@ class NusWide(ImageDataset):
 
         root/ConceptsList/Concepts81.txt
         root/Groundtruth/TrainTestLabels/Labels_airport_Test.txt     0 or 1 per line
-        root/ImageList/TestImagelist.txt                             FOLDER\\NAME.jpg per line
+        root/ImageList/TestImagelist.txt                             FOLDER\NAME.jpg per line
         root/Flickr/FOLDER/NAME.jpg
 
     Photographs disappear from Flickr, and few copies have them all: missing ones are left out with

@@ -202,7 +202,7 @@ def test_tuple_in_tuple_out(bench: Bench) -> None:
 def test_other_inputs_are_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="tuple of 2"):
         bench.attribution.attribute((bench.images, bench.images), target=0)
-    with pytest.raises(TypeError, match="images are a list"):
+    with pytest.raises(TypeError, match="images must be a tensor, got list"):
         bench.attribution.attribute([bench.images], target=0)
 
 
