@@ -127,7 +127,7 @@ class ImageDataset(Dataset[Sample], ABC):
 
         >>> class Squares(ImageDataset):
         ...     def __init__(self):
-        ...         super().__init__("Squares", Classes.parse("red\\nblue"), ["red", "blue"])
+        ...         super().__init__("Squares", Classes.parse("red\nblue"), ["red", "blue"])
         ...
         ...     def read(self, index):
         ...         image = Image.new("RGB", (8, 8), self.names[index])
