@@ -15,6 +15,8 @@ import numpy as np
 #: Largest length of an outline, in borders of its image, which bounds the memory to draw it.
 #: Outlines traced pixel by pixel are far shorter.
 MAX_TURNS = 100
+#: The same in pixels, for images of one long line; drawing takes 80 bytes a pixel.
+MAX_LENGTH = 2**22
 #: Number of bits of the largest run that can be compressed.
 MAX_BITS = 35
 
@@ -95,10 +97,10 @@ def _check_polygons(
             raise ValueError(expected)
         length += _boundary_length(polygon, height, width)
         drawable.append(polygon)
-    if length > MAX_TURNS * 2 * (height + width):
+    if length > min(MAX_TURNS * 2 * (height + width), MAX_LENGTH):
         raise ValueError(
-            f"its outline is {length:.0f} pixels long, more than {MAX_TURNS} times the border of "
-            f"its image of {width} x {height}"
+            f"its outline is {length:.0f} pixels long, expected at most {MAX_TURNS} times the "
+            f"border of its image of {width} x {height}, and {MAX_LENGTH:,}"
         )
     return drawable, skipped
 

@@ -3,14 +3,16 @@
 Adapters and the text encoder restate the forward pass of open_clip's and timm's classes. A
 subclass, a patched method or a model's own `encode_image` would be bypassed without a trace, so one
 image and two texts are compared with the model itself: when a classifier is made, and whenever a
-class, a method or a bypassed part has changed since.
+class, a method or a bypassed part has changed since. A model's own `encode_image` or `encode_text`
+can agree now and differ once what it adds is trained or switched on, so that such a model is
+compared again after every change of its state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from captum_clip_surgery.models._internals import (
     copy_without_hooks,
     unwrap_parallel,
 )
+from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models.image import Tower, build_tower
 from captum_clip_surgery.models.image._registry import unwrap
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text, probe_tokens
@@ -54,6 +57,29 @@ ADVICE = {
 }
 
 
+class _Verified(NamedTuple):
+    """A verified model at one moment; `state` is None unless it has methods of its own."""
+
+    snapshot: ImplementationSnapshot
+    state: ModelState | None
+
+    @classmethod
+    def of(
+        cls, model: Any, names: tuple[str, str], modules: Sequence[nn.Module], tower: Any = None
+    ) -> Self:
+        """Take a snapshot of the classes, methods and children that `names` depend on."""
+        own = any(_owner_of(model, name) for name in names)
+        state = read_state(model, samples=True) if own else None
+        return cls(ImplementationSnapshot(model, names, modules, tower), state)
+
+    def is_current(self, model: Any) -> bool:
+        """Return whether nothing that could make results differ has changed since."""
+        before = self.state
+        return self.snapshot.is_current() and (
+            before is None or before.same(read_state(model, previous=before, samples=True))
+        )
+
+
 class VerifiedImageTower:
     """A model's image tower and its adapter, looked up and verified at each use.
 
@@ -74,7 +100,7 @@ class VerifiedImageTower:
     def __init__(self, model: Any, positions: str) -> None:
         self.model = model
         self._adapter = build_tower(model.visual, positions)
-        self._verified: ImplementationSnapshot | None = None
+        self._verified: _Verified | None = None
         self._preprocess = (model.visual, Preprocess.of(model, self.tower().native_size))
 
     def tower(self) -> Tower:
@@ -93,7 +119,7 @@ class VerifiedImageTower:
         if visual is not self._adapter.visual:
             self._adapter = build_tower(visual, self._adapter.positions)
             self._verified = None
-        if self._verified is None or not self._verified.is_current():
+        if self._verified is None or not self._verified.is_current(self.model):
             self._verified = None
             present = self._snapshot()
             self._verify()
@@ -114,11 +140,11 @@ class VerifiedImageTower:
             image = torch.zeros(1, 3, *tower.patch_size, dtype=tower.dtype, device=device)
             return tower.encode(image).shape[-1]
 
-    def _snapshot(self) -> ImplementationSnapshot:
+    def _snapshot(self) -> _Verified:
         tower = self._adapter
         parts = [part for each in tower.containers.values() for part in each.children()]
         modules = list(dict.fromkeys([*tower.bypassed().values(), *parts]))
-        return ImplementationSnapshot(self.model, ("encode_image", "_encode_image"), modules, tower)
+        return _Verified.of(self.model, ("encode_image", "_encode_image"), modules, tower)
 
     def _verify(self) -> None:
         tower = build_tower(self._adapter.visual, self._adapter.positions)  # still supported
@@ -152,7 +178,7 @@ class TextTowerCheck:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._verified: ImplementationSnapshot | None = None
+        self._verified: _Verified | None = None
 
     def check(self, encode_tokens: Callable[[Any, Tensor], Tensor], context_length: int) -> None:
         """Compare a short text and one that fills the context, unless nothing has changed.
@@ -169,12 +195,10 @@ class TextTowerCheck:
                 feature differs from the model's `encode_text`.
         """
         tower = getattr(self.model, "text", self.model)
-        if self._verified is not None and self._verified.is_current():
+        if self._verified is not None and self._verified.is_current(self.model):
             return
         part = tower.transformer if tower is self.model else tower
-        present = ImplementationSnapshot(
-            self.model, ("encode_text", "_encode_text"), [self.model, part]
-        )
+        present = _Verified.of(self.model, ("encode_text", "_encode_text"), [self.model, part])
         derived = tower is not self.model and isinstance(tower, TextTransformer)
         if derived and (deviation := describe_deviation(tower, TextTransformer)):
             raise TypeError(

@@ -14,7 +14,13 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from captum_clip_surgery.models._state import ModelState, ModuleFact, ObjectFact, TensorFact
+from captum_clip_surgery.models._state import (
+    HELD,
+    ModelState,
+    ModuleFact,
+    ObjectFact,
+    TensorFact,
+)
 
 ABSENT = ObjectFact(-1, "absent")
 CHANGED = (
@@ -84,7 +90,7 @@ def unexplained_changes(
             unknown). It is called only if there are changes of plain attributes that are not caches
             being filled, and no other changes.
     """
-    first = {(c.module, c.attribute): c for c in list_changes(before, after)}
+    first = _by_attribute(before, after)
     firm = [c for c in first.values() if c.module is None]
     moved = [c for c in first.values() if not _grew(c.old, c.new)]
     if firm or not moved:
@@ -92,7 +98,7 @@ def unexplained_changes(
     latest, equal = rerun()
     if equal is False:
         return moved
-    second = {(c.module, c.attribute): c for c in list_changes(after, latest)}
+    second = _by_attribute(after, latest)
     unexplained = [c for c in second.values() if c.module is None]
     for key in first | second:
         module, attribute = key
@@ -100,6 +106,17 @@ def unexplained_changes(
         if module is not None and not _is_made_by_passes(module, attribute, *pair, equal):
             unexplained += [c for c in (pair[0] or pair[1],) if c is not None]
     return unexplained
+
+
+def _by_attribute(before: ModelState, after: ModelState) -> dict[tuple[Any, str], Change]:
+    """List changes by module and attribute; remember and leave out what hooks gather."""
+    changes = {}
+    for change in list_changes(before, after):
+        if change.module is not None and HELD in change.attribute:
+            _rewritten.setdefault(change.module, set()).add(change.attribute)
+        else:
+            changes[change.module, change.attribute] = change
+    return changes
 
 
 def _is_made_by_passes(

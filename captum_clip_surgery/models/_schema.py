@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 MAX_TEXT = 10_000
+TEMPLATES = "additional_chat_templates"  # a folder that transformers reads beside a tokenizer
 
 #: The allowed values of an option, as data: `bool`, `float` (any finite number), `str` (of at most
 #: `MAX_TEXT` characters), a `range` of integers, a tuple of choices, a `ListOf`, a table, or a list
@@ -74,7 +75,7 @@ def check_table(where: str, table: Any, allowed: Table, prefix: str = "") -> Non
 
 
 def check_links(folder: Path) -> None:
-    """Check that no file in a folder is a link out of it.
+    """Check that no file in a folder, or in its folder of chat templates, is a link out of it.
 
     In a snapshot of the hub's cache, links into the `blobs` of the same repository are allowed.
 
@@ -85,7 +86,7 @@ def check_links(folder: Path) -> None:
     allowed = [real]
     if real.parent.name == "snapshots":
         allowed.append(real.parent.parent / "blobs")
-    for path in folder.iterdir():
+    for path in (*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")):
         target = Path(os.path.realpath(path))
         if path.is_symlink() and not any(target.is_relative_to(root) for root in allowed):
             raise ValueError(f"{path} is a link that leads out of its folder; copy its file there")

@@ -23,6 +23,10 @@ from captum_clip_surgery.models._transformers_tables import (
 )
 
 CONFIG = "config.json"
+#: Parts of a `tokenizer.json` that rewrite a text.
+STEPS = ("normalizer", "pre_tokenizer")
+#: How many times longer a tokenizer may make a text before it splits it; known ones, 3 times.
+MAX_GROWTH = 1_000
 
 
 def check_text_tower(folder: Path, name: str) -> Path:
@@ -82,6 +86,8 @@ def tokenizer_options(folder: Path) -> dict[str, Any]:
     for name, allowed in TOKENIZER_FILES.items():
         if (folder / name).is_file():
             check_table(str(folder / name), read_json(folder / name), allowed)
+    if (folder / "tokenizer.json").is_file():
+        _check_growth(folder / "tokenizer.json")
     config: Any = PretrainedConfig()
     if (folder / CONFIG).is_file():
         content = read_json(folder / CONFIG)
@@ -93,6 +99,29 @@ def tokenizer_options(folder: Path) -> dict[str, Any]:
             config = CONFIG_MAPPING[content["model_type"]]()
         config.tokenizer_class = content.get("tokenizer_class")
     return {"config": config, "trust_remote_code": False, "local_files_only": True}
+
+
+def _check_growth(path: Path) -> None:
+    """Check that replacements in a `tokenizer.json`, one after another, do not inflate a text.
+
+    Raises:
+        ValueError: If they make it more than `MAX_GROWTH` times longer.
+    """
+    content = read_json(path)
+    growth = 1
+    parts = [content.get(part) for part in STEPS] if isinstance(content, dict) else []
+    for part in parts:  # the list grows meanwhile
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += [value for value in part.values() if isinstance(value, (dict, list))]
+            inserted = part.get("content", part.get("prepend", part.get("replacement")))
+            growth *= max(1, len(inserted)) if isinstance(inserted, str) else 1
+    if growth > MAX_GROWTH:
+        raise ValueError(
+            f"{path} can make a text {growth:.0e} times longer before it is split, expected at "
+            f"most {MAX_GROWTH:,} times"
+        )
 
 
 def check_sam(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import open_clip
 from torch import nn
 
-from captum_clip_surgery._utils.errors import error_message
+from captum_clip_surgery._utils.errors import error_message, rust_panics_as_errors
 from captum_clip_surgery.models._activations import choose_activation, note_activation
 from captum_clip_surgery.models._checkpoints import check_checkpoint
 from captum_clip_surgery.models._config_check import (
@@ -121,7 +121,8 @@ def _tokenizer(name: str) -> Tokenizer:
         text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
         check_table(name, text.get("tokenizer_kwargs") or {}, TOKENIZER, "tokenizer_kwargs.")
     try:
-        return open_clip.get_tokenizer(name, **options)
+        with rust_panics_as_errors():
+            return open_clip.get_tokenizer(name, **options)
     except OSError as error:  # transformers raises it if its hub cannot be reached
         raise OSError(
             f"the tokenizer of {name} could not be loaded: {error}\nPass tokenizer=, a callable of "

@@ -24,7 +24,7 @@ from open_clip.transformer import (
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, word_scores
+from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier, word_scores
 from captum_clip_surgery.models._agreement import VerifiedImageTower
 from captum_clip_surgery.models.image import VisionTransformerTower, _registry, register_tower
 from captum_clip_surgery.tasks import word_maps
@@ -343,6 +343,37 @@ def test_a_registered_adapter_takes_a_subclass(monkeypatch: pytest.MonkeyPatch) 
     for call in (lambda: make(model), lambda: clip(images)):
         with pytest.raises(TypeError, match=r"encode_image .* image tower PromptTuned computes by"):
             call()
+
+
+class GatedClip(CLIP):
+    """Adds to both embeddings what a gate lets through, which is shut at first."""
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        features = super().encode_image(image, normalize)
+        return features + self.gate * features.roll(1, -1)
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        features = super().encode_text(text, normalize)
+        return features + self.text_gate * features.roll(1, -1)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_what_a_model_adds_itself_is_compared_once_it_is_trained(side: str) -> None:
+    model = tiny_model("vit")
+    model.__class__ = GatedClip
+    model.gate, model.text_gate = nn.Parameter(torch.zeros(())), 0.0
+    clip = make(model)
+    surgery, images = CLIPSurgery(clip), random_images(clip, 1)
+    assert relative_error(clip(images), own_logits(model, images)) < 1e-5
+    if side == "image":
+        with torch.no_grad():
+            model.gate.add_(0.5)
+    else:
+        model.text_gate = 0.5
+    message = f"GatedClip's own encode_{side} would have no effect on the results"
+    for call in (clip, surgery.attribute_all):
+        with pytest.raises(TypeError, match=message):
+            call(images)
 
 
 # --- what is harmless ----------------------------------------------------------------------------

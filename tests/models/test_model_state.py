@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 import threading
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -20,7 +24,7 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import encoder as encoder_module
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from tests._helpers.cases import each
-from tests._helpers.text_towers import text_model, text_tower
+from tests._helpers.text_towers import Words, text_model, text_tower
 from tests._helpers.tiny import relative_error
 
 TEXTS = ["dog", "a remote control", "cat"]
@@ -58,6 +62,9 @@ class Doubled(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.factor
+
+
+DOUBLED = Doubled()  # referred to weakly
 
 
 def own_lora(**options: Any) -> Any:
@@ -112,6 +119,77 @@ def with_hook() -> Any:
     model.ln_final.register_forward_hook(lambda module, args, out: out.flip(-1) * strength[0] + out)
     del model.strength
     return model
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    gain: float = 1.0
+
+
+def scaled_by(place: str) -> Callable[[], Any]:
+    """A model whose modules take a factor from a place that holds more than plain values."""
+
+    def make() -> Any:
+        model = text_model()
+        holder, read = PLACES[place]()
+        kind = type("Scaled", (type(model.ln_final),), {"table": {"gain": 1.0}})
+        kind.forward = lambda self, x: nn.LayerNorm.forward(self, x) + read(self) * x.flip(-1)
+        model.ln_final.__class__ = kind
+        model.ln_final.holder = holder
+        return model
+
+    return make
+
+
+def named_factor(*, gain: float = 1.0) -> float:
+    return gain
+
+
+def deep(levels: int) -> Any:
+    return types.SimpleNamespace(inner=deep(levels - 1) if levels else 1.0)
+
+
+#: What is held, and how the factor is read from it.
+PLACES: dict[str, Callable[[], tuple[Any, Callable[[Any], float]]]] = {
+    "slots": lambda: (Slotted(), lambda m: m.holder.gain),
+    "class": lambda: (None, lambda m: type(m).table["gain"]),
+    "array": lambda: (np.ones(4000), lambda m: m.holder.mean()),
+    "bytes": lambda: (bytearray(b"\1"), lambda m: m.holder[0]),
+    "weak": lambda: (weakref.ref(DOUBLED), lambda m: m.holder().factor),
+    "deep": lambda: (deep(5), lambda m: m.holder.inner.inner.inner.inner.inner.inner),
+    "keyword": lambda: (named_factor, lambda m: m.holder()),
+}
+
+
+def hooked(make_hook: Callable[[Tensor], Any]) -> Callable[[], Any]:
+    """A model that a hook steers by a vector."""
+
+    def make() -> Any:
+        model = text_model()
+        torch.manual_seed(1)
+        model.ln_final.register_forward_hook(make_hook(torch.randn(16)))
+        return model
+
+    return make
+
+
+def hook_of(model: Any) -> Any:
+    (hook,) = model.ln_final._forward_hooks.values()
+    return hook
+
+
+class Steering:
+    def __init__(self, vector: Tensor) -> None:
+        self.vector, self.times, self.seen = vector, 1, list[Tensor]()
+
+    def __call__(self, module: object, args: object, out: Tensor) -> Tensor:
+        self.seen.append(out)
+        return out + self.times * self.vector
+
+
+def by_layer(vector: Tensor) -> Callable[..., Tensor]:
+    layer = nn.Linear(16, 16)
+    return lambda module, args, out: layer(out)
 
 
 def turn_hook(model: Any) -> None:
@@ -215,6 +293,38 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     ),
     "hook removed": (with_hook, lambda m: m.ln_final._forward_hooks.clear()),
     "setting of a hook": (with_hook, turn_hook),
+    "vector of a hook": (
+        hooked(lambda vector: lambda module, args, out: out + vector),
+        lambda m: hook_of(m).__closure__[0].cell_contents.mul_(-3),
+    ),
+    "vector of a hook's object": (
+        hooked(Steering),
+        lambda m: setattr(hook_of(m), "vector", -3 * hook_of(m).vector),
+    ),
+    "number of a hook's object": (hooked(Steering), lambda m: setattr(hook_of(m), "times", -3)),
+    "layer of a hook": (
+        hooked(by_layer),
+        lambda m: hook_of(m).__closure__[0].cell_contents.weight.data.mul_(-3),
+    ),
+    "slots": (scaled_by("slots"), set_at("ln_final.holder.gain", -2.0)),
+    "table of a class": (
+        scaled_by("class"),
+        lambda m: type(m.ln_final).table.update(gain=-2.0),
+    ),
+    "large array": (scaled_by("array"), lambda m: m.ln_final.holder.__imul__(-2)),
+    "bytes": (scaled_by("bytes"), lambda m: m.ln_final.holder.__setitem__(0, 9)),
+    "weak reference": (
+        scaled_by("weak"),
+        lambda m: setattr(m.ln_final.holder(), "factor", -m.ln_final.holder().factor),
+    ),
+    "deep within objects": (
+        scaled_by("deep"),
+        set_at("ln_final.holder.inner.inner.inner.inner.inner.inner", -2.0),
+    ),
+    "default of a keyword": (
+        scaled_by("keyword"),
+        lambda m: m.ln_final.holder.__kwdefaults__.update(gain=-2.0),
+    ),
     "parametrization": (
         text_model,
         lambda m: parametrize.register_parametrization(m.ln_final, "bias", Doubled()),
@@ -280,6 +390,49 @@ def test_features_are_those_of_the_model_as_it_is(name: str) -> None:
     assert torch.equal(clip.text_features(), expected.text_features())
     assert torch.equal(clip.empty_features(), expected.empty_features())
     assert not torch.equal(clip.empty_features(), empty)
+
+
+def test_what_a_hook_gathers_changes_nothing() -> None:
+    model = hooked(Steering)()
+    clip = ZeroShotClassifier(model, TEXTS, templates=["a {}"])
+    before, seen = clip.text_features(), hook_of(model).seen
+    count = len(seen)
+    assert clip.text_features() is before
+    assert len(seen) == count
+    seen.clear()
+    assert clip.text_features() is before
+    assert not seen
+    hook_of(model).vector.mul_(-3)  # which it uses
+    assert relative_error(clip.text_features(), before) > 1e-3
+
+
+@each("name", ["templates", "tokenizer", "options", "truncate"])
+def test_features_are_those_of_the_encoder_as_it_is(name: str) -> None:
+    class Reversing:
+        on = False
+
+        def __call__(self, texts: list[str], context_length: int) -> Tensor:
+            texts = [text[::-1] for text in texts] if vars(self).get("on") else texts
+            return Words("bpe")(texts, context_length)
+
+    model, tokenizer, long = text_model(), Reversing(), "one two three " * 9
+    texts = [*TEXTS, long] if name == "truncate" else TEXTS
+    encoder = PromptEncoder(model, tokenizer, ["a {}"], truncate=True)
+    before = encoder(texts)
+    if name == "truncate":
+        encoder.truncate = False
+        with pytest.raises(ValueError, match="is longer than the model's context"):
+            encoder(texts)
+        return
+    if name == "templates":
+        encoder.templates = ("this is {} indeed",)
+    elif name == "tokenizer":
+        encoder.tokenizer = lambda texts, context_length: Words("bpe")(texts[::-1], context_length)
+    else:
+        tokenizer.on = True
+    expected = PromptEncoder(model, encoder.tokenizer, encoder.templates)(texts)
+    assert relative_error(expected, before) > 1e-3
+    assert torch.equal(encoder(texts), expected)
 
 
 def test_a_changed_class_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

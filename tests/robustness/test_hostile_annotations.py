@@ -83,7 +83,7 @@ OUTLINES: dict[str, tuple[Any, str]] = {
     "truth values": ([[True] * 6], KIND),
     "a flat list": (TRIANGLE, KIND),
     "runs in a list": ([rle([384])], KIND),
-    "to and fro": ([ZIGZAG], "pixels long, more than 100 times the border"),
+    "to and fro": ([ZIGZAG], "pixels long, expected at most 100 times the border"),
     "odd": ([[*TRIANGLE, 9]], "a polygon of 7 numbers, expected x, y of 3 points"),
     "number": (3, "it is 3, expected polygons"),
     "nothing": (None, "it is None, expected polygons"),
@@ -135,6 +135,14 @@ def test_stated_sizes_are_held_to_the_picture(
     told = outcome(lambda: reader(tmp_path)[0])
     assert told.startswith("ValueError: ")
     assert f"000000000001.jpg is 24 x 16 pixels, its annotations are for {side} x {side}" in told
+
+
+def test_outlines_of_an_image_of_one_long_line() -> None:
+    """A picture of 350 KB can be 178 million pixels high; a triangle there took 13 GB to draw."""
+    high = 178_000_000
+    with pytest.raises(ValueError, match=r"its outline is .* pixels long, expected .* 4,194,304"):
+        encode_outline([[0, 0, 0, high - 1, 1, high - 1]], high, 1)
+    assert encode_outline([[0, 0, 0, 1000, 1, 1000]], high, 1)[0]
 
 
 @pytest.mark.parametrize("side", [0, -1, 24.0, NAN, "24", None, [24], True])

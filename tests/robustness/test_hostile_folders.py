@@ -262,6 +262,43 @@ def test_text_towers_within_the_folder(tmp_path: Path, kind: str, monkeypatch: A
     assert torch.allclose(clip.text_features(), expected, atol=1e-6)
 
 
+def test_a_linked_chat_template(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.jinja").write_text("secret")
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "x.jinja").symlink_to(tmp_path / "secret.jinja")
+    refuse(folder, r"additional_chat_templates/x\.jinja is a link that leads out of its folder")
+
+
+REPLACED = {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 16}
+NORMALIZERS: dict[str, tuple[dict[str, Any], str]] = {
+    "damaged": (
+        {"type": "Precompiled", "precompiled_charsmap": "/////w=="},
+        "the tokenizer of .* is not valid: .*precompiled_charsmap",
+    ),
+    "damaged further in": (
+        {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="},
+        "index out of bounds",
+    ),
+    "growth": (
+        {"type": "Sequence", "normalizers": [REPLACED] * 6},
+        r"tokenizer\.json can make a text 2e\+07 times longer .* expected at most 1,000 times",
+    ),
+    "long start": (
+        {"type": "Prepend", "prepend": "y" * 10**6},
+        r"tokenizer\.json can make a text 1e\+06 times longer",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NORMALIZERS)
+def test_normalizers_of_a_tokenizer(folder: Path, kind: str) -> None:
+    """They panic in Rust, which no `except Exception` catches, or take gigabytes."""
+    normalizer, message = NORMALIZERS[kind]
+    edit(folder / "tokenizer.json", normalizer=normalizer)
+    refuse(folder, message)
+
+
 TOWER: list[tuple[dict[str, Any], str]] = [
     ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation is no option"),
     ({"_attn_implementation": "kernels-community/x"}, "_attn_implementation is no option"),

@@ -54,10 +54,14 @@ MAX_CACHED = 50_000  # texts, before all but the latest request are forgotten
 
 @dataclass(frozen=True)
 class _Generation:
-    """The features of one state of the text tower, by text; `identity` stands for that state."""
+    """The features of one state of the text tower, by text; `identity` stands for that state.
+
+    `settings` are those of the encoder that the features were computed with.
+    """
 
     identity: object
     state: ModelState
+    settings: tuple[Any, ...]
     features: dict[str, Tensor]
 
 
@@ -115,7 +119,7 @@ class PromptEncoder:
             tokenizer = open_clip.tokenize
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.context_length = context_length_of(self.tower, tokenizer)
+        context_length_of(self.tower, tokenizer)  # raises if there is none
         self._disk = None if cache is None else DiskFeatures(cache)
         self._cached: _Generation | None = None
         self._check = TextTowerCheck(model)
@@ -124,6 +128,11 @@ class PromptEncoder:
     def tower(self) -> Any:
         """The text tower: the model itself (CLIP) or its `text` (CustomTextCLIP)."""
         return text_tower_of(self.model)
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens that the text tower takes."""
+        return context_length_of(self.tower, self.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return features (T, C) of texts, on the text tower's device, in float32 or wider.
@@ -223,6 +232,9 @@ class PromptEncoder:
         """Return what is cached for the text tower as it is now."""
         self.check()
         cached = self._cached
+        settings = self._settings()
+        if cached is not None and cached.settings != settings:
+            cached = None
         if cached is not None and cached.state.same(self._read(cached.state)):
             return cached
         state = self._read()
@@ -231,9 +243,18 @@ class PromptEncoder:
         else:
             parameters = [*iter_text_parameters(self.tower), self.model.logit_scale]
             check_place(parameters, "text tower")
-            cached = _Generation(object(), state, {})
+            cached = _Generation(object(), state, settings, {})
         self._cached = cached
         return cached
+
+    def _settings(self) -> tuple[Any, ...]:
+        """Return what determines features beside the text tower, with the tokenizer's options.
+
+        A tokenizer's numbers and tables are left out: it may count, and keeps what it has read.
+        """
+        options = getattr(self.tokenizer, "__dict__", {}).items()
+        plain = tuple((n, v) for n, v in options if type(v) in (bool, float, str))
+        return self.tokenizer, plain, self.templates, self.truncate, self.context_length
 
     def _read(self, previous: ModelState | None = None) -> ModelState:
         others = [

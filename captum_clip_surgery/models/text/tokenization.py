@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.errors import rust_panics_as_errors
 from captum_clip_surgery.models.text._towers import (
     end_of_text,
     pooled_at_end_of_text,
@@ -167,7 +168,8 @@ def _token_ids(
     Returns:
         Token ids (P, L), int64 on the CPU. L is `width` unless that is None.
     """
-    output = tokenizer(list(texts), context_length=length)
+    with rust_panics_as_errors():
+        output = tokenizer(list(texts), context_length=length)
     if isinstance(output, Mapping) and "input_ids" in output:  # Hugging Face's BatchEncoding
         output = output["input_ids"]
     try:
