@@ -10,23 +10,14 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from captum_clip_surgery.functional import full_precision
-from captum_clip_surgery.models import (
-    ImageEncoder,
-    assert_parameters_unchanged,
-    explain_activation,
-    validation,
-)
+from captum_clip_surgery.models import ImageEncoder
+from captum_clip_surgery.models._activations import explain_activation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
-from captum_clip_surgery.models.text import (
-    TEMPLATES,
-    EncodedTexts,
-    GivenFeatures,
-    PromptEncoder,
-    Template,
-    TextFeatures,
-    Tokenizer,
-    check_texts,
-)
+from captum_clip_surgery.models.text import TEMPLATES, PromptEncoder, Template, Tokenizer
+from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
+from captum_clip_surgery.models.text.templates import check_texts
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -175,7 +166,7 @@ class ZeroShotClassifier(ImageEncoder):
         self = cls.__new__(cls)
         ImageEncoder.__init__(self, model, positions)
         width, device = self.joint_width(), self.device
-        validation.check_features(features, width, "features", device)
+        check_features(features, width, "features", device)
         names = check_texts(
             [f"feature {i}" for i in range(len(features))] if texts is None else texts
         )
@@ -184,7 +175,7 @@ class ZeroShotClassifier(ImageEncoder):
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
-            validation.check_features(empty_features, width, "empty_features", device, rows=1)
+            check_features(empty_features, width, "empty_features", device, rows=1)
             empty_features = empty_features[0]
         self._set_text(GivenFeatures(features, empty_features), names)
         return self
@@ -296,7 +287,7 @@ class ZeroShotClassifier(ImageEncoder):
         """
         with assert_parameters_unchanged(self.model):
             logits = self.logits(self._image_features(images)).to(images.dtype)
-        return validation.check_finite(images, logits, "logits")
+        return check_finite(images, logits, "logits")
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Return the logits (N, K) of L2-normalized image features (N, C) for the K texts."""

@@ -20,11 +20,11 @@ from captum_clip_surgery.attr import Method, attribute_many, choose
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.models._validation import check_images, resolve_indices
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
 
-__all__ = ["Comparison", "check_rows", "compare"]
+__all__ = ["Comparison", "compare"]
 
 #: Number of images that a method explains at once.
 BATCH_SIZE = 8
@@ -176,7 +176,7 @@ def compare(
     batch, pixels = _batch(clip, images, size)
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
-    indices = validation.resolve_indices(wanted, count, batch.device).tolist()
+    indices = resolve_indices(wanted, count, batch.device).tolist()
     mask_list = None if masks is None else _check_masks(masks, len(batch), len(indices))
     if isinstance(methods, Mapping):
         chosen, left_out = dict(methods), dict[str, str]()
@@ -234,7 +234,7 @@ def _batch(
             raise ValueError(
                 f"size={size} does not apply to a batch; resize it with clip.preprocess(..., size=)"
             )
-        validation.check_images(images, clip.tower, clip.device)
+        check_images(images, clip.tower, clip.device)
         pixels = clip.unnormalize(images.detach().cpu()).permute(0, 2, 3, 1)
         return images, list(pixels.numpy())
     if isinstance(images, str) or not isinstance(images, Sequence):

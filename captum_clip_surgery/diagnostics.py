@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from captum_clip_surgery.attr import PathConfig, forward_pass, tower_output
+from captum_clip_surgery.attr import PathConfig
+from captum_clip_surgery.attr._engine import forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image import Tower
-from captum_clip_surgery.visualization import COLORS
+from captum_clip_surgery.visualization._scales import COLORS
 
 __all__ = ["TowerReport", "tower_report"]
 
@@ -187,7 +188,7 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
         (torch.Size([9, 2, 16]), 9)
     """
     tower = clip.tower
-    validation.check_images(images, tower, clip.device)
+    check_images(images, tower, clip.device)
     with torch.no_grad(), forward_pass(clip, images, _path_configs(clip)):
         grid = tower.grid(*images.shape[-2:])
         if grid == (1, 1):

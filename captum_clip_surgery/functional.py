@@ -17,8 +17,6 @@ __all__ = [
     "VARIANTS",
     "class_weights",
     "feature_surgery",
-    "full_precision",
-    "has_direction",
     "normalized",
     "normalized_vv_attention",
     "vv_attention",

@@ -17,7 +17,7 @@ from captum_clip_surgery.app._settings import (
     check_number,
     split_lines,
 )
-from captum_clip_surgery.tasks import INSTANCES
+from captum_clip_surgery.tasks.sam import INSTANCES
 from captum_clip_surgery.visualization import SIGNS
 
 #: What dropdowns show for None, which Gradio takes for nothing chosen.

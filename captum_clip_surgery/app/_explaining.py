@@ -17,16 +17,14 @@ from captum_clip_surgery.attr import (
     METHODS,
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
-    Outputs,
     attribute_many,
     choose,
-    forward_pass,
-    path_of,
 )
-from captum_clip_surgery.attr import Explainer as Method
+from captum_clip_surgery.attr._engine import Explainer as Method
+from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import validation
-from captum_clip_surgery.models.image import nearest_multiple
+from captum_clip_surgery.models._validation import check_images
+from captum_clip_surgery.models.image._data import nearest_multiple
 
 #: Patches of an image.
 MAX_TOKENS = 4096
@@ -161,7 +159,7 @@ class Explainer:
                 f"{MAX_TOKENS} patches"
             )
         images = self.clip.preprocess(image.pixels, side)
-        validation.check_images(images, self.clip.tower, self.clip.device)
+        check_images(images, self.clip.tower, self.clip.device)
         return images
 
     def _methods(

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.app._settings import Settings
-from captum_clip_surgery.tasks import BACKGROUND, Prompt, Segmentation
+from captum_clip_surgery.tasks import Prompt, Segmentation
+from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.figures import points_figure
-from captum_clip_surgery.visualization import label_color, show_labels, visualize_attribution
+from captum_clip_surgery.visualization import visualize_attribution
+from captum_clip_surgery.visualization._labels import label_color, show_labels
 
 #: Longer side in pixels of a small and of a large image.
 PANEL, LARGE = 360, 640

@@ -14,7 +14,7 @@ from captum_clip_surgery.app._figures import Drawn
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.app._templates import html
-from captum_clip_surgery.demo import unknown_words
+from captum_clip_surgery.demo.scenes import unknown_words
 from captum_clip_surgery.tasks import prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure

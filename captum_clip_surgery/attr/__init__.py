@@ -10,16 +10,7 @@ from captum_clip_surgery.attr._base import (
     Method,
     PatchAttribution,
 )
-from captum_clip_surgery.attr._engine import (
-    Explain,
-    Explainer,
-    Outputs,
-    attribute_many,
-    explain_of,
-    forward_pass,
-    path_of,
-    tower_output,
-)
+from captum_clip_surgery.attr._engine import attribute_many
 from captum_clip_surgery.attr._gradients import TowerAttribution
 from captum_clip_surgery.attr.attention import (
     AttentionRelevance,
@@ -72,8 +63,6 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "DualPathAttribution",
-    "Explain",
-    "Explainer",
     "FeatureCLIPSurgery",
     "GradECLIP",
     "InputShapeMixin",
@@ -95,7 +84,6 @@ __all__ = [
     "LeGrad",
     "MaskCLIP",
     "Method",
-    "Outputs",
     "PatchAttribution",
     "PathConfig",
     "RawAttention",
@@ -104,9 +92,5 @@ __all__ = [
     "WordScores",
     "attribute_many",
     "choose",
-    "explain_of",
-    "forward_pass",
-    "path_of",
-    "tower_output",
     "word_scores",
 ]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.attr._engine import Explainer, forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._validation import Target
 from captum_clip_surgery.models.image import PathConfig
-from captum_clip_surgery.models.validation import Target
 
 #: Makes a method for a classifier. It raises TypeError where the method is not defined, and
 #: ImportError where an extra is missing.
@@ -114,7 +114,7 @@ class PatchAttribution(Attribution):
             return (self.attribute(inputs[0], target),)
         clip = self.forward_func
         with forward_pass(clip, inputs):
-            chosen = validation.resolve_target(target, len(inputs), len(clip.texts), inputs.device)
+            chosen = _validation.resolve_target(target, len(inputs), len(clip.texts), inputs.device)
             return self._expand_channels(self._maps(inputs, chosen))
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -146,13 +146,13 @@ class PatchAttribution(Attribution):
             if targets is None:  # made where the images are
                 chosen = torch.arange(count, device=inputs.device)
             else:
-                chosen = validation.resolve_indices(targets, count, inputs.device)
+                chosen = _validation.resolve_indices(targets, count, inputs.device)
             return self._maps(inputs, chosen, check_finite)
 
     def _maps(self, images: Tensor, targets: Tensor, check_finite: bool = True) -> Tensor:
         scores = self.scores(images, targets)
         if check_finite:
-            validation.check_finite(images, scores, "maps")
+            _validation.check_finite(images, scores, "maps")
         maps = self._upsample(scores, (images.shape[-2], images.shape[-1]))
         return maps.to(images.dtype)
 

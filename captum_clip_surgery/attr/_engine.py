@@ -18,7 +18,8 @@ from torch import Tensor
 from captum_clip_surgery._utils.tensors import version_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.models import assert_parameters_unchanged, validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._validation import check_images, check_modes
 from captum_clip_surgery.models.image import PathConfig, TowerOutput
 
 
@@ -127,8 +128,8 @@ def forward_pass(
     if outer is not None:
         yield outer
         return
-    validation.check_images(images, clip.tower, clip.device, finite=False)
-    validation.check_modes(clip.model)
+    check_images(images, clip.tower, clip.device, finite=False)
+    check_modes(clip.model)
     forward = ForwardPass(clip, images, configs, outputs)
     token = None if compiling else _current.set((forward, version_of(images)))
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_clip_surgery.attr._base import PatchAttribution
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import check_differentiable
+from captum_clip_surgery.models._guards import check_differentiable
 from captum_clip_surgery.models.image import Tower
 
 #: Bytes of one batch of gradients.

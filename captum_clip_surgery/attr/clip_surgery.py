@@ -22,7 +22,6 @@ __all__ = [
     "LayerCLIPSimilarity",
     "LayerCLIPSurgery",
     "LayerFeatureCLIPSurgery",
-    "vv_attention",
 ]
 
 

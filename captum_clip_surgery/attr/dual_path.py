@@ -29,8 +29,6 @@ __all__ = [
     "LayerShapeMixin",
     "PatchAttribution",
     "PathConfig",
-    "check_feature_surgery",
-    "resolve_num_blocks",
 ]
 
 #: Blocks that the second path spans in the published code.

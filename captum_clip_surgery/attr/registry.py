@@ -41,10 +41,11 @@ from captum_clip_surgery.attr.dense import (
 )
 from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import assert_parameters_unchanged, validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._validation import resolve_indices
 from captum_clip_surgery.models.image import ModifiedResNetTower
 
-__all__ = ["ALIASES", "DEFAULT_METHODS", "METHODS", "choose"]
+__all__ = ["METHODS", "choose"]
 
 #: Tokens in one pass of a method that runs many: bounds memory for ViT-B/16 at 512 pixels.
 TOKENS_PER_PASS = 4096
@@ -92,7 +93,7 @@ class CaptumMethod:
         """Return maps (N, K, H, W), summed over channels; see `PatchAttribution.attribute_all`."""
         clip = self.forward_func
         chosen = range(len(clip.texts)) if targets is None else targets
-        indices = validation.resolve_indices(chosen, len(clip.texts), inputs.device).tolist()
+        indices = resolve_indices(chosen, len(clip.texts), inputs.device).tolist()
         # One by one: Captum's own batches multiply images by passes.
         with assert_parameters_unchanged(clip.model):
             maps = [self._explain_image(image, indices) for image in inputs.split(1)]

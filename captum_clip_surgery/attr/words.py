@@ -15,15 +15,15 @@ from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr._gradients import minmax_cosines, relevance_row, text_gradients
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import assert_parameters_unchanged
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models.image import join_heads
-from captum_clip_surgery.models.text import (
+from captum_clip_surgery.models.text._tracing import (
     TextTrace,
     check_text_blocks,
     text_until_end,
     trace_text_blocks,
-    word_positions,
 )
+from captum_clip_surgery.models.text._words import word_positions
 
 __all__ = ["WordScores", "word_scores"]
 

@@ -17,15 +17,10 @@ from captum_clip_surgery.cli._digests import code_digest, folder_digest
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
-from captum_clip_surgery.evaluation import (
-    ALL_COLUMNS,
-    TEMPLATE_SETS,
-    Evaluation,
-    Protocol,
-    to_markdown,
-    write,
-)
-from captum_clip_surgery.models import describe_activation, settings_digest
+from captum_clip_surgery.evaluation import ALL_COLUMNS, Evaluation, Protocol, to_markdown, write
+from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
+from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.visualization import save_figure
 
 

@@ -5,9 +5,9 @@
 
 from pathlib import Path
 
-from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates, unknown_words
+from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
 
 #: Folder with the weights and the configuration of the embedded model.
 MODEL_FOLDER = Path(__file__).parent / "model"
 
-__all__ = ["MODEL_FOLDER", "Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
+__all__ = ["MODEL_FOLDER", "Scene", "Scenes", "nouns", "prompt_templates"]

@@ -17,12 +17,12 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-__all__ = ["Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
+__all__ = ["Scene", "Scenes", "nouns", "prompt_templates"]
 
 Array = np.ndarray
 Generator = np.random.Generator
 
-__all__ = ["Scene", "Scenes", "nouns", "prompt_templates", "unknown_words"]
+__all__ = ["Scene", "Scenes", "nouns", "prompt_templates"]
 
 SPRITE_SIDE = 112
 SPRITE_COLUMNS = 12

@@ -1,7 +1,6 @@
 """Evaluation of methods against ground truth: on data sets, and on scenes of the embedded model."""
 
-from captum_clip_surgery.evaluation.evaluators import EVALUATORS, Evaluator
-from captum_clip_surgery.evaluation.protocol import TASKS, TEMPLATE_SETS, Protocol, View
+from captum_clip_surgery.evaluation.protocol import TASKS, Protocol, View
 from captum_clip_surgery.evaluation.results import (
     ALL_COLUMNS,
     DEFAULT_COLUMNS,
@@ -17,12 +16,9 @@ from captum_clip_surgery.evaluation.scenes import MEASURES, evaluate_scenes
 __all__ = [
     "ALL_COLUMNS",
     "DEFAULT_COLUMNS",
-    "EVALUATORS",
     "MEASURES",
     "TASKS",
-    "TEMPLATE_SETS",
     "Evaluation",
-    "Evaluator",
     "Protocol",
     "Result",
     "View",

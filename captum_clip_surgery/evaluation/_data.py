@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
 from captum_clip_surgery.evaluation.protocol import View
-from captum_clip_surgery.models.image import nearest_multiple
+from captum_clip_surgery.models.image._data import nearest_multiple
 from captum_clip_surgery.preprocessing import Preprocess
-from captum_clip_surgery.tasks import ResizePolicy
+from captum_clip_surgery.tasks._images import ResizePolicy
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.models.text import TEMPLATES, Template
 
-__all__ = ["TASKS", "TEMPLATE_SETS", "Protocol", "View", "class_files"]
+__all__ = ["TASKS", "Protocol", "View"]
 
 #: The tasks, and the fields of a `View` that each uses.
 USES: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.visualization import bar_figure, save_figure
+from captum_clip_surgery.visualization import save_figure
+from captum_clip_surgery.visualization._charts import bar_figure
 
 __all__ = [
     "ALL_COLUMNS",

@@ -16,6 +16,9 @@ from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalSample
+from captum_clip_surgery.evaluation._evaluators import EVALUATORS, Evaluator
+from captum_clip_surgery.evaluation._predictors import Predictor
+from captum_clip_surgery.evaluation._report import cases_figure
 from captum_clip_surgery.evaluation._stats import (
     ImageStats,
     deserialize,
@@ -23,12 +26,9 @@ from captum_clip_surgery.evaluation._stats import (
     serialize,
     to_bytes,
 )
-from captum_clip_surgery.evaluation.evaluators import EVALUATORS, Evaluator
-from captum_clip_surgery.evaluation.predictors import Predictor
 from captum_clip_surgery.evaluation.protocol import Protocol, View
-from captum_clip_surgery.evaluation.report import cases_figure
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.models import ModelWatch
+from captum_clip_surgery.models._guards import ModelWatch
 
 __all__ = ["Evaluation", "evaluate"]
 

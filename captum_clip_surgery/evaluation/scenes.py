@@ -12,17 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
-from captum_clip_surgery.attr import Method, explain_of
+from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.metrics import (
-    ImageMeans,
-    PairMeasures,
-    grid_pointing_game,
-    insertion_deletion,
-)
-from captum_clip_surgery.models import ModelWatch
+from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
+from captum_clip_surgery.metrics._bootstrap import ImageMeans
+from captum_clip_surgery.models._guards import ModelWatch
 
 __all__ = ["MEASURES", "evaluate_scenes"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
-from captum_clip_surgery.tasks import image_scores
+from captum_clip_surgery.tasks.recognition import image_scores
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from captum_clip_surgery.export._reading import Batch, Prefetcher
 from captum_clip_surgery.export._shards import FOLDER, FORMATS, PART, remove
 from captum_clip_surgery.export._sources import Shard, Source, open_source
 from captum_clip_surgery.export._writing import AsyncShardWriter, ShardRecord, entries
-from captum_clip_surgery.models import ModelWatch, describe_activation, settings_digest
+from captum_clip_surgery.models._activations import describe_activation
+from captum_clip_surgery.models._contents import settings_digest
+from captum_clip_surgery.models._guards import ModelWatch
 
 
 @dataclass(frozen=True)

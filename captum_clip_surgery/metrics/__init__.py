@@ -4,7 +4,6 @@
 are in `metrics.modules`, which is not imported here because torchmetrics is optional.
 """
 
-from captum_clip_surgery.metrics.bootstrap import ImageMeans, percentiles, resample
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
     confusion,
@@ -26,7 +25,6 @@ from captum_clip_surgery.metrics.points import PointMeasures, PointResult
 from captum_clip_surgery.metrics.sanity import Randomization, flag_insensitive, randomization
 
 __all__ = [
-    "ImageMeans",
     "Localization",
     "PairMeasures",
     "PointMeasures",
@@ -39,7 +37,6 @@ __all__ = [
     "insertion_deletion",
     "iou_curve",
     "localization",
-    "percentiles",
     "pixel_accuracy",
     "pixel_auroc",
     "pixel_average_precision",
@@ -48,7 +45,6 @@ __all__ = [
     "pointing_game",
     "prepare",
     "randomization",
-    "resample",
     "score_contrast",
     "segmentation_miou",
 ]

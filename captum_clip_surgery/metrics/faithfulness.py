@@ -11,7 +11,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.functional._maps import check_maps
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.models._validation import Target, check_images, resolve_target
 
 __all__ = ["insertion_deletion"]
 
@@ -25,7 +25,7 @@ def insertion_deletion(
     clip: ZeroShotClassifier,
     images: Tensor,
     maps: Tensor,
-    targets: validation.Target,
+    targets: Target,
     steps: int = 100,
     baseline: str | Tensor = "blur",
     batch_size: int = 32,
@@ -72,11 +72,11 @@ def insertion_deletion(
         >>> insertion.shape, torch.equal(insertion, deletion)  # a uniform image equals its blur
         (torch.Size([1]), True)
     """
-    validation.check_images(images, clip.tower, clip.device)
+    check_images(images, clip.tower, clip.device)
     check_maps(maps, len(images))
     pixels = images.shape[-2] * images.shape[-1]
     _check_options(clip, steps, pixels, batch_size)
-    indices = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    indices = resolve_target(targets, len(images), len(clip.texts), images.device)
     indices = indices.flatten().expand(len(images))
     background = _background(images, baseline, seed)
     ranks = _ranks(maps.to(images.device), images)

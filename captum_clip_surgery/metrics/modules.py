@@ -21,7 +21,6 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics._pair_metric import PairMetric, PercentMean
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
-    THRESHOLDS,
     confusion,
     energy_pointing_game,
     grid_pointing_game,
@@ -35,7 +34,8 @@ from captum_clip_surgery.metrics.functional import (
     segmentation_miou,
 )
 from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.metrics.functional.localization import THRESHOLDS
+from captum_clip_surgery.models._validation import Target
 
 __all__ = [
     "EnergyPointingGame",
@@ -267,7 +267,7 @@ class InsertionDeletion(PercentMean):
             seed=seed,
         )
 
-    def update(self, images: Tensor, maps: Tensor, targets: validation.Target) -> None:
+    def update(self, images: Tensor, maps: Tensor, targets: Target) -> None:
         """Add images with their maps.
 
         Args:

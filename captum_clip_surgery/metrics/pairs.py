@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.bootstrap import check_bootstrap, percentiles, resample
+from captum_clip_surgery.metrics._bootstrap import check_bootstrap, percentiles, resample
 from captum_clip_surgery.metrics.functional._maps import (
     check_pair,
     check_tolerance,
@@ -30,7 +30,7 @@ from captum_clip_surgery.metrics.functional.segmentation import (
     segmentation_miou,
 )
 
-__all__ = ["TOLERANCE", "Localization", "PairMeasures", "localization"]
+__all__ = ["Localization", "PairMeasures", "localization"]
 
 #: Measures that are means over pairs.
 MEANS = ("msc", "pointing", "pointing_near", "energy", "auroc", "average_precision")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from captum_clip_surgery.attr import Method, explain_of
+from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.functional._maps import check_maps
 from captum_clip_surgery.metrics.functional.ranking import spearman
-from captum_clip_surgery.models import validation
+from captum_clip_surgery.models._validation import Target, check_images, resolve_target
 
 __all__ = ["Randomization", "flag_insensitive", "randomization"]
 
@@ -37,7 +38,7 @@ def randomization(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     images: Tensor,
-    targets: validation.Target,
+    targets: Target,
     seed: int = 0,
 ) -> Randomization:
     """Measure how similar maps stay to the original while the image tower is randomized.
@@ -78,8 +79,8 @@ def randomization(
         >>> result.stages[:3], flag_insensitive(result)
         (('original', 'head', 'block 7'), ['center'])
     """
-    validation.check_images(images, clip.tower, clip.device)
-    indices = validation.resolve_target(targets, len(images), len(clip.texts), images.device)
+    check_images(images, clip.tower, clip.device)
+    indices = resolve_target(targets, len(images), len(clip.texts), images.device)
     indices = indices.flatten().expand(len(images))
     with torch.inference_mode(False):  # the head's parameters are found by autograd
         return _randomize(clip, methods, images.clone(), indices, seed)

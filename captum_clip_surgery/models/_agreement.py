@@ -29,10 +29,10 @@ from captum_clip_surgery.models._internals import (
     unwrap_parallel,
 )
 from captum_clip_surgery.models._state import ModelState, read_state
+from captum_clip_surgery.models._validation import check_modes
 from captum_clip_surgery.models.image import Tower, build_tower
 from captum_clip_surgery.models.image._registry import unwrap
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text, probe_tokens
-from captum_clip_surgery.models.validation import check_modes
 from captum_clip_surgery.preprocessing import Preprocess
 
 #: Largest distance between unit-length embeddings that counts as rounding, in float32 and wider.

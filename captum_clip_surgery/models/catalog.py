@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.models._internals import build_image_tower
-from captum_clip_surgery.models.image import Tower, get_tower_class
+from captum_clip_surgery.models.image import Tower
+from captum_clip_surgery.models.image._registry import get_tower_class
 from captum_clip_surgery.models.loading import text_needs
 
-__all__ = ["ModelEntry", "list_models", "to_markdown"]
+__all__ = ["ModelEntry", "list_models"]
 
 
 @dataclass(frozen=True)

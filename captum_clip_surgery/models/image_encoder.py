@@ -17,11 +17,11 @@ from captum_clip_surgery.models._guards import (
     check_differentiable,
 )
 from captum_clip_surgery.models._internals import has_hooks, shallow_copy
+from captum_clip_surgery.models._validation import check_finite, check_images, check_modes
 from captum_clip_surgery.models.image import Tower
-from captum_clip_surgery.models.validation import check_finite, check_images, check_modes
 from captum_clip_surgery.preprocessing import ImageInput, Preprocess
 
-__all__ = ["ImageEncoder", "TokenGrid"]
+__all__ = ["ImageEncoder"]
 
 
 class TokenGrid(nn.Module):

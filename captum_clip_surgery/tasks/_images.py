@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import LayerCLIPSurgery, Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import ModelWatch, validation
+from captum_clip_surgery.models._guards import ModelWatch
+from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 
 #: One or several images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
@@ -94,7 +95,7 @@ def batches(
                 f"size {size} is for images to be resized; a preprocessed batch has its own: pass "
                 "size= to clip.preprocess"
             )
-        validation.check_images(images, clip.tower, clip.device)
+        check_images(images, clip.tower, clip.device)
         height, width = images.shape[-2:]
         for part in images.split(batch_size):
             # Scores differ by little: in half precision they would be equal.

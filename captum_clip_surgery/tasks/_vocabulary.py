@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models.text import check_texts
+from captum_clip_surgery.models.text.templates import check_texts
 
 BACKGROUND = "background"
 #: How the scores of several names of a class become one.

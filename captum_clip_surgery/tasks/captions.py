@@ -15,9 +15,12 @@ from captum_clip_surgery.attr._base import check_classifier
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import assert_parameters_unchanged, validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._validation import check_images, check_modes
 from captum_clip_surgery.models.image import TowerOutput
-from captum_clip_surgery.models.text import END, START, PromptEncoder, check_texts, word_positions
+from captum_clip_surgery.models.text import PromptEncoder
+from captum_clip_surgery.models.text._words import END, START, word_positions
+from captum_clip_surgery.models.text.templates import check_texts
 from captum_clip_surgery.tasks._images import Images, Size, as_list, batches
 
 __all__ = ["WordMaps", "maps_of_own_texts", "word_maps"]
@@ -137,7 +140,7 @@ def word_maps(
     texts = check_texts([captions] if isinstance(captions, str) else captions, "caption")
     _check_count(clip, images, len(texts), "captions")
     path_config = LayerCLIPSurgery(clip, num_blocks=num_blocks).path_config
-    validation.check_modes(clip.model)
+    check_modes(clip.model)
     tokenized = _tokenize(encoder, texts)
     results: list[WordMaps] = []
     with torch.no_grad():
@@ -243,7 +246,7 @@ def _check_lists(texts: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 def _check_count(clip: ZeroShotClassifier, images: Images, count: int, what: str) -> None:
     if isinstance(images, Tensor):
-        validation.check_images(images, clip.tower, clip.device)
+        check_images(images, clip.tower, clip.device)
         number = len(images)
     else:
         number = len(as_list(images))

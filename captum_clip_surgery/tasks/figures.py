@@ -15,19 +15,15 @@ from captum_clip_surgery.tasks._segmenter import Segmentation
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
-from captum_clip_surgery.visualization import (
-    View,
-    add_legend,
-    downsample,
+from captum_clip_surgery.visualization import View
+from captum_clip_surgery.visualization._attribution import show_map
+from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
+from captum_clip_surgery.visualization._labels import add_legend, label_color, labels_figure
+from captum_clip_surgery.visualization._layout import (
     fit_text,
     image_pair,
-    label_color,
-    labels_figure,
-    panel_aspect,
     panel_grid,
     panel_width,
-    show_image,
-    show_map,
     title_size,
 )
 

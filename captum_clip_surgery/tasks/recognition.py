@@ -17,7 +17,7 @@ from captum_clip_surgery.functional import INVERSE_TEMPERATURE
 from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.tasks._images import Images, Size, batches
 
-__all__ = ["Recognition", "Recognizer", "image_scores", "recognize"]
+__all__ = ["Recognition", "recognize"]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import validation
 from captum_clip_surgery.models._transformers_files import check_sam
+from captum_clip_surgery.models._validation import resolve_indices
 from captum_clip_surgery.tasks._images import Images, Size, batches, choose_method, covered_size
 from captum_clip_surgery.tasks._prompts import (
     NO_POINTS,
@@ -27,7 +27,7 @@ from captum_clip_surgery.tasks._prompts import (
     unite,
 )
 
-__all__ = ["INSTANCES", "Prompt", "Sam", "points_from_map", "prompts", "sam_inputs"]
+__all__ = ["Prompt", "Sam", "points_from_map", "prompts", "sam_inputs"]
 
 INSTANCES = ("one", "components", "peaks")
 #: The label of padding points in transformers' SAM.
@@ -160,7 +160,7 @@ def prompts(
         )
     explainer = choose_method(method, num_blocks, feature_surgery, "auto")(clip)
     wanted = range(len(clip.texts)) if targets is None else targets
-    chosen = validation.resolve_indices(wanted, len(clip.texts), clip.device).tolist()
+    chosen = resolve_indices(wanted, len(clip.texts), clip.device).tolist()
     texts = [clip.texts[index] for index in chosen]
     results = []
     for batch, sizes in batches(clip, images, size, batch_size):

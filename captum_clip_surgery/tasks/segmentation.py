@@ -11,7 +11,8 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models import assert_parameters_unchanged, validation
+from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.tasks._images import (
     Images,
@@ -22,11 +23,11 @@ from captum_clip_surgery.tasks._images import (
     choose_method,
     height_width,
 )
-from captum_clip_surgery.tasks._segmenter import Segmentation, Segmenter, voc_palette
+from captum_clip_surgery.tasks._segmenter import Segmentation, Segmenter
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._vocabulary import make_vocabulary
 
-__all__ = ["Segmentation", "Segmenter", "class_scores", "dense_size", "segment", "voc_palette"]
+__all__ = ["Segmentation", "class_scores", "segment"]
 
 #: Side in pixels at which the paper segments, and the best one for the embedded model.
 SIDE, EMBEDDED_SIDE = 512, 224
@@ -209,7 +210,7 @@ def class_scores(
         ValueError: If the images do not fit the model, a class has no names or shares one, or a
             window or stride does not fit.
     """
-    validation.check_images(images, clip.tower, clip.device)
+    check_images(images, clip.tower, clip.device)
     vocabulary = make_vocabulary(clip, classes, None, merge, allow_single=True)
     segmenter = Segmenter(
         vocabulary,
@@ -256,7 +257,7 @@ def _resized(
 ) -> Iterator[tuple[Tensor, list[Size]]]:
     """Iterate over batches as the model sees them, each with the sizes of its results."""
     if isinstance(images, Tensor):
-        validation.check_images(images, clip.tower, clip.device)
+        check_images(images, clip.tower, clip.device)
         yield from batches(clip, images, size, _images_per_pass(clip, images.shape[-2:]))
     elif not keep_aspect:
         sides = dense_size(clip) if size is None else (size, size)

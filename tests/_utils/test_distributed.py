@@ -20,7 +20,8 @@ from captum_clip_surgery._utils.distributed import Processes, processes, shard
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.datasets import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import EVALUATORS, Protocol
+from captum_clip_surgery.evaluation import Protocol
+from captum_clip_surgery.evaluation._evaluators import EVALUATORS
 from tests._helpers import runs
 from tests._helpers.waiting import wait_until
 from tests._helpers.written_scenes import scene_folder

@@ -11,7 +11,7 @@ from open_clip.model import CustomTextCLIP
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr.words import METHODS, word_scores
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.models.text.words import word_positions
+from captum_clip_surgery.models.text._words import word_positions
 from tests._helpers.tiny import load_reference_model, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TEXT, TINY
 

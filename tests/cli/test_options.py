@@ -25,7 +25,7 @@ from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
 from captum_clip_surgery.export import export_maps
 from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
 from captum_clip_surgery.functional import VARIANTS
-from captum_clip_surgery.tasks import INSTANCES
+from captum_clip_surgery.tasks.sam import INSTANCES
 from captum_clip_surgery.visualization import FORMATS, SIGNS
 
 PROBE = """

@@ -15,7 +15,7 @@ from captum_clip_surgery.datasets import IGNORE_INDEX, Labels
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, View, evaluate
 from captum_clip_surgery.evaluation._data import EvalDataLoader, resize_policy
-from captum_clip_surgery.evaluation.predictors import SegmentationPredictor
+from captum_clip_surgery.evaluation._predictors import SegmentationPredictor
 from captum_clip_surgery.tasks import segment
 from tests._helpers.cases import each
 from tests._helpers.written_scenes import Given

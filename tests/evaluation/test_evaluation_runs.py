@@ -22,7 +22,7 @@ from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import Evaluation, Protocol, View, evaluate, predictors, read
+from captum_clip_surgery.evaluation import Evaluation, Protocol, View, _predictors, evaluate, read
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line
@@ -316,7 +316,7 @@ def test_an_evaluation_is_of_one_model(
     part: str,
 ) -> None:
     weight = clip.model.get_submodule(part).weight
-    plain, calls = predictors.attribute_each, []
+    plain, calls = _predictors.attribute_each, []
 
     def then_step(*args: Any) -> Any:
         found = plain(*args)
@@ -325,7 +325,7 @@ def test_an_evaluation_is_of_one_model(
             weight.data = -weight.data
         return found
 
-    monkeypatch.setattr(predictors, "attribute_each", then_step)
+    monkeypatch.setattr(_predictors, "attribute_each", then_step)
     journal = CheckpointStore(tmp_path / "journal", {}, False)
     with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
         run(clip, folder, "CLIP", batch_size=2, journal=journal)

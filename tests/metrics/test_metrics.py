@@ -31,7 +31,7 @@ from captum_clip_surgery.metrics import (
     score_contrast,
     segmentation_miou,
 )
-from captum_clip_surgery.metrics.functional import THRESHOLDS
+from captum_clip_surgery.metrics.functional.localization import THRESHOLDS
 from tests._helpers.cases import each
 from tests._helpers.masked_maps import MASK, random_map, random_mask
 

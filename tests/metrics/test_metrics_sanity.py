@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier
-from captum_clip_surgery.attr import Explain
+from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import Randomization, flag_insensitive, randomization
-from captum_clip_surgery.metrics.functional import spearman
+from captum_clip_surgery.metrics.functional.ranking import spearman
 from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.models import describe_activation
+from captum_clip_surgery.models._activations import describe_activation
 from tests._helpers.cases import each
 from tests._helpers.tiny import relative_error, with_preprocessing
 from tests._helpers.tower_kinds import TINY

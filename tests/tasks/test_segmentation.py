@@ -17,16 +17,10 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, functional
 from captum_clip_surgery._utils import profiling
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import (
-    Segmentation,
-    _upsample,
-    class_scores,
-    dense_size,
-    segment,
-    segmentation,
-    voc_palette,
-)
+from captum_clip_surgery.tasks import Segmentation, _upsample, class_scores, segment, segmentation
+from captum_clip_surgery.tasks._segmenter import voc_palette
 from captum_clip_surgery.tasks._sliding import starts
+from captum_clip_surgery.tasks.segmentation import dense_size
 from tests._helpers.cases import each
 from tests._helpers.tiny import MODELS, peak_where_told, random_images, tiny_model
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from captum_clip_surgery.visualization import (
     WIDTHS,
-    bar_figure,
     compare_figure,
     save_figure,
-    show_map,
     visualize_attribution,
 )
+from captum_clip_surgery.visualization._attribution import show_map
+from captum_clip_surgery.visualization._charts import bar_figure
 from tests._helpers.cases import each
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -6,18 +6,12 @@ Most take a map as `prepare` returns it, min-max normalized and resized to its m
 from captum_clip_surgery.metrics.functional._maps import prepare
 from captum_clip_surgery.metrics.functional.energy import energy_pointing_game, grid_pointing_game
 from captum_clip_surgery.metrics.functional.localization import (
-    THRESHOLDS,
     iou_curve,
     pointing_game,
     score_contrast,
 )
 from captum_clip_surgery.metrics.functional.points import point_confusion, point_iou
-from captum_clip_surgery.metrics.functional.ranking import (
-    auroc_and_ap,
-    pixel_auroc,
-    pixel_average_precision,
-    spearman,
-)
+from captum_clip_surgery.metrics.functional.ranking import pixel_auroc, pixel_average_precision
 from captum_clip_surgery.metrics.functional.segmentation import (
     confusion,
     pixel_accuracy,
@@ -25,8 +19,6 @@ from captum_clip_surgery.metrics.functional.segmentation import (
 )
 
 __all__ = [
-    "THRESHOLDS",
-    "auroc_and_ap",
     "confusion",
     "energy_pointing_game",
     "grid_pointing_game",
@@ -40,5 +32,4 @@ __all__ = [
     "prepare",
     "score_contrast",
     "segmentation_miou",
-    "spearman",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_clip_surgery.metrics.functional._maps import RESOLUTION, check_tolerance, quantize
 
-__all__ = ["THRESHOLDS", "iou_curve", "pointing_game", "score_contrast"]
+__all__ = ["iou_curve", "pointing_game", "score_contrast"]
 
 #: Thresholds of explanation IoU: 0, 0.01, ..., 1.
 THRESHOLDS = torch.arange(101, dtype=torch.float64) / 100

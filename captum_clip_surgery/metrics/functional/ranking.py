@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_clip_surgery.metrics.functional._maps import quantize
 
-__all__ = ["auroc_and_ap", "pixel_auroc", "pixel_average_precision", "spearman"]
+__all__ = ["pixel_auroc", "pixel_average_precision"]
 
 
 def pixel_auroc(prepared: Tensor | None, mask: Tensor) -> float:

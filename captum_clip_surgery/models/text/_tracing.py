@@ -17,7 +17,7 @@ from captum_clip_surgery.models._blocks import (
     split_heads,
 )
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
-from captum_clip_surgery.models.image import BlockTrace
+from captum_clip_surgery.models.image._data import BlockTrace
 from captum_clip_surgery.models.text._towers import (
     bypassed_hooks,
     cast_dtype,

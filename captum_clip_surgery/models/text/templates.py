@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import open_clip
 
-__all__ = ["TEMPLATES", "Template", "check_texts", "format_prompt", "truncate_repr"]
+__all__ = ["TEMPLATES", "Template", "format_prompt"]
 
 #: A format string with plain slots `{}`, or a function of the text.
 Template = str | Callable[[str], str]

@@ -17,14 +17,7 @@ from captum_clip_surgery.models.text._towers import (
 )
 from captum_clip_surgery.models.text.templates import truncate_repr
 
-__all__ = [
-    "Tokenizer",
-    "check_ends",
-    "check_tokenizer",
-    "check_vocabulary",
-    "padding_id",
-    "tokenize",
-]
+__all__ = ["Tokenizer"]
 
 #: Maps a list of texts and `context_length` to token ids (texts, context_length).
 Tokenizer = Callable[..., Any]

@@ -12,16 +12,6 @@ from torch import Tensor, nn
 from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.models.image import Tower
 
-__all__ = [
-    "Target",
-    "check_features",
-    "check_finite",
-    "check_images",
-    "check_modes",
-    "resolve_indices",
-    "resolve_target",
-]
-
 #: Captum's targets: an index for all images, or one per image.
 Target = int | Tensor | Sequence[int] | None
 NOT_FINITE = "images hold NaN or infinite pixels"

@@ -13,22 +13,13 @@ from torch import Tensor
 from captum_clip_surgery.datasets import IGNORE_INDEX as IGNORE_INDEX
 from captum_clip_surgery.datasets import ImageDataset, Labels, Points, Sample, Tags
 from captum_clip_surgery.evaluation._data import EvalDataLoader
-from captum_clip_surgery.evaluation.evaluators import Evaluator
-from captum_clip_surgery.evaluation.predictors import Predictor
-from captum_clip_surgery.tasks import voc_palette
-from captum_clip_surgery.visualization import (
-    fit_text,
-    pale_gray,
-    panel_aspect,
-    panel_grid,
-    panel_width,
-    show_image,
-    show_labels,
-    show_map,
-    title_size,
-)
-
-__all__ = ["cases_figure"]
+from captum_clip_surgery.evaluation._evaluators import Evaluator
+from captum_clip_surgery.evaluation._predictors import Predictor
+from captum_clip_surgery.tasks._segmenter import voc_palette
+from captum_clip_surgery.visualization._attribution import show_map
+from captum_clip_surgery.visualization._images import pale_gray, panel_aspect, show_image
+from captum_clip_surgery.visualization._labels import show_labels
+from captum_clip_surgery.visualization._layout import fit_text, panel_grid, panel_width, title_size
 
 #: Maximum number of classes that are listed.
 MAX_NAMES = 5

@@ -11,8 +11,6 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from captum_clip_surgery.models._internals import BPE_TOKENIZER
 
-__all__ = ["END", "START", "word_positions"]
-
 #: Name of the token that starts a text.
 START = "<start>"
 #: Name of the token that ends a text.

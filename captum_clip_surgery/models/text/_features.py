@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_clip_surgery.models._validation import check_modes
 from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import Template
-from captum_clip_surgery.models.validation import check_modes
-
-__all__ = ["EncodedTexts", "GivenFeatures", "TextFeatures"]
 
 
 class TextFeatures(Protocol):

@@ -25,7 +25,7 @@ from captum_clip_surgery.datasets import (
     Tags,
     Target,
 )
-from captum_clip_surgery.evaluation.predictors import (
+from captum_clip_surgery.evaluation._predictors import (
     MapPredictor,
     Predictor,
     RecognitionPredictor,
@@ -34,22 +34,11 @@ from captum_clip_surgery.evaluation.predictors import (
 from captum_clip_surgery.metrics import (
     PairMeasures,
     PointMeasures,
-    percentiles,
     point_confusion,
     point_iou,
     prepare,
-    resample,
 )
-
-__all__ = [
-    "EVALUATORS",
-    "Evaluator",
-    "LocalizationEvaluator",
-    "PointEvaluator",
-    "RecognitionEvaluator",
-    "SegmentationEvaluator",
-    "average_precisions",
-]
+from captum_clip_surgery.metrics._bootstrap import percentiles, resample
 
 Measures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]

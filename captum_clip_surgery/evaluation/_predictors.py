@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr import DualPathAttribution, Explainer, Method, attribute_many
-from captum_clip_surgery.attr._engine import attribute_each
+from captum_clip_surgery.attr import DualPathAttribution, Method, attribute_many
+from captum_clip_surgery.attr._engine import Explainer, attribute_each
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
 from captum_clip_surgery.evaluation.protocol import View
-from captum_clip_surgery.tasks import Recognizer, Segmenter, Vocabulary, Windows
-
-__all__ = ["MapPredictor", "Predictor", "RecognitionPredictor", "SegmentationPredictor"]
+from captum_clip_surgery.tasks._segmenter import Segmenter
+from captum_clip_surgery.tasks._sliding import Windows
+from captum_clip_surgery.tasks._vocabulary import Vocabulary
+from captum_clip_surgery.tasks.recognition import Recognizer
 
 #: What each method predicts for one image, on the CPU.
 Predictions = dict[str, Tensor]

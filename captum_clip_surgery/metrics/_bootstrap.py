@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["ImageMeans", "percentiles", "resample"]
-
 #: Number of resamples in memory at once.
 CHUNK = 100
 
