@@ -135,7 +135,7 @@ class CheckpointStore:
                 for stored, content in _pieces(path, query, *values):
                     if stored == key:
                         return content
-        raise ValueError(f"piece {key!r} has gone from {path} since it was read")
+        raise ValueError(f"piece {key!r} was removed from {path} after it was read")
 
     def add(self, key: str, content: bytes) -> None:
         """Store a piece; it is on the disk when this returns.

@@ -224,7 +224,7 @@ def processes(timeout: float = TIMEOUT_S) -> Iterator[Processes]:
         # Each machine's torchrun counts its own failures, so processes could not find each other
         # by that count.
         raise ValueError(
-            "torchrun's own restarts (--max-restarts) work on one machine alone; start the run "
+            "torchrun's own restarts (--max-restarts) work on a single machine only; start the run "
             "again on all machines, with --resume"
         )
     # torchrun keeps its store over restarts: without a prefix for each attempt, processes would

@@ -14,7 +14,7 @@ TIMEOUT_S = 10.0
 
 
 class RunLock:
-    """Hold of this process on a run's folder, released by `close` or when the process ends.
+    """Lock of this process on a run's folder, released by `close` or when the process ends.
 
     Every process of a run locks a file of its own, because the run lasts as long as any of them.
 

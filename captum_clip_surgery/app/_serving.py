@@ -170,7 +170,7 @@ def _headers() -> Any:
     from starlette.middleware import Middleware
 
     class Headers:
-        """Adds `HEADERS` to every response; a file that is deleted meanwhile is not found."""
+        """Middleware that adds `HEADERS`, and answers 404 for files deleted meanwhile."""
 
         def __init__(self, app: Any) -> None:
             self.app = app

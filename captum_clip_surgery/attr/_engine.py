@@ -141,7 +141,7 @@ def forward_pass(
 
 
 def tower_output(clip: ZeroShotClassifier, images: Tensor, config: PathConfig) -> TowerOutput:
-    """Return the tower's output for images by one path, from the current pass if it is of these.
+    """Return the tower's output for images by one path; reuse the current pass of these images.
 
     Args:
         clip: The classifier.
@@ -163,7 +163,7 @@ def path_of(method: Any) -> PathConfig | None:
 
 
 def explain_of(method: Explainer) -> Explain:
-    """Return the function of images and targets that a method is."""
+    """Return a method as a function of images and targets."""
     return getattr(method, "attribute_all", method)  # type: ignore[arg-type]
 
 

@@ -197,7 +197,7 @@ DEFAULT_METHODS = ("CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam")
 def choose(
     clip: ZeroShotClassifier, names: Iterable[str] = DEFAULT_METHODS
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Select methods by name, and say why others are not defined on a classifier.
+    """Select methods by name, with the reason for each that is not defined on a classifier.
 
     Args:
         clip: The classifier.
@@ -228,7 +228,7 @@ def choose(
         else:
             chosen[name] = METHODS[name]
     if not chosen:
-        raise ValueError(f"none of {', '.join(left_out)} is defined here: {left_out}")
+        raise ValueError(f"no chosen method is defined on this model: {left_out}")
     return chosen, left_out
 
 

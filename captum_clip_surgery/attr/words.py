@@ -50,7 +50,7 @@ def word_scores(
     method: str = "relevance",
     num_blocks: int | None = None,
 ) -> WordScores:
-    """Score every word of a text by what it contributes to the cosine with images.
+    """Score every word of a text by its contribution to the cosine with images.
 
     Args:
         clip: A classifier with open_clip's own text tower; its texts do not matter.

@@ -162,7 +162,7 @@ def _read_descriptions(path: Path) -> dict[str, str]:
     names = {}
     for number, row in read_csv(path):
         if row and (len(row) != 2 or not row[1].strip()):
-            raise ValueError(f"{path}, line {number} has other columns than an id and a name")
+            raise ValueError(f"{path}, line {number} does not have two columns, an id and a name")
         if row and row[0] != "LabelName":
             names[row[0].strip()] = row[1].strip()
     return names

@@ -290,15 +290,15 @@ def average_precisions(scores: Tensor, answers: Tensor) -> Tensor:
     """
     binary_average_precision = _binary_average_precision()
     precisions = []
-    for column, truth in zip(scores.T, answers.T, strict=True):
-        known = truth >= 0
-        if not (truth == 1).any():
+    for column, target in zip(scores.T, answers.T, strict=True):
+        valid = target >= 0
+        if not (target == 1).any():
             precisions.append(torch.tensor(torch.nan, dtype=torch.float64))
             continue
         # Ranks, since torchmetrics takes scores in 0..1 and squashes others to that range.
-        ranks = column[known].unique(return_inverse=True)[1].double()
+        ranks = column[valid].unique(return_inverse=True)[1].double()
         ranks = ranks / max(1.0, float(ranks.max()))
-        precisions.append(binary_average_precision(ranks, truth[known].long()).double())
+        precisions.append(binary_average_precision(ranks, target[valid].long()).double())
     return torch.stack(precisions)
 
 

@@ -24,7 +24,7 @@ Predictions = dict[str, Tensor]
 
 
 class Predictor(ABC):
-    """Runs methods on images of a data set, as a view shows them.
+    """Base class of predictors: methods run on a data set's images as a view shows them.
 
     Args:
         clip: The classifier, whose texts are replaced by names of the data set's classes.

@@ -1,4 +1,4 @@
-"""Figures of the images that went worst, at the median, and best."""
+"""Figures of the images with the worst, median and best scores."""
 
 from __future__ import annotations
 

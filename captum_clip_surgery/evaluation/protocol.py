@@ -120,7 +120,7 @@ class View:
         if self.window is not None and not self.keep_aspect:
             raise ValueError("window needs keep_aspect; squashed images are shown whole")
         if (self.window is None) != (self.stride is None):
-            raise ValueError("window and stride need each other")
+            raise ValueError("window and stride must be given together")
         if self.window is not None and self.stride is not None and self.stride > self.window:
             raise ValueError(
                 f"stride must be at most the window, {self.window}, got {self.stride}: pixels "

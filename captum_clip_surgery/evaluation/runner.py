@@ -307,8 +307,8 @@ def _choose_views(
     known = [name for name in protocol.views if kind in EVALUATORS[name].target_types]
     if not known:
         raise ValueError(
-            f"protocol {protocol.name} has {', '.join(protocol.views)}; {data.name} has "
-            f"{kind.__name__}, which none of these measures"
+            f"protocol {protocol.name} measures {', '.join(protocol.views)}, which need other "
+            f"targets than the {kind.__name__} of {data.name}; choose another protocol"
         )
     for name in tasks or ():
         if name not in known:

@@ -1,4 +1,4 @@
-"""Check that what is computed beside a model is what the model itself computes.
+"""Check that results recomputed outside a model equal the model's own.
 
 Adapters and the text encoder restate the forward pass of open_clip's and timm's classes. A
 subclass, a patched method or a model's own `encode_image` would be bypassed without a trace, so one

@@ -1,4 +1,4 @@
-"""Compare two states of a model, and tell changes from what a forward pass does by itself.
+"""Compare two states of a model, and separate changes from side effects of forward passes.
 
 Modules may fill caches, count calls and keep tensors while they run. None of that changes the
 model: a value that only gained something is a cache, and a counter or kept tensor moves again when

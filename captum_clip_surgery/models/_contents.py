@@ -33,15 +33,15 @@ def settings_digest(model: nn.Module) -> str:
     """Return the SHA-256 of the classes, modes and plain attributes of a model's modules.
 
     For a model with hooks, replaced methods or objects that mean nothing in another process, there
-    is no digest: the reason is returned, and a warning is issued.
+    is not digested: the reason is returned, and a warning is issued.
     """
     contents = ModuleContents()
     try:
         described = [contents.describe(name, module) for name, module in model.named_modules()]
     except ProcessLocalError as error:
         warnings.warn(
-            f"{error}, which another process cannot compare: a run that continues this one is not "
-            "checked for it",
+            f"{error}, which cannot be compared across processes; if this run is resumed, changes "
+            "of it are not detected",
             stacklevel=3,
         )
         return f"none: {error}"
@@ -80,7 +80,7 @@ class ModuleContents:
         if type(value) in PLAIN:
             return [type(value).__name__, repr(value)]
         if depth > MAX_DEPTH:
-            raise ProcessLocalError(f"{place} lies too deep")
+            raise ProcessLocalError(f"{place} is nested too deeply")
         if type(value) in (Tensor, nn.Parameter):
             self.tensors.append(value)
             return ["tensor", str(value.dtype), list(value.shape)]

@@ -127,8 +127,9 @@ def warn_of_hooks(names: list[str], stacklevel: int = 3) -> None:
     """Warn that hooks on modules of these names do not fire, because they are not called."""
     if names:
         warnings.warn(
-            f"hooks on {', '.join(names)} do not fire, because its parts are called instead: what "
-            "they change is not in the result. Hooks on the parts (norms, feed-forward) fire",
+            f"hooks on {', '.join(names)} do not fire, because only the parts of these modules are "
+            "called: results lack what the hooks change. Hook the parts instead (norms, "
+            "feed-forward)",
             stacklevel=stacklevel,
         )
 

@@ -65,8 +65,8 @@ def check_table(where: str, table: Any, allowed: Table, prefix: str = "") -> Non
             spec = allowed[f"{key}?"]
         if spec is None or key == "*" or key.endswith("?"):
             raise ValueError(
-                f"{where}: {name} is no option that this package reads from a file; remove it. "
-                f"Options there: {_keys(allowed)}"
+                f"{where}: {name} is not an option that a file may set; remove it. "
+                f"Allowed: {_keys(allowed)}"
             )
         if isinstance(spec, Mapping):
             check_table(where, value, spec, f"{name}.")

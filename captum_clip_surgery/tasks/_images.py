@@ -153,7 +153,7 @@ def covered_size(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Size:
 def choose_method(
     method: Method | None, num_blocks: int | None, feature_surgery: str | None, default: str | None
 ) -> Method:
-    """Return the method of a task: the one given, or CLIP Surgery with these options.
+    """Return `method`, or CLIP Surgery with these options if it is None.
 
     Args:
         method: Creates the method for a classifier; None stands for CLIP Surgery.

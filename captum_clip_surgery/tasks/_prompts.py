@@ -95,7 +95,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Makes the prompts of one image from its maps.
+    """Maker of the prompts of one image from its maps.
 
     Args:
         size: (height, width) of the image.
@@ -145,14 +145,16 @@ class PromptMaker:
         """Return the prompt for a text."""
         points = torch.cat([evidence.positive, evidence.negative]).numpy().astype(np.float32)
         labels = np.repeat([1, 0], [len(evidence.positive), len(evidence.negative)])
-        found = bool(evidence.inside.any())
-        box = make_box(evidence.inside, self.covered) if self.boxes and found else None
-        mask = _mask(evidence.scaled, self.size, self.covered) if self.masks and found else None
+        has_inside = bool(evidence.inside.any())
+        box = make_box(evidence.inside, self.covered) if self.boxes and has_inside else None
+        mask = (
+            _mask(evidence.scaled, self.size, self.covered) if self.masks and has_inside else None
+        )
         return Prompt(text, points, labels, box, mask, evidence.score)
 
 
 def unite(evidence: Sequence[Evidence]) -> Evidence:
-    """Join the evidence of several texts; a point that is positive for one is no negative."""
+    """Join the evidence of several texts; a point positive for one of them is never negative."""
     positive = torch.cat([e.positive for e in evidence]).unique(dim=0)
     negative = torch.cat([e.negative for e in evidence]).unique(dim=0)
     both = (negative[:, None] == positive).all(-1).any(-1)

@@ -46,7 +46,7 @@ def peaks(scaled: Tensor, component: Tensor) -> list[tuple[Tensor, Tensor]]:
     """
     ndimage, values = _ndimage(), scaled.numpy()
     highest = values == ndimage.maximum_filter(values, 3)
-    # A plateau that goes on in a cell with a higher neighbor is no maximum.
+    # A plateau is not a maximum if any of its cells has a higher neighbor.
     beside = ndimage.maximum_filter(np.where(highest, -np.inf, values), 3)
     numbers, _ = ndimage.label(highest, STRUCTURE)
     slopes = np.unique(numbers[highest & (beside >= values)])

@@ -131,8 +131,10 @@ def streaming_argmax(
             rows = torch.where(highest > best, places + start, rows)
             best = torch.maximum(best, highest)
         if scale is not None:
-            part = (scale * scores.float()).logsumexp(0)
-            log_total = part if log_total is None else torch.logaddexp(log_total, part)
+            chunk_total = (scale * scores.float()).logsumexp(0)
+            log_total = (
+                chunk_total if log_total is None else torch.logaddexp(log_total, chunk_total)
+            )
     assert rows is not None
     assert best is not None
     return rows, best, log_total

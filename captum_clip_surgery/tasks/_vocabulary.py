@@ -93,7 +93,7 @@ def make_vocabulary(
             )
         if len(names) == 1 and not allow_single:
             raise ValueError(
-                f"one class, {names[0]!r}, and no background: every pixel would be it. Pass more "
+                f"one class, {names[0]!r}, and no background: every pixel would get it. Pass more "
                 "texts, or background=[...], texts for everything else"
             )
         return Vocabulary(clip, names, tuple(members.values()), merge)

@@ -270,7 +270,7 @@ class _Caption:
 
     @property
     def inner(self) -> list[bool]:
-        """Tell for each word whether it is neither the start nor the end."""
+        """Return whether each word is neither the start nor the end."""
         return [word not in (START, END) for word in self.words]
 
 

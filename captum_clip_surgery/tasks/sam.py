@@ -104,7 +104,7 @@ def prompts(
             boxes are in pixels of each image, or of the batch.
         targets: Indices of the texts; None stands for all.
         union: Whether to return one prompt for all texts, "a+b". A point that is positive for one
-            text is no negative point.
+            text is never a negative point.
         instances: "one" prompt per text by the published rule (see `points_from_map`), or one per
             place where the map reaches the threshold, the strongest first: "components" of cells
             that touch by a side or a corner, or "peaks", which divide a component among its local
@@ -159,17 +159,17 @@ def prompts(
             f'union=True joins texts, and instances={instances!r} separates them; pass "one"'
         )
     explainer = choose_method(method, num_blocks, feature_surgery, "auto")(clip)
-    wanted = range(len(clip.texts)) if targets is None else targets
-    chosen = resolve_indices(wanted, len(clip.texts), clip.device).tolist()
+    indices = range(len(clip.texts)) if targets is None else targets
+    chosen = resolve_indices(indices, len(clip.texts), clip.device).tolist()
     texts = [clip.texts[index] for index in chosen]
     results = []
     for batch, sizes in batches(clip, images, size, batch_size):
         with torch.no_grad():
             maps = attribute_many({"": explainer}, batch, chosen)[""]
         shown = (batch.shape[-2], batch.shape[-1])
-        part = covered_size(clip, maps, shown)
+        mapped = covered_size(clip, maps, shown)
         for image_maps, full in zip(maps, sizes, strict=True):
-            covered = full[0] * part[0] / shown[0], full[1] * part[1] / shown[1]
+            covered = full[0] * mapped[0] / shown[0], full[1] * mapped[1] / shown[1]
             maker = PromptMaker(full, covered, threshold, down_sample, boxes, masks)
             evidence = [
                 (text, one)

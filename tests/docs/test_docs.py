@@ -104,8 +104,10 @@ def test_worked_examples_are_short(title: str) -> None:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Restore the registries that examples add to."""
-    monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", dict(METHODS))
-    monkeypatch.setattr(captum_clip_surgery, "METHODS", captum_clip_surgery.attr.registry.METHODS)
+    methods = dict(METHODS)
+    # The package first: its lazy name would otherwise be restored to the copy.
+    monkeypatch.setattr(captum_clip_surgery, "METHODS", methods)
+    monkeypatch.setattr("captum_clip_surgery.attr.registry.METHODS", methods)
     towers = "captum_clip_surgery.models.image._registry.TOWER_CLASSES"
     monkeypatch.setattr(towers, list(TOWER_CLASSES))
 

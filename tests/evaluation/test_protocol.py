@@ -189,7 +189,7 @@ MISTAKES = {
     ),
     "a data set's mistake with the task's value": (
         HEAD + "[segmentation]\nkeep_aspect = true\nsize = 336\n[segmentation.voc21]\nwindow = 9",
-        "segmentation.voc21: window and stride need each other$",
+        "segmentation.voc21: window and stride must be given together$",
     ),
     "size of nothing": (
         HEAD + "[recognition]\nsize = 0",

@@ -125,7 +125,7 @@ def test_a_tokenizer_that_is_trusted_by_its_own_configuration(folder: Path, bait
     open_clip.get_tokenizer(f"local-dir:{folder}")
     assert bait.exists()  # so it would
     bait.unlink()
-    refuse(folder, r"tokenizer_kwargs\.trust_remote_code is no option")
+    refuse(folder, r"tokenizer_kwargs\.trust_remote_code is not an option")
     assert not bait.exists()
 
 
@@ -136,7 +136,7 @@ def test_code_that_a_folder_names(folder: Path, bait: Path, file: str, trusting:
     for place in (folder, folder / "text"):
         write_evil(place, bait)
     edit(folder / file, auto_map=AUTO_MAP, **({"trust_remote_code": True} if trusting else {}))
-    refuse(folder, rf"{file}: (auto_map|trust_remote_code) is no option")
+    refuse(folder, rf"{file}: (auto_map|trust_remote_code) is not an option")
     assert not bait.exists()
 
 
@@ -158,16 +158,16 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("vision_cfg__timm_model_name", "../vit_tiny_patch16_224", "not one of timm's own"),
     ("vision_cfg__timm_model_name", ["vit_tiny_patch16_224"], "model_name is .* expected a string"),
     ("vision_cfg__timm_model_pretrained", "yes", "expected true or false"),
-    ("vision_cfg__timm_kwargs", {"checkpoint_path": "/etc/passwd"}, "timm_kwargs is no option"),
-    ("vision_cfg__act_kwargs", {"evil": 1}, "act_kwargs.evil is no option"),
-    ("vision_cfg__norm_kwargs", {"device": "cuda"}, "norm_kwargs.device is no option"),
+    ("vision_cfg__timm_kwargs", {"checkpoint_path": "/etc/passwd"}, "timm_kwargs is not an option"),
+    ("vision_cfg__act_kwargs", {"evil": 1}, "act_kwargs.evil is not an option"),
+    ("vision_cfg__norm_kwargs", {"device": "cuda"}, "norm_kwargs.device is not an option"),
     ("vision_cfg__pos_embed_type", "os.system", 'expected one of "learnable", "sin_cos_2d"'),
     ("vision_cfg__block_type", "os.system", 'expected one of "default", "custom"'),
     ("vision_cfg__mlp_ratio", float("nan"), "expected a finite number"),
     ("vision_cfg__mlp_ratio", True, "expected a finite number"),
     ("vision_cfg__output_tokens", 1, "expected true or false"),
-    ("vision_cfg__layers?", 3, "is no option"),
-    ("vision_cfg__*", 3, "is no option"),
+    ("vision_cfg__layers?", 3, "is not an option"),
+    ("vision_cfg__*", 3, "is not an option"),
     ("text_cfg__hf_model_name", "roberta-base", LOCAL),
     ("text_cfg__hf_model_name", "hf-internal-testing/tiny-random-bert", LOCAL),
     ("text_cfg__hf_model_name", "..", LOCAL),
@@ -176,21 +176,21 @@ OPTIONS: list[tuple[str, Any, str]] = [
     ("text_cfg__hf_model_name", ["text"], "expected a string"),
     ("text_cfg__hf_proj_type", "os.system", 'expected one of "linear", "mlp"'),
     ("text_cfg__hf_pooler_type", "os.system", "expected one of"),
-    ("text_cfg__hf_model_config", {}, "hf_model_config is no option"),
+    ("text_cfg__hf_model_config", {}, "hf_model_config is not an option"),
     ("text_cfg__tokenizer_mode", "evil", "expected one of"),
-    ("text_cfg__tokenizer_type", "evil", "tokenizer_type is no option"),
-    ("text_cfg__tokenizer_kwargs", {"bpe_path": "/etc/passwd"}, "kwargs.bpe_path is no option"),
-    ("text_cfg__tokenizer_kwargs", {"reduction_mask": "syntax"}, "reduction_mask is no option"),
-    ("text_cfg__tokenizer_kwargs", {"additional_special_tokens": ["(a+)+$"]}, "is no option"),
-    ("text_cfg__tokenizer_kwargs", {"cache_dir": "/tmp"}, "kwargs.cache_dir is no option"),
-    ("text_cfg__tokenizer_kwargs", {"gguf_file": "x"}, "kwargs.gguf_file is no option"),
-    ("text_cfg__tokenizer_kwargs", {"subfolder": ".."}, "kwargs.subfolder is no option"),
-    ("text_cfg__tokenizer_kwargs", {"vocab_file": "/etc/passwd"}, "kwargs.vocab_file is no opt"),
+    ("text_cfg__tokenizer_type", "evil", "tokenizer_type is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"bpe_path": "/etc/passwd"}, "kwargs.bpe_path is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"reduction_mask": "syntax"}, "reduction_mask is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"additional_special_tokens": ["(a+)+$"]}, "is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"cache_dir": "/tmp"}, "kwargs.cache_dir is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"gguf_file": "x"}, "kwargs.gguf_file is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"subfolder": ".."}, "kwargs.subfolder is not an option"),
+    ("text_cfg__tokenizer_kwargs", {"vocab_file": "/etc/passwd"}, "vocab_file is not an opt"),
     ("multimodal_cfg", {"hf_model_name": 3}, "multimodal_cfg.hf_model_name is 3"),
     ("multimodal_cfg", [], r"multimodal_cfg is \[\], expected a table"),
-    ("cast_dtype", "float16", "cast_dtype is no option"),
-    ("pretrained_image_path", "/etc/passwd", "pretrained_image_path is no option"),
-    ("cache_dir", "/tmp", "cache_dir is no option"),
+    ("cast_dtype", "float16", "cast_dtype is not an option"),
+    ("pretrained_image_path", "/etc/passwd", "pretrained_image_path is not an option"),
+    ("cache_dir", "/tmp", "cache_dir is not an option"),
 ]  # fmt: skip
 
 
@@ -300,16 +300,16 @@ def test_normalizers_of_a_tokenizer(folder: Path, kind: str) -> None:
 
 
 TOWER: list[tuple[dict[str, Any], str]] = [
-    ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation is no option"),
-    ({"_attn_implementation": "kernels-community/x"}, "_attn_implementation is no option"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is no option"),
-    ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files is no option"),
-    ({"num_labels": 10**9}, "num_labels is no option"),
+    ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation is not an opt"),
+    ({"_attn_implementation": "kernels-community/x"}, "_attn_implementation is not an option"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not an option"),
+    ({"configuration_files": ["config.4.0.0.json"]}, "configuration_files is not an option"),
+    ({"num_labels": 10**9}, "num_labels is not an option"),
     ({"model_type": "timm_wrapper"}, "model_type is 'timm_wrapper', expected one of bert, roberta"),
     ({"model_type": "encoder-decoder"}, "model_type is 'encoder-decoder', expected one of"),
     ({"model_type": None}, "model_type is None, expected one of"),
     ({"model_type": ["bert"]}, r"model_type is \['bert'\], expected one of"),
-    ({"backbone": "timm/resnet18"}, "backbone is no option"),
+    ({"backbone": "timm/resnet18"}, "backbone is not an option"),
     ({"torchscript": True}, "torchscript is True, expected one of false"),
     ({"hidden_size": 10**9}, "hidden_size is 1000000000, expected a whole number"),
     ({"hidden_act": "os.system"}, "describes no model"),
@@ -335,15 +335,15 @@ TOKENS: list[tuple[str, dict[str, Any], str]] = [
     ("tokenizer_config", {"tokenizer_class": "AutoTokenizer"}, "expected one of"),
     ("tokenizer_config", {"tokenizer_class": "RagTokenizer"}, "expected one of"),
     ("tokenizer_config", {"tokenizer_class": "BertJapaneseTokenizer"}, "expected one of"),
-    ("tokenizer_config", {"mecab_kwargs": {"mecab_option": "-r /x"}}, "is no option"),
-    ("tokenizer_config", {"fast_tokenizer_files": ["tokenizer./../x.json"]}, "is no option"),
+    ("tokenizer_config", {"mecab_kwargs": {"mecab_option": "-r /x"}}, "is not an option"),
+    ("tokenizer_config", {"fast_tokenizer_files": ["tokenizer./../x.json"]}, "is not an option"),
     ("tokenizer_config", {"init_inputs": ["/etc/passwd"]}, "init_inputs is"),
     ("tokenizer_config", {"vocab_file": "/etc/passwd"}, "vocab_file is .* expected null"),
     ("tokenizer_config", {"tokenizer_file": "/etc/passwd"}, "tokenizer_file is .* expected null"),
-    ("tokenizer_config", {"sp_model_kwargs": {"model_file": "/x"}}, "model_file is no option"),
+    ("tokenizer_config", {"sp_model_kwargs": {"model_file": "/x"}}, "model_file is not an option"),
     ("tokenizer_config", {"extra_ids": 10**9}, "extra_ids is 1000000000, expected a whole number"),
     ("tokenizer_config", {"chat_template": 3}, "chat_template is 3, expected"),
-    ("special_tokens_map", {"vocab_file": "/etc/passwd"}, "vocab_file is no option"),
+    ("special_tokens_map", {"vocab_file": "/etc/passwd"}, "vocab_file is not an option"),
     ("special_tokens_map", {"bos_token": 3}, "bos_token is 3, expected a string"),
     ("added_tokens", {"<x>": "y"}, "<x> is 'y', expected a whole number"),
     ("config", {"tokenizer_class": "os.system"}, "expected one of"),
@@ -533,14 +533,14 @@ def sam(tmp_path: Path) -> Path:
 
 
 SAMS: list[tuple[str, dict[str, Any], str]] = [
-    ("config.json", {"auto_map": AUTO_MAP}, "auto_map is no option"),
-    ("config.json", {"attn_implementation": "kernels-community/x"}, "is no option"),
-    ("config.json", {"quantization_config": {}}, "quantization_config is no option"),
+    ("config.json", {"auto_map": AUTO_MAP}, "auto_map is not an option"),
+    ("config.json", {"attn_implementation": "kernels-community/x"}, "is not an option"),
+    ("config.json", {"quantization_config": {}}, "quantization_config is not an option"),
     ("config.json", {"model_type": "timm_wrapper"}, "model_type is 'timm_wrapper'"),
-    ("config.json", {"vision_config__backbone": "x"}, "vision_config.backbone is no option"),
+    ("config.json", {"vision_config__backbone": "x"}, "vision_config.backbone is not an option"),
     ("config.json", {"vision_config__hidden_size": 2**16}, "they are not of one model"),
     ("config.json", {"vision_config__image_size": 2**14}, "image_size is 16384, expected"),
-    ("processor_config.json", {"auto_map": AUTO_MAP}, "auto_map is no option"),
+    ("processor_config.json", {"auto_map": AUTO_MAP}, "auto_map is not an option"),
     ("processor_config.json", {"processor_class": "Evil"}, "processor_class is 'Evil', expected"),
     ("processor_config.json", {"image_processor__size": {"longest_edge": 10**6}}, "1000000, expe"),
     ("adapter_config.json", {"base_model_name_or_path": "org/name"}, "has an adapter"),

@@ -59,7 +59,7 @@ def test_texts_of_100_000_characters(clip: ZeroShotClassifier, kind: str) -> Non
 
 
 UNSEEN = "which has no visible characters"
-HALF = "half a character of UTF-16"
+HALF = "an unpaired UTF-16 surrogate"
 TEXTS: dict[str, tuple[str, str]] = {
     "nothing": ("", "text 0 is empty"),
     "space": (" ", "text 0 is empty"),

@@ -95,7 +95,7 @@ UNLIKE = "or more, and the weights beside it have"
 CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], dict[str, Any], str]] = {
     "meta in an option": (embedded, META | {"text_cfg__pool_type": "meta"}, "expected one of"),
     "meta in a timm name": (embedded, META | {"vision_cfg__timm_model_name": "meta"}, "timm's own"),
-    "meta in a key": (embedded, META | {"text_cfg__meta": 1}, "text_cfg.meta is no option"),
+    "meta in a key": (embedded, META | {"text_cfg__meta": 1}, "text_cfg.meta is not an option"),
     "wide": (embedded, META | {"vision_cfg__ls_init_value": 1e-4}, UNLIKE),
     "decoy": (decoy, {"vision_cfg__width": 8192}, UNLIKE),
     "wide text tower": (hugging_face, {"hidden_size": 2**13, "num_attention_heads": 8}, UNLIKE),
@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], dict[str, Any], s
     "vocabulary": (hugging_face, {"vocab_size": 2**25}, UNLIKE),
     "places": (hugging_face, {"max_position_embeddings": 2**19, "hidden_size": 1024}, UNLIKE),
     "decoder that is dropped": (hugging_face, {"num_decoder_layers": 500, "d_ff": 2**16}, UNLIKE),
-    "labels": (hugging_face, {"num_labels": 10**9}, "num_labels is no option"),
+    "labels": (hugging_face, {"num_labels": 10**9}, "num_labels is not an option"),
     "long texts": (
         hugging_face,
         {"model_cfg__text_cfg__context_length": 2**20},

@@ -65,8 +65,8 @@ SIZES: list[tuple[str, Any, str]] = [
     ("text_cfg.layers", 10**8, WHOLE), ("text_cfg.heads", 0, WHOLE), ("text_cfg.heads", 7, "divis"),
     ("text_cfg.width", 10**6, UNLIKE), ("vision_cfg", [], "no model_cfg.vision_cfg, a table"),
     ("vision_cfg", None, "no model_cfg.vision_cfg, a table"), ("text_cfg", 3, "model_cfg.text_cfg"),
-    ("evil", 1, "model_cfg.evil is no option that"),
-    ("vision_cfg.evil", 1, "model_cfg.vision_cfg.evil is no option that"),
+    ("evil", 1, "model_cfg.evil is not an option that"),
+    ("vision_cfg.evil", 1, "model_cfg.vision_cfg.evil is not an option that"),
     ("vision_cfg.timm_model_name", "os.system", "'os.system', which is not one of timm's own"),
 ]  # fmt: skip
 
@@ -119,7 +119,7 @@ def assert_little_memory(call: Callable[[], None]) -> None:
 
 
 TOKENIZERS: list[tuple[str, Any, str]] = [
-    ("text_cfg.tokenizer_kwargs", {"evil": 1}, "tokenizer_kwargs.evil is no option that"),
+    ("text_cfg.tokenizer_kwargs", {"evil": 1}, "tokenizer_kwargs.evil is not an option that"),
     ("text_cfg.tokenizer_kwargs", 3, "tokenizer_kwargs is 3, expected a table"),
     ("text_cfg.tokenizer_kwargs", {"clean": "x" * 9000}, "kwargs.clean is 'xxx.* expected one of"),
     ("text_cfg.hf_tokenizer_name", 3, "hf_tokenizer_name is 3, expected a string"),

@@ -61,9 +61,9 @@ def positive_part(attribution: Tensor) -> Tensor:
     return values.clamp(min=0) * (values.min() < values.max())
 
 
-def safe_fraction(part: Tensor, whole: Tensor) -> float:
-    """Return part / whole, or 0 if the whole is not positive."""
-    return float(part / whole) if whole > 0 else 0.0
+def safe_fraction(numerator: Tensor, denominator: Tensor) -> float:
+    """Return numerator / denominator, or 0 if the denominator is not positive."""
+    return float(numerator / denominator) if denominator > 0 else 0.0
 
 
 def is_measurable(mask: Tensor) -> bool:

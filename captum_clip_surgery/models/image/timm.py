@@ -44,7 +44,7 @@ UNSUPPORTED_TRUNKS = {
     "ConvNeXt": "it convolves and has no self-attention to repair",
     "FastVit": (
         "it mixes tokens by convolution, with self-attention at most in its last stage, so there "
-        "is no stack of blocks on one grid"
+        "is not a stack of blocks on one grid"
     ),
     "SwinTransformer": (
         "it attends within windows, on grids that shrink from stage to stage, not over one grid"
@@ -71,10 +71,12 @@ class TimmTower(Tower):
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
     attention_classes: ClassVar[tuple[type[nn.Module], ...]]
 
+    @override
     @classmethod
     def matches(cls, visual: nn.Module) -> bool:
         return isinstance(visual, cls.visual_class) and isinstance(visual.trunk, cls.trunk_class)
 
+    @override
     @classmethod
     def check_supported(cls, visual: Any) -> None:
         if deviation := describe_deviation(visual, cls.visual_class):
@@ -130,8 +132,10 @@ class TimmTower(Tower):
 
     @property
     def trunk(self) -> Any:
+        """The timm model inside open_clip's tower."""
         return self.visual.trunk
 
+    @override
     @property
     def containers(self) -> dict[str, nn.Module]:
         visual, trunk = self.visual, self.trunk
@@ -141,29 +145,35 @@ class TimmTower(Tower):
             "visual.trunk.blocks": trunk.blocks,
         }
 
+    @override
     @property
     def blocks(self) -> Sequence[Any]:
         return self.trunk.blocks
 
+    @override
     @property
     def pooling(self) -> str:
         return POOLING[self.trunk.global_pool]
 
+    @override
     @property
     def num_prefix_tokens(self) -> int:
         return self.trunk.num_prefix_tokens
 
+    @override
     @property
     def patch_size(self) -> tuple[int, int]:
         rows, columns = _pair(self.trunk.patch_embed.feat_ratio(as_scalar=False))
         return rows, columns
 
+    @override
     @property
     def native_size(self) -> tuple[int, int]:
         # open_clip's own `visual.image_size` is what the configuration says, right or wrong.
         height, width = _pair(self.trunk.patch_embed.img_size)
         return height, width
 
+    @override
     def grid(self, height: int, width: int) -> Grid:
         # ViT-SO400M-14-SigLIP-384 leaves out the last 6 pixels of the size it was trained at. No
         # other size gets away with that.
@@ -171,10 +181,12 @@ class TimmTower(Tower):
             return _pair(self.trunk.patch_embed.grid_size)
         return super().grid(height, width)
 
+    @override
     @property
     def dtype(self) -> torch.dtype:
         return next(self.trunk.patch_embed.parameters()).dtype
 
+    @override
     def embed(self, images: Tensor) -> tuple[Tensor, GridSpec]:
         grid = self.grid(*images.shape[-2:])
         trunk = self._trunk_for(images)
@@ -213,6 +225,7 @@ class TimmTower(Tower):
         prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
         return resize_positions(trunk.pos_embed[0], native, grid, prefix, self.positions)[None]
 
+    @override
     def attention_inputs(
         self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
     ) -> AttentionInputs:
@@ -233,6 +246,7 @@ class TimmTower(Tower):
             merged = merged * attention.gate(x).sigmoid()
         return attention.proj_drop(attention.proj(merged))
 
+    @override
     def project(self, x: Tensor) -> Tensor:
         x = self.trunk.norm(x)
         if self.trunk.attn_pool is not None:
@@ -240,6 +254,7 @@ class TimmTower(Tower):
         x = self.trunk.head_drop(self.trunk.fc_norm(x))
         return self.visual.head(self.trunk.head(x))
 
+    @override
     def pool(self, x: Tensor) -> Tensor:
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
 

@@ -43,8 +43,8 @@ class DiskFeatures:
             except ProcessLocalError as error:
                 if not self._warned:
                     warnings.warn(
-                        f"text features are not kept in {self._cache.path.parent}: {error}, and "
-                        "another process cannot tell what that does to them",
+                        f"text features are not stored in {self._cache.path.parent}: {error}, "
+                        "whose effect on them cannot be part of a key for other processes",
                         stacklevel=5,
                     )
                     self._warned = True

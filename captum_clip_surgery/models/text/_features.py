@@ -126,7 +126,7 @@ class GivenFeatures(nn.Module):
 
     @property
     def encoder(self) -> PromptEncoder:
-        """There is none.
+        """Raise, because features given as tensors have no encoder.
 
         Raises:
             TypeError: Always.
@@ -137,7 +137,7 @@ class GivenFeatures(nn.Module):
         )
 
     def with_texts(self, texts: tuple[str, ...]) -> GivenFeatures:
-        """Refuse, because features cannot be computed from texts.
+        """Raise, because features given as tensors cannot be computed for other texts.
 
         Raises:
             ValueError: Always.

@@ -114,7 +114,8 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
         kinds = set(map(unicodedata.category, text))
         if "Cs" in kinds:
             raise ValueError(
-                f"{what} {index} is {truncate_repr(text)}, which holds half a character of UTF-16"
+                f"{what} {index} is {truncate_repr(text)}, which contains an unpaired UTF-16 "
+                "surrogate"
             )
         if kinds <= INVISIBLE:
             raise ValueError(

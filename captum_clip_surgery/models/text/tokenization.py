@@ -104,9 +104,9 @@ def _check_fixed_width(prompt: str, context: int, width: int, truncate: bool) ->
     """
     if width > context:
         raise ValueError(
-            f"the prompt {prompt} is longer than the model's context of {context} tokens, or fills "
-            f"it, and the tokenizer, which returns {width} columns for any context_length, cannot "
-            f"cut it; shorten it or {EXPECTED}"
+            f"the prompt {prompt} fills or exceeds the model's context of {context} tokens, and "
+            f"the tokenizer cannot truncate it, because it returns {width} columns for any "
+            f"context_length; shorten it or {EXPECTED}"
         )
     if not truncate:
         raise ValueError(
