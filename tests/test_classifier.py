@@ -93,7 +93,7 @@ def test_with_texts_is_a_new_classifier_on_the_same_model(family):
     assert torch.equal(other.preprocess(picture), clip.preprocess(picture))
 
 
-def test_rivals_compete_but_are_no_targets(vit):
+def test_distractors_compete_but_are_no_targets(vit):
     images = random_images(vit)
     together, alone = vit.with_texts(TEXTS + RIVALS), vit.with_texts(TEXTS)
     maps, expected, without = (

@@ -143,7 +143,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
 # --- side by side --------------------------------------------------------------------------------
 
 
-def test_pictures_and_batches_compare_alike(clip):
+def test_images_and_batches_compare_alike(clip):
     names = ["CLIP", "CLIPSurgery", "LeGrad"]
     pictures = [scene.image for scene in SCENES]
     found = compare(clip, pictures, methods=names)
@@ -194,7 +194,7 @@ def test_what_fails_is_left_out_and_the_others_compared(images):
         compare(bare, images, methods=["CLIPSurgery"])
 
 
-def test_size_is_of_pictures(clip, images):
+def test_size_is_of_images(clip, images):
     found = compare(clip, SCENES[0].image, methods=["CLIP"], size=(64, 96))
     assert found.maps["CLIP"].shape[-2:] == (4, 6)
     with pytest.raises(ValueError, match="size=64 does not apply to a batch"):

@@ -327,7 +327,7 @@ REFUSED = {
 
 
 @each("kind", REFUSED)
-def test_refused_pictures(clip, tmp_path, kind):
+def test_refused_images(clip, tmp_path, kind):
     make, error, message = REFUSED[kind]
     with pytest.raises(error, match=message):
         clip.preprocess(make(tmp_path))

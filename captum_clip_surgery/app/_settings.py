@@ -45,7 +45,7 @@ class Settings:
         sign: Values to draw, one of `visualization.SIGNS`.
         point: Point (x, y) of the image in 0..1 whose scores are shown, or None.
         background: Texts that describe the background in segmentation.
-        instances: Prompts for SAM, one of `tasks.INSTANCES`.
+        instances: Prompts for SAM, one of `tasks.sam.INSTANCES`.
         boxes: Whether prompts have boxes.
         caption: Sentence whose words get maps.
         example: Number of the example image, or None for the user's own image.

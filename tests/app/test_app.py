@@ -198,13 +198,13 @@ HOSTILE = {
 
 
 @each("kind", HOSTILE)
-def test_hostile_pictures_are_told_in_words(kind: str) -> None:
+def test_hostile_images_are_told_in_words(kind: str) -> None:
     content, words = HOSTILE[kind]
     with pytest.raises(ValueError, match=words):
         read_image(content, "upload.png")
 
 
-def test_pictures_are_upright_rgb_and_not_too_large() -> None:
+def test_images_are_upright_rgb_and_not_too_large() -> None:
     wide = Image.new("RGBA", (3000, 1500), (255, 0, 0, 0))
     shown = read_image(png_of(wide), "wide.png")
     assert (shown.pixels.size, shown.pixels.mode) == ((1024, 512), "RGB")
@@ -405,7 +405,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 @each("size", [(256, 256), (240, 160), (120, 320)])
-def test_points_are_drawn_on_the_whole_picture(size: tuple[int, int]) -> None:
+def test_points_are_drawn_on_the_whole_image(size: tuple[int, int]) -> None:
     framed = Image.new("RGB", size, "red")  # so that what is cut off or added shows
     framed.paste("gray", (8, 8, size[0] - 8, size[1] - 8))
     inside = np.array([[size[0] / 2, size[1] / 2]], dtype=np.float32)
@@ -456,7 +456,7 @@ def test_the_code_repeats_what_is_shown(
         assert np.allclose(names["words"].maps.numpy(), result.arrays["maps"], atol=1e-5)
 
 
-def test_the_code_repeats_a_visitors_picture_and_model(
+def test_the_code_repeats_a_visitors_image_and_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = _code.Model(f"local-dir:{MODEL_FOLDER}")
@@ -546,7 +546,7 @@ def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
             assert mask[int((row + 0.5) * scale), int((column + 0.5) * scale)]
 
 
-def test_what_was_found_of_a_picture_goes_with_its_visitor(
+def test_what_was_found_of_a_image_goes_with_its_visitor(
     explainer: Explainer, passes: list[int]
 ) -> None:
     pytest.importorskip("gradio")

@@ -215,7 +215,7 @@ def copy(page: Any, number: int | None, text: str = "") -> None:
     page.evaluate(COPY, [picture, text])
 
 
-def test_a_picture_is_pasted(come: Come, server: Server) -> None:
+def test_a_image_is_pasted(come: Come, server: Server) -> None:
     page = come(permissions=["clipboard-read", "clipboard-write"])
     texts = example_scene(0).nouns
 

@@ -31,7 +31,7 @@ def endurance(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["app_endurance"], sys.modules["endurance"]
 
 
-def test_users_at_once_get_their_own_pictures_and_nothing_adds_up(endurance: Any) -> None:
+def test_users_at_once_get_their_own_images_and_nothing_adds_up(endurance: Any) -> None:
     ended = endurance.run(seconds=20, acts=1)
     assert ended.wrong == []
     assert ended.done.total() == ended.found.samples[-1].attributions > 0

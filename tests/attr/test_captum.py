@@ -303,7 +303,7 @@ def test_two_texts(surgery: type[PatchAttribution], tower: str) -> None:
 @pytest.mark.parametrize("tower", FAMILIES)
 @each(("count", "form"), [(7, "empty"), (8, "release")])
 @each("surgery", SURGERIES)
-def test_auto_counts_texts_and_rivals(
+def test_auto_counts_texts_and_distractors(
     surgery: type[PatchAttribution], tower: str, count: int, form: str
 ) -> None:
     distractors = ["a car", "a bus", "a bird", "a boat", "a chair", "a cow"][: count - 2]

@@ -130,7 +130,7 @@ def test_other_tokenizers_are_refused():
         word_scores(clip, random_images(clip, 1), "a dog")
 
 
-def test_the_words_of_things_in_the_picture_matter_most():
+def test_the_words_of_things_in_the_image_matter_most():
     """On 40 scenes of one object: its noun is the first of the content words by relevance."""
     clip = ZeroShotClassifier.demo(["dog"])
     hits = []

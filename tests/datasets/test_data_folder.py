@@ -120,7 +120,7 @@ def test_of_16_bits_65535_is_ignored_and_255_is_not(tmp_path: Path) -> None:
         Folder(tmp_path)[0]
 
 
-def test_pictures_lie_as_they_are_shown(tmp_path: Path) -> None:
+def test_images_lie_as_they_are_shown(tmp_path: Path) -> None:
     write_folder([], tmp_path, CLASSES)
     write_jpeg(tmp_path / "images" / "turned.JPG", 16, 8, rotation=6)
     write_numbers(tmp_path / "masks" / "turned.png", np.ones((16, 8), int))
@@ -146,7 +146,7 @@ def test_a_mask_of_the_pixels_as_stored_is_explained(tmp_path: Path) -> None:
         Folder(tmp_path)[0]
 
 
-def test_many_kinds_of_pictures(tmp_path: Path) -> None:
+def test_many_kinds_of_images(tmp_path: Path) -> None:
     write_folder([], tmp_path, CLASSES)
     endings = ("jpg", "JPEG", "png", "webp", "bmp", "tif", "TIFF")
     for number, ending in enumerate(endings):

@@ -113,7 +113,7 @@ def png(image: Image.Image, **options: Any) -> dict[str, Any]:
     return {"bytes": stream.getvalue(), "path": None}
 
 
-def test_pictures_are_those_that_datasets_decodes(tmp_path):
+def test_images_are_those_that_datasets_decodes(tmp_path):
     """Which this reader does not let it: turned as EXIF notes, in the mode of the column."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -193,7 +193,7 @@ def test_damaged_files_are_named(tmp_path, file, content, why):
     assert str(root) in str(caught.value)
 
 
-def test_pictures_of_another_kind_of_column(tmp_path):
+def test_images_of_another_kind_of_column(tmp_path):
     kinds = {"image": datasets.Value("string"), "labels": datasets.ClassLabel(names=["cat"])}
     table = datasets.Dataset.from_dict({"image": ["x"], "labels": [0]}, datasets.Features(kinds))
     table.save_to_disk(str(tmp_path / "x"))

@@ -30,7 +30,7 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "top-1 among 156 nouns, 2 test scenes" in printed
 
 
-def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_rivals() -> None:
+def test_all_nouns_compete_but_a_scene_s_own_are_not_their_own_distractors() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     seen = []
 

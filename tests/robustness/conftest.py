@@ -17,7 +17,7 @@ SMOKE = {
     "test_hostile_files.py::test_names_in_archives_lead_nowhere[../../up]",
     # Ghostscript, decompression bombs, crashes of pycocotools
     "test_hostile_postscript.py::test_no_door_starts_it[a picture-PostScript]",
-    "test_hostile_postscript.py::test_the_package_opens_pictures_in_one_place",
+    "test_hostile_postscript.py::test_the_package_opens_images_in_one_place",
     "test_hostile_pictures.py::test_files_that_lie[bomb of zeros]",
     "test_hostile_annotations.py::test_empty_runs_inside_are_joined[counts0]",
     # stale text features, a model that changes during a call

@@ -122,7 +122,7 @@ def test_outlines_that_do_not_fit(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("reader", [Coco, CocoObject])
 @pytest.mark.parametrize("side", [200_000, 2**31, 10**30])
 @pytest.mark.parametrize("kind", ["polygon", "runs"])
-def test_stated_sizes_are_held_to_the_picture(
+def test_stated_sizes_are_held_to_the_image(
     tmp_path: Path, kind: str, side: int, reader: Callable[[Path], Any]
 ) -> None:
     path = instances(tmp_path)
@@ -292,7 +292,7 @@ def matrix_of_zeros(path: Path, stated: tuple[int, int], megabytes: int) -> None
     ("stated", "why"),
     [((2**12, 2**15), "a.mat is 32768 x 4096 pixels, its image"), ((2, 4), "holds more bytes")],
 )
-def test_matrices_are_held_to_the_picture_before_they_are_decompressed(
+def test_matrices_are_held_to_the_image_before_they_are_decompressed(
     context: tuple[PascalContext, Path], stated: tuple[int, int], why: str
 ) -> None:
     data, path = context

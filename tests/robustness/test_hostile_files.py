@@ -70,7 +70,7 @@ def test_links_in_archives_are_not_followed(tmp_path: Path, kind: bytes) -> None
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
-def test_devices_in_archives_are_no_pictures(tmp_path: Path, kind: bytes) -> None:
+def test_devices_in_archives_are_no_images(tmp_path: Path, kind: bytes) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         archive.addfile(member("d.png", kind))
     assert samples(tmp_path / "t.tar") == {}

@@ -57,7 +57,7 @@ def encodes(kind: str) -> bool:
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_cut_short(tmp_path: Path, kind: str, share: float) -> None:
+def test_images_cut_short(tmp_path: Path, kind: str, share: float) -> None:
     if not encodes(kind):
         assert kind not in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM")  # Pillow's own
         return
@@ -66,13 +66,13 @@ def test_pictures_cut_short(tmp_path: Path, kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_whole_pictures_are_read(tmp_path: Path, kind: str) -> None:
+def test_whole_images_are_read(tmp_path: Path, kind: str) -> None:
     assert (np.asarray(load_image(written(tmp_path, encoded(PICTURE, kind)))) == PIXELS).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
-def test_damaged_pictures_are_read_or_refused(tmp_path: Path, kind: str, seed: int) -> None:
+def test_damaged_images_are_read_or_refused(tmp_path: Path, kind: str, seed: int) -> None:
     content = bytearray(encoded(PICTURE, kind))
     generator = np.random.default_rng(seed)
     for place in generator.integers(0, len(content), 8):
@@ -162,7 +162,7 @@ TAILS = {
 
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM"])
-def test_what_stands_behind_a_picture_counts_for_nothing(
+def test_what_stands_behind_a_image_counts_for_nothing(
     tmp_path: Path, kind: str, tail: str
 ) -> None:
     path = written(tmp_path, encoded(PICTURE, kind) + TAILS[tail])
@@ -181,7 +181,7 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
-def test_pictures_of_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_of_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
     path = written(tmp_path, encoded(Image.new("RGB", size, "red"), "PNG"))
     assert load_image(path).size == size
 
@@ -211,7 +211,7 @@ NOTES = {
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", NOTES)
-def test_broken_notes_leave_a_picture_as_it_lies(tmp_path: Path, kind: str) -> None:
+def test_broken_notes_leave_a_image_as_it_lies(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, png(8, 8, ROWS, more=chunk(b"eXIf", NOTES[kind])))
     assert not np.asarray(load_image(path)).any()
 
@@ -219,7 +219,7 @@ def test_broken_notes_leave_a_picture_as_it_lies(tmp_path: Path, kind: str) -> N
 @pytest.mark.parametrize("kind", NOTES)
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_pictures_with_broken_notes_are_read_again(tmp_path: Path, kind: str, format: str) -> None:
+def test_images_with_broken_notes_are_read_again(tmp_path: Path, kind: str, format: str) -> None:
     """As those are that a caller opened, or that were read before."""
     path = written(tmp_path, encoded(PICTURE, format, exif=b"Exif\0\0" + NOTES[kind]))
     plain = np.asarray(load_image(written(tmp_path, encoded(PICTURE, format), "plain.png")))
@@ -229,7 +229,7 @@ def test_pictures_with_broken_notes_are_read_again(tmp_path: Path, kind: str, fo
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_opened_pictures_that_are_cut_short(tmp_path: Path, kind: str) -> None:
+def test_opened_images_that_are_cut_short(tmp_path: Path, kind: str) -> None:
     content = encoded(PICTURE, kind)
     path = written(tmp_path, content[: int(len(content) * 0.6)])
     try:
@@ -249,14 +249,14 @@ MODES: dict[str, tuple[int, int, int]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_empty_pictures_of_every_mode(mode: str) -> None:
+def test_empty_images_of_every_mode(mode: str) -> None:
     """All zero is black, no ink is white, and what is transparent lies on white."""
     found = np.asarray(load_image(Image.new(mode, (4, 4))))
     assert (found == MODES[mode]).all()
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
-def test_pictures_without_pixels(size: tuple[int, int]) -> None:
+def test_images_without_pixels(size: tuple[int, int]) -> None:
     message = f"an image must have pixels, got {size[0]} x {size[1]}"
     with pytest.raises(ValueError, match=message):
         load_image(Image.new("RGB", size))
@@ -286,7 +286,7 @@ ARRAYS: dict[str, tuple[np.ndarray, str]] = {
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_that_are_no_pictures(kind: str) -> None:
+def test_arrays_that_are_no_images(kind: str) -> None:
     array, message = ARRAYS[kind]
     with pytest.raises(ValueError, match=message):
         load_image(array)
@@ -306,12 +306,12 @@ def test_paths_that_are_no_files(path: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, 3, b"x.png", [], {}, object])
-def test_things_that_are_no_pictures(given: Any) -> None:
+def test_things_that_are_no_images(given: Any) -> None:
     with pytest.raises(TypeError, match="an image is a PIL image, a numpy array or a path, not"):
         load_image(given)
 
 
-def test_pipes_are_no_pictures(tmp_path: Path) -> None:
+def test_pipes_are_no_images(tmp_path: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(tmp_path / "x.png")
     for reader in (open_rgb, open_labels):

@@ -167,7 +167,7 @@ def test_no_door_starts_it(started: Path, tmp_path: Path, door: str, kind: str) 
     assert not started.exists()
 
 
-def test_a_picture_that_was_decoded_before_is_the_callers(started: Path) -> None:
+def test_a_image_that_was_decoded_before_is_the_callers(started: Path) -> None:
     """What a caller decoded, of whatever format, is pixels."""
     image: Any = Image.open(io.BytesIO(EPS))
     image.im, image.tile, image._mode = Image.new("RGB", (4, 2), "red").im, [], "RGB"
@@ -175,7 +175,7 @@ def test_a_picture_that_was_decoded_before_is_the_callers(started: Path) -> None
     assert not started.exists()
 
 
-def test_the_package_opens_pictures_in_one_place() -> None:
+def test_the_package_opens_images_in_one_place() -> None:
     """Others would have to repeat which formats are allowed."""
     package = Path(load_image.__code__.co_filename).parent
     places = {

@@ -193,7 +193,7 @@ def test_batches_and_padding_change_nothing(kind):
     assert not torch.allclose(together[0].maps[0], together[1].maps[0], atol=1e-3)
 
 
-def test_pictures_have_results_of_their_own_size(vit):
+def test_images_have_results_of_their_own_size(vit):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in [(50, 70), (64, 40), (9, 9)]]
     found = word_maps(
@@ -510,7 +510,7 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
         word_maps(vit, images, "a dog")
 
 
-def test_blank_and_tiny_pictures_have_maps_all_the_same() -> None:
+def test_blank_and_tiny_images_have_maps_all_the_same() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     pictures = [Image.new("RGB", (40, 30), "white"), Image.new("RGB", (1, 1))]
     blank, tiny = word_maps(clip, pictures, ["a dog", "a pizza"])

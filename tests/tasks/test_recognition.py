@@ -36,7 +36,7 @@ def test_scores_by_their_definition(kind: str) -> None:
         torch.testing.assert_close(found, scores[:, :3], atol=1e-5, rtol=0)
 
 
-def test_pictures_give_names() -> None:
+def test_images_give_names() -> None:
     clip = ZeroShotClassifier.demo(nouns())
     scene = Scenes("test", 1, objects=[1])[0]
     found, blank = recognize(clip, [scene.image, Image.new("RGB", (1, 1))])

@@ -378,7 +378,7 @@ def test_masks_lie_where_sam_looks(
     assert (mask[:, -(-columns // 4) :] == -10).all()
 
 
-def test_the_narrowest_picture_has_a_mask(demo: ZeroShotClassifier) -> None:
+def test_the_narrowest_image_has_a_mask(demo: ZeroShotClassifier) -> None:
     picture = Image.fromarray(Scenes("test", 1)[0].image).resize((1000, 1))
     mask = prompts(demo, [picture], [0], masks=True)[0][0].mask
     assert np.ptp(mask[0]) > 2
@@ -431,7 +431,7 @@ def test_any_method(demo: ZeroShotClassifier, name: str) -> None:
         assert np.array_equal(prompt.points, expected.numpy())
 
 
-def test_pictures_have_points_in_their_own_pixels(demo: ZeroShotClassifier) -> None:
+def test_images_have_points_in_their_own_pixels(demo: ZeroShotClassifier) -> None:
     scene = Scenes("test", 1)[0]
     pictures = [Image.fromarray(scene.image).resize(size) for size in ((300, 100), (64, 128))]
     found = prompts(demo, pictures, size=(128, 160), boxes=True)
@@ -710,7 +710,7 @@ def test_unequal_numbers_pass_one_image_at_a_time(
 
 
 @pytest.mark.parametrize("cells", [7, 14, 16, 27])
-def test_boxes_end_with_the_picture_whatever_its_size(cells: int) -> None:
+def test_boxes_end_with_the_image_whatever_its_size(cells: int) -> None:
     """In whole numbers: cell k of n covers pixels floor(k W / n) to ceil((k + 1) W / n) - 1."""
     for width in range(1, 400):
         for cell in range(cells):

@@ -59,7 +59,7 @@ def test_the_best_class_of_architecture_surgery(kind: str) -> None:
     torch.testing.assert_close(class_scores(clip, images), scores)
 
 
-def test_pictures_come_back_at_their_own_size(demo: ZeroShotClassifier, tmp_path: Path) -> None:
+def test_images_come_back_at_their_own_size(demo: ZeroShotClassifier, tmp_path: Path) -> None:
     wide = np.hstack([SCENE.image] * 2)
     path = tmp_path / "tall.png"
     Image.fromarray(np.vstack([SCENE.image] * 2)).save(path)
@@ -74,7 +74,7 @@ def test_pictures_come_back_at_their_own_size(demo: ZeroShotClassifier, tmp_path
     assert first.labels.unique().numel() > 1
 
 
-def test_a_blank_picture_is_segmented_all_the_same(demo: ZeroShotClassifier) -> None:
+def test_a_blank_image_is_segmented_all_the_same(demo: ZeroShotClassifier) -> None:
     (found,) = segment(demo, Image.new("RGB", (40, 30), "white"))
     assert sum(found.shares().values()) == pytest.approx(1)
 
@@ -350,7 +350,7 @@ def test_refused(
         segment(clip, images, **options)
 
 
-def test_refused_pictures(demo: ZeroShotClassifier, tmp_path: Path) -> None:
+def test_refused_images(demo: ZeroShotClassifier, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
         segment(demo, [])
     broken = tmp_path / "broken.png"
@@ -377,7 +377,7 @@ def test_refined_scores_follow_the_image() -> None:
     assert overlap[True] > overlap[False] + 0.02, overlap
 
 
-def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_pictures(
+def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_images(
     demo: ZeroShotClassifier,
 ) -> None:
     pytest.importorskip("kornia")
@@ -494,7 +494,7 @@ def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"background": 0.1}, {"scores": True}], ids=str)
-def test_171_classes_of_a_large_picture_stay_within_bounds(options: dict) -> None:
+def test_171_classes_of_a_large_image_stay_within_bounds(options: dict) -> None:
     """COCO-Stuff's, on a ViT-B/16: at most 1.5 GiB beside the model."""
     model = open_clip.create_model("ViT-B-16").eval()
     clip = ZeroShotClassifier.from_features(model, torch.randn(171, 512))

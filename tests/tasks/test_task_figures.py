@@ -37,7 +37,7 @@ def largest(figure: Figure) -> int:
 
 
 @each("size", SIZES)
-def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
+def test_images_of_any_shape_fit(size: tuple[int, int]) -> None:
     height, width = size
     picture = np.zeros((height, width, 3), np.uint8)
     truth = torch.zeros(size, dtype=torch.long)
@@ -56,7 +56,7 @@ def test_pictures_of_any_shape_fit(size: tuple[int, int]) -> None:
         assert largest(figure) < 2 * MAX_PIXELS
 
 
-def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
+def test_points_stay_where_they_are_on_a_image_that_is_shrunk() -> None:
     picture = np.zeros((3000, 4500, 3), np.uint8)
     prompt = Prompt("dog", np.array([[4000, 500]], np.float32), np.array([1]), None, None, 0.5)
     axis = figures.points_figure(picture, [prompt]).axes[1]
@@ -67,7 +67,7 @@ def test_points_stay_where_they_are_on_a_picture_that_is_shrunk() -> None:
     ]
 
 
-def test_points_of_one_kind_leave_the_picture_its_size() -> None:
+def test_points_of_one_kind_leave_the_image_its_size() -> None:
     picture = np.zeros((128, 128, 3), np.uint8)
     prompt = Prompt("dog", np.array([[30.0, 97]]), np.array([1]), None, None, 0.4)
     figure = figures.points_figure(picture, [prompt])

@@ -178,7 +178,7 @@ def test_maps_of_any_magnitude_have_the_same_colors(name: str) -> None:
         ("constant", "positive", "the same everywhere"),
     ],
 )
-def test_empty_maps_say_so_below_the_picture(name: str, sign: str, note: str) -> None:
+def test_empty_maps_say_so_below_the_image(name: str, sign: str, note: str) -> None:
     figure = visualize_attribution(MAPS[name], IMAGE, sign=sign, show_colorbar=True)
     assert figure.axes[0].get_xlabel() == note
     empty = note.startswith(("all", "nothing"))
@@ -215,7 +215,7 @@ def test_a_weak_map_on_a_given_scale_stays_weak_in_every_view(pixels: np.ndarray
     np.testing.assert_allclose(last(figure)[..., :3], pixels, atol=1)
 
 
-def test_the_mask_shows_the_picture_where_the_map_is_strong() -> None:
+def test_the_mask_shows_the_image_where_the_map_is_strong() -> None:
     ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
     figure = visualize_attribution(ramp, IMAGE, "mask", "positive", 0, threshold=0.75)
     shown = last(figure)
@@ -240,7 +240,7 @@ def test_contours_run_where_the_map_has_their_values() -> None:
     assert above.get_linestyle()[0][1] is None
 
 
-def test_maps_keep_the_coordinates_of_a_picture_that_is_shrunk() -> None:
+def test_maps_keep_the_coordinates_of_a_image_that_is_shrunk() -> None:
     large = np.zeros((2 * MAX_PIXELS + 1, 3 * MAX_PIXELS, 3), np.uint8)
     for method in ("blended_heat_map", "heat_map", "mask", "masked_image"):
         axis = Figure().subplots()
@@ -253,7 +253,7 @@ def test_maps_keep_the_coordinates_of_a_picture_that_is_shrunk() -> None:
     assert axis.images[0].get_extent()[1] == 3 * MAX_PIXELS - 0.5
 
 
-def test_pictures_from_files(tmp_path: Path) -> None:
+def test_images_from_files(tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     figure = visualize_attribution(ATTRIBUTION, tmp_path / "a.png", "original_image")
     np.testing.assert_array_equal(last(figure), IMAGE)

@@ -47,13 +47,13 @@ def drawn(attribution: Tensor, picture: np.ndarray = IMAGE) -> np.ndarray:
     return np.asarray(images[1].get_array()) if len(images) > 1 else np.zeros(0)
 
 
-def test_a_map_is_enlarged_bilinearly_to_the_picture() -> None:
+def test_a_map_is_enlarged_bilinearly_to_the_image() -> None:
     attribution = torch.randn(4, 6, dtype=torch.float64)
     size = torch.nn.functional.interpolate(attribution[None, None], (40, 60), mode="bilinear")
     np.testing.assert_allclose(drawn(attribution), size[0, 0].numpy(), atol=1e-6)
 
 
-def test_pictures_of_floats_and_bytes_draw_alike() -> None:
+def test_images_of_floats_and_bytes_draw_alike() -> None:
     axes = Figure().subplots(1, 2)
     show_map(axes[0], IMAGE, torch.zeros(2, 2))
     show_map(axes[1], IMAGE / 255, torch.zeros(2, 2))
@@ -65,7 +65,7 @@ def test_pictures_of_floats_and_bytes_draw_alike() -> None:
     ("value", "note"),
     [(0.0, "all zero"), (-3.0, "the same everywhere"), (1e38, "the same everywhere")],
 )
-def test_a_constant_map_shows_the_picture_and_says_so(value: float, note: str) -> None:
+def test_a_constant_map_shows_the_image_and_says_so(value: float, note: str) -> None:
     axis = Figure().subplots()
     show_map(axis, IMAGE, torch.full((4, 6), value))
     assert len(axis.get_images()) == 1
@@ -259,7 +259,7 @@ def test_bars_are_as_long_as_the_values_with_whiskers() -> None:
 
 
 @pytest.mark.parametrize("picture", [255.0 * np.ones((4, 4, 3)), np.ones((4, 4, 3), np.int64)])
-def test_pictures_of_another_range_are_refused(picture: np.ndarray) -> None:
+def test_images_of_another_range_are_refused(picture: np.ndarray) -> None:
     """Matplotlib would draw them white."""
     with pytest.raises(ValueError, match="array"):
         compare_figure([picture], {"map": torch.rand(1, 1, 2, 2)}, ["dog"])
