@@ -5,7 +5,7 @@ Register a method of your own with one line: `METHODS["Mine"] = LayerMine`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_clip_surgery.attr._base import Method
-from captum_clip_surgery.attr._engine import Explainer
 from captum_clip_surgery.attr.attention import (
     LayerAttentionRelevance,
     LayerAttentionRollout,
@@ -230,8 +229,3 @@ def choose(
     if not chosen:
         raise ValueError(f"no chosen method is defined on this model: {left_out}")
     return chosen, left_out
-
-
-def make_all(clip: ZeroShotClassifier, methods: Mapping[str, Method]) -> dict[str, Explainer]:
-    """Create every method for a classifier."""
-    return {name: method(clip) for name, method in methods.items()}

@@ -20,7 +20,7 @@ from captum_clip_surgery.attr.clip_surgery import (
     vv_attention,
 )
 from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_attention
-from captum_clip_surgery.attr.registry import METHODS, make_all
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 from tests._helpers.cases import each
@@ -32,8 +32,8 @@ _NAMES = "CLIP CLIPSurgery ArchitectureSurgery FeatureSurgery MaskCLIP SCLIP Cle
 DENSE = _NAMES.split()
 
 
-def keys_only(heads: AttentionInputs) -> torch.Tensor:
-    return functional.vv_attention(heads.k)
+def keys_only(inputs: AttentionInputs) -> torch.Tensor:
+    return functional.vv_attention(inputs.k)
 
 
 def path_configs_of(blocks: int) -> dict[str, PathConfig]:
@@ -63,7 +63,7 @@ TOGETHER = [
 
 @each("names", TOGETHER)
 @pytest.mark.parametrize("kind", TOWERS)
-def test_each_recipe_as_alone(kind: str, names: list[str]) -> None:
+def test_each_path_as_alone(kind: str, names: list[str]) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), ["a dog"], templates=[])
     tower, images = clip.tower, random_images(clip)
     known = path_configs_of(len(tower.blocks))
@@ -79,7 +79,7 @@ def test_each_recipe_as_alone(kind: str, names: list[str]) -> None:
             assert relative_error(normalized(found.pooled), embedding) < TOLERANCE, name
 
 
-def test_recipes_differ() -> None:
+def test_paths_differ() -> None:
     """Or the test above would not tell them apart."""
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates=[])
     with torch.no_grad():
@@ -178,7 +178,7 @@ class Halved(LayerFeatureCLIPSurgery):
         return super().attribute_all(*arguments, **options) / 2  # type: ignore[arg-type]
 
 
-def among_rivals(clip: ZeroShotClassifier) -> Explain:
+def among_distractors(clip: ZeroShotClassifier) -> Explain:
     return LayerCLIPSurgery(clip.with_texts(clip.texts, ["a house"])).attribute_all
 
 
@@ -187,11 +187,11 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
     methods |= {
         "doubled": lambda clip: Doubled(clip).attribute_all,
         "halved": lambda clip: Halved(clip).attribute_all,
-        "among distractors": among_rivals,
+        "among distractors": among_distractors,
     }
     images = random_images(clip)
     with Calls(clip.model.visual.conv1) as calls, torch.no_grad():
-        found = attribute_many(make_all(clip, methods), images)
+        found = attribute_many({name: make(clip) for name, make in methods.items()}, images)
     assert calls.count == 2  # one for all paths, other texts included, and LeGrad's
     assert list(found) == list(methods)
     for name, method in methods.items():
@@ -202,8 +202,9 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
 def test_each_image_is_asked_for_its_own_texts(clip: ZeroShotClassifier) -> None:
     methods = {name: METHODS[name] for name in ("LeGrad", "CLIPSurgery", "CLIP")}
     images, targets = random_images(clip, 3), [[2], [], [2, 0]]
+    explainers = {name: method(clip) for name, method in methods.items()}
     with Calls(clip.model.visual.conv1) as calls:
-        found = attribute_each(make_all(clip, methods), images, targets)
+        found = attribute_each(explainers, images, targets)
     assert calls.count == 1 + 2  # one for the dense, one for each image that LeGrad is asked about
     assert found[1] == {}
     for index in (0, 2):
@@ -212,4 +213,4 @@ def test_each_image_is_asked_for_its_own_texts(clip: ZeroShotClassifier) -> None
             explain = explain_of(method(clip))
             alone = explain(images[index : index + 1], targets[index])[0]
             assert relative_error(found[index][name], alone) < TOLERANCE
-    assert attribute_each(make_all(clip, methods), images, [[], [], []]) == [{}, {}, {}]
+    assert attribute_each(explainers, images, [[], [], []]) == [{}, {}, {}]
