@@ -128,7 +128,7 @@ def test_other_descriptions(tmp_path: Path) -> None:
     write_open_images(tmp_path, ROWS, DESCRIBED)
     (tmp_path / "oidv7-class-descriptions.csv").write_text("/m/01yrx\n")
     with pytest.raises(
-        ValueError, match=r"oidv7-class-descriptions\.csv, line 1 has other columns"
+        ValueError, match=r"oidv7-class-descriptions\.csv, line 1 does not have two columns"
     ):
         OpenImagesPoints(tmp_path)
 

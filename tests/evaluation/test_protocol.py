@@ -338,7 +338,7 @@ def test_the_pages_table_of_dense_is_the_protocol():
     for dataset, size, window, threshold, names in rows:
         view = Protocol.load("dense").view("segmentation", dataset)
         assert size == str(view.size)
-        assert window == ("224 / 112" if view.window else "whole picture")
+        assert window == ("224 / 112" if view.window else "whole image")
         assert threshold == ("none" if view.background is None else str(view.background))
         classes = f"`{view.classes}`, all names" if view.classes else "the data set's, the first"
         assert names == classes
