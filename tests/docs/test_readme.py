@@ -28,7 +28,7 @@ def test_python_blocks_run_in_order(
     for block in blocks:
         exec(block, shared)
     clip = shared["clip"]
-    images = shared["images"] if "images" in shared else clip.preprocess(shared["pictures"])  # type: ignore
+    images = shared["images"] if "images" in shared else clip.preprocess(shared["scenes"])  # type: ignore
     assert clip(images).shape == (1, len(clip.texts))  # type: ignore
 
 

@@ -44,7 +44,7 @@ UNSUPPORTED_TRUNKS = {
     "ConvNeXt": "it convolves and has no self-attention to repair",
     "FastVit": (
         "it mixes tokens by convolution, with self-attention at most in its last stage, so there "
-        "is not a stack of blocks on one grid"
+        "is no stack of blocks on one grid"
     ),
     "SwinTransformer": (
         "it attends within windows, on grids that shrink from stage to stage, not over one grid"
@@ -87,10 +87,7 @@ class TimmTower(Tower):
             raise TypeError(
                 f"its trunk is a {kind}, which may pool and project differently; {HINT}"
             )
-        parts: list[tuple[Any, ...]] = [
-            (trunk, cls.trunk_class),
-            (trunk.blocks, nn.Sequential, nn.ModuleList),
-        ]
+        parts: list[Any] = [(trunk, cls.trunk_class), (trunk.blocks, nn.Sequential, nn.ModuleList)]
         if trunk.attn_pool is not None:
             parts.append((trunk.attn_pool, AttentionPoolLatent))
         for part, *classes in parts:
@@ -384,8 +381,8 @@ def _rotate(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
     """Rotate queries or keys (N, heads, L, d) by the patches' positions, but not prefix tokens."""
     prefix, patches = x.tensor_split([attention.num_prefix_tokens], dim=2)
     rope = rope[..., : patches.shape[2], :]
-    rotated = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
-    return torch.cat([prefix, rotated], dim=2)
+    patches = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
+    return torch.cat([prefix, patches], dim=2)
 
 
 def _value_path(pooler: Any, x: Tensor) -> Tensor:
@@ -399,5 +396,4 @@ def _value_path(pooler: Any, x: Tensor) -> Tensor:
 
 
 def _pair(size: Sequence[int]) -> Grid:
-    rows, columns = size
-    return rows, columns
+    return size[0], size[1]
