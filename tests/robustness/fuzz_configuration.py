@@ -70,10 +70,10 @@ def settings(data: bytes) -> None:
 def views(data: bytes) -> None:
     with may_refuse(""):
         found, picture = read_view(data)
-        assert picture.image.mode == "RGB"
+        assert picture.pixels.mode == "RGB"
         again, same = read_view(view(picture, found).content)
         assert again == found
-        assert same.image.tobytes() == picture.image.tobytes()
+        assert same.pixels.tobytes() == picture.pixels.tobytes()
 
 
 def links(data: bytes) -> None:

@@ -31,7 +31,7 @@ TASKS: dict[str, Job] = {
     "word maps": lambda clip, images: word_maps(clip, images, ["a dog"])[0].maps,
     "segment": lambda clip, images: segment(clip, images),
     "export": lambda clip, images: torch.tensor(explain_batch(LayerCLIPSurgery(clip), images).maps),
-    "compare": lambda clip, images: compare(clip, images, methods=["CLIPSurgery"]).scores,
+    "compare": lambda clip, images: compare(clip, images, methods=["CLIPSurgery"]).logits,
 }
 NUMBERS = itertools.count()
 

@@ -37,7 +37,11 @@ class Maps(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         image = self.images[index : index + 1]
         found = {type(method).__name__: method.attribute_all(image) for method in self.methods}
-        found |= {name: METHODS[name](self.clip)(image, [0, 2]) for name in METHODS_USED}
+        found |= {
+            name: METHODS[name](self.clip).attribute_all(image, [0, 2]) for name in METHODS_USED
+        }
+            name: METHODS[name](self.clip).attribute_all(image, [0, 2]) for name in METHODS_USED
+        }
         found["logits"] = self.clip(image)
         found["other texts"] = self.clip.with_texts(["a bird", f"number {index}"])(image)
         return {name: maps.detach()[0] for name, maps in found.items()}

@@ -64,7 +64,7 @@ def figures() -> dict[str, str]:
     own = clip.with_texts(scenes[0].nouns)
     compared = compare(own, own.preprocess(scenes[0].image), methods=list(MEASURED))
     content = io.BytesIO()  # not the comparison's own figure, which shows times
-    compare_figure(compared.pictures, compared.maps, own.texts).savefig(content, format="png")
+    compare_figure(compared.images, compared.maps, own.texts).savefig(content, format="png")
     found["picture"] = hashlib.sha256(content.getvalue()).hexdigest()
     return found
 
