@@ -168,6 +168,7 @@ class Processes:
         try:
             return getattr(self.store, operation)(*arguments)
         except dist.DistError as error:
+            time.sleep(INTERVAL_S)  # the store's connection ends a moment before torchrun does
             self._check_parent()
             raise ConnectionError(f"the others do not answer {self} any more: {error}") from error
 

@@ -40,8 +40,6 @@ class Maps(Dataset[dict[str, Tensor]]):
         found |= {
             name: METHODS[name](self.clip).attribute_all(image, [0, 2]) for name in METHODS_USED
         }
-            name: METHODS[name](self.clip).attribute_all(image, [0, 2]) for name in METHODS_USED
-        }
         found["logits"] = self.clip(image)
         found["other texts"] = self.clip.with_texts(["a bird", f"number {index}"])(image)
         return {name: maps.detach()[0] for name, maps in found.items()}
