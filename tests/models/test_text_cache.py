@@ -302,13 +302,13 @@ UNTELLABLE: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", UNTELLABLE)
-def test_what_cannot_be_told_is_not_kept_and_warned_of_once(tmp_path, passes, name):
+def test_what_cannot_be_told_is_not_stored_and_warned_of_once(tmp_path, passes, name):
     encode(tmp_path, adapted())
     before = (tmp_path / FILE).read_bytes()
     model = adapted()
     UNTELLABLE[name](model)
     encoder = PromptEncoder(model, templates=TWO, cache=tmp_path)
-    with pytest.warns(UserWarning, match="text features are not kept in .* another process"):
+    with pytest.warns(UserWarning, match="text features are not stored in .* other processes"):
         found = encoder(TEXTS)
     assert torch.equal(found, encode(None, model))
     with warnings.catch_warnings():
