@@ -175,8 +175,7 @@ def describe_block_deviation(block: nn.Module) -> str | None:
 
 def attention_of_layer(layer: Any) -> Any:
     """Return the self-attention of a transformers layer."""
-    attention = getattr(layer, "self_attn", None)
-    return layer.attention if attention is None else attention
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
 
 
 def layer_attention_inputs(
@@ -202,7 +201,7 @@ def layer_attention_inputs(
 def layer_merge(layer: Any, values: Tensor) -> Tensor:
     """Return what a transformers layer adds to the stream for values (N, heads, L, d)."""
     attention = attention_of_layer(layer)
-    if attention is not getattr(layer, "self_attn", None):  # TIPS v2
+    if hasattr(attention, "o_proj"):  # TIPS v2
         return layer.drop_path(layer.layer_scale1(attention.o_proj(join_heads(values))))
     return attention.out_proj(join_heads(values))
 

@@ -134,7 +134,7 @@ class TransformersText(nn.Module):
             self.add_module(name, part)
         config = self.text_model.config
         self.family = family
-        self.pad_id = getattr(config, "pad_token_id", None)
+        self.pad_id: Any = getattr(config, "pad_token_id", None)
         self.vocab_size = config.vocab_size
         self.context_length = int(config.max_position_embeddings)
         if family.prefix == "AltCLIP":  # positions are counted from the id of padding
@@ -153,7 +153,7 @@ class TransformersText(nn.Module):
 
     def mask(self, tokens: Tensor) -> Tensor:
         """Return which tokens (P, L) are not padding."""
-        return tokens != self.pad_id
+        return tokens.ne(self.pad_id)
 
 
 class TransformersCLIP(nn.Module):

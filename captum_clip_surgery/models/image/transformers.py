@@ -142,7 +142,8 @@ class TransformersTower(Tower):
     @override
     def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
         block = self.blocks[index]
-        output = block(x, **_masks(type(block)))
+        kind: Any = type(block)
+        output = block(x, **_masks(kind))
         return output[0] if isinstance(output, tuple) else output  # a tuple before version 5
 
     @override
