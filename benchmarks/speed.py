@@ -1,7 +1,8 @@
 """Cost of explaining relative to the model's own `encode_image`, measured in one process.
 
-    python benchmarks/speed.py [--model ViT-B-16 or hf:CLIPModel] [--size 512] [--batch 8] [--texts 59]
-        [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled] [--json FILE]
+    python benchmarks/speed.py [--model ViT-B-16 or hf:CLIPModel] [--size 512] [--batch 8]
+        [--texts 59] [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled]
+        [--json FILE]
 
 Each round runs every case once, so that other load on the machine affects all of them alike; ratios
 are taken to `encode_image` in the same round. Weights are random, which does not affect the time.

@@ -220,6 +220,19 @@ def _norms(layer: Any) -> tuple[Any, Any]:
     return layer.layer_norm1, layer.layer_norm2
 
 
+def query_probabilities(attention: Any, queries: Tensor, x: Tensor) -> Tensor:
+    """Return the probabilities (N, heads, L) of learned queries in `nn.MultiheadAttention`.
+
+    Args:
+        attention: The attention.
+        queries: Queries (Q, D); the mean over their probabilities is returned.
+        x: Keys (N, L, D).
+    """
+    queries = queries.expand(len(x), -1, -1)
+    _, weights = attention(queries, x, x, need_weights=True, average_attn_weights=False)
+    return weights.mean(2)
+
+
 def single_token_value(attention: Any, x: Tensor) -> Tensor:
     """Pass each token (N, L, D) alone through `nn.MultiheadAttention`.
 

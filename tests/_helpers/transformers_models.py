@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from open_clip.model import CustomTextCLIP
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from tests._helpers.tower_kinds import TINY
@@ -116,6 +116,7 @@ def tokenizer(name: str) -> Any:
     inner.pre_tokenizer = (
         pre_tokenizers.Metaspace() if metaspace else pre_tokenizers.WhitespaceSplit()
     )
+    inner.decoder = decoders.Metaspace() if metaspace else None
     template = "$A </s>" if start is None else "<s> $A </s>"
     inner.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(text, i) for i, text in names.items() if text != "<pad>"]

@@ -17,6 +17,7 @@ from captum_clip_surgery.models._blocks import (
     block_feed_forward,
     block_merge,
     describe_block_deviation,
+    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
@@ -149,6 +150,14 @@ class VisionTransformerTower(Tower):
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self._to_joint_space(pool_open_clip_tokens(self.visual, x))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        pooler = self.visual.attn_pool
+        queries = pooler.ln_q(pooler.query)
+        if self.visual.pool_type == "tok":  # the first query's output is the embedding
+            queries = queries[:1]
+        return query_probabilities(pooler.attn, queries, pooler.ln_k(x))
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj

@@ -34,6 +34,7 @@ from captum_clip_surgery.models._internals import (
 )
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
+from captum_clip_surgery.models.image._timm_pool import pooler_probabilities, value_path
 
 __all__ = ["EvaTower", "TimmVisionTransformerTower"]
 
@@ -247,13 +248,17 @@ class TimmTower(Tower):
     def project(self, x: Tensor) -> Tensor:
         x = self.trunk.norm(x)
         if self.trunk.attn_pool is not None:
-            x = _value_path(self.trunk.attn_pool, x)
+            x = value_path(self.trunk.attn_pool, x)
         x = self.trunk.head_drop(self.trunk.fc_norm(x))
         return self.visual.head(self.trunk.head(x))
 
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        return pooler_probabilities(self.trunk.attn_pool, self.trunk.norm(x))
 
 
 class TimmVisionTransformerTower(TimmTower):
@@ -383,16 +388,6 @@ def _rotate(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
     rope = rope[..., : patches.shape[2], :]
     patches = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
     return torch.cat([prefix, patches], dim=2)
-
-
-def _value_path(pooler: Any, x: Tensor) -> Tensor:
-    """Pass each token alone through the pooler.
-
-    With one key, attention returns the value for any query.
-    """
-    values = slice(pooler.num_heads * pooler.head_dim, None)  # the keys come first
-    x = pooler.proj_drop(pooler.proj(linear_rows(pooler.kv, x, values)))
-    return x if pooler.mlp is None else x + pooler.mlp(pooler.norm(x))
 
 
 def _pair(size: Sequence[int]) -> Grid:

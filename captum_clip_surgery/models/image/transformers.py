@@ -22,6 +22,7 @@ from captum_clip_surgery.models._blocks import (
     layer_attention_inputs,
     layer_feed_forward,
     layer_merge,
+    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
@@ -239,6 +240,11 @@ class SiglipTower(TransformersTower):
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self.vision.head(self.vision.post_layernorm(x))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        head = self.vision.head
+        return query_probabilities(head.attention, head.probe[0], self.vision.post_layernorm(x))
 
 
 class Siglip2Tower(SiglipTower):
