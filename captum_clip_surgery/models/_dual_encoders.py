@@ -96,13 +96,20 @@ def family_of(model: nn.Module) -> Family | None:
     return None
 
 
-def describe_refused(name: str) -> str:
-    """Describe why a class of transformers is not supported."""
+def describe_refused(name: str, short: bool = False) -> str:
+    """Describe why a class of transformers is not supported.
+
+    Args:
+        name: Name of the class.
+        short: Whether to return the reason alone.
+    """
     reason = next((why for start, why in REFUSED.items() if name.startswith(start)), "")
     for end in ("VisionModel", "TextModel"):
         if end in name and not reason:
             reason = f"it is one tower of a dual encoder; load {name.partition(end)[0]}Model"
     reason = reason or "no adapter covers it"
+    if short:
+        return reason
     return f"{name} of transformers is not supported: {reason}. Supported: {', '.join(FAMILIES)}"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from captum_clip_surgery.models._blocks import (
+    ATTENTIONS,
     AttentionInputs,
     Grid,
     block_attention_inputs,
@@ -50,15 +51,15 @@ class VisionTransformerTower(Tower):
     @classmethod
     def check_supported(cls, visual: Any) -> None:
         pooler = visual.attn_pool
-        checks: list[tuple[str, Any, type[nn.Module]]] = [
-            ("it", visual, cls.visual_class),
-            ("its transformer", visual.transformer, Transformer),
+        checks: list[tuple[str, Any, tuple[type[nn.Module], ...]]] = [
+            ("it", visual, (cls.visual_class,)),
+            ("its transformer", visual.transformer, (Transformer,)),
         ]
         if pooler is not None:
-            checks.append(("its attentional pooling", pooler, AttentionalPooler))
-            checks.append(("its attentional pooling", pooler.attn, nn.MultiheadAttention))
+            checks.append(("its attentional pooling", pooler, (AttentionalPooler,)))
+            checks.append(("its attentional pooling", pooler.attn, ATTENTIONS))
         for name, part, expected in checks:
-            if deviation := describe_deviation(part, expected):
+            if deviation := describe_deviation(part, *expected):
                 raise TypeError(f"{name} {deviation}, and {HINT}")
         if getattr(visual, "attn_pool_contrastive", None) is not None:
             raise TypeError(

@@ -47,6 +47,7 @@ UNSUPPORTED_TRUNKS = {
         "it mixes tokens by convolution, with self-attention at most in its last stage, so there "
         "is no stack of blocks on one grid"
     ),
+    "NaFlexVit": "it takes images as lists of patches, each on a grid of its own (NaFlex)",
     "SwinTransformer": (
         "it attends within windows, on grids that shrink from stage to stage, not over one grid"
     ),
