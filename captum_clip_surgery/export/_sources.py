@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import io
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,13 +83,13 @@ class Source:
         kind: "folder", "list" or "tars".
         place: Absolute path of the collection.
         pieces: Its shards.
-        digest: SHA-256 of the files' names, sizes and times, not of their content.
+        states: Size and time of each of its files, in order.
     """
 
     kind: str
     place: str
     pieces: Sequence[Shard]
-    digest: str
+    states: Sequence[str]
 
 
 def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Source:
@@ -130,7 +129,7 @@ def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Sourc
 
 
 @dataclass(frozen=True)
-class _Files(Shard):
+class FileShard(Shard):
     root: Path
     names: tuple[str, ...]
 
@@ -167,18 +166,17 @@ def _list(path: Path, shard_size: int) -> Source:
 
 def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int) -> Source:
     pieces = [
-        _Files(number, root, tuple(names[start : start + shard_size]))
+        FileShard(number, root, tuple(names[start : start + shard_size]))
         for number, start in enumerate(range(0, len(names), shard_size))
     ]
-    states = (f"{name} {state_of(root / name)}" for name in names)
-    return Source(kind, str(place.resolve()), pieces, _digest(states))
+    return Source(kind, str(place.resolve()), pieces, [state_of(root / name) for name in names])
 
 
 # --- tars ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Tar(Shard):
+class TarShard(Shard):
     path: Path
 
     @property
@@ -198,9 +196,8 @@ class _Tar(Shard):
 
 
 def _tars(place: Path, paths: list[Path]) -> Source:
-    pieces = [_Tar(number, path) for number, path in enumerate(paths)]
-    states = [f"{path.name} {state_of(path)}" for path in paths]
-    return Source("tars", str(place.resolve()), pieces, _digest(states))
+    pieces = [TarShard(number, path) for number, path in enumerate(paths)]
+    return Source("tars", str(place.resolve()), pieces, [state_of(path) for path in paths])
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -278,14 +275,9 @@ def _refuse_passing(error: Exception, name: str) -> None:
     """Raise errors of the machine again: an image listed as unreadable would stay so."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno not in OWN_ERRORS:
-            cause.add_note(f"reading {name}; nothing is lost: --resume goes on")
+            cause.add_note(f"reading {name}; nothing is lost: run the same command again to go on")
             raise cause
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _digest(lines: Iterable[str]) -> str:
-    content = "\n".join(lines).encode(errors="surrogateescape")
-    return hashlib.sha256(content).hexdigest()
