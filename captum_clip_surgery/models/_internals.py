@@ -15,6 +15,7 @@ from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
 from open_clip.factory import _get_hf_config as get_hub_config
 from open_clip.model import _build_vision_tower as build_image_tower
 from open_clip.tokenizer import _tokenizer as BPE_TOKENIZER
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "HOOKS",
     "HOOK_OPTIONS",
     "add_timm_positions",
+    "are_transforms_active",
     "buffers_of",
     "build_image_tower",
     "children_of",
@@ -98,6 +100,11 @@ def unwrap_parallel(module: Any) -> Any:
             module = module._orig_mod
         else:
             return module
+
+
+def are_transforms_active() -> bool:
+    """Return whether a transform of `torch.func` is running, whose tensors hide what they need."""
+    return torch._C._are_functorch_transforms_active()
 
 
 # --- hooks ---------------------------------------------------------------------------------------
