@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
 from open_clip.factory import _get_hf_config as get_hub_config
 from open_clip.model import _build_vision_tower as build_image_tower
 from open_clip.tokenizer import _tokenizer as BPE_TOKENIZER
-import torch
 from torch import Tensor, nn
 
 __all__ = [
