@@ -274,6 +274,11 @@ class ZeroShotClassifier(ImageEncoder):
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return self._text.empty_features()
 
+    @property
+    def text_features_require_grad(self) -> bool:
+        """Whether gradients flow to the text features, which then were given to `from_features`."""
+        return self._text.requires_grad
+
     # --- logits ----------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
