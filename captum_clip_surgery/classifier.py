@@ -15,9 +15,10 @@ from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
-from captum_clip_surgery.models.text import TEMPLATES, PromptEncoder, Template, Tokenizer
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
-from captum_clip_surgery.models.text.templates import check_texts
+from captum_clip_surgery.models.text._tokenization import Tokenizer
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -201,7 +202,7 @@ class ZeroShotClassifier(ImageEncoder):
             >>> clip.index("mushroom"), "pizza" in clip.vocabulary
             (1, True)
         """
-        from captum_clip_surgery.demo.classifier import DemoClassifier
+        from captum_clip_surgery.demo._classifier import DemoClassifier
 
         return DemoClassifier.load(texts, distractors, templates)
 
@@ -273,6 +274,11 @@ class ZeroShotClassifier(ImageEncoder):
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return self._text.empty_features()
+
+    @property
+    def text_features_require_grad(self) -> bool:
+        """Whether gradients flow to the text features, which then were given to `from_features`."""
+        return self._text.requires_grad
 
     # --- logits ----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-__all__ = ["FORMATS", "ImageInput", "Preprocess", "load_image"]
+__all__ = ["Preprocess", "load_image"]
 
 #: A PIL image, an array, or a path.
 ImageInput = Image.Image | np.ndarray | str | PathLike[str]

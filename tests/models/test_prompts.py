@@ -12,7 +12,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.models.text import encoder
+from captum_clip_surgery.models.text import _encoder as encoder
 from captum_clip_surgery.models.text.templates import format_prompt
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, text_model, text_tower

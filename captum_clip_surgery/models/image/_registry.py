@@ -9,9 +9,9 @@ from torch import nn
 
 from captum_clip_surgery.models._internals import unwrap_parallel
 from captum_clip_surgery.models.image._base import Tower
-from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
-from captum_clip_surgery.models.image.resnet import ModifiedResNetTower
-from captum_clip_surgery.models.image.timm import (
+from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
+from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
+from captum_clip_surgery.models.image._timm import (
     EvaTower,
     TimmVisionTransformerTower,
     describe_unsupported_trunk,

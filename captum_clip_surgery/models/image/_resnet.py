@@ -21,8 +21,6 @@ from captum_clip_surgery.models._deviations import HINT, describe_deviation
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["ModifiedResNetTower"]
-
 #: Pixels per side of a cell of the last feature map.
 STRIDE = 32
 

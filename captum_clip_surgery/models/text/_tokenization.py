@@ -17,8 +17,6 @@ from captum_clip_surgery.models.text._towers import (
 )
 from captum_clip_surgery.models.text.templates import truncate_repr
 
-__all__ = ["Tokenizer"]
-
 #: Maps a list of texts and `context_length` to token ids (texts, context_length).
 Tokenizer = Callable[..., Any]
 

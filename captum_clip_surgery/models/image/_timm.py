@@ -35,8 +35,6 @@ from captum_clip_surgery.models._internals import (
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["EvaTower", "TimmVisionTransformerTower"]
-
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
 
 #: Reasons why surgery is not defined on other trunks of open_clip's configurations.

@@ -25,8 +25,6 @@ from captum_clip_surgery.models._internals import pool_open_clip_tokens
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["VisionTransformerTower"]
-
 
 class VisionTransformerTower(Tower):
     """Adapter for open_clip's `VisionTransformer`: a class token, then the patches.

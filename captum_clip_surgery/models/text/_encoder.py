@@ -24,6 +24,14 @@ from captum_clip_surgery.models.text._token_encoder import (
     text_tower_of,
     token_features,
 )
+from captum_clip_surgery.models.text._tokenization import (
+    Tokenizer,
+    check_ends,
+    check_tokenizer,
+    check_vocabulary,
+    padding_id,
+    tokenize,
+)
 from captum_clip_surgery.models.text._towers import (
     NOT_TEXT,
     context_length_of,
@@ -36,16 +44,6 @@ from captum_clip_surgery.models.text.templates import (
     format_prompt,
     truncate_repr,
 )
-from captum_clip_surgery.models.text.tokenization import (
-    Tokenizer,
-    check_ends,
-    check_tokenizer,
-    check_vocabulary,
-    padding_id,
-    tokenize,
-)
-
-__all__ = ["PromptEncoder"]
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 TEXTS_PER_BATCH = 256  # whose prompts are held at once

@@ -9,9 +9,7 @@ from typing import Any, Self
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.demo.scenes import nouns, prompt_templates, unknown_words
-from captum_clip_surgery.models.text import Template
-
-__all__ = ["DemoClassifier"]
+from captum_clip_surgery.models.text.templates import Template
 
 
 class DemoClassifier(ZeroShotClassifier):
