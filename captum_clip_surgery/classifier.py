@@ -172,7 +172,9 @@ class ZeroShotClassifier(ImageEncoder):
             [f"feature {i}" for i in range(len(features))] if texts is None else texts
         )
         if len(names) != len(features):
-            raise ValueError(f"there are {len(names)} texts for {len(features)} features")
+            raise ValueError(
+                f"got {len(names)} texts for {len(features)} features; pass a text for each"
+            )
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
@@ -254,7 +256,7 @@ class ZeroShotClassifier(ImageEncoder):
         if len(places) == 1:
             return places[0]
         if places:
-            raise ValueError(f"text {text!r} stands at {places}; name the target by its index")
+            raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
         close = difflib.get_close_matches(str(text), self.texts, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")

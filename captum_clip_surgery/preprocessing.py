@@ -81,7 +81,7 @@ def load_image(image: ImageInput) -> Image.Image:
         except Exception as error:  # an opened file is decoded only now
             raise ValueError(f"the image cannot be read: {error_message(error)}") from error
     raise TypeError(
-        f"an image is a PIL image, a numpy array or a path, not {type(image).__name__}"
+        f"an image must be a PIL image, a numpy array or a path, got {type(image).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(image, Tensor) else "")
     )
 
@@ -144,7 +144,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
-        raise ValueError(f"an image array is (H, W), or (H, W, 1, 3 or 4), not {array.shape}")
+        raise ValueError(
+            f"an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, got {array.shape}"
+        )
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError("an image array of floats must lie in 0..1; use uint8 for 0..255")
@@ -155,7 +157,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         wide //= 257
         array = wide.astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise ValueError(f"an image array is uint8, uint16 or float, not {array.dtype}")
+        raise ValueError(f"an image array must be uint8, uint16 or float, got {array.dtype}")
     return Image.fromarray(array)
 
 

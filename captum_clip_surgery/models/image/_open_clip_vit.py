@@ -60,8 +60,8 @@ class VisionTransformerTower(Tower):
                 raise TypeError(f"{name} {deviation}, and {HINT}")
         if getattr(visual, "attn_pool_contrastive", None) is not None:
             raise TypeError(
-                f"its attentional pooling is of kind {visual.attn_pool_type!r}, which open_clip "
-                "calls untested; surgery is defined for attentional_pool=True"
+                f"its attentional pooling is {visual.attn_pool_type!r}, which open_clip calls "
+                "untested; surgery is defined for attentional_pool=True"
             )
         if visual.pool_type not in ("tok", "avg"):
             raise TypeError(

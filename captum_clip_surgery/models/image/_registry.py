@@ -103,7 +103,7 @@ def get_tower_class(visual: nn.Module) -> type[Tower]:
                 return tower_class
     if refusal:
         raise refusal
-    raise TypeError(describe_unsupported_trunk(visual) or "no family of towers has its class")
+    raise TypeError(describe_unsupported_trunk(visual) or "no supported family has its class")
 
 
 def unwrap(module: nn.Module) -> Any:

@@ -344,7 +344,7 @@ def _check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
     """Return templates as a tuple; an empty sequence stands for texts as they are."""
     if isinstance(templates, str) or callable(templates):
         shown = truncate_repr(templates) if isinstance(templates, str) else repr(templates)
-        raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
+        raise TypeError(f"templates must be a list, got {shown}; pass [{shown}]")
     if not isinstance(templates, Iterable):
         raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
     templates = tuple(templates)
