@@ -26,7 +26,8 @@ from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
 from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization import FORMATS, SIGNS
+from captum_clip_surgery.visualization._saving import FORMATS
+from captum_clip_surgery.visualization._scales import SIGNS
 
 PROBE = """
 import sys

@@ -22,7 +22,7 @@ from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
-from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text._cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
 DEEP = "[" * 100_000
