@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ import torch.distributed as dist
 Item = TypeVar("Item")
 #: A function that computes pieces, taking their numbers as it comes to them.
 Work = Callable[[Iterable[int]], Any]
+#: Seconds between two looks at what other processes have finished.
+INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,33 @@ class Torchrun:
             if taken >= len(left):
                 return
             yield left[taken]
+
+    def report(self, name: str) -> None:
+        """Report that this process has finished one number of the work."""
+        if self.store is not None:
+            with _lost_store(self):
+                self.store.add(f"finished: {name}", 1)
+
+    def wait(self, name: str, count: int, timeout: float) -> None:
+        """Wait until all processes together have reported so many numbers.
+
+        Raises:
+            TimeoutError: If none is reported for `timeout` seconds.
+            ConnectionError: If torchrun has ended.
+        """
+        finished, since = -1, time.monotonic()
+        while self.store is not None and finished < count:
+            with _lost_store(self):
+                now = self.store.add(f"finished: {name}", 0)
+            if now > finished:
+                finished, since = now, time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise TimeoutError(
+                    f"process {self.rank} of {self.world_size} waited {timeout:g} s for others, "
+                    f"which have finished {finished} of {count} parts of {name}. Run the same "
+                    "command again"
+                )
+            time.sleep(INTERVAL_S)
 
 
 @contextmanager

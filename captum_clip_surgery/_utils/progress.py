@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.distributed import Processes
+from captum_clip_surgery._utils.drivers import Torchrun
 
 #: Seconds between two lines of a log. tqdm alone would write a bar per update into it.
 INTERVAL_S = 30.0
@@ -22,7 +23,7 @@ def track_progress(
     batches: Iterable[Batch],
     description: str,
     total: int,
-    dist: Processes,
+    dist: Processes | Torchrun,
     show: bool = True,
     unit: str = "image",
     count: Callable[[Any], int] = len,

@@ -20,13 +20,13 @@ from typing import Any
 import atheris
 import open_clip
 import torch
+from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from captum_clip_surgery.export._shards import ImageRecord
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text._cache import FILE, TextCache
