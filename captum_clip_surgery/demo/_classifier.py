@@ -65,7 +65,7 @@ class DemoClassifier(ZeroShotClassifier):
         unknown = unknown_words([*self.texts, *self.distractors, *templates])
         if unknown:
             warnings.warn(
-                f"the embedded model never learnt: {', '.join(unknown)}. The nouns that it knows "
-                "are in .vocabulary",
+                f"the embedded model was not trained on: {', '.join(unknown)}. The nouns that it "
+                "knows are in .vocabulary",
                 stacklevel=3,
             )

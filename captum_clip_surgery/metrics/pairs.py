@@ -241,8 +241,8 @@ def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor | None:
         return None
     if ignored.shape != mask.shape or ignored.dtype != torch.bool:
         raise ValueError(
-            f"ignored pixels are {tuple(ignored.shape)} of {ignored.dtype}, expected "
-            f"{tuple(mask.shape)} of torch.bool, as the mask is"
+            f"ignored has shape {tuple(ignored.shape)} and dtype {ignored.dtype}, expected "
+            f"{tuple(mask.shape)} and torch.bool, like the mask"
         )
     return ~ignored.cpu() if ignored.any() else None
 

@@ -151,7 +151,7 @@ def test_means_over_pairs_by_a_naive_loop() -> None:
         ),
         (torch.zeros(8, 8), MASK[None], ValueError, r"got \(8, 8\) and \(1, 8, 8\)"),
         (torch.zeros(8, 0), MASK, ValueError, "must have pixels"),
-        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be of bool"),
+        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be bool"),
         (torch.full((8, 8), torch.nan), MASK, ValueError, "NaN or infinity"),
         (torch.full((8, 8), -torch.inf), MASK, ValueError, "NaN or infinity"),
         (np.zeros((8, 8)), MASK, TypeError, "a map must be a tensor, got ndarray"),

@@ -110,7 +110,7 @@ def check_pair(attribution: Tensor, mask: Tensor) -> None:
     if not attribution.numel() or not mask.numel():
         raise ValueError(f"a map and a mask must have pixels, got {shapes}")
     if mask.dtype != torch.bool:
-        raise ValueError(f"a mask must be of bool, got {mask.dtype}; use mask > 0")
+        raise ValueError(f"a mask must be bool, got {mask.dtype}; use mask > 0")
     if not torch.isfinite(attribution).all():
         raise ValueError("a map must be finite, but holds NaN or infinity")
 

@@ -49,7 +49,7 @@ class ModifiedResNetTower(Tower):
             raise TypeError(f"its attention pooling {deviation}, and {HINT}")
         if is_quantized(visual.attnpool.q_proj):
             raise TypeError(
-                "its pooling reads a weight that quantization hides: open_clip cannot run it"
+                "its pooling is quantized, but open_clip reads its weight as a plain tensor"
             )
 
     @override
