@@ -130,32 +130,45 @@ class Torchrun:
                 return
             yield left[taken]
 
-    def report(self, name: str) -> None:
-        """Report that this process has finished one number of the work."""
+    def finish_one(self, name: str) -> None:
+        """Count one more finished number of the work."""
         if self.store is not None:
             with _lost_store(self):
-                self.store.add(f"finished: {name}", 1)
+                self.store.add(f"{name}, finished", 1)
 
-    def wait(self, name: str, count: int, timeout: float) -> None:
-        """Wait until all processes together have reported so many numbers.
+    def wait_for_all(self, name: str, count: int, timeout: float) -> None:
+        """Wait until the processes together have finished so many numbers.
+
+        Args:
+            name: Name of the work.
+            count: Number of numbers that were shared out.
+            timeout: Seconds to wait while none is finished.
 
         Raises:
-            TimeoutError: If none is reported for `timeout` seconds.
+            TimeoutError: If none is finished for `timeout` seconds.
             ConnectionError: If torchrun has ended.
         """
-        finished, since = -1, time.monotonic()
-        while self.store is not None and finished < count:
-            with _lost_store(self):
-                now = self.store.add(f"finished: {name}", 0)
-            if now > finished:
-                finished, since = now, time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError(
-                    f"process {self.rank} of {self.world_size} waited {timeout:g} s for others, "
-                    f"which have finished {finished} of {count} parts of {name}. Run the same "
-                    "command again"
-                )
-            time.sleep(INTERVAL_S)
+        # The main process may hold the store, so it leaves last.
+        goals = {f"{name}, finished": count, f"{name}, seen": self.world_size}
+        for key, goal in goals.items() if self.store is not None else ():
+            finished, since = -1, time.monotonic()
+            while finished < goal:
+                with _lost_store(self):
+                    now = self.store.add(key, 0)
+                if now > finished:
+                    finished, since = now, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise TimeoutError(
+                        f"process {self.rank} of {self.world_size} waited {timeout:g} s for "
+                        f"others, which have finished {finished} of {goal} parts of {name}. Run "
+                        "the same command again"
+                    )
+                time.sleep(INTERVAL_S)
+            if key.endswith("finished"):
+                with _lost_store(self):
+                    self.store.add(f"{name}, seen", 1)
+                if not self.is_main_process:
+                    return
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class Runner:
             if previous is not None:
                 self._finish(task, *previous)
         task.data_wait_s = loader.data_wait_s
-        self.run.wait(task.name, len(left), self.timeout)
+        self.run.wait_for_all(task.name, len(left), self.timeout)
         if self.run.world_size > 1 or self.array is not None:
             for table in task.tables.values():
                 table.load()
@@ -255,7 +255,7 @@ class Runner:
                 known = {**table.rows, **new[method]}
                 names = [self.data.names[index] for index in self.pieces[number]]
                 table.write(number, [known[name] for name in names if name in known])
-        self.run.report(task.name)
+        self.run.finish_one(task.name)
 
     def draw(self, task: TaskRun) -> Figure | None:
         """Draw the worst, the median and the best case of a task."""
