@@ -162,6 +162,46 @@ class Torchrun:
                 )
             time.sleep(INTERVAL_S)
 
+    def finish_one(self, name: str) -> None:
+        """Count one more finished number of the work."""
+        if self.store is not None:
+            with _lost_store(self):
+                self.store.add(f"{name}, finished", 1)
+
+    def wait_for_all(self, name: str, count: int, timeout: float) -> None:
+        """Wait until the processes together have finished so many numbers.
+
+        Args:
+            name: Name of the work.
+            count: Number of numbers that were shared out.
+            timeout: Seconds to wait while none is finished.
+
+        Raises:
+            TimeoutError: If none is finished for `timeout` seconds.
+            ConnectionError: If torchrun has ended.
+        """
+        # The main process may hold the store, so it leaves last.
+        goals = {f"{name}, finished": count, f"{name}, seen": self.world_size}
+        for key, goal in goals.items() if self.store is not None else ():
+            finished, since = -1, time.monotonic()
+            while finished < goal:
+                with _lost_store(self):
+                    now = self.store.add(key, 0)
+                if now > finished:
+                    finished, since = now, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise TimeoutError(
+                        f"process {self.rank} of {self.world_size} waited {timeout:g} s for "
+                        f"others, which have finished {finished} of {goal} parts of {name}. Run "
+                        "the same command again"
+                    )
+                time.sleep(INTERVAL_S)
+            if key.endswith("finished"):
+                with _lost_store(self):
+                    self.store.add(f"{name}, seen", 1)
+                if not self.is_main_process:
+                    return
+
 
 @contextmanager
 def _lost_store(run: Torchrun) -> Iterator[None]:

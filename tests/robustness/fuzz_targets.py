@@ -19,13 +19,13 @@ from typing import Any
 import atheris
 import open_clip
 import torch
+from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from captum_clip_surgery.models.text._cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.pieces import Pieces
 from captum_clip_surgery.evaluation import results
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
