@@ -226,7 +226,9 @@ def _settings(surgery: DualPathAttribution, source: Source) -> dict[str, Any]:
             "kind": source.kind,
             "place": source.place,
             "pieces": len(source.pieces),
-            "digest": source.digest,
+            "digest": hashlib.sha256(
+                "\n".join(source.states).encode(errors="surrogateescape")
+            ).hexdigest(),
         },
         "texts": list(clip.texts),
         "distractors": list(clip.distractors),
