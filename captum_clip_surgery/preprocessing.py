@@ -23,17 +23,15 @@ from captum_clip_surgery._utils.errors import error_message
 from captum_clip_surgery._utils.images import (
     FORMATS,
     PROGRAMS,
-    SUFFIXES,
     ImageSource,
     check_floats,
-    is_image_name,
     orientation,
     scale_to_8_bits,
     to_rgb,
     turn,
 )
 
-__all__ = ["FORMATS", "SUFFIXES", "ImageInput", "Preprocess", "is_image_name", "load_image"]
+__all__ = ["Preprocess", "load_image"]
 
 #: A PIL image, an array, or a path.
 ImageInput = Image.Image | np.ndarray | str | PathLike[str]
@@ -167,7 +165,7 @@ def load_image(image: ImageInput) -> Image.Image:
         except Exception as error:  # an opened file is decoded only now
             raise ValueError(f"the image cannot be read: {error_message(error)}") from error
     raise TypeError(
-        f"an image is a PIL image, a numpy array or a path, not {type(image).__name__}"
+        f"an image must be a PIL image, a numpy array or a path, got {type(image).__name__}"
         + ("; a tensor needs no preprocessing" if isinstance(image, Tensor) else "")
     )
 
@@ -218,14 +216,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
-        raise ValueError(f"an image array is (H, W), or (H, W, 1, 3 or 4), not {array.shape}")
+        raise ValueError(
+            f"an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, got {array.shape}"
+        )
     if np.issubdtype(array.dtype, np.floating):
         check_floats(array, "an image array of floats", "divide by 255, or use uint8 for 0..255")
         array = scale_to_8_bits(array, 1)
     elif array.dtype == np.uint16:
         array = scale_to_8_bits(array, 65_535)
     elif array.dtype != np.uint8:
-        raise ValueError(f"an image array is uint8, uint16 or float, not {array.dtype}")
+        raise ValueError(f"an image array must be uint8, uint16 or float, got {array.dtype}")
     return Image.fromarray(array)
 
 

@@ -13,7 +13,7 @@ from captum_clip_surgery._utils import files
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.models.text import Template
+from captum_clip_surgery.models.text.templates import Template
 
 EMBEDDED_MODEL_NOTE = (
     "This is the embedded model: small, trained by this project on scenes of emoji; it does not "

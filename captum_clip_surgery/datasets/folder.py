@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from captum_clip_surgery._utils.images import SUFFIXES
 from captum_clip_surgery.datasets._base import ImageDataset, Labels, Masks, Sample
 from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._layout import check_layout
 from captum_clip_surgery.datasets._own import OwnImage, check_ignored, read_labels, read_mask
-from captum_clip_surgery.preprocessing import SUFFIXES
 
 __all__ = ["Folder"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery.datasets import DATASETS
-from captum_clip_surgery.models.text import TEMPLATES, Template
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template
 
 __all__ = ["TASKS", "Protocol", "View"]
 

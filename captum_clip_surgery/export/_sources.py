@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.files import read_lines, state_of, walk
+from captum_clip_surgery._utils.images import SUFFIXES, is_image_name
 from captum_clip_surgery.export._entries import Entry, Sample, Shard, describe, raise_passing
 from captum_clip_surgery.export._extras import webdataset
 from captum_clip_surgery.export._tables import SPLITS, STATE, open_parquet, open_saved
-from captum_clip_surgery.preprocessing import SUFFIXES, is_image_name
 
 __all__ = ["FileShard", "Sample", "Shard", "Source", "TarShard", "open_source"]
 
