@@ -81,7 +81,7 @@ class _Batches(IterableDataset[Batch]):
         yield _batch(piece, waiting, last=True)
 
     def _shown(self, entry: Entry) -> _Shown:
-        image = decode(entry, self.size[::-1] if self.preprocess.fast else None)
+        image = decode(entry, self.preprocess.at_least(self.size))
         (pixels,) = self.preprocess(image, self.size)
         width, height = image.info["original_size"]
         return _Shown(entry.name, (height, width), pixels)
