@@ -11,7 +11,7 @@ from captum_clip_surgery._utils.progress import track_progress
 BATCHES = [[0, 1], [4, 5], [6]]
 
 
-def lines_of(capsys: pytest.CaptureFixture[str], dist: Processes, show: bool = True) -> list[str]:
+def lines_of(capsys: pytest.CaptureFixture[str], dist: Torchrun, show: bool = True) -> list[str]:
     """The lines of a run of seven images, shared by two."""
     assert list(track_progress(BATCHES, "points", 7, dist, show)) == BATCHES
     return capsys.readouterr().err.splitlines()
