@@ -39,7 +39,6 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     RequiredText,
-    Resume,
     Size,
     Text,
     TextOptions,

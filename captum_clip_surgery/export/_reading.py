@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from captum_clip_surgery.export._sources import Sample, Shard
+from captum_clip_surgery.export._entries import Entry, Sample, Shard, attempt, decode
 from captum_clip_surgery.preprocessing import Preprocess
 
 
@@ -75,22 +75,19 @@ class _Batches(IterableDataset[Batch]):
     def _of(self, piece: Shard) -> Iterator[Batch]:
         # A batch is of one piece, so that results depend on no other, whoever makes it.
         waiting: list[Sample | _Shown] = []
-        for sample in piece.samples():
+        for entry in piece.entries():
             if len(waiting) == self.batch_size:
                 yield _batch(piece, waiting, last=False)
                 waiting = []
-            waiting.append(self._shown(sample))
+            shown = attempt(entry, self._shown)
+            waiting.append(Sample(entry.name, None, shown) if isinstance(shown, str) else shown)
         yield _batch(piece, waiting, last=True)
 
-    def _shown(self, sample: Sample) -> Sample | _Shown:
-        if sample.picture is None:
-            return sample
-        picture = sample.picture
-        try:
-            (pixels,) = self.preprocess(picture, self.size)
-        except Exception as error:  # as for decoders
-            return Sample(sample.name, None, f"{type(error).__name__}: {error}")
-        return _Shown(sample.name, (picture.height, picture.width), pixels)
+    def _shown(self, entry: Entry) -> _Shown:
+        image = decode(entry, self.preprocess.at_least(self.size))
+        (pixels,) = self.preprocess(image, self.size)
+        width, height = image.info["original_size"]
+        return _Shown(entry.name, (height, width), pixels)
 
 
 def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
