@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
+#: Seconds between two looks at whether other processes have ended.
+INTERVAL_S = 0.05
 #: A function that computes pieces, taking their numbers as it comes to them.
 Work = Callable[[Iterable[int]], Any]
 
@@ -41,6 +44,9 @@ class Torchrun:
     local_rank: int = 0
     restarts: int = 0
     store: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
 
     @classmethod
     def join(cls, timeout: float) -> Torchrun:
@@ -83,7 +89,7 @@ class Torchrun:
             return "cpu"
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"process {self.rank} is number {self.local_rank + 1} on its machine, which has "
+                f"{self} is number {self.local_rank + 1} on its machine, which has "
                 f"{torch.cuda.device_count()} GPUs; start as many processes (--nproc-per-node)"
             )
         return f"cuda:{self.local_rank}"
@@ -127,6 +133,35 @@ class Torchrun:
                 return
             yield left[taken]
 
+    def end(self, name: str, timeout: float) -> None:
+        """Say that this process has ended its work; the main process waits for the others.
+
+        Args:
+            name: Name of the work, as for `numbers`.
+            timeout: Seconds to wait while no process ends or takes a number.
+
+        Raises:
+            TimeoutError: If the others neither end nor take numbers for `timeout` seconds.
+            ConnectionError: If torchrun has ended.
+        """
+        if self.store is None:
+            return
+        with _lost_store(self):
+            self.store.add(f"{name}, ended", 1)
+        if not self.is_main_process:
+            return
+        seen, since = (0, 0), time.monotonic()
+        while seen[0] < self.world_size:
+            state = self.store.add(f"{name}, ended", 0), self.store.add(name, 0)
+            if state != seen:
+                seen, since = state, time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise TimeoutError(
+                    f"{self} waited {timeout:g} s for {self.world_size - seen[0]} others, which "
+                    "neither ended nor began another piece. Run the same command again"
+                )
+            time.sleep(INTERVAL_S)
+
 
 @contextmanager
 def _lost_store(run: Torchrun) -> Iterator[None]:
@@ -135,8 +170,7 @@ def _lost_store(run: Torchrun) -> Iterator[None]:
         yield
     except dist.DistError as error:
         raise ConnectionError(
-            f"process {run.rank} of {run.world_size} cannot reach the others any more: {error}. "
-            "Run the same command again"
+            f"{run} cannot reach the others any more: {error}. Run the same command again"
         ) from error
 
 
@@ -167,7 +201,7 @@ def array_numbers(left: Iterable[int], task: str) -> list[int]:
 def run_on_ray(
     start: Callable[[], Work],
     left: Callable[[], Sequence[int]],
-    actors: int,
+    actors: int = 1,
     num_gpus: float = 0.0,
     num_cpus: float = 1.0,
     address: str | None = None,

@@ -12,7 +12,6 @@ import re
 import sqlite3
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
-from captum_clip_surgery.export._shards import ImageRecord
-from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text._cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image
@@ -164,17 +161,6 @@ def beginnings(data: bytes) -> None:
         assert journal.completed() == {}
 
 
-def entries(data: bytes) -> None:
-    """What an export keeps of a piece; its rows are compressed here, so that changes reach them."""
-    line, _, rows = data.partition(b"\n")
-    content = line + b"\n" + zlib.compress(rows)
-    with may_refuse("a piece of the journal is none of an export"):
-        found = ShardRecord.unpacked(content)
-        assert isinstance(found.key, str)
-        again = ShardRecord.unpacked(found.packed(rows_of(content)))
-        assert repr(again) == repr(found)  # NaN is not itself
-
-
 def records(data: bytes) -> None:
     with may_refuse("holds no statistics of images"):
         row = from_bytes(data)
@@ -220,17 +206,12 @@ def _write_features(where: Path) -> None:
 
 
 def journal_seeds() -> list[bytes]:
-    rows = [ImageRecord("x.png", (0, 9, 7), (8, 8), (0, 1), (0.5, 0.25))]
-    line, _, packed = (
-        ShardRecord(0, "shards/0.tar", "ab", 9, 1, [("y", "why")]).packed(rows).partition(b"\n")
-    )
     record = {7: dict.fromkeys(NAMES, torch.ones(2, 3))}
     return [
         *(database(_write_pieces, size) + b"\0" for size in (512, 1024, 4096)),
         json.dumps(ABOUT).encode() + b"\1",
-        line + b"\n" + zlib.decompress(packed) + b"\2",
-        to_bytes(serialize(record, NAMES)) + b"\3",
-        *(database(_write_features, size) + b"\4" for size in (512, 4096)),
+        to_bytes(serialize(record, NAMES)) + b"\2",
+        *(database(_write_features, size) + b"\3" for size in (512, 4096)),
     ]
 
 
@@ -285,7 +266,7 @@ TARGETS = {
     ),
     "configuration": CONFIGURATION,
     "journal": Target(
-        (journals, beginnings, entries, records, features), journal_seeds, by_part, 2**14
+        (journals, beginnings, records, features), journal_seeds, by_part, 2**14
     ),
     "image": Target((opens,), picture_seeds, resealed, 4096),
 }  # fmt: skip
