@@ -138,7 +138,8 @@ def waiting(
         for number in range(16 * BATCH):
             (Path(name) / f"{number:04}.jpg").write_bytes(files[number % len(files)])
         pieces = open_source(name, 4 * BATCH).pieces
-        ahead = Prefetcher(pieces, preprocess, preprocess.size, BATCH, workers)
+        numbers = range(len(pieces))
+        ahead = Prefetcher(pieces, numbers, preprocess, preprocess.size, BATCH, workers)
         start, count, first = 0.0, 0, 0.0
         for batch in ahead:
             if not count:  # workers have started

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Plan:
         ahead = Prefetcher(
             self._shards(),
             self._undone(numbers),
-            clip.preprocessing,
+            replace(clip.preprocessing, fast=options["fast"]),
             tuple(options["size"]),
             options["batch_size"],
             workers,
@@ -179,7 +179,8 @@ class Plan:
         listing = self.folder / LISTING
         if listing.exists():
             return Listing(listing)
-        return open_source(self.source, self.settings["options"]["shard_size"]).pieces
+        options = self.settings["options"]
+        return open_source(self.source, options["shard_size"], options["column"]).pieces
 
     def _check(self, method: DualPathAttribution) -> None:
         changed = list(differences("", self.settings["model"], _describe(method)))
@@ -197,6 +198,8 @@ def plan(
     batch_size: int = 8,
     shard_size: int = 1000,
     compile: bool = False,
+    fast: bool = False,
+    column: str | None = None,
     look: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -207,7 +210,7 @@ def plan(
 
     Args:
         method: A method such as `LayerCLIPSurgery(clip)`.
-        source: A folder of images or tars, a pattern of tars, or a list of paths, as for
+        source: A folder, a pattern of files, a list of paths or a saved data set, as for
             `open_source`.
         output: Folder of the export.
         top: Number of best texts recorded per image.
@@ -216,6 +219,9 @@ def plan(
         batch_size: Number of images per forward pass.
         shard_size: Number of images per shard; an input tar always makes one shard.
         compile: Whether to compile the image tower with `torch.compile`.
+        fast: Whether to resize images by torch, and to decode large JPEGs at part of their size;
+            maps move by 0.02 % and 0.2 % on average.
+        column: Column of images in tables (default: the only one with images or paths).
         look: Whether to look at the collection's files again if the folder lists them already. A
             job array of many tasks passes False, to look once.
         about: Further settings that determine the result, as JSON.
@@ -251,6 +257,8 @@ def plan(
         "batch_size": batch_size,
         "shard_size": shard_size,
         "compile": compile,
+        "fast": fast,
+        "column": column,
     }
     settings = {**(about or {}), "model": _describe(method), "options": options}
     pieces, listing = Pieces(folder / DATA, 0), folder / LISTING
@@ -263,7 +271,7 @@ def plan(
         settings["source"] = read_run(folder)["source"] | {"place": str(Path(source).resolve())}
         start_run(folder, settings)
     else:
-        collection = open_source(source, shard_size)
+        collection = open_source(source, shard_size, column)
         settings["source"] = _describe_source(collection)
         start_run(folder, settings)
         if _is_listed(collection):
