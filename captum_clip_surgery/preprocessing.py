@@ -291,11 +291,11 @@ class Preprocess:
             image = _crop_center(image, height, width, resample)
         elif image.size != (width, height):
             image = image.resize((width, height), resample)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(255)
 
     @staticmethod
     def _channels(values: tuple[float, float, float]) -> Tensor:
-        return torch.tensor(values).reshape(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32, device="cpu").reshape(3, 1, 1)
 
 
 def _per_channel(values: Any, what: str) -> tuple[float, float, float]:

@@ -164,8 +164,8 @@ class PairMeasures:
 
     def stats(self, image: int) -> Tensor:
         """Return the statistics of an image and the number of skipped pairs so far, (113,)."""
-        sums = self.sums.get(image, torch.zeros(sum(WIDTHS), dtype=torch.float64))
-        return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64)])
+        sums = self.sums.get(image, torch.zeros(sum(WIDTHS), dtype=torch.float64, device="cpu"))
+        return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64, device="cpu")])
 
     def add_stats(self, image: int, stats: Tensor) -> None:
         """Add the statistics of an image that `stats` of other measures returned."""
@@ -277,9 +277,9 @@ def _pair_stats(attribution: Tensor, mask: Tensor, valid: Tensor, tolerance: flo
     return torch.cat(
         [
             iou_curve(scores, inside),
-            torch.tensor(means, dtype=torch.float64),
+            torch.tensor(means, dtype=torch.float64, device="cpu"),
             confusion(scores, inside),
-            torch.ones(1, dtype=torch.float64),
+            torch.ones(1, dtype=torch.float64, device="cpu"),
         ]
     )
 

@@ -16,7 +16,7 @@ from captum_clip_surgery.metrics.functional._maps import RESOLUTION, check_toler
 __all__ = ["iou_curve", "pointing_game", "score_contrast"]
 
 #: Thresholds of explanation IoU: 0, 0.01, ..., 1.
-THRESHOLDS = torch.arange(101, dtype=torch.float64) / 100
+THRESHOLDS = torch.arange(101, dtype=torch.float64, device="cpu") / 100
 
 
 def iou_curve(prepared: Tensor | None, mask: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def _lengths(tower: Any, tokens: Tensor) -> Tensor:
     """Return the number (P,) of positions that affect each text's feature."""
     if pooled_at_end_of_text(tower):
         return end_of_text(tower, tokens) + 1
-    return torch.full((len(tokens),), tokens.shape[1])
+    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
 
 
 def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:
