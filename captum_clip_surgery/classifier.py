@@ -13,11 +13,13 @@ from captum_clip_surgery.functional import full_precision
 from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
-from captum_clip_surgery.models.text import TEMPLATES, PromptEncoder, Template, Tokenizer
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
-from captum_clip_surgery.models.text.templates import check_texts
+from captum_clip_surgery.models.text._tokenization import Tokenizer
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -32,13 +34,14 @@ class ZeroShotClassifier(ImageEncoder):
     `visual.transformer`) do not.
 
     Args:
-        model: Any open_clip model whose image tower is supported; compiled and data-parallel models
-            are unwrapped.
+        model: Any model of open_clip or transformers whose image tower is supported; compiled,
+            data-parallel and peft's models are unwrapped.
         texts: The K classes; an attribution's target is an index into them.
         distractors: Further texts that compete in feature surgery but are no targets.
-        tokenizer: `open_clip.get_tokenizer(name)`, or a function of texts and `context_length` that
-            returns token ids (texts, context_length) padded at the end. None stands for open_clip's
-            own BPE, if the text tower's vocabulary has its 49,408 tokens.
+        tokenizer: `open_clip.get_tokenizer(name)`, a tokenizer of transformers, or a function of
+            texts and `context_length` that returns token ids (texts, context_length) padded at the
+            end. None stands for that of `processor`, or for open_clip's own BPE if the text tower's
+            vocabulary has its 49,408 tokens.
         templates: Format strings with a slot `{}`, or functions, called once for each text; a
             text's feature is the mean over its prompts. None stands for the 85 of CLIP Surgery, an
             empty sequence for texts as they are.
@@ -50,6 +53,8 @@ class ZeroShotClassifier(ImageEncoder):
             versions. If it cannot be used, or the text tower has hooks, replaced methods or objects
             that mean nothing in another process, a warning is issued and features are computed.
             None keeps them in memory only.
+        processor: For a model of transformers, its processor, from which the preprocessing and the
+            tokenizer are taken.
 
     Raises:
         TypeError: If `model` is not a CLIP, is scripted, has an image tower on which surgery is not
@@ -76,7 +81,9 @@ class ZeroShotClassifier(ImageEncoder):
         truncate: bool = False,
         positions: str = "bilinear",
         cache: str | PathLike[str] | None = None,
+        processor: Any = None,
     ) -> None:
+        model, tokenizer = with_processor(model, tokenizer, processor)
         super().__init__(model, positions)
         templates = TEMPLATES if templates is None else templates
         encoder = PromptEncoder(self.model, tokenizer, templates, truncate, cache)
@@ -148,6 +155,7 @@ class ZeroShotClassifier(ImageEncoder):
         empty_features: Tensor | None = None,
         texts: Iterable[str] | None = None,
         positions: str = "bilinear",
+        processor: Any = None,
     ) -> Self:
         """Make a classifier of ready text features.
 
@@ -158,12 +166,14 @@ class ZeroShotClassifier(ImageEncoder):
             empty_features: Feature (C,) or (1, C) of the empty text, for `feature_surgery="empty"`.
             texts: Names of the features, for `index` and figures.
             positions: As for the class.
+            processor: As for the class.
 
         Raises:
             TypeError: If features are not floating-point tensors, or the model is refused.
             ValueError: If features have another width, or rows that are zero, NaN or infinite.
         """
         self = cls.__new__(cls)
+        model, _ = with_processor(model, None, processor)
         ImageEncoder.__init__(self, model, positions)
         width, device = self.joint_width(), self.device
         check_features(features, width, "features", device)
@@ -171,7 +181,9 @@ class ZeroShotClassifier(ImageEncoder):
             [f"feature {i}" for i in range(len(features))] if texts is None else texts
         )
         if len(names) != len(features):
-            raise ValueError(f"there are {len(names)} texts for {len(features)} features")
+            raise ValueError(
+                f"got {len(names)} texts for {len(features)} features; pass a text for each"
+            )
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
@@ -201,7 +213,7 @@ class ZeroShotClassifier(ImageEncoder):
             >>> clip.index("mushroom"), "pizza" in clip.vocabulary
             (1, True)
         """
-        from captum_clip_surgery.demo.classifier import DemoClassifier
+        from captum_clip_surgery.demo._classifier import DemoClassifier
 
         return DemoClassifier.load(texts, distractors, templates)
 
@@ -253,7 +265,7 @@ class ZeroShotClassifier(ImageEncoder):
         if len(places) == 1:
             return places[0]
         if places:
-            raise ValueError(f"text {text!r} stands at {places}; name the target by its index")
+            raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
         close = difflib.get_close_matches(str(text), self.texts, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")

@@ -42,9 +42,9 @@ from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, Layer
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import resolve_indices
-from captum_clip_surgery.models.image import ModifiedResNetTower
+from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
 
-__all__ = ["METHODS", "choose"]
+__all__ = ["METHODS"]
 
 #: Tokens in one pass of a method that runs many: bounds memory for ViT-B/16 at 512 pixels.
 TOKENS_PER_PASS = 4096

@@ -11,7 +11,7 @@ from captum_clip_surgery import evaluation
 from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.distributed import Processes
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
-from captum_clip_surgery.attr import choose
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, folder_digest
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from captum_clip_surgery._utils.distributed import processes, refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
-from captum_clip_surgery.attr import choose
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils import files
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.models.text import Template
+from captum_clip_surgery.models.text.templates import Template
 
 EMBEDDED_MODEL_NOTE = (
     "This is the embedded model: small, trained by this project on scenes of emoji; it does not "
@@ -56,8 +56,7 @@ def load_model(
 
 def read_lines(path: Path | None) -> list[str]:
     """Return the non-empty lines of a file, stripped; none if there is no file."""
-    lines = [] if path is None else read_text(path).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [] if path is None else files.read_lines(path)
 
 
 def read_texts(options: TextOptions, model: ModelOptions) -> list[str]:

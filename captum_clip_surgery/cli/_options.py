@@ -137,7 +137,10 @@ class Segment:
     ] = None
     threshold: Annotated[
         float | None,
-        Option(help="Probability of the best class, 0 to 1, below which a pixel is background."),
+        Option(
+            help="Probability of the best class, 0 to 1, below which a pixel is background; "
+            "also with --background."
+        ),
     ] = None
     clip: ModelOptions
     segmentation: SegmentationOptions

@@ -34,7 +34,7 @@ from captum_clip_surgery.metrics.functional import (
     segmentation_miou,
 )
 from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
-from captum_clip_surgery.metrics.functional.localization import THRESHOLDS
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
 from captum_clip_surgery.models._validation import Target
 
 __all__ = [

@@ -14,21 +14,12 @@ from captum_clip_surgery.metrics.functional._maps import (
     check_pair,
     check_tolerance,
     is_measurable,
-    prepare,
+    prepare_levels,
 )
-from captum_clip_surgery.metrics.functional.energy import _energy_pointing_game_update
-from captum_clip_surgery.metrics.functional.localization import (
-    THRESHOLDS,
-    _pointing_game_update,
-    iou_curve,
-    score_contrast,
-)
-from captum_clip_surgery.metrics.functional.ranking import auroc_and_ap
-from captum_clip_surgery.metrics.functional.segmentation import (
-    confusion,
-    pixel_accuracy,
-    segmentation_miou,
-)
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS, RankedPixels
+from captum_clip_surgery.metrics.functional.energy import energy_share
+from captum_clip_surgery.metrics.functional.localization import share_near
+from captum_clip_surgery.metrics.functional.segmentation import pixel_accuracy, segmentation_miou
 
 __all__ = ["Localization", "PairMeasures", "localization"]
 
@@ -156,7 +147,7 @@ class PairMeasures:
         check_pair(attribution, mask)
         mask = mask.cpu()
         valid = _valid_pixels(mask, ignored)
-        if not is_measurable(mask[valid]):
+        if not is_measurable(mask if valid is None else mask[valid]):
             self.skipped += 1
             return
         stats = _pair_stats(attribution.detach().cpu(), mask, valid, self.tolerance)
@@ -249,36 +240,39 @@ class PairMeasures:
         return torch.stack(list(self.sums.values()))
 
 
-def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor:
-    """Return the pixels (H, W) that count."""
+def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor | None:
+    """Return the pixels (H, W) that count, or None if all do."""
     if ignored is None:
-        return torch.ones_like(mask)
+        return None
     if ignored.shape != mask.shape or ignored.dtype != torch.bool:
         raise ValueError(
-            f"ignored pixels are {tuple(ignored.shape)} of {ignored.dtype}, expected "
-            f"{tuple(mask.shape)} of torch.bool, as the mask is"
+            f"ignored has shape {tuple(ignored.shape)} and dtype {ignored.dtype}, expected "
+            f"{tuple(mask.shape)} and torch.bool, like the mask"
         )
-    return ~ignored.cpu()
+    return ~ignored.cpu() if ignored.any() else None
 
 
-def _pair_stats(attribution: Tensor, mask: Tensor, valid: Tensor, tolerance: float) -> Tensor:
+def _pair_stats(
+    attribution: Tensor, mask: Tensor, valid: Tensor | None, tolerance: float
+) -> Tensor:
     """Return a pair's statistics, (112,) as `WIDTHS` lists them."""
-    prepared = prepare(attribution, mask)
-    scores, inside = prepared, mask
-    if not valid.all():  # the measures of single pixels take the valid ones, (P,)
-        scores, inside = None if prepared is None else prepared[valid], mask[valid]
+    levels = prepare_levels(attribution, mask)
+    constant = levels is None
+    pixels = RankedPixels.of(
+        torch.zeros_like(mask, dtype=torch.int32) if levels is None else levels, mask, valid
+    )
+    # A constant map points nowhere, and has no foreground at any threshold.
     means = [
-        score_contrast(scores, inside),
-        _pointing_game_update(prepared, mask, 0, valid),
-        _pointing_game_update(prepared, mask, tolerance, valid),
-        _energy_pointing_game_update(attribution, mask, valid),
-        *auroc_and_ap(scores, inside),
+        pixels.contrast(),
+        *(0.0 if constant else share_near(pixels.maxima, mask, t) for t in (0, tolerance)),
+        energy_share(attribution, mask, valid),
+        *pixels.auroc_and_ap(),
     ]
     return torch.cat(
         [
-            iou_curve(scores, inside),
+            torch.zeros_like(THRESHOLDS) if constant else pixels.iou_curve(),
             torch.tensor(means, dtype=torch.float64, device="cpu"),
-            confusion(scores, inside),
+            pixels.confusion(),
             torch.ones(1, dtype=torch.float64, device="cpu"),
         ]
     )

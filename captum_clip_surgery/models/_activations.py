@@ -17,6 +17,7 @@ import open_clip
 from open_clip.pretrained import list_pretrained
 from torch import nn
 
+from captum_clip_surgery.models._dual_encoders import TransformersCLIP
 from captum_clip_surgery.models._internals import get_hub_config
 from captum_clip_surgery.models._weight_files import recognize_activation
 
@@ -238,6 +239,8 @@ def _name(quick: bool | None) -> str:
 def _activations(model: nn.Module) -> dict[str, set[str]]:
     """Return the names of the activations in the image and the text tower."""
     text = [part for name, part in model.named_children() if name != "visual"]
+    if isinstance(model, TransformersCLIP):
+        text = [model.text]
     return {"image": _names([model.visual]), "text": _names(text)}  # type: ignore[list-item]
 
 

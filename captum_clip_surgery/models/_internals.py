@@ -22,6 +22,7 @@ __all__ = [
     "BPE_TOKENIZER",
     "HOOKS",
     "HOOK_OPTIONS",
+    "RECORDING_HOOKS",
     "add_timm_positions",
     "are_transforms_active",
     "buffers_of",
@@ -43,6 +44,8 @@ __all__ = [
 
 #: Registries of hooks that run when a module is called, or when gradients pass through it.
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+#: Module whose hooks transformers registers once a call asks for attention or hidden states.
+RECORDING_HOOKS = "transformers.utils.output_capturing"
 HOOK_OPTIONS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_with_kwargs",
@@ -111,8 +114,16 @@ def are_transforms_active() -> bool:
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Return whether calling one of the modules also calls a hook."""
-    return any(getattr(module, registry) for module in modules for registry in HOOKS)
+    """Return whether calling one of the modules also calls a hook.
+
+    Hooks are left out by which transformers records outputs: they stay behind and do nothing.
+    """
+    registries = (getattr(module, registry) for module in modules for registry in HOOKS)
+    return any(
+        getattr(hook, "__module__", None) != RECORDING_HOOKS
+        for hooks in registries
+        for hook in hooks.values()
+    )
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from captum_clip_surgery.models._identity import HeldObjects, tensor_entry
 from captum_clip_surgery.models._internals import (
     HOOK_OPTIONS,
     HOOKS,
+    RECORDING_HOOKS,
     buffers_of,
     children_of,
     global_hooks,
@@ -283,7 +284,7 @@ class _Reader:
         """Return hooks by identity, and add the settings and what they hold to the attributes."""
         facts = []
         for number, hook in hooks.items():
-            if getattr(hook, "__module__", None) == CAPTUM_HOOKS:
+            if getattr(hook, "__module__", None) in (CAPTUM_HOOKS, RECORDING_HOOKS):
                 continue
             self.references.append(hook)
             facts.append((registry, number, id(hook)))

@@ -27,7 +27,7 @@ from captum_clip_surgery.models._config_check import (
 from captum_clip_surgery.models._schema import check_table
 from captum_clip_surgery.models._transformers_files import tokenizer_options
 from captum_clip_surgery.models._weight_files import loadable_file
-from captum_clip_surgery.models.text.tokenization import Tokenizer
+from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 
 __all__ = ["load"]

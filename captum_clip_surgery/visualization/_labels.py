@@ -58,7 +58,7 @@ def winner_figure(
         texts: The K texts.
         threshold: Pixels where no map is above this value belong to no text; None assigns every
             pixel to a text.
-        width: Width of the figure in inches or as a name in `WIDTHS`.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
     Returns:
         A figure that is not registered with pyplot; `save_figure` writes it.
@@ -107,7 +107,7 @@ def labels_figure(
         labels: The label of each pixel (h, w), at any resolution.
         shares: Classes of the legend in order: label, name and share of the pixels in 0..1.
         colors: Colors by label; labels without a color show the image in pale gray.
-        width: Width of the figure in inches or as a name in `WIDTHS`.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
     Returns:
         A figure that is not registered with pyplot; `save_figure` writes it.

@@ -26,7 +26,8 @@ from captum_clip_surgery.export import export_maps
 from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization import FORMATS, SIGNS
+from captum_clip_surgery.visualization._saving import FORMATS
+from captum_clip_surgery.visualization._scales import SIGNS
 
 PROBE = """
 import sys

@@ -50,14 +50,14 @@ def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
 
 
 def test_unknown_words_are_named() -> None:
-    with pytest.warns(UserWarning, match="never learnt: bench, person"):
+    with pytest.warns(UserWarning, match="not trained on: bench, person"):
         clip = ZeroShotClassifier.demo(["a bench", "a person", "a dog"])
-    with pytest.warns(UserWarning, match="never learnt: spaceship"):
+    with pytest.warns(UserWarning, match="not trained on: spaceship"):
         clip.with_texts(["dog"], distractors=["spaceship"])
 
 
 def test_words_of_other_templates_are_named_too() -> None:
-    with pytest.warns(UserWarning, match="never learnt: lambda, sketch"):
+    with pytest.warns(UserWarning, match="not trained on: lambda, sketch"):
         ZeroShotClassifier.demo(["a lambda"], templates=["a sketch of {}.", lambda text: text])
 
 

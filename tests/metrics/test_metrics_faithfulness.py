@@ -214,7 +214,7 @@ def test_passes_are_batched_and_bounded(tiny: ZeroShotClassifier) -> None:
             "one of 'blur', 'mean', 'noise' or a tensor, got 'black'",
         ),
         ({"baseline": torch.zeros(1, 3, 32, 32)}, ValueError, r"expected that of the images"),
-        ({"targets": 3}, IndexError, "target 3 is past the 3 texts"),
+        ({"targets": 3}, IndexError, "target 3 is out of range for 3 texts"),
         ({"targets": [0]}, ValueError, "target has 1 entries for 2 images"),
     ],
 )

@@ -92,7 +92,7 @@ def test_pairs_without_two_sides_are_skipped(mask: list[bool], ignored: list[boo
 
 @each("ignored", [torch.zeros(6, dtype=torch.bool), torch.zeros(1, 6)])
 def test_refused(ignored: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected \(1, 6\) of torch.bool, as the mask is"):
+    with pytest.raises(ValueError, match=r"expected \(1, 6\) and torch.bool, like the mask"):
         measured(MAP, MASK, ignored)
 
 

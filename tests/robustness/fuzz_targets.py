@@ -29,7 +29,7 @@ from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
 from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
 from captum_clip_surgery.export._shards import ImageRecord
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
-from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text._cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model

@@ -23,7 +23,7 @@ from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
 from captum_clip_surgery.export._shards import key_of
 from captum_clip_surgery.export._writing import ShardRecord, rows_of
-from captum_clip_surgery.models.text.cache import FILE, TextCache
+from captum_clip_surgery.models.text._cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
 DEEP = "[" * 100_000

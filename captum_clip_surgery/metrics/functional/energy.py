@@ -46,12 +46,14 @@ def energy_pointing_game(attribution: Tensor, mask: Tensor) -> float:
         0.75
     """
     check_pair(attribution, mask)
-    return _energy_pointing_game_update(attribution, mask, torch.ones_like(mask))
+    return energy_share(attribution, mask)
 
 
-def _energy_pointing_game_update(attribution: Tensor, mask: Tensor, valid: Tensor) -> float:
+def energy_share(attribution: Tensor, mask: Tensor, valid: Tensor | None = None) -> float:
     """Return the fraction of the valid pixels' positive mass that is inside the mask."""
-    positive = resize(positive_part(attribution), mask) * valid
+    positive = resize(positive_part(attribution), mask)
+    if valid is not None:
+        positive = positive * valid
     return safe_fraction((positive * mask).sum(), positive.sum())
 
 

@@ -8,18 +8,13 @@ from captum_clip_surgery.models.image._data import (
     TowerOutput,
     resize_positions,
 )
+from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.models.image._registry import build_tower, register_tower
-from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
-from captum_clip_surgery.models.image.resnet import ModifiedResNetTower
-from captum_clip_surgery.models.image.timm import EvaTower, TimmVisionTransformerTower
 
 __all__ = [
     "AttentionInputs",
-    "EvaTower",
     "GridSpec",
-    "ModifiedResNetTower",
     "PathConfig",
-    "TimmVisionTransformerTower",
     "Tower",
     "TowerOutput",
     "VisionTransformerTower",

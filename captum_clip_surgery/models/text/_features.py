@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._validation import check_modes
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import Template
 
 

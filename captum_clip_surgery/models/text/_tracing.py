@@ -18,6 +18,7 @@ from captum_clip_surgery.models._blocks import (
 )
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._data import BlockTrace
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._towers import (
     bypassed_hooks,
     cast_dtype,
@@ -26,7 +27,6 @@ from captum_clip_surgery.models.text._towers import (
     pool_text,
     pooled_at_end_of_text,
 )
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 
 @dataclass(frozen=True)

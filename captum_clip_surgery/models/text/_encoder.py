@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.models._agreement import TextTowerCheck
 from captum_clip_surgery.models._changes import list_changes, raise_changed, unexplained_changes
+from captum_clip_surgery.models._dual_encoders import TransformersText
 from captum_clip_surgery.models._guards import check_place
 from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models.text._disk import DiskFeatures
@@ -24,11 +25,20 @@ from captum_clip_surgery.models.text._token_encoder import (
     text_tower_of,
     token_features,
 )
+from captum_clip_surgery.models.text._tokenization import (
+    Tokenizer,
+    check_ends,
+    check_padding,
+    check_tokenizer,
+    check_vocabulary,
+    padding_id,
+    tokenize,
+)
 from captum_clip_surgery.models.text._towers import (
-    NOT_TEXT,
     context_length_of,
     device_of,
     iter_text_parameters,
+    parts_without_text,
 )
 from captum_clip_surgery.models.text.templates import (
     TEMPLATES,
@@ -36,16 +46,6 @@ from captum_clip_surgery.models.text.templates import (
     format_prompt,
     truncate_repr,
 )
-from captum_clip_surgery.models.text.tokenization import (
-    Tokenizer,
-    check_ends,
-    check_tokenizer,
-    check_vocabulary,
-    padding_id,
-    tokenize,
-)
-
-__all__ = ["PromptEncoder"]
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 TEXTS_PER_BATCH = 256  # whose prompts are held at once
@@ -112,9 +112,12 @@ class PromptEncoder:
         if tokenizer is None:
             vocabulary = getattr(self.tower, "vocab_size", None)
             if vocabulary != BPE_VOCABULARY:
+                hint = "tokenizer=open_clip.get_tokenizer(name)"
+                if isinstance(self.tower, TransformersText):
+                    hint = "processor=transformers.AutoProcessor.from_pretrained(folder)"
                 raise ValueError(
                     f"the text tower's vocabulary is {vocabulary}, that of open_clip's own "
-                    f"tokenizer {BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
+                    f"tokenizer {BPE_VOCABULARY}; pass {hint}"
                 )
             tokenizer = open_clip.tokenize
         check_tokenizer(tokenizer)
@@ -192,6 +195,7 @@ class PromptEncoder:
         """
         tokens, padding = tokenize(self.tokenizer, prompts, self.context_length, self.truncate)
         check_vocabulary(self.tower, tokens, prompts)
+        check_padding(self.tower, padding)
         check_ends(self.tower, tokens, padding, prompts)
         return tokens
 
@@ -257,10 +261,7 @@ class PromptEncoder:
         return self.tokenizer, plain, self.templates, self.truncate, self.context_length
 
     def _read(self, previous: ModelState | None = None) -> ModelState:
-        others = [
-            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
-        ]
-        return read_state(self.model, others, previous, samples=True)
+        return read_state(self.model, parts_without_text(self.model), previous, samples=True)
 
     def _check_unchanged(
         self, current: _Generation, tokens: Mapping[str, Tensor], features: Tensor
@@ -346,7 +347,7 @@ def _check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
     """Return templates as a tuple; an empty sequence stands for texts as they are."""
     if isinstance(templates, str) or callable(templates):
         shown = truncate_repr(templates) if isinstance(templates, str) else repr(templates)
-        raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
+        raise TypeError(f"templates must be a list, got {shown}; pass [{shown}]")
     if not isinstance(templates, Iterable):
         raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
     templates = tuple(templates)

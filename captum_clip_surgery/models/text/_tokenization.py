@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery._utils.errors import rust_panics_as_errors
+from captum_clip_surgery.models._dual_encoders import TransformersText
 from captum_clip_surgery.models.text._towers import (
     end_of_text,
     pooled_at_end_of_text,
     vocabulary_size,
 )
 from captum_clip_surgery.models.text.templates import truncate_repr
-
-__all__ = ["Tokenizer"]
 
 #: Maps a list of texts and `context_length` to token ids (texts, context_length).
 Tokenizer = Callable[..., Any]
@@ -209,6 +208,20 @@ def check_vocabulary(tower: Any, tokens: Tensor, prompts: Sequence[str]) -> None
             f"the tokenizer gives the prompt {truncate_repr(prompts[row])} the token id "
             f"{int(tokens[row, column])}, and the text tower's vocabulary has ids from 0 to "
             f"{size - 1}; pass the tokenizer that the model was trained with"
+        )
+
+
+def check_padding(tower: Any, padding: int) -> None:
+    """Check that a tower which masks padding and its tokenizer agree on the token id of padding.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    masked = isinstance(tower, TransformersText) and tower.family.text == "masked"
+    if masked and padding != tower.pad_id:
+        raise ValueError(
+            f"the tokenizer pads texts with token id {padding}, and the text tower's configuration "
+            f"says {tower.pad_id}; pass the tokenizer that the model was trained with"
         )
 
 
