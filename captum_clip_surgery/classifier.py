@@ -13,6 +13,7 @@ from captum_clip_surgery.functional import full_precision
 from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
 from captum_clip_surgery.models.text._encoder import PromptEncoder
@@ -33,13 +34,14 @@ class ZeroShotClassifier(ImageEncoder):
     `visual.transformer`) do not.
 
     Args:
-        model: Any open_clip model whose image tower is supported; compiled and data-parallel models
-            are unwrapped.
+        model: Any model of open_clip or transformers whose image tower is supported; compiled,
+            data-parallel and peft's models are unwrapped.
         texts: The K classes; an attribution's target is an index into them.
         distractors: Further texts that compete in feature surgery but are no targets.
-        tokenizer: `open_clip.get_tokenizer(name)`, or a function of texts and `context_length` that
-            returns token ids (texts, context_length) padded at the end. None stands for open_clip's
-            own BPE, if the text tower's vocabulary has its 49,408 tokens.
+        tokenizer: `open_clip.get_tokenizer(name)`, a tokenizer of transformers, or a function of
+            texts and `context_length` that returns token ids (texts, context_length) padded at the
+            end. None stands for that of `processor`, or for open_clip's own BPE if the text tower's
+            vocabulary has its 49,408 tokens.
         templates: Format strings with a slot `{}`, or functions, called once for each text; a
             text's feature is the mean over its prompts. None stands for the 85 of CLIP Surgery, an
             empty sequence for texts as they are.
@@ -51,6 +53,8 @@ class ZeroShotClassifier(ImageEncoder):
             versions. If it cannot be used, or the text tower has hooks, replaced methods or objects
             that mean nothing in another process, a warning is issued and features are computed.
             None keeps them in memory only.
+        processor: For a model of transformers, its processor, from which the preprocessing and the
+            tokenizer are taken.
 
     Raises:
         TypeError: If `model` is not a CLIP, is scripted, has an image tower on which surgery is not
@@ -77,12 +81,17 @@ class ZeroShotClassifier(ImageEncoder):
         truncate: bool = False,
         positions: str = "bilinear",
         cache: str | PathLike[str] | None = None,
+        processor: Any = None,
     ) -> None:
+        model, tokenizer = with_processor(model, tokenizer, processor)
         super().__init__(model, positions)
         templates = TEMPLATES if templates is None else templates
         encoder = PromptEncoder(self.model, tokenizer, templates, truncate, cache)
         names = _check_names(texts, distractors)
         self._set_text(EncodedTexts(encoder, names[0] + names[1]), *names)
+
+    #: What the model was loaded from, for `repr`; None if the caller had it.
+    origin: str | None = None
 
     def _set_text(
         self, text: TextFeatures, texts: tuple[str, ...], distractors: tuple[str, ...] = ()
@@ -96,9 +105,9 @@ class ZeroShotClassifier(ImageEncoder):
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
-        pretrained: str | PathLike[str] | None,
-        texts: Iterable[str],
+        name: str | PathLike[str],
+        pretrained: str | PathLike[str] | None = None,
+        texts: Iterable[str] = (),
         distractors: Iterable[str] | None = None,
         templates: Sequence[Template] | None = None,
         truncate: bool = False,
@@ -110,11 +119,18 @@ class ZeroShotClassifier(ImageEncoder):
         cache: str | PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Load a model as `open_clip.create_model_and_transforms` does, in eval mode.
+        """Load a model of open_clip or transformers by name, in eval mode.
 
         Args:
-            name: An open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
-            pretrained: An open_clip tag or a checkpoint file; None if `name` has a scheme.
+            name: The name of a configuration of open_clip, or a model with weights of its own: a
+                folder, or a repository of the Hugging Face hub, in open_clip's, transformers' or
+                sentence-transformers' form. The form is told from the files, and `repr` says it. If
+                there are two, `local-dir:folder` and `hf-hub:repository` stand for open_clip's, and
+                `hf:folder` or `hf:repository` for transformers'.
+            pretrained: For a configuration of open_clip, its tag or a checkpoint file: a state dict
+                of open_clip or OpenAI, as it is or within a checkpoint of Lightning, DDP or
+                `torch.compile`, in the form of `torch.save` or safetensors, or OpenAI's TorchScript
+                archive. None for a model with weights of its own.
             texts: As for the class.
             distractors: As for the class.
             templates: As for the class.
@@ -128,18 +144,32 @@ class ZeroShotClassifier(ImageEncoder):
             tokenizer: A function of texts and `context_length` that returns token ids, instead of
                 the model's own, which many models take from a hub.
             cache: As for the class.
-            **options: For open_clip: `precision`, `device`, `cache_dir`, `force_image_size`, ...
+            **options: `device`, `precision` and `cache_dir`; for models of transformers also
+                `revision` and `token`, for those of open_clip `force_image_size` and others.
                 `quick_gelu` chooses the activation. Without it, the model is built with the one its
                 weights were trained with, whatever its name; `repr` says which and why.
 
         Raises:
             FileNotFoundError: If a checkpoint file or folder does not exist.
-            ValueError: If open_clip does not know the model or tag, or no weights are named.
-            ImportError: If the text tower or tokenizer is Hugging Face's and the extra
-                `transformers` is not installed.
+            OSError: If a repository cannot be reached.
+            ValueError: If nothing or more than one thing has the name, no weights are named, or
+                weights and configuration are not of one model.
+            TypeError: If surgery is not defined on the image tower.
+            ImportError: If the extra `transformers` is needed and not installed.
         """
-        model, tokenizer = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
-        return cls(model, texts, distractors, tokenizer, templates, truncate, positions, cache)
+        loaded = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
+        self = cls(
+            loaded.model,
+            texts,
+            distractors,
+            loaded.tokenizer,
+            templates,
+            truncate,
+            positions,
+            cache,
+        )
+        self.origin = loaded.origin
+        return self
 
     @classmethod
     def from_features(
@@ -149,6 +179,7 @@ class ZeroShotClassifier(ImageEncoder):
         empty_features: Tensor | None = None,
         texts: Iterable[str] | None = None,
         positions: str = "bilinear",
+        processor: Any = None,
     ) -> Self:
         """Make a classifier of ready text features.
 
@@ -159,12 +190,14 @@ class ZeroShotClassifier(ImageEncoder):
             empty_features: Feature (C,) or (1, C) of the empty text, for `feature_surgery="empty"`.
             texts: Names of the features, for `index` and figures.
             positions: As for the class.
+            processor: As for the class.
 
         Raises:
             TypeError: If features are not floating-point tensors, or the model is refused.
             ValueError: If features have another width, or rows that are zero, NaN or infinite.
         """
         self = cls.__new__(cls)
+        model, _ = with_processor(model, None, processor)
         ImageEncoder.__init__(self, model, positions)
         width, device = self.joint_width(), self.device
         check_features(features, width, "features", device)
@@ -277,6 +310,11 @@ class ZeroShotClassifier(ImageEncoder):
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return self._text.empty_features()
 
+    @property
+    def text_features_require_grad(self) -> bool:
+        """Whether gradients flow to the text features, which then were given to `from_features`."""
+        return self._text.requires_grad
+
     # --- logits ----------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
@@ -301,10 +339,13 @@ class ZeroShotClassifier(ImageEncoder):
             return logits if bias is None else logits + bias
 
     def extra_repr(self) -> str:
-        """Return texts, tower and activation, for `repr`."""
-        texts = f"texts={list(self.texts)}, distractors={list(self.distractors)}"
-        tower = f"tower={self.tower.describe()}"
-        return f"{texts},\n{tower},\nactivation={explain_activation(self.model)}"
+        """Return texts, origin, tower and activation, for `repr`."""
+        lines = [
+            f"texts={list(self.texts)}, distractors={list(self.distractors)}",
+            f"tower={self.tower.describe()}",
+            f"activation={explain_activation(self.model)}",
+        ]
+        return ",\n".join(lines + [f"loaded from={self.origin}"] * (self.origin is not None))
 
 
 def _check_names(

@@ -170,7 +170,7 @@ class Protocol:
                 f"there is no protocol {str(name)!r}; choose from {known}, or pass a .toml file"
             )
         try:
-            return cls._parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+            return cls._parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8-sig")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"protocol {path}: {error}") from None
 

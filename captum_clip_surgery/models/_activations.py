@@ -17,6 +17,7 @@ import open_clip
 from open_clip.pretrained import list_pretrained
 from torch import nn
 
+from captum_clip_surgery.models._dual_encoders import TransformersCLIP
 from captum_clip_surgery.models._internals import get_hub_config
 from captum_clip_surgery.models._weight_files import recognize_activation
 
@@ -85,7 +86,7 @@ def choose_activation(name: str, pretrained: str | None, options: dict[str, Any]
         warnings.warn(
             f"{name} is built with {_name(quick)}, {reason}. Leave {option} out to build what the "
             "weights were trained with",
-            stacklevel=4,
+            stacklevel=5,
         )
     return Activation(quick, reason, chosen=True)
 
@@ -127,7 +128,7 @@ def note_activation(activation: Activation, model: Any) -> None:
                 f"QuickGELU was chosen, but the {tower} tower keeps "
                 f"{'/'.join(sorted(names)) or 'its own'}: open_clip sets the activation of its own "
                 "transformers only",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -187,7 +188,7 @@ def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
             f"{name} is built with GELU, as its configuration says, but open_clip records "
             f"QuickGELU for {tag}, whose weights it holds. Pass quick_gelu=True or quick_gelu=False"
             " to choose",
-            stacklevel=5,
+            stacklevel=6,
         )
     return Activation(bool(config["quick_gelu"]), f"in the configuration of {name}")
 
@@ -219,7 +220,7 @@ def _of_file(name: str, path: str, warn: bool) -> Activation:
             f"For those and what was trained from them pass quick_gelu={not quick}"
             + (f" or the name {name}{SUFFIX}" if not quick and _configured(name + SUFFIX) else "")
             + f"; quick_gelu={quick} confirms {_name(quick)}",
-            stacklevel=5,
+            stacklevel=6,
         )
     return Activation(None, f"in the configuration of {name}; {Path(path).name} records none")
 
@@ -238,6 +239,8 @@ def _name(quick: bool | None) -> str:
 def _activations(model: nn.Module) -> dict[str, set[str]]:
     """Return the names of the activations in the image and the text tower."""
     text = [part for name, part in model.named_children() if name != "visual"]
+    if isinstance(model, TransformersCLIP):
+        text = [model.text]
     return {"image": _names([model.visual]), "text": _names(text)}  # type: ignore[list-item]
 
 

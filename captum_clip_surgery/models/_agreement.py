@@ -22,6 +22,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._deviations import ImplementationSnapshot, describe_deviation
+from captum_clip_surgery.models._dual_encoders import LIBRARY, TransformersCLIP
 from captum_clip_surgery.models._internals import (
     buffers_of,
     children_of,
@@ -143,7 +144,8 @@ class VerifiedImageTower:
     def _snapshot(self) -> _Verified:
         tower = self._adapter
         parts = [part for each in tower.containers.values() for part in each.children()]
-        modules = list(dict.fromkeys([*tower.bypassed().values(), *parts]))
+        source = _source_of(self.model)
+        modules = list(dict.fromkeys([*tower.bypassed().values(), *parts, *source]))
         return _Verified.of(self.model, ("encode_image", "_encode_image"), modules, tower)
 
     def _verify(self) -> None:
@@ -151,7 +153,9 @@ class VerifiedImageTower:
         check_modes(self.model)
         device, (height, width) = self.model.logit_scale.device, tower.native_size
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, height, width, generator=generator).to(device, tower.dtype)
+        image = torch.randn(
+            1, 3, height, width, generator=generator, dtype=torch.float32, device="cpu"
+        ).to(device, tower.dtype)
         with _isolated(device):
             shadow = _shadow(self.model)
             expected = _call_model(shadow, "encode_image", image)
@@ -198,7 +202,8 @@ class TextTowerCheck:
         if self._verified is not None and self._verified.is_current(self.model):
             return
         part = tower.transformer if tower is self.model else tower
-        present = _Verified.of(self.model, ("encode_text", "_encode_text"), [self.model, part])
+        modules = [self.model, part, *_source_of(self.model)]
+        present = _Verified.of(self.model, ("encode_text", "_encode_text"), modules)
         derived = tower is not self.model and isinstance(tower, TextTransformer)
         if derived and (deviation := describe_deviation(tower, TextTransformer)):
             raise TypeError(
@@ -328,13 +333,21 @@ def _tolerance(tower: nn.Module, expected: Tensor) -> float:
 
 
 def _owner_of(model: Any, name: str) -> str | None:
-    """Name what defines a method of the model; None stands for open_clip."""
+    """Name what defines a method of the model; None stands for open_clip and transformers."""
+    for source in _source_of(model):
+        model, name = source, f"get_{name.rpartition('_')[2]}_features"
     if name in model.__dict__:
         return f"the {name} replaced on the instance"
     function = getattr(type(model), name, None)
     if any(function is vars(known).get(name) for known in OPEN_CLIP_MODELS):
         return None
+    if getattr(function, "__module__", "").startswith(LIBRARY):
+        return None
     return f"{type(model).__name__}'s own {name}"
+
+
+def _source_of(model: Any) -> list[nn.Module]:
+    return [model.source] if isinstance(model, TransformersCLIP) else []
 
 
 def _cause(model: Any, name: str) -> str:

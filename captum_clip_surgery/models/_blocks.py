@@ -168,3 +168,68 @@ def describe_block_deviation(block: nn.Module) -> str | None:
     if getattr(attention, "logit_scale", None) is not None:
         return "attends by scaled cosines, which open_clip 3.3 itself cannot run"
     return None
+
+
+# --- layers of transformers ----------------------------------------------------------------------
+
+
+def attention_of_layer(layer: Any) -> Any:
+    """Return the self-attention of a transformers layer."""
+    attention = getattr(layer, "self_attn", None)
+    return layer.attention if attention is None else attention
+
+
+def layer_attention_inputs(
+    layer: Any, x: Tensor, grid: Grid, queries: int | None = None
+) -> AttentionInputs:
+    """Return the queries, keys and values of a transformers layer.
+
+    Args:
+        layer: A pre-norm layer with one projection each for q, k and v.
+        x: The stream (N, L, D) that enters the layer.
+        grid: Rows and columns of the patches.
+        queries: Number of first tokens to compute queries for; None stands for all.
+    """
+    attention = attention_of_layer(layer)
+    normalized = _norms(layer)[0](x)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    inputs = (normalized[:, :queries], normalized, normalized)
+    projected = (project(each) for project, each in zip(projections, inputs, strict=True))
+    q, k, v = (each.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for each in projected)
+    return AttentionInputs(q, k, v, normalized, grid)
+
+
+def layer_merge(layer: Any, values: Tensor) -> Tensor:
+    """Return what a transformers layer adds to the stream for values (N, heads, L, d)."""
+    attention = attention_of_layer(layer)
+    if attention is not getattr(layer, "self_attn", None):  # TIPS v2
+        return layer.drop_path(layer.layer_scale1(attention.o_proj(join_heads(values))))
+    return attention.out_proj(join_heads(values))
+
+
+def layer_feed_forward(layer: Any, x: Tensor) -> Tensor:
+    """Return the stream (N, L, D) after a transformers layer's feed-forward."""
+    update = layer.mlp(_norms(layer)[1](x))
+    if hasattr(layer, "layer_scale2"):
+        update = layer.drop_path(layer.layer_scale2(update))
+    return x + update
+
+
+def _norms(layer: Any) -> tuple[Any, Any]:
+    if hasattr(layer, "norm1"):
+        return layer.norm1, layer.norm2
+    return layer.layer_norm1, layer.layer_norm2
+
+
+def single_token_value(attention: Any, x: Tensor) -> Tensor:
+    """Pass each token (N, L, D) alone through `nn.MultiheadAttention`.
+
+    With one key, attention returns its value for any query.
+    """
+    width = attention.embed_dim
+    if attention.in_proj_weight is None:
+        weight = attention.v_proj_weight
+    else:
+        weight = attention.in_proj_weight[2 * width :]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
+    return project_attention(attention, F.linear(x, weight, bias))

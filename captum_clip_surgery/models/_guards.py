@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +16,7 @@ from captum_clip_surgery.models._changes import (
     raise_changed,
     unexplained_changes,
 )
+from captum_clip_surgery.models._dual_encoders import TransformersCLIP, family_of
 from captum_clip_surgery.models._internals import parameters_of
 from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models.image._registry import build_tower, unwrap
@@ -24,7 +26,8 @@ def check_clip(model: object) -> nn.Module:
     """Check that a model is a CLIP with all its weights in one place.
 
     Returns:
-        The open_clip model inside compiled and data-parallel wrappers.
+        The model inside compiled, data-parallel and peft's wrappers; one of transformers with
+        open_clip's interface.
 
     Raises:
         TypeError: If the model is not a CLIP, or is scripted or sharded.
@@ -32,13 +35,22 @@ def check_clip(model: object) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         hint = "; from_pretrained loads by name" if isinstance(model, str) else ""
-        raise TypeError(f"model is a {type(model).__name__}, not an open_clip model{hint}")
+        raise TypeError(
+            f"model is a {type(model).__name__}, not a model of open_clip or transformers{hint}"
+        )
     clip: nn.Module = unwrap(model)
+    if not isinstance(clip, TransformersCLIP) and family_of(clip):
+        clip = TransformersCLIP(clip)
+        warnings.warn(
+            f"the preprocessing of {type(clip.source).__name__} is not known; using "
+            f"mean={clip.family.mean} and std={clip.family.std}. Pass processor=",
+            stacklevel=4,
+        )
     required = ("visual", "encode_image", "encode_text", "logit_scale")
     missing = [name for name in required if not hasattr(clip, name)]
     if missing:
         raise TypeError(
-            f"model must be an open_clip CLIP, but {type(clip).__name__} has no "
+            f"model must be a CLIP of open_clip or transformers, but {type(clip).__name__} has no "
             f"{', '.join(missing)}. Load one with ZeroShotClassifier.from_pretrained, which builds "
             "the activation of the weights; open_clip.create_model_and_transforms builds that of "
             "the name"
@@ -145,7 +157,7 @@ def assert_parameters_unchanged(model: Any, whole: bool = False) -> Iterator[Non
 
     A training step, another adapter or another mode, set by another thread or a hook, would leave
     results that are half of the old model and half of the new one. Reading the state of ViT-B/16's
-    image tower twice takes 1.6 ms. Not detected: writes through `p.data` (`p.data.mul_()`; but
+    image tower twice takes 1.3 ms. Not detected: writes through `p.data` (`p.data.mul_()`; but
     `p.data = new` is), what is changed and changed back, and changes from within a compiled graph.
 
     Args:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
 from open_clip.factory import _get_hf_config as get_hub_config
 from open_clip.model import _build_vision_tower as build_image_tower
@@ -21,7 +22,9 @@ __all__ = [
     "BPE_TOKENIZER",
     "HOOKS",
     "HOOK_OPTIONS",
+    "RECORDING_HOOKS",
     "add_timm_positions",
+    "are_transforms_active",
     "buffers_of",
     "build_image_tower",
     "children_of",
@@ -41,6 +44,8 @@ __all__ = [
 
 #: Registries of hooks that run when a module is called, or when gradients pass through it.
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+#: Module whose hooks transformers registers once a call asks for attention or hidden states.
+RECORDING_HOOKS = "transformers.utils.output_capturing"
 HOOK_OPTIONS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_with_kwargs",
@@ -100,12 +105,25 @@ def unwrap_parallel(module: Any) -> Any:
             return module
 
 
+def are_transforms_active() -> bool:
+    """Return whether a transform of `torch.func` is running, whose tensors hide what they need."""
+    return torch._C._are_functorch_transforms_active()
+
+
 # --- hooks ---------------------------------------------------------------------------------------
 
 
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Return whether calling one of the modules also calls a hook."""
-    return any(getattr(module, registry) for module in modules for registry in HOOKS)
+    """Return whether calling one of the modules also calls a hook.
+
+    Hooks are left out by which transformers records outputs: they stay behind and do nothing.
+    """
+    registries = (getattr(module, registry) for module in modules for registry in HOOKS)
+    return any(
+        getattr(hook, "__module__", None) != RECORDING_HOOKS
+        for hooks in registries
+        for hook in hooks.values()
+    )
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -36,8 +36,8 @@ class ImageEncoder(nn.Module):
     """The image side of a CLIP, which is a submodule and is never changed.
 
     Args:
-        model: Any open_clip model whose image tower is supported; compiled and data-parallel models
-            are unwrapped.
+        model: Any model of open_clip or transformers whose image tower is supported; compiled,
+            data-parallel and peft's models are unwrapped.
         positions: How positional embeddings are resized for sizes that are not native: "bilinear"
             as in CLIP Surgery, or "bicubic" with antialiasing as in open_clip.
 

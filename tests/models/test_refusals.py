@@ -53,17 +53,25 @@ def traced_visual() -> nn.Module:
 # The towers refused are in test_towers_real.py; here are one of each sort, inside a model.
 WORKS = "Supported families: open_clip VisionTransformer; open_clip ModifiedResNet; timm"
 REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "a name": (lambda: "ViT-B-16", TypeError, "model is a str, not an open_clip model"),
-    "None": (lambda: None, TypeError, "model is a NoneType, not an open_clip model"),
+    "a name": (
+        lambda: "ViT-B-16",
+        TypeError,
+        "model is a str, not a model of open_clip or transformers",
+    ),
+    "None": (
+        lambda: None,
+        TypeError,
+        "model is a NoneType, not a model of open_clip or transformers",
+    ),
     "no CLIP": (
         lambda: nn.Linear(2, 2),
         TypeError,
-        "an open_clip CLIP, but Linear has no visual, encode_image, .*create_model_and_",
+        "CLIP of open_clip or transformers, but Linear has no visual, encode_image, .*create_model",
     ),
     "an image tower": (
         lambda: tiny_model("vit").visual,
         TypeError,
-        "an open_clip CLIP, but VisionTransformer has no",
+        "a CLIP of open_clip or transformers, but VisionTransformer has no",
     ),
     "scripted": (
         lambda: torch.jit.script(nn.Linear(2, 2)),
@@ -88,7 +96,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tower": (
         lambda: with_visual(nn.Identity()),
         TypeError,
-        f"Identity is not supported: no supported family has its class.*{WORKS}",
+        f"Identity is not supported: no family of towers has its class.*{WORKS}",
     ),
     "other vocabulary": (
         lambda: built(text=dict(vocab_size=100)),

@@ -101,7 +101,7 @@ def png(width: int, height: int, raw: bytes = b"", depth: int = 8, more: bytes =
 
 
 ROWS = b"\0" * 25 * 8
-BOMB = "could be decompression bomb"
+BOMB = "reduce the image, or raise PIL.Image.MAX_IMAGE_PIXELS"
 UNKNOWN = "cannot identify image file"
 LIES: dict[str, tuple[bytes, str]] = {
     "bomb of zeros": (png(20_000, 20_000, b"\0" * 2501 * 20_000, depth=1), BOMB),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, Transformer, VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import override
@@ -18,7 +17,7 @@ from captum_clip_surgery.models._blocks import (
     block_feed_forward,
     block_merge,
     describe_block_deviation,
-    project_attention,
+    single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
 from captum_clip_surgery.models._internals import pool_open_clip_tokens
@@ -141,7 +140,8 @@ class VisionTransformerTower(Tower):
     @override
     def project(self, x: Tensor) -> Tensor:
         if self.visual.attn_pool is not None:
-            x = _value_path(self.visual.attn_pool, x)
+            pooler = self.visual.attn_pool  # each token passes it alone
+            x = single_token_value(pooler.attn, pooler.ln_k(x))
         return self._to_joint_space(self.visual.ln_post(x))
 
     @override
@@ -150,18 +150,3 @@ class VisionTransformerTower(Tower):
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj
-
-
-def _value_path(pooler: AttentionalPooler, x: Tensor) -> Tensor:
-    """Pass each token alone through the pooler.
-
-    With one key, attention returns the value for any query.
-    """
-    attention: Any = pooler.attn
-    width = attention.out_proj.in_features
-    if attention.in_proj_weight is None:
-        weight = attention.v_proj_weight
-    else:
-        weight = attention.in_proj_weight[2 * width :]
-    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
-    return project_attention(attention, F.linear(pooler.ln_k(x), weight, bias))

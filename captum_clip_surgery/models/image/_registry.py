@@ -16,6 +16,12 @@ from captum_clip_surgery.models.image._timm import (
     TimmVisionTransformerTower,
     describe_unsupported_trunk,
 )
+from captum_clip_surgery.models.image._transformers import (
+    Siglip2Tower,
+    SiglipTower,
+    Tipsv2Tower,
+    TransformersCLIPTower,
+)
 
 TowerClass = TypeVar("TowerClass", bound=type[Tower])
 
@@ -24,6 +30,10 @@ TOWER_CLASSES: list[type[Tower]] = [
     ModifiedResNetTower,
     TimmVisionTransformerTower,
     EvaTower,
+    TransformersCLIPTower,
+    SiglipTower,
+    Siglip2Tower,
+    Tipsv2Tower,
 ]
 #: torch's classes of modules of which each process holds only a part.
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
@@ -107,7 +117,7 @@ def get_tower_class(visual: nn.Module) -> type[Tower]:
 
 
 def unwrap(module: nn.Module) -> Any:
-    """Return the module inside `torch.compile` and data-parallel wrappers.
+    """Return the module inside wrappers: of `torch.compile`, data-parallel, and peft's models.
 
     Hooks added after a compiled call never fire, so its insides are used. Data-parallel wrappers
     only exchange gradients.
@@ -117,6 +127,9 @@ def unwrap(module: nn.Module) -> Any:
             spread over processes.
     """
     module = unwrap_parallel(module)
+    if type(module).__module__.startswith("peft."):
+        # Its layers stay within the model, whose modules are called.
+        module = unwrap_parallel(module.get_base_model())
     if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
         raise TypeError(
             f"the weights of {type(module).__name__} are spread over processes; explain a model "

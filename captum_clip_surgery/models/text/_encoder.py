@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from captum_clip_surgery.functional import has_direction
 from captum_clip_surgery.models._agreement import TextTowerCheck
 from captum_clip_surgery.models._changes import list_changes, raise_changed, unexplained_changes
+from captum_clip_surgery.models._dual_encoders import TransformersText
 from captum_clip_surgery.models._guards import check_place
 from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models.text._disk import DiskFeatures
@@ -27,16 +28,17 @@ from captum_clip_surgery.models.text._token_encoder import (
 from captum_clip_surgery.models.text._tokenization import (
     Tokenizer,
     check_ends,
+    check_padding,
     check_tokenizer,
     check_vocabulary,
     padding_id,
     tokenize,
 )
 from captum_clip_surgery.models.text._towers import (
-    NOT_TEXT,
     context_length_of,
     device_of,
     iter_text_parameters,
+    parts_without_text,
 )
 from captum_clip_surgery.models.text.templates import (
     TEMPLATES,
@@ -110,9 +112,12 @@ class PromptEncoder:
         if tokenizer is None:
             vocabulary = getattr(self.tower, "vocab_size", None)
             if vocabulary != BPE_VOCABULARY:
+                hint = "tokenizer=open_clip.get_tokenizer(name)"
+                if isinstance(self.tower, TransformersText):
+                    hint = "processor=transformers.AutoProcessor.from_pretrained(folder)"
                 raise ValueError(
                     f"the text tower's vocabulary is {vocabulary}, that of open_clip's own "
-                    f"tokenizer {BPE_VOCABULARY}; pass tokenizer=open_clip.get_tokenizer(name)"
+                    f"tokenizer {BPE_VOCABULARY}; pass {hint}"
                 )
             tokenizer = open_clip.tokenize
         check_tokenizer(tokenizer)
@@ -190,6 +195,7 @@ class PromptEncoder:
         """
         tokens, padding = tokenize(self.tokenizer, prompts, self.context_length, self.truncate)
         check_vocabulary(self.tower, tokens, prompts)
+        check_padding(self.tower, padding)
         check_ends(self.tower, tokens, padding, prompts)
         return tokens
 
@@ -255,10 +261,7 @@ class PromptEncoder:
         return self.tokenizer, plain, self.templates, self.truncate, self.context_length
 
     def _read(self, previous: ModelState | None = None) -> ModelState:
-        others = [
-            part for name in NOT_TEXT if (part := getattr(self.model, name, None)) is not None
-        ]
-        return read_state(self.model, others, previous, samples=True)
+        return read_state(self.model, parts_without_text(self.model), previous, samples=True)
 
     def _check_unchanged(
         self, current: _Generation, tokens: Mapping[str, Tensor], features: Tensor
@@ -294,7 +297,7 @@ class PromptEncoder:
         digest = None if disk is None else disk.digest(current.identity, tower)
         features: dict[str, Tensor] = {}
         new: dict[bytes, Tensor] = {}
-        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0))
+        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0, device="cpu"))
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             batch = texts[start : start + TEXTS_PER_BATCH]
             # Formatted once: a template that is a function may return something else next time.

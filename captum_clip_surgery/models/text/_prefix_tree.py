@@ -23,6 +23,7 @@ from captum_clip_surgery.models._blocks import (
     block_merge,
     describe_block_deviation,
 )
+from captum_clip_surgery.models._dual_encoders import TransformersText
 from captum_clip_surgery.models._internals import has_hooks
 from captum_clip_surgery.models.text._towers import (
     cast_dtype,
@@ -74,7 +75,7 @@ def shares_prefixes(tower: Any) -> bool:
     Return False if the transformer, a block or an attention module has hooks, because this path
     bypasses their `forward`.
     """
-    if not pooled_at_end_of_text(tower):
+    if isinstance(tower, TransformersText) or not pooled_at_end_of_text(tower):
         return False
     blocks = tower.transformer.resblocks
     if any(describe_block_deviation(block) for block in blocks):

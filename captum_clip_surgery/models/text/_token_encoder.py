@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.models._dual_encoders import TransformersText
 from captum_clip_surgery.models._internals import warn_of_hooks
 from captum_clip_surgery.models.text._prefix_tree import encode_shared, shares_prefixes
 from captum_clip_surgery.models.text._towers import (
@@ -80,7 +81,9 @@ def _lengths(tower: Any, tokens: Tensor) -> Tensor:
     """Return the number (P,) of positions that affect each text's feature."""
     if pooled_at_end_of_text(tower):
         return end_of_text(tower, tokens) + 1
-    return torch.full((len(tokens),), tokens.shape[1])
+    if isinstance(tower, TransformersText) and tower.family.text == "masked":
+        return tower.mask(tokens).sum(1)
+    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
 
 
 def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:
@@ -91,6 +94,6 @@ def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:
     if shares_prefixes(tower):
         return encode_shared(tower, tokens, device)
     tokens = tokens[:, : int(_lengths(tower, tokens).max())].to(device)
-    if pooled_at_end_of_text(tower):
+    if pooled_at_end_of_text(tower) and not isinstance(tower, TransformersText):
         return pool_text(tower, final_tokens(tower, tokens), tokens)
     return model.encode_text(tokens)

@@ -11,10 +11,19 @@ from open_clip.transformer import Transformer, text_global_pool
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._deviations import describe_deviation
+from captum_clip_surgery.models._dual_encoders import TransformersCLIP, TransformersText
 from captum_clip_surgery.models._internals import children_of, has_hooks, parameters_of
 
 #: Parts of a model that do not affect its text features.
 NOT_TEXT = ("visual", "logit_scale", "logit_bias", "text_decoder")
+
+
+def parts_without_text(model: Any) -> list[Any]:
+    """Return the modules and parameters of a model that do not affect its text features."""
+    parts = [getattr(model, name, None) for name in NOT_TEXT]
+    if isinstance(model, TransformersCLIP):
+        parts += model.visual.children()
+    return [part for part in parts if part is not None]
 
 
 def iter_text_parameters(tower: nn.Module) -> Iterator[nn.Parameter]:
@@ -49,8 +58,11 @@ def context_length_of(tower: Any, tokenizer: Any) -> int:
         ValueError: If neither the tower nor the tokenizer has a context length.
     """
     length = tower.context_length
+    own = getattr(tokenizer, "context_length", None)
     if isinstance(tower, HFTextEncoder):
-        length = getattr(tokenizer, "context_length", None) or length
+        length = own or length
+    elif isinstance(tower, TransformersText) and tower.family.text == "masked":
+        length = min(own or length, length)
     if not length:
         raise ValueError(
             f"the text tower {type(tower).__name__} has no context length; pass "
@@ -93,9 +105,9 @@ def probe_tokens(tower: Any, context_length: int) -> Tensor:
     embedding = tower.token_embedding
     vocabulary = getattr(embedding, "num_embeddings", None) or tower.vocab_size
     end = vocabulary - 1 if _pool_type(tower) == "argmax" else int(_end_of_text_id(tower))
-    ids = torch.arange(1, vocabulary)
+    ids = torch.arange(1, vocabulary, device="cpu")
     ids = ids[ids != end]
-    spread = torch.arange(context_length) * 7919 % len(ids)
+    spread = torch.arange(context_length, device="cpu") * 7919 % len(ids)
     rows = ids[spread].repeat(2, 1)
     rows[0, -1] = end
     short = min(3, context_length - 1)
@@ -106,6 +118,8 @@ def probe_tokens(tower: Any, context_length: int) -> Tensor:
 
 def pooled_at_end_of_text(tower: Any) -> bool:
     """Return whether nothing after the end of a text can change its feature."""
+    if isinstance(tower, TransformersText):
+        return tower.family.text == "end"
     return (
         is_open_clip_transformer(tower)
         and getattr(tower, "attn_mask", None) is not None
