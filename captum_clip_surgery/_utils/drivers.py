@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
-#: Seconds between two looks at whether other processes have ended.
-INTERVAL_S = 0.05
 #: A function that computes pieces, taking their numbers as it comes to them.
 Work = Callable[[Iterable[int]], Any]
+#: Seconds between two looks at what other processes have finished.
+INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -133,34 +133,59 @@ class Torchrun:
                 return
             yield left[taken]
 
-    def end(self, name: str, timeout: float) -> None:
-        """Say that this process has ended its work; the main process waits for the others.
+    def finish_one(self, name: str) -> None:
+        """Count one more finished number of the work."""
+        if self.store is not None:
+            with _lost_store(self):
+                self.store.add(f"{name}, finished", 1)
+
+    def wait_for_all(self, name: str, count: int, timeout: float) -> None:
+        """Wait until the processes together have finished so many numbers.
 
         Args:
-            name: Name of the work, as for `numbers`.
-            timeout: Seconds to wait while no process ends or takes a number.
+            name: Name of the work.
+            count: Number of numbers that were shared out.
+            timeout: Seconds to wait while none is finished.
 
         Raises:
-            TimeoutError: If the others neither end nor take numbers for `timeout` seconds.
+            TimeoutError: If none is finished for `timeout` seconds.
             ConnectionError: If torchrun has ended.
         """
-        if self.store is None:
-            return
-        with _lost_store(self):
-            self.store.add(f"{name}, ended", 1)
-        if not self.is_main_process:
-            return
-        seen, since = (0, 0), time.monotonic()
-        while seen[0] < self.world_size:
-            state = self.store.add(f"{name}, ended", 0), self.store.add(name, 0)
-            if state != seen:
-                seen, since = state, time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError(
-                    f"{self} waited {timeout:g} s for {self.world_size - seen[0]} others, which "
-                    "neither ended nor began another piece. Run the same command again"
-                )
-            time.sleep(INTERVAL_S)
+        # The main process may hold the store, so it leaves last.
+        goals = {f"{name}, finished": count, f"{name}, seen": self.world_size}
+        for key, goal in goals.items() if self.store is not None else ():
+            finished, since = -1, time.monotonic()
+            while finished < goal:
+                with _lost_store(self):
+                    now = self.store.add(key, 0)
+                if now > finished:
+                    finished, since = now, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise TimeoutError(
+                        f"{self} waited {timeout:g} s for others, which have finished {finished} of "
+                        f"{goal} parts of {name}. Run the same command again"
+                    )
+                time.sleep(INTERVAL_S)
+            if key.endswith("finished"):
+                with _lost_store(self):
+                    self.store.add(f"{name}, seen", 1)
+                if not self.is_main_process:
+                    return
+
+
+def refuse_several(work: str) -> None:
+    """Check that `torchrun` did not start several processes for work that cannot be shared.
+
+    Raises:
+        ValueError: If it did: each would do all of the work and write the same files.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ValueError(
+            f"{work} is not shared among processes, and WORLD_SIZE is {world_size}: each would do "
+            "all of it and write the same files. Start it once, without torchrun; evaluate of a "
+            "data set on disk and export are shared"
+        )
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def export(options: Export) -> None:
         if run.world_size > 1:
             error.add_note(f"in {run}")
         raise
-    run.end("shards", options.timeout)
+    run.finish_one("export")
+    run.wait_for_all("export", run.world_size, options.timeout)
     _report(made, [done], "" if run.world_size == 1 else f" by {run}", run.is_main_process)
 
 

@@ -39,7 +39,6 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     RequiredText,
-    Resume,
     Size,
     Text,
     TextOptions,
@@ -246,8 +245,10 @@ class Evaluate:
     ] = None
     methods: Methods = DEFAULT_METHODS
     limit: Annotated[
-        int | None, Option(min=1, help="Number of images (default: all; 500 for scenes).")
+        int | None,
+        Option(min=1, help="Number of images, drawn at random (default: all; 500 for scenes)."),
     ] = None
+    seed: Annotated[int, Option(help="Seed of the images that --limit draws.")] = 0
     tasks: Annotated[
         str | None,
         Option(
@@ -264,7 +265,16 @@ class Evaluate:
     batch_size: BatchSize = 8
     workers: Workers = 1
     clip: ModelOptions
-    resume: Resume = False
+    resume: Annotated[
+        bool,
+        Option(
+            "--resume/--no-resume",
+            help="Reuse statistics in the output folder, or measure all images again.",
+        ),
+    ] = True
+    array: Annotated[
+        str | None, Option(help="Task i of n of a job array, as i/n; all share the output folder.")
+    ] = None
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
 

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.datasets import IGNORE_INDEX as IGNORE_INDEX
-from captum_clip_surgery.datasets import ImageDataset, Labels, Points, Sample, Tags
-from captum_clip_surgery.evaluation._data import EvalDataLoader
+from captum_clip_surgery.datasets import IGNORE_INDEX, ImageDataset, Labels, Points, Sample, Tags
+from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalSample
 from captum_clip_surgery.evaluation._evaluators import Evaluator
 from captum_clip_surgery.evaluation._predictors import Predictor
 from captum_clip_surgery.tasks._segmenter import voc_palette
@@ -32,7 +31,7 @@ def cases_figure(
     evaluator: Evaluator,
     predictor: Predictor,
     loader: EvalDataLoader,
-    scores: Sequence[float],
+    cases: Sequence[tuple[float, int, int | None]],
     title: str,
 ) -> Figure:
     """Draw a row per image: the image, its annotation, and what each method predicts.
@@ -41,34 +40,39 @@ def cases_figure(
         data: The data set.
         evaluator: What is measured.
         predictor: How methods are run.
-        loader: The images to draw.
-        scores: Score of each image in 0..1.
+        loader: The images to draw, one per batch.
+        cases: For each image its score in 0..1, its index, and the class that the score is of;
+            None if it is of the whole image.
         title: Title of the figure.
 
     Returns:
         A figure independent of pyplot; `save_figure` writes it.
     """
     rows = []
-    for batch in loader:
-        labels = [evaluator.labels(sample.target) for sample in batch]
-        predictions = predictor.predict(batch, labels)
-        samples = [data[sample.index] for sample in batch]
-        rows += list(zip(samples, labels, predictions, strict=True))
+    for (score, index, label), (shown,) in zip(cases, loader, strict=True):
+        assert isinstance(shown, EvalSample)
+        labels = evaluator.labels(shown.target)
+        (prediction,) = predictor.predict([shown], [labels])
+        if label is not None:  # of the maps, the one that the score is of
+            place = labels.index(label)
+            prediction = {name: maps[place, None] for name, maps in prediction.items()}
+            labels = [label]
+        rows.append((data[index], labels, prediction, score))
     images = [np.asarray(sample.image) for sample, *_ in rows]
     aspect = max(map(panel_aspect, images))
     columns = ["image", "annotation", *predictor.names]
     figure, axes = panel_grid(len(rows), len(columns), aspect, titled=True, noted=True)
     side = panel_width(axes[0, 0])
-    for row, image, score, line in zip(rows, images, scores, axes, strict=True):
-        sample, classes, prediction = row
+    for row, image, line in zip(rows, images, axes, strict=True):
+        sample, classes, prediction, score = row
         show_image(line[0], image)
         line[0].set_ylabel(f"{sample.name[-24:]}\n{100 * score:.1f}", fontsize=8)
         _show_target(line[1], image, sample, data, classes)
         for axis, name in zip(line[2:], predictor.names, strict=True):
             _show_prediction(axis, image, prediction[name], sample, data, classes)
     for axis, name in zip(axes[0], columns, strict=True):
-        label, size = fit_text(name, side, title_size(side))
-        axis.set_title(label, fontsize=size, parse_math=False)
+        text, size = fit_text(name, side, title_size(side))
+        axis.set_title(text, fontsize=size, parse_math=False)
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -15,7 +15,6 @@ import typer
 from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
-from captum_clip_surgery._utils.distributed import processes
 from captum_clip_surgery._utils.drivers import run_on_ray
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
@@ -62,7 +61,6 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS
     assert tuple(sorted(path.stem for path in protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
-    assert inspect.signature(processes).parameters["timeout"].default == _choices.TIMEOUT_S
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def found_labels(clip: ZeroShotClassifier, data: Given, view: View) -> list[np.n
     predictor = SegmentationPredictor(clip, data, SURGERY, view)
     return [
         labels["CLIPSurgery"].numpy()
-        for batch in EvalDataLoader(clip, data, range(len(data)), view, 1)
+        for batch in EvalDataLoader(clip, data, [[(0, index)] for index in range(len(data))], view)
         for labels in predictor.predict(batch, [[]])
     ]
 
@@ -265,7 +265,7 @@ def test_what_is_evaluated_is_what_segment_gives(
         expected = plain[0].labels, order[full[0].labels]
         for view, labels in zip(views, expected, strict=True):
             predictor = SegmentationPredictor(clip, data, methods, view)
-            (batch,) = EvalDataLoader(clip, data, [index], view, 1)
+            (batch,) = EvalDataLoader(clip, data, [[(0, index)]], view)
             (found,) = predictor.predict(batch, [[]])
             assert torch.equal(found[name], labels)
             seen |= set(labels.unique().tolist())

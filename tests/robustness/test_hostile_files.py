@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
-from captum_clip_surgery._utils.pieces import Pieces
-from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
+
+from captum_clip_surgery._utils.pieces import Pieces, start_run
+from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
@@ -174,12 +173,12 @@ def test_absurd_rows_of_exports(exported: Path, column: str, value: Any) -> None
 
 
 @pytest.mark.parametrize("content", ["", "[", DEEP, "9" * 5000, "\0"], ids=lambda c: c[:5])
-def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
+def test_absurd_descriptions_of_runs(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(
         ValueError, match=r"run.json is damaged \(.*settings of the run are unknown"
     ):
-        CheckpointStore(tmp_path, {"a": 1}, resume=True)
+        start_run(tmp_path, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -197,20 +196,6 @@ def test_absurd_records(numbers: list[float]) -> None:
 def test_half_a_number_of_a_record() -> None:
     with pytest.raises(ValueError, match="a row of 7 bytes holds no statistics of images"):
         from_bytes(b"1234567")
-
-
-def test_a_piece_is_read_again_though_the_index_of_keys_is_damaged(tmp_path: Path) -> None:
-    """It was read once, so that a run gone on with does not do it anew."""
-    with CheckpointStore(tmp_path, {}) as journal:
-        journal.add("0", b"done")
-    (path,) = tmp_path.glob("*.sqlite")
-    content = bytearray(path.read_bytes())
-    assert content[2 * 4096] == 10  # the third page is a leaf of an index
-    content[2 * 4096 : 3 * 4096] = bytes(4096)
-    path.write_bytes(content)
-    with CheckpointStore(tmp_path, {}, resume=True) as journal:
-        assert journal.completed() == {"0": b"done"}
-        assert journal.reload("0") == b"done"
 
 
 @pytest.mark.parametrize("value", [0, 0x80, 0xFF])
@@ -237,19 +222,12 @@ def test_what_sqlite_says_of_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Some damage it takes for a lack of memory."""
-    with CheckpointStore(tmp_path, {}) as journal:
-        journal.add("0", b"done")
     TextCache(tmp_path)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(sqlite3, "connect", fail)
-    with (
-        CheckpointStore(tmp_path, {}, resume=True) as journal,
-        pytest.warns(UserWarning, match="is damag"),
-    ):
-        assert journal.completed() == {}
     with pytest.warns(UserWarning, match=f"{FILE} cannot be used .* Delete the file if it is dam"):
         assert TextCache(tmp_path).get([b"k"]) == {}
 
