@@ -219,7 +219,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
         raise ValueError(
-            f"an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, got {array.shape}"
+            "an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, and have pixels, "
+            f"got {array.shape}"
         )
     if np.issubdtype(array.dtype, np.floating):
         check_floats(array, "an image array of floats", "divide by 255, or use uint8 for 0..255")
