@@ -286,7 +286,8 @@ class ExportOptions:
     source: Annotated[
         str,
         Argument(
-            help="Folder of images or .tar files, pattern of .tar files, or file that lists paths.",
+            help="Folder of images, .tar or .parquet files, pattern of such files, saved Hugging Face "
+            "data set, or file that lists paths.",
             show_default=False,
         ),
     ]
@@ -300,6 +301,12 @@ class ExportOptions:
     shard_size: Annotated[
         int, Option(min=1, help="Images per output file; each input .tar makes one file.")
     ] = 1000
+    column: Annotated[
+        str | None, Option(help="Column of images in a table (default: the only one).")
+    ] = None
+    fast: Annotated[
+        bool, Option("--fast", help="Resize images faster and slightly less exactly.")
+    ] = False
     compile: Annotated[
         bool, Option("--compile", help="Compile the image tower with torch.compile.")
     ] = False

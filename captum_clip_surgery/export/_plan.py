@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Plan:
         ahead = Prefetcher(
             self._shards(),
             self._undone(numbers),
-            clip.preprocessing,
+            replace(clip.preprocessing, fast=options["fast"]),
             tuple(options["size"]),
             options["batch_size"],
             workers,
@@ -179,7 +179,8 @@ class Plan:
         listing = self.folder / LISTING
         if listing.exists():
             return Listing(listing)
-        return open_source(self.source, self.settings["options"]["shard_size"]).pieces
+        options = self.settings["options"]
+        return open_source(self.source, options["shard_size"], options["column"]).pieces
 
     def _check(self, method: DualPathAttribution) -> None:
         changed = list(differences("", self.settings["model"], _describe(method)))
@@ -196,6 +197,8 @@ def plan(
     size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
     shard_size: int = 1000,
+    column: str | None = None,
+    fast: bool = False,
     compile: bool = False,
     look: bool = True,
     about: Mapping[str, Any] | None = None,
@@ -207,14 +210,16 @@ def plan(
 
     Args:
         method: A method such as `LayerCLIPSurgery(clip)`.
-        source: A folder of images or tars, a pattern of tars, or a list of paths, as for
-            `open_source`.
+        source: A folder of images, tars or Parquet files, a pattern of tars or Parquet files, a
+            saved Hugging Face data set, or a list of paths, as for `open_source`.
         output: Folder of the export.
         top: Number of best texts recorded per image.
         maps: Whether to store maps, or embeddings and best texts alone.
         size: Side or (height, width) of the model's input in pixels (default: its native size).
         batch_size: Number of images per forward pass.
         shard_size: Number of images per shard; an input tar always makes one shard.
+        column: Column of images, if `source` is a table.
+        fast: Whether to resize images faster and slightly less exactly, see `Preprocess`.
         compile: Whether to compile the image tower with `torch.compile`.
         look: Whether to look at the collection's files again if the folder lists them already. A
             job array of many tasks passes False, to look once.
@@ -250,6 +255,8 @@ def plan(
         "size": list(sides),
         "batch_size": batch_size,
         "shard_size": shard_size,
+        "column": column,
+        "fast": fast,
         "compile": compile,
     }
     settings = {**(about or {}), "model": _describe(method), "options": options}
@@ -263,7 +270,7 @@ def plan(
         settings["source"] = read_run(folder)["source"] | {"place": str(Path(source).resolve())}
         start_run(folder, settings)
     else:
-        collection = open_source(source, shard_size)
+        collection = open_source(source, shard_size, column)
         settings["source"] = _describe_source(collection)
         start_run(folder, settings)
         if _is_listed(collection):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.files import read_json
+from captum_clip_surgery._utils.pieces import arrow
 from captum_clip_surgery.export._entries import Entry, Shard, describe, raise_passing
 
 #: Names of columns that hold the path of an image.
@@ -19,22 +19,6 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes")
 STATE, SPLITS = "state.json", "dataset_dict.json"
 #: Number of rows that are held at a time.
 ROWS = 64
-
-
-def arrow() -> Any:
-    """Import `pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        ImportError: If pyarrow is not installed.
-    """
-    try:
-        import_module("pyarrow.parquet")
-        return import_module("pyarrow")
-    except ImportError as error:
-        raise ImportError(
-            "images in tables need pyarrow; install the extra: "
-            "pip install 'captum_clip_surgery[export]'"
-        ) from error
 
 
 @dataclass(frozen=True)
