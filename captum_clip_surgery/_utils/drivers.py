@@ -162,8 +162,8 @@ class Torchrun:
                     finished, since = now, time.monotonic()
                 elif time.monotonic() - since > timeout:
                     raise TimeoutError(
-                        f"{self} waited {timeout:g} s for others, which have finished {finished} of "
-                        f"{goal} parts of {name}. Run the same command again"
+                        f"{self} waited {timeout:g} s for others, which have finished {finished} "
+                        f"of {goal} parts of {name}. Run the same command again"
                     )
                 time.sleep(INTERVAL_S)
             if key.endswith("finished"):

@@ -11,11 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 
 from captum_clip_surgery._utils.pieces import Pieces, start_run
 from captum_clip_surgery.evaluation import results
@@ -179,23 +177,6 @@ def test_absurd_descriptions_of_runs(tmp_path: Path, content: str) -> None:
         ValueError, match=r"run.json is damaged \(.*settings of the run are unknown"
     ):
         start_run(tmp_path, {"a": 1})
-
-
-@pytest.mark.parametrize(
-    "numbers",
-    [[0.0, -1.0, 5.0], [np.nan], [0, np.inf], [0, 1, 1e18], [0, 2, 3, 4, 1], [0, 1e9], [0], [0, 1],
-     [0, 1, 1e300], [0, 2, 0, 1e300]],
-    ids=str,
-)  # fmt: skip
-def test_absurd_records(numbers: list[float]) -> None:
-    row = from_bytes(np.array(numbers, dtype="<f8").tobytes())
-    with pytest.raises(ValueError, match="holds no statistics of images"):
-        deserialize(row, ["CLIP"])
-
-
-def test_half_a_number_of_a_record() -> None:
-    with pytest.raises(ValueError, match="a row of 7 bytes holds no statistics of images"):
-        from_bytes(b"1234567")
 
 
 @pytest.mark.parametrize("value", [0, 0x80, 0xFF])
