@@ -168,6 +168,11 @@ def test_folders_of_several_kinds(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("a.png\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"list\.txt is not UTF-8 text but UTF-16"):
         open_source(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"b.jxl\ncaf\xe9.png\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2 is not UTF-8 text"):
+        open_source(tmp_path / "list.txt")
+    (tmp_path / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(FILES[0])
+    assert list(read(open_source(tmp_path / "list.txt")).values())[1] == COLOURS[0]
 
 
 def test_maps_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
