@@ -243,6 +243,7 @@ class _Start:
         return self.worker.work
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ray_goes_on_without_killed_actors_and_raises_what_work_raises(tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -278,6 +278,7 @@ def _dying(numbers: Iterator[int], killed: Path) -> Iterator[int]:
         yield number
 
 
+@pytest.mark.ray
 def test_ray_two_actors_one_of_which_is_killed(
     ray: Any, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_ray_two_actors_one_of_which_is_killed(
     assert_same(tmp_path / "out", whole)
 
 
+@pytest.mark.ray
 def test_ray_driver_killed(folder: Path, whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "captum_clip_surgery", *arguments(folder, output)]
@@ -306,6 +308,7 @@ def test_ray_driver_killed(folder: Path, whole: Path, tmp_path: Path) -> None:
     assert_same(output, whole)
 
 
+@pytest.mark.ray
 def test_ray_by_the_command(
     ray: Any, folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
