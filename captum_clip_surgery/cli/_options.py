@@ -286,8 +286,8 @@ class ExportOptions:
     source: Annotated[
         str,
         Argument(
-            help="Folder of images, .tar or .parquet files, pattern of such files, saved Hugging Face "
-            "data set, or file that lists paths.",
+            help="Folder of images, .tar or .parquet files, pattern of such files, data set saved "
+            "by Hugging Face datasets, or file that lists paths.",
             show_default=False,
         ),
     ]
