@@ -122,11 +122,18 @@ class SegmentationPredictor(Predictor):
     def prepare(self) -> None:
         """Create the segmenter."""
         view, background = self.view, self.data.background
-        if view.background is not None and background is None:
+        if background is None and (view.background, view.min_area) != (None, None):
             raise ValueError(
                 f"the view has a threshold of the background; {self.data.name} has no background"
             )
         rows = [names if view.synonyms else names[:1] for names in self.classes.synonyms]
+        if background is not None and not view.background_name:
+            rows[background] = rows[background][1:]
+            if not rows[background]:
+                raise ValueError(
+                    "background_name = false leaves the background without a name; set synonyms, "
+                    "and classes to a file with further names"
+                )
         texts = [name for names in rows for name in names]
         positions = iter(range(len(texts)))
         self._segmenter = Segmenter(
@@ -136,6 +143,7 @@ class SegmentationPredictor(Predictor):
                 tuple(tuple(next(positions) for _ in names) for names in rows),
                 threshold=view.background,
                 background=background or 0,
+                min_area=view.min_area,
             ),
             self.methods,
             Windows(view.window, view.stride),
