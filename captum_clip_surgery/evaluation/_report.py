@@ -116,7 +116,7 @@ def _show_prediction(
     elif prediction.ndim == 2:
         _show_labels(axis, image, prediction.numpy(), data.background)
     elif len(prediction):
-        show_map(axis, image, prediction[0])
+        show_map(axis, image, prediction[0].float())
         if isinstance(target, Points):
             _mark_points(axis, image, target, labels)
 
