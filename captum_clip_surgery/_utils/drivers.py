@@ -45,6 +45,9 @@ class Torchrun:
     restarts: int = 0
     store: Any = field(default=None, repr=False)
 
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
+
     @classmethod
     def join(cls, timeout: float) -> Torchrun:
         """Join the processes that the environment describes.
@@ -86,7 +89,7 @@ class Torchrun:
             return "cpu"
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"process {self.rank} is number {self.local_rank + 1} on its machine, which has "
+                f"{self} is number {self.local_rank + 1} on its machine, which has "
                 f"{torch.cuda.device_count()} GPUs; start as many processes (--nproc-per-node)"
             )
         return f"cuda:{self.local_rank}"
@@ -159,9 +162,8 @@ class Torchrun:
                     finished, since = now, time.monotonic()
                 elif time.monotonic() - since > timeout:
                     raise TimeoutError(
-                        f"process {self.rank} of {self.world_size} waited {timeout:g} s for "
-                        f"others, which have finished {finished} of {goal} parts of {name}. Run "
-                        "the same command again"
+                        f"{self} waited {timeout:g} s for others, which have finished {finished} "
+                        f"of {goal} parts of {name}. Run the same command again"
                     )
                 time.sleep(INTERVAL_S)
             if key.endswith("finished"):
@@ -171,6 +173,21 @@ class Torchrun:
                     return
 
 
+def refuse_several(work: str) -> None:
+    """Check that `torchrun` did not start several processes for work that cannot be shared.
+
+    Raises:
+        ValueError: If it did: each would do all of the work and write the same files.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ValueError(
+            f"{work} is not shared among processes, and WORLD_SIZE is {world_size}: each would do "
+            "all of it and write the same files. Start it once, without torchrun; evaluate of a "
+            "data set on disk and export are shared"
+        )
+
+
 @contextmanager
 def _lost_store(run: Torchrun) -> Iterator[None]:
     """Turn errors of the store, which ends with torchrun, into a ConnectionError."""
@@ -178,8 +195,7 @@ def _lost_store(run: Torchrun) -> Iterator[None]:
         yield
     except dist.DistError as error:
         raise ConnectionError(
-            f"process {run.rank} of {run.world_size} cannot reach the others any more: {error}. "
-            "Run the same command again"
+            f"{run} cannot reach the others any more: {error}. Run the same command again"
         ) from error
 
 
@@ -210,7 +226,7 @@ def array_numbers(left: Iterable[int], task: str) -> list[int]:
 def run_on_ray(
     start: Callable[[], Work],
     left: Callable[[], Sequence[int]],
-    actors: int,
+    actors: int = 1,
     num_gpus: float = 0.0,
     num_cpus: float = 1.0,
     address: str | None = None,

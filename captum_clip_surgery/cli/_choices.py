@@ -33,7 +33,8 @@ Dataset = Literal[
 FeatureSurgery = Literal["release", "paper", "empty", "none"]
 AutoFeatureSurgery = Literal["auto", "release", "paper", "empty", "none"]
 FigureFormat = Literal["png", "svg", "pdf"]
-ExportFormat = Literal["webdataset", "zarr"]
+ExportEngine = Literal["processes", "ray"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Instances = Literal["one", "components", "peaks"]
 Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 

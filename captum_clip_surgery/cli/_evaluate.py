@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from captum_clip_surgery._utils.distributed import refuse_several
+from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.cli import _datasets

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.timm_model import TimmModel
 from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models._internals import build_image_tower
+from captum_clip_surgery.models._config_check import build_image_tower_on_meta
 from captum_clip_surgery.models.image import Tower
 from captum_clip_surgery.models.image._registry import get_tower_class
 from captum_clip_surgery.models.loading import text_needs
@@ -90,7 +87,7 @@ def _entry(name: str) -> ModelEntry:
     if "vision_cfg" not in (open_clip.get_model_config(name) or {}):
         return ModelEntry(name, "none", False, "it has no image tower", text=text)
     try:
-        visual = _build_on_meta(name)
+        visual = build_image_tower_on_meta(open_clip.get_model_config(name))
     except Exception as error:  # a user's own configuration can fail in any way
         return ModelEntry(name, "unknown", False, f"open_clip cannot build it: {error}", text=text)
     try:
@@ -98,26 +95,6 @@ def _entry(name: str) -> ModelEntry:
     except TypeError as error:
         return ModelEntry(name, _family(visual), False, str(error), text=text)
     return _describe(name, tower_class(visual), text)
-
-
-def _build_on_meta(name: str) -> nn.Module:
-    config = open_clip.get_model_config(name)
-    with torch.device("meta"), _quiet():
-        return build_image_tower(
-            config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence timm's warnings of pretrained configurations, which are not used here."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _family(visual: nn.Module) -> str:

@@ -75,7 +75,7 @@ def points_from_map(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be the image's (height, width) in pixels, got {size!r}")
     positive, negative = published_points(check_map(attribution), size, threshold, down_sample)
-    labels = torch.tensor([1, 0], dtype=torch.uint8).repeat_interleave(len(positive))
+    labels = torch.tensor([1, 0], dtype=torch.uint8, device="cpu").repeat_interleave(len(positive))
     return torch.cat([positive, negative]), labels
 
 

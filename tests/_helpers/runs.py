@@ -148,6 +148,12 @@ def hanging_export(rank: int) -> None:
         _before_explaining(lambda: time.sleep(3600))
 
 
+def slow_export(rank: int) -> None:
+    """The second process takes its time for each batch."""
+    if rank == 1:
+        _before_explaining(lambda: time.sleep(0.4))
+
+
 def failing_export(rank: int) -> None:
     """The second process meets an error of the model's."""
     if rank == 1:
@@ -191,7 +197,7 @@ def _before_measuring(call: Callable[[], None]) -> None:
 def _before_explaining(call: Callable[[], None]) -> None:
     from captum_clip_surgery import export
 
-    runner: Any = export._run
+    runner: Any = export._plan
     plain = runner.explain_batch
 
     def explaining(*arguments: Any) -> Any:

@@ -149,7 +149,8 @@ def processor(name: str) -> Any:
 def image_processor(name: str) -> Any:
     kind: Any = getattr(transformers, KINDS[name].images)
     side = {} if name == "Siglip2Model" else {"size": {"height": SIDE, "width": SIDE}}
-    return kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resample=2, **side)
+    crop = {"crop_size": side["size"]} if kind.__name__.startswith("CLIP") else {}
+    return kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resample=2, **side, **crop)
 
 
 def save(name: str, folder: Path) -> Any:
