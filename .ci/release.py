@@ -1,210 +1,74 @@
 """Run the release checklist, everything short of the upload.
 
-    python .ci/release.py [--only STEP,STEP] [--dist FOLDER]
+    python .ci/release.py [DIST]     DIST: empty folder for the built files (default: dist)
 
 The commit is built, not the folder, so files that git ignores cannot slip in. The script stops at
-the first step that fails, with status 1. It needs git; tools and the wheel are installed in fresh
+the first check that fails, with status 1. It needs git; tools and the wheel are installed in fresh
 virtual environments.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import venv
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
 PACKAGE = "captum_clip_surgery"
 TOOLS = ("build", "twine", "cyclonedx-bom")
-LARGEST = 12 * 2**20  # 7 MiB, most of it the embedded model, compressed
-#: Files of a wheel's dist-info, and licenses in it.
+MAX_BYTES = 12 * 2**20  # a wheel has 7 MiB, most of it the embedded model, compressed
+#: Files of a wheel's dist-info, with the licenses there.
 DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"}
-LICENSES = {"LICENSE", f"{PACKAGE}/demo/OFL.txt"}
+DIST_INFO |= {"licenses/LICENSE", f"licenses/{PACKAGE}/demo/OFL.txt"}
 #: Files of a source distribution that the build generates.
 GENERATED = re.compile(rf"PKG-INFO|setup\.cfg|{PACKAGE}\.egg-info/.*")
-#: Package data without which the package imports but fails later.
-NEEDED = (
-    "demo/model/",
-    "demo/sprites.png",
-    "datasets/classes/",
-    "evaluation/protocols/",
-    "app/templates/",
-    "py.typed",
-)
 
 
-class Refused(Exception):
-    """A step of the checklist failed; the message says why."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """Folders of a release: `dist` for its files, `work` for temporary environments."""
-
-    dist: Path
-    work: Path
-
-    @property
-    def wheel(self) -> Path:
-        return one(self.dist.glob("*.whl"), "wheel")
-
-    @property
-    def sdist(self) -> Path:
-        return one(self.dist.glob("*.tar.gz"), "source distribution")
-
-    @property
-    def tools(self) -> Path:
-        """Interpreter with the tools."""
-        return environment(self.work / "tools", *TOOLS)
-
-    @property
-    def installed(self) -> Path:
-        """Interpreter with the wheel and nothing of the source tree."""
-        return environment(self.work / "installed", str(self.wheel.resolve()))
-
-
-def one(found: Iterable[Path], what: str) -> Path:
-    paths = sorted(found)
-    if len(paths) != 1:
-        raise Refused(f"expected one {what}, found {[path.name for path in paths]}: run `build`")
-    return paths[0]
-
-
-def run(*command: str | Path, cwd: Path = SOURCE) -> str:
-    """Run a command and return its output; raise Refused with it if the command fails."""
+def run(*command: str | Path, cwd: Path = SOURCE, **variables: str) -> str:
+    """Run a command and return its output; exit with it if the command fails."""
     # A source tree on the path would hide that the wheel lacks a file.
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    text = [str(part) for part in command]
-    done = subprocess.run(text, cwd=cwd, env=clean, text=True, capture_output=True)
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    words = [str(part) for part in command]
+    done = subprocess.run(words, cwd=cwd, env=kept | variables, text=True, capture_output=True)
     if done.returncode:
-        said = f"{done.stdout}\n{done.stderr}".strip()
-        raise Refused(f"`{' '.join(text)}` ended with {done.returncode}:\n{said}")
+        output = f"{done.stdout}\n{done.stderr}".strip()
+        sys.exit(f"`{' '.join(words)}` ended with {done.returncode}:\n{output}")
     return done.stdout
 
 
-def environment(folder: Path, *packages: str) -> Path:
-    """Return the interpreter of a virtual environment with these packages; create it once."""
+def environment(folder: Path, *packages: str | Path) -> Path:
+    """Create a virtual environment with these packages, and return its interpreter."""
+    venv.create(folder, with_pip=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip", *packages)
+    run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip", *packages)
     return python
 
 
-def version_of(source: Path = SOURCE) -> str:
-    found = re.search(
-        r'^__version__ = "(.+)"$', (source / PACKAGE / "__init__.py").read_text(), re.M
-    )
-    if found is None:
-        raise Refused(f'{PACKAGE}/__init__.py has no line `__version__ = "..."`')
-    return found[1]
+def check_commit(source: Path = SOURCE) -> str:
+    """Check that all is committed and the changelog begins with the version; return the version."""
+    if changed := run("git", "status", "--porcelain", cwd=source):
+        sys.exit(f"the working tree is not clean, so a tag would not name it:\n{changed}")
+    code, changes = source / PACKAGE / "__init__.py", source / "CHANGELOG.md"
+    (version,) = re.findall(r'^__version__ = "(.+)"$', code.read_text(), re.M)
+    headings = re.findall(r"^## +(\S+)", changes.read_text(), re.M)
+    if headings[:1] != [version]:
+        sys.exit(f"__version__ is {version}, but CHANGELOG.md begins with {headings[:1]}")
+    return version
 
 
-# --- steps ---------------------------------------------------------------------------------------
-
-
-def tree(release: Release) -> str:
-    """Check that nothing is uncommitted."""
-    changed = run("git", "status", "--porcelain")
-    if changed:
-        raise Refused(f"the working tree is not clean, so it is not what a tag names:\n{changed}")
-    return run("git", "rev-parse", "--short", "HEAD").strip()
-
-
-def version(release: Release) -> str:
-    """Check that the package's version heads the changelog."""
-    ours = version_of()
-    headings = re.findall(r"^## +(\S+)", (SOURCE / "CHANGELOG.md").read_text(), re.M)
-    if not headings or headings[0] != ours:
-        raise Refused(f"__version__ is {ours}, CHANGELOG.md begins with {headings[:1]}")
-    return ours
-
-
-def build(release: Release) -> str:
-    """Build a source distribution of the commit, and a wheel from it."""
-    if any(release.dist.glob("*")):
-        raise Refused(f"{release.dist} is not empty: move what is there away")
-    commit = release.work / "commit"
-    commit.mkdir()
-    archive = release.work / "commit.tar"
-    run("git", "archive", "--output", archive, "HEAD")
-    with tarfile.open(archive) as tar:
-        tar.extractall(commit, filter="data")
-    # Files get the time of the commit, so that building again gives the same wheel.
-    os.environ["SOURCE_DATE_EPOCH"] = run("git", "log", "-1", "--format=%ct").strip()
-    build_from(commit, release.dist, release.tools)
-    return f"{release.wheel.name}, {release.sdist.name}"
-
-
-def build_from(source: Path, dist: Path, python: Path) -> None:
-    run(python, "-m", "build", "--outdir", dist.resolve(), source.resolve())
-
-
-def twine(release: Release) -> str:
-    """Check the metadata and the description as an index does."""
-    run(release.tools, "-m", "twine", "check", "--strict", release.wheel, release.sdist)
-    return "passed"
-
-
-def contents(release: Release) -> str:
-    """Compare the files of the wheel and the source distribution with those in git."""
-    tracked = run("git", "ls-files").splitlines()
-    wheel, sdist = wheel_names(release.wheel), sdist_names(release.sdist)
-    found = [*wheel_problems(wheel, tracked), *sdist_problems(sdist, tracked)]
-    size = release.wheel.stat().st_size
-    if size > LARGEST:
-        found.append(f"wheel of {size / 2**20:.1f} MiB; at most {LARGEST / 2**20:.0f} are expected")
-    if found:
-        raise Refused("\n".join(found))
-    return f"{len(wheel)} files, {size / 2**20:.1f} MiB; sdist {len(sdist)} files"
-
-
-def install(release: Release) -> str:
-    """Install the wheel away from the sources and explain an image."""
-    elsewhere = release.work / "elsewhere"
-    elsewhere.mkdir(exist_ok=True)
-    script = release.installed.with_name("clip-surgery")
-    shown = run(script, "--version", cwd=elsewhere).strip()
-    if shown != version_of():
-        raise Refused(f"the installed command says version {shown}, the sources {version_of()}")
-    where = run(
-        release.installed, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)", cwd=elsewhere
-    )
-    if not Path(where.strip()).is_relative_to(release.installed.parent.parent):
-        raise Refused(f"imported from {where.strip()}, not from the environment")
-    start = time.perf_counter()
-    run(script, "demo", cwd=elsewhere)
-    figure = elsewhere / "clip-surgery-demo" / "demo.png"
-    if not figure.is_file() or not figure.stat().st_size:
-        raise Refused("`clip-surgery demo` wrote no figure")
-    return f"`clip-surgery demo` in {time.perf_counter() - start:.0f} s"
-
-
-def sbom(release: Release) -> str:
-    """Write a software bill of materials of the environment with the wheel."""
-    path = release.dist / f"{PACKAGE}-{version_of()}.cdx.json"
-    run(
-        *(release.tools, "-m", "cyclonedx_py", "environment", release.installed),
-        *("--output-format", "JSON", "--output-file", path.resolve()),
-    )
-    names = re.findall(r'"purl": "pkg:pypi/([^@"]+)', path.read_text())
-    return f"{path.name}, {len(set(names))} packages"
-
-
-STEPS: list[Callable[[Release], str]] = [tree, version, build, twine, contents, install, sbom]
-
-
-# --- contents ------------------------------------------------------------------------------------
+def build(source: Path, dist: Path, python: Path, time: str) -> tuple[Path, Path]:
+    """Build a source distribution, and a wheel from it; the same time gives the same bytes."""
+    run(python, "-m", "build", "--outdir", dist, source, SOURCE_DATE_EPOCH=time)
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    run(python, "-m", "twine", "check", "--strict", wheel, sdist)
+    return wheel, sdist
 
 
 def wheel_names(path: Path) -> list[str]:
@@ -219,82 +83,70 @@ def sdist_names(path: Path) -> list[str]:
 
 
 def wheel_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """List stray and missing files of a wheel, one per line."""
-    inside, about = set[str](), set[str]()
-    for name in names:
-        folder, _, rest = name.partition("/")
-        if folder.endswith(".dist-info"):
-            about.add(rest.removeprefix("licenses/"))
-        else:
-            inside.add(name)
-    package = {name for name in tracked if name.startswith(f"{PACKAGE}/")}
-    lacking = [
-        f"{PACKAGE}/{part}"
-        for part in NEEDED
-        if not any(name.startswith(f"{PACKAGE}/{part}") for name in inside)
-    ]
+    """List stray and missing files of a wheel: it holds the package in git, and its dist-info."""
+    inside = {re.sub(r"^[^/]+\.dist-info/", "dist-info/", name) for name in names}
+    expected = {name for name in tracked if name.startswith(f"{PACKAGE}/")}
+    expected |= {f"dist-info/{name}" for name in DIST_INFO}
     return [
-        *(f"wheel: stray file {name}" for name in sorted(inside - package)),
-        *(
-            f"wheel: stray file {name} in dist-info"
-            for name in sorted(about - DIST_INFO - LICENSES)
-        ),
-        *(f"wheel: no {name} (package_data in setup.cfg?)" for name in sorted(package - inside)),
-        *(f"wheel: no {name} in dist-info" for name in sorted((DIST_INFO | LICENSES) - about)),
-        *(f"wheel: nothing of {part}" for part in lacking),
+        *(f"wheel: stray file {name}" for name in sorted(inside - expected)),
+        *(f"wheel: missing {name}" for name in sorted(expected - inside)),
     ]
 
 
 def sdist_problems(names: Iterable[str], tracked: Iterable[str]) -> list[str]:
-    """List stray and missing files of a source distribution, one per line."""
-    inside, known = set(names), set(tracked)
-    package = {name for name in known if name.startswith(f"{PACKAGE}/")}
-    stray = {name for name in inside - known if not GENERATED.fullmatch(name)}
-    tests = {
-        name for name in inside if name.startswith("tests/")
-    }  # they would not run without their helpers
+    """List stray and missing files of a source distribution, which has no tests."""
+    inside = {name for name in names if not GENERATED.fullmatch(name)}
+    allowed = {name for name in tracked if not name.startswith("tests/")}
+    package = {name for name in allowed if name.startswith(f"{PACKAGE}/")}
     return [
-        *(f"sdist: stray file {name}" for name in sorted(stray | tests)),
-        *(f"sdist: no {name}" for name in sorted(package - inside)),
+        *(f"sdist: stray file {name}" for name in sorted(inside - allowed)),
+        *(f"sdist: missing {name}" for name in sorted(package - inside)),
     ]
 
 
-def table(rows: Iterable[tuple[str, str]]) -> str:
-    """Format steps and their results in two columns."""
-    return "\n".join(f"{name:<10}{said}" for name, said in rows)
+def check_contents(wheel: Path, sdist: Path) -> None:
+    """Compare the built files with git, and the wheel's size with what is expected."""
+    tracked = run("git", "ls-files").splitlines()
+    problems = wheel_problems(wheel_names(wheel), tracked)
+    problems += sdist_problems(sdist_names(sdist), tracked)
+    if (size := wheel.stat().st_size) > MAX_BYTES:
+        problems.append(f"wheel: {size:,} bytes, expected at most {MAX_BYTES:,}")
+    if problems:
+        sys.exit("\n".join(problems))
 
 
-def main() -> int:
-    names = [step.__name__ for step in STEPS]
-    parser = argparse.ArgumentParser(description="The release checklist.")
-    parser.add_argument("--only", default=",".join(names), help="comma-separated steps")
-    parser.add_argument(
-        "--dist", type=Path, default=SOURCE / "dist", help="folder for the built files"
-    )
-    arguments = parser.parse_args()
-    chosen = arguments.only.split(",")
-    if unknown := set(chosen) - set(names):
-        parser.error(f"no steps {sorted(unknown)}; there are {names}")
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        release = Release(arguments.dist, Path(work))
-        for step in STEPS:
-            if step.__name__ not in chosen:
-                continue
-            print(f"... {step.__name__}: {step.__doc__}", file=sys.stderr, flush=True)
-            try:
-                rows.append((step.__name__, step(release)))
-            except Refused as refusal:
-                print(table([*rows, (step.__name__, "FAILED")]))
-                print(f"\n{step.__name__}: {refusal}", file=sys.stderr)
-                return 1
-    print(table(rows))
-    if chosen == names:
-        print(
-            "\nAll passed. Left to a person: tag the commit, upload dist/*.whl and dist/*.tar.gz."
-        )
-    return 0
+def check_installed(python: Path, version: str, folder: Path) -> None:
+    """Run the installed command away from the sources."""
+    command = python.with_name("clip-surgery")
+    if (shown := run(command, "--version", cwd=folder).strip()) != version:
+        sys.exit(f"the installed command has version {shown}, the sources {version}")
+    run(command, "demo", cwd=folder)
+    if not (folder / "clip-surgery-demo" / "demo.png").is_file():
+        sys.exit("`clip-surgery demo` wrote no figure")
+
+
+def main() -> None:
+    dist = Path(sys.argv[1] if sys.argv[1:] else SOURCE / "dist").resolve()
+    version = check_commit()
+    if any(dist.glob("*")):
+        sys.exit(f"{dist} is not empty; move its files away")
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        tools = environment(work / "tools", *TOOLS)
+        run("git", "archive", "--output", work / "commit.tar", "HEAD")
+        with tarfile.open(work / "commit.tar") as tar:
+            tar.extractall(work / "commit", filter="data")
+        time = run("git", "log", "-1", "--format=%ct").strip()
+        wheel, sdist = build(work / "commit", dist, tools, time)
+        check_contents(wheel, sdist)
+        installed = environment(work / "installed", wheel)
+        check_installed(installed, version, work)
+        bill = dist / f"{PACKAGE}-{version}.cdx.json"  # software bill of materials
+        output = ("--output-format", "JSON", "--output-file", bill)
+        run(tools, "-m", "cyclonedx_py", "environment", installed, *output)
+    print(f"{dist} holds {wheel.name}, {sdist.name} and {bill.name}; all checks passed.")
+    print("Left to a person: tag the commit, and upload the wheel and the source distribution.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

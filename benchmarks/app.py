@@ -140,7 +140,7 @@ def main(
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
         print(rows(in_browser(repeats)))
         return
-    warnings.filterwarnings("ignore", message="the embedded model never learnt")
+    warnings.filterwarnings("ignore", message="the embedded model was not trained on")
     clip = (
         ZeroShotClassifier.demo(["a picture"])
         if model is None

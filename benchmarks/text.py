@@ -27,8 +27,8 @@ from torch import nn
 
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._fingerprint import fingerprint
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 
 BASELINE = "encode_text, padded"

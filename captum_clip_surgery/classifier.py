@@ -16,9 +16,10 @@ from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
-from captum_clip_surgery.models.text import TEMPLATES, PromptEncoder, Template, Tokenizer
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
-from captum_clip_surgery.models.text.templates import check_texts
+from captum_clip_surgery.models.text._tokenization import Tokenizer
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -204,7 +205,9 @@ class ZeroShotClassifier(ImageEncoder):
             [f"feature {i}" for i in range(len(features))] if texts is None else texts
         )
         if len(names) != len(features):
-            raise ValueError(f"there are {len(names)} texts for {len(features)} features")
+            raise ValueError(
+                f"got {len(names)} texts for {len(features)} features; pass a text for each"
+            )
         if empty_features is not None:
             if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
                 empty_features = empty_features[None]
@@ -234,7 +237,7 @@ class ZeroShotClassifier(ImageEncoder):
             >>> clip.index("mushroom"), "pizza" in clip.vocabulary
             (1, True)
         """
-        from captum_clip_surgery.demo.classifier import DemoClassifier
+        from captum_clip_surgery.demo._classifier import DemoClassifier
 
         return DemoClassifier.load(texts, distractors, templates)
 
@@ -286,7 +289,7 @@ class ZeroShotClassifier(ImageEncoder):
         if len(places) == 1:
             return places[0]
         if places:
-            raise ValueError(f"text {text!r} stands at {places}; name the target by its index")
+            raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
         close = difflib.get_close_matches(str(text), self.texts, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
@@ -306,6 +309,11 @@ class ZeroShotClassifier(ImageEncoder):
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return self._text.empty_features()
+
+    @property
+    def text_features_require_grad(self) -> bool:
+        """Whether gradients flow to the text features, which then were given to `from_features`."""
+        return self._text.requires_grad
 
     # --- logits ----------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr import Method, attribute_many, choose
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS
+from captum_clip_surgery.attr import Method, attribute_many
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models._validation import check_images, resolve_indices
@@ -92,10 +92,10 @@ class Comparison:
         Args:
             shared: Whether all maps of a method share one color scale, so that strengths compare;
                 otherwise each map has its own, so that positions show.
-            sign: Values to draw, one of `visualization.SIGNS`; with "range", maps of both signs are
-                drawn in two colors around zero.
+            sign: Values to draw, as for `visualization.visualize_attribution`; with "range", maps
+                of both signs are drawn in two colors around zero.
             transpose: Whether rows are methods, and columns images and texts.
-            width: Width of the figure in inches or as a name in `visualization.WIDTHS`.
+            width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
         Returns:
             A figure that is not registered with pyplot; `visualization.save_figure` writes it.
@@ -245,7 +245,9 @@ def _batch(
 
 def _check_masks(masks: Sequence[Any] | Tensor, n_images: int, n_texts: int) -> list[Tensor]:
     """Return masks as tensors, after checks that come before any method runs."""
-    tensors = [torch.as_tensor(mask) for mask in masks]
+    tensors = [
+        mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu") for mask in masks
+    ]
     if len(tensors) != n_images or any(m.ndim != 3 or len(m) != n_texts for m in tensors):
         shapes = [tuple(mask.shape) for mask in tensors]
         raise ValueError(

@@ -103,7 +103,7 @@ class TowerReport:
             where = f"{outliers[worst]:.1f} per image entering block {worst}, first at {first}"
         agreement = "not checked, because the images are not of native size"
         if self.agreement is not None:
-            agreement = f"cosine {self.agreement:.6f} or more with encode_image"
+            agreement = f"lowest cosine with encode_image {self.agreement:.6f}"
         common = "needs two texts"
         if self.common_energy is not None:
             common = f"{self.common_energy:.0%} of the text features' energy"

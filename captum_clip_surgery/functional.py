@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "INVERSE_TEMPERATURE",
-    "VARIANTS",
     "class_weights",
     "feature_surgery",
-    "normalized",
     "normalized_vv_attention",
     "vv_attention",
 ]

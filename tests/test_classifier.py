@@ -104,7 +104,7 @@ def test_distractors_compete_but_are_no_targets(vit):
     assert relative_error(maps.detach(), without.detach()) > 0.01
     torch.testing.assert_close(vit(images), alone(images))
     for target in 3, -4:
-        with pytest.raises(IndexError, match=f"target {target} is past the 3 texts"):
+        with pytest.raises(IndexError, match=f"target {target} is out of range for 3 texts"):
             LayerCLIPSurgery(vit).attribute(images, target)
 
 
@@ -206,7 +206,7 @@ REFUSED_FEATURES = {
     "infinite": (dict(features=GOOD / 0), ValueError, "features hold NaN or infinity"),
     "numpy": (dict(features=GOOD.numpy()), TypeError, "features are ndarray, expected a floating"),
     "int": (dict(features=GOOD.long()), TypeError, "features are torch.int64, expected a floating"),
-    "names": (dict(features=GOOD, texts=["a"]), ValueError, "there are 1 texts for 3 features"),
+    "names": (dict(features=GOOD, texts=["a"]), ValueError, "got 1 texts for 3 features"),
     "a name": (dict(features=GOOD, texts="abc"), TypeError, "texts is the string 'abc'; pass a li"),
     "empty width": (dict(features=GOOD, empty_features=GOOD[0, 1:]), ValueError, "empty_features"),
     "empty rows": (dict(features=GOOD, empty_features=GOOD[:2]), ValueError, "empty_features have"),

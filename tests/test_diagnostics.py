@@ -47,7 +47,12 @@ def test_the_embedded_model_is_in_order(demo, scenes):
     # The num_blocks at which the overlap with the true masks levels off (docs/models.md).
     assert report.suggested_num_blocks == 6
     said = str(report)
-    for part in ("14 x 14 patches", "none (4 times", "cosine 1.0", "suggested num_blocks   6"):
+    for part in (
+        "14 x 14 patches",
+        "none (4 times",
+        "lowest cosine with encode_image 1.0",
+        "suggested num_blocks   6",
+    ):
         assert part in said
     assert demo.tower.describe() in said
 

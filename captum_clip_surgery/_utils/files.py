@@ -5,22 +5,58 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+#: Byte order marks begin a file, and each further part of a file that was put together.
+BYTE_ORDER_MARKS = re.compile("^\ufeff+", re.MULTILINE)
+LINE_ENDS = re.compile("\r\n?")
 
-def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 text file without its byte order mark.
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Return the content of a UTF-8 text file without byte order marks, its lines ended by LF.
+
+    Args:
+        path: The file.
+        errors: What to do with bytes that are no UTF-8, as for `bytes.decode`.
 
     Raises:
         ValueError: If the file is not UTF-8 text; the message names the line.
     """
+    content = path.read_bytes()
+    if content.startswith(UTF_16_MARKS) or b"\0" in content:
+        raise ValueError(f"{path} is not UTF-8 text but UTF-16 or binary; save it as UTF-8")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = content.decode(errors=errors)
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8 text: {error.reason}") from None
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line} is not UTF-8 text: {error.reason}; save the file as UTF-8"
+        ) from None
+    return clean_text(text)
+
+
+def clean_text(text: str) -> str:
+    """Return a text without byte order marks, its lines ended by LF."""
+    return BYTE_ORDER_MARKS.sub("", LINE_ENDS.sub("\n", text))
+
+
+def read_lines(path: Path, errors: str = "strict") -> list[str]:
+    """Return the lines of a text file that are not blank, stripped.
+
+    Args:
+        path: The file, read as by `read_text`.
+        errors: What to do with bytes that are no UTF-8.
+
+    Raises:
+        ValueError: If the file is not UTF-8 text; the message names the line.
+    """
+    # `str.splitlines` also splits at characters that names may contain.
+    lines = (line.strip() for line in read_text(path, errors).split("\n"))
+    return [line for line in lines if line]
 
 
 def read_json(path: Path) -> Any:
@@ -59,7 +95,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{path}, at or after line {rows.line_num + 1}, is not UTF-8 text: "
-                    f"{error.reason}"
+                    f"{error.reason}; save the file as UTF-8"
                 ) from None
             yield rows.line_num, row
 

@@ -10,7 +10,7 @@ from captum_clip_surgery.app import _templates
 from captum_clip_surgery.app._explaining import SURGERY_METHODS
 from captum_clip_surgery.app._images import EXAMPLE_SIDE, EXAMPLES, SIDE, PageImage
 from captum_clip_surgery.app._settings import Settings
-from captum_clip_surgery.attr import choose
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
 #: Methods whose samples of a text depend on the texts before it in the same call.

@@ -18,7 +18,7 @@ from captum_clip_surgery.app._settings import (
     split_lines,
 )
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization import SIGNS
+from captum_clip_surgery.visualization._scales import SIGNS
 
 #: What dropdowns show for None, which Gradio takes for nothing chosen.
 NONE = {"side": "native", "cmap": "auto", "feature_surgery": "none"}

@@ -18,10 +18,10 @@ from captum_clip_surgery.attr import (
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
     attribute_many,
-    choose,
 )
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
+from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image._data import nearest_multiple

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
 from threading import Lock
@@ -14,7 +13,7 @@ from PIL import Image
 
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.preprocessing import load_image, open_image
+from captum_clip_surgery.preprocessing import TooManyPixelsError, load_image, open_image
 
 MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 40
@@ -70,14 +69,12 @@ def read_image(content: bytes, name: str) -> PageImage:
             f"the file has {len(content) / 2**20:.0f} MB; the limit is {MAX_MEGABYTES} MB"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = open_image(io.BytesIO(content), FORMATS)
-            _check_size(*opened.size)
-            pixels = load_image(opened)
+        opened = open_image(io.BytesIO(content), FORMATS)
+        _check_size(*opened.size)
+        pixels = load_image(opened)
     except _LimitError:
         raise
-    except Image.DecompressionBombError:
+    except TooManyPixelsError:
         raise ValueError(
             f"the image has far too many pixels; the limit is {MAX_MEGAPIXELS} million"
         ) from None

@@ -59,7 +59,9 @@ def serve(
         raise ValueError("password is empty; leave the option out to require none")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are deleted then, too
-    warnings.filterwarnings("ignore", message="the embedded model never learnt")  # shown as a hint
+    warnings.filterwarnings(
+        "ignore", message="the embedded model was not trained on"
+    )  # shown as a hint
     with tempfile.TemporaryDirectory(prefix="clip-surgery-app-") as folder:
         gradio = _import_gradio(folder)
         from captum_clip_surgery.app import _tabs as tabs

@@ -11,7 +11,7 @@ from typing import Any, Self
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization import SIGNS
+from captum_clip_surgery.visualization._scales import SIGNS
 
 MAX_TEXTS = 24
 MAX_DISTRACTORS = 200

@@ -49,7 +49,7 @@ from captum_clip_surgery.attr.gradient import (
     LeGrad,
     TokenGradCam,
 )
-from captum_clip_surgery.attr.registry import METHODS, choose
+from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.attr.words import WordScores, word_scores
 
 __all__ = [
@@ -91,6 +91,5 @@ __all__ = [
     "TowerAttribution",
     "WordScores",
     "attribute_many",
-    "choose",
     "word_scores",
 ]

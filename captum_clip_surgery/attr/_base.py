@@ -28,6 +28,10 @@ class PatchAttribution(Attribution):
 
     A method implements `scores` only; `LayerShapeMixin` and `InputShapeMixin` turn them into
     attributions. Maps are raw and signed: scaling them is left to the viewer.
+
+    Maps of dense methods can be differentiated if the images, or the features given to
+    `from_features`, require gradients: then with respect to the model's parameters as well.
+    Otherwise they carry no autograd graph, even outside of `torch.no_grad`.
     """
 
     forward_func: ZeroShotClassifier
@@ -86,7 +90,8 @@ class PatchAttribution(Attribution):
         """Return the map of one text per image.
 
         Args:
-            inputs: Images (N, 3, H, W), or a tuple that holds only this tensor.
+            inputs: Images (N, 3, H, W), or a tuple that holds only this tensor. With
+                `requires_grad_()`, maps of dense methods carry gradients to images and parameters.
             target: Index of a text, where negative values count from the end, or a tensor or list
                 of one index per image. Optional if there is one text. `clip.index(text)` returns
                 it.
@@ -124,7 +129,8 @@ class PatchAttribution(Attribution):
         """Return the maps of many texts, from one forward pass of the image tower.
 
         Args:
-            inputs: Images (N, 3, H, W).
+            inputs: Images (N, 3, H, W). With `requires_grad_()`, maps of dense methods carry
+                gradients to images and parameters.
             targets: Indices of the texts to return; None stands for all. Whatever is returned, all
                 of the classifier's texts and distractors compete in feature surgery.
             check_finite: Whether to raise on NaN and infinity in images and maps. On a GPU this

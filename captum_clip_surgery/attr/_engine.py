@@ -19,6 +19,7 @@ from captum_clip_surgery._utils.tensors import version_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._internals import are_transforms_active
 from captum_clip_surgery.models._validation import check_images, check_modes
 from captum_clip_surgery.models.image import PathConfig, TowerOutput
 
@@ -110,7 +111,7 @@ def forward_pass(
     """Check images and model, and share one pass of the tower within the block.
 
     A block inside another one on the same images and model joins it: nothing is checked or computed
-    twice.
+    twice. Gradients are recorded only if the images or the text features require them.
 
     Args:
         clip: The classifier.
@@ -132,8 +133,12 @@ def forward_pass(
     check_modes(clip.model)
     forward = ForwardPass(clip, images, configs, outputs)
     token = None if compiling else _current.set((forward, version_of(images)))
+    # The parameters of nearly every model require gradients: maps that nobody differentiates would
+    # each keep the activations of all blocks.
+    differentiable = images.requires_grad or clip.text_features_require_grad
+    recorded = torch.is_grad_enabled() and (differentiable or are_transforms_active())
     try:
-        with assert_parameters_unchanged(clip.model):
+        with assert_parameters_unchanged(clip.model), torch.set_grad_enabled(recorded):
             yield forward
     finally:
         if token is not None:

@@ -42,9 +42,9 @@ from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, Layer
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import resolve_indices
-from captum_clip_surgery.models.image import ModifiedResNetTower
+from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
 
-__all__ = ["METHODS", "choose"]
+__all__ = ["METHODS"]
 
 #: Tokens in one pass of a method that runs many: bounds memory for ViT-B/16 at 512 pixels.
 TOKENS_PER_PASS = 4096
@@ -100,7 +100,8 @@ class CaptumMethod:
 
     def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
         clip = self.forward_func
-        with torch.inference_mode(False), torch.random.fork_rng():
+        # Captum makes tensors on the default device.
+        with torch.inference_mode(False), torch.random.fork_rng(), torch.device(image.device):
             torch.manual_seed(SEED)
             # Without requires_grad Captum would warn and set it.
             image = image.detach().clone().requires_grad_()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from captum_clip_surgery._utils.images import is_image_name
 from captum_clip_surgery.preprocessing import load_image
 
 
@@ -27,7 +29,7 @@ def find_images(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            images = sorted(file for file in path.iterdir() if file.suffix.lower() in _suffixes())
+            images = sorted(file for file in path.iterdir() if is_image_name(file))
             if not images:
                 raise ValueError(f"no images in the folder {path}")
             paths += images
@@ -39,12 +41,6 @@ def find_images(names: Sequence[str]) -> list[Path]:
         else:
             paths.append(path)
     return paths
-
-
-def _suffixes() -> set[str]:
-    """Return the suffixes of formats that Pillow reads, leaving out those it only writes."""
-    extensions = Image.registered_extensions()
-    return {suffix for suffix, format_ in extensions.items() if format_ in Image.OPEN}
 
 
 class ImageFiles:
@@ -80,10 +76,12 @@ class ImageFiles:
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:
     """Return a name for the results of each image, numbered where images share their name."""
-    stems: list[str] = []
+    stems: dict[str, None] = {}
+    numbers: Counter[str] = Counter()  # per name, so that many equal ones take no quadratic time
     for path in paths:
-        stem, number = path.stem, 2
+        stem = path.stem
         while stem in stems:
-            stem, number = f"{path.stem}-{number}", number + 1
-        stems.append(stem)
-    return stems
+            numbers[path.stem] += 1
+            stem = f"{path.stem}-{numbers[path.stem] + 1}"
+        stems[stem] = None
+    return list(stems)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from open_clip.model import convert_weights_to_lp, get_cast_dtype
 from tqdm import tqdm
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils import files
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.models.text import Template
+from captum_clip_surgery.models.text.templates import Template
 
 EMBEDDED_MODEL_NOTE = (
     "This is the embedded model: small, trained by this project on scenes of emoji; it does not "
@@ -28,6 +29,7 @@ def load_model(
     quiet: bool = False,
     templates: Sequence[Template] | None = None,
     device: str | None = None,
+    precision: str = "fp32",
 ) -> ZeroShotClassifier:
     """Load the chosen model, or the embedded one if none is chosen.
 
@@ -38,6 +40,7 @@ def load_model(
         quiet: Do not print that the embedded model is used.
         templates: Prompt templates; None stands for the model's usual ones.
         device: Device of the model; None stands for a GPU if there is one.
+        precision: Precision of the model as open_clip names it, such as "bf16".
 
     Raises:
         ValueError: If `--pretrained` is given without `--model`.
@@ -48,16 +51,24 @@ def load_model(
             raise ValueError("--pretrained needs --model")
         if not quiet:
             print(f"No --model given. {EMBEDDED_MODEL_NOTE}")
-        return ZeroShotClassifier.demo(texts, distractors, templates).to(device)
+        clip = ZeroShotClassifier.demo(texts, distractors, templates).to(device)
+        if precision != "fp32":
+            convert_weights_to_lp(clip.model, get_cast_dtype(precision))
+        return clip
     return ZeroShotClassifier.from_pretrained(
-        options.model, options.pretrained, texts, distractors, templates, device=device
+        options.model,
+        options.pretrained,
+        texts,
+        distractors,
+        templates,
+        device=device,
+        precision=precision,
     )
 
 
 def read_lines(path: Path | None) -> list[str]:
     """Return the non-empty lines of a file, stripped; none if there is no file."""
-    lines = [] if path is None else read_text(path).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [] if path is None else files.read_lines(path)
 
 
 def read_texts(options: TextOptions, model: ModelOptions) -> list[str]:

@@ -20,12 +20,11 @@ from captum_clip_surgery.visualization import save_figure
 
 def segment(options: _options.Segment) -> None:
     """Run the command."""
-    if options.background and options.threshold is not None:
-        raise ValueError("--background and --threshold cannot be combined; give one of them")
     clip = _load(options)
     arguments = vars(options.segmentation) | {
         "feature_surgery": feature_surgery_of(options.segmentation.feature_surgery),
         "background": options.background or options.threshold,
+        "threshold": options.threshold if options.background else None,
     }
     files, entries, classes = ImageFiles(options.images), [], clip.texts
     for path, image in files:

@@ -22,7 +22,6 @@ from captum_clip_surgery.datasets._base import (
 )
 from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import open_labels, open_rgb
-from captum_clip_surgery.datasets._layout import check_layout
 from captum_clip_surgery.datasets.ade20k import Ade20k
 from captum_clip_surgery.datasets.cityscapes import Cityscapes
 from captum_clip_surgery.datasets.coco import Coco, CocoTags
@@ -45,7 +44,6 @@ __all__ = [
     "CocoObject",
     "CocoStuff",
     "CocoTags",
-    "DatasetEntry",
     "Folder",
     "HuggingFace",
     "ImageDataset",
@@ -62,7 +60,6 @@ __all__ = [
     "Sample",
     "Tags",
     "Target",
-    "check_layout",
     "open_dataset",
     "open_labels",
     "open_rgb",

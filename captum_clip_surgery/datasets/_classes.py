@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils.files import clean_text, read_text
 
 #: Folder of the class names that come with the package.
 FOLDER = Path(__file__).parent / "classes"
@@ -35,6 +35,14 @@ class Classes:
         """The first name of every class."""
         return tuple(names[0] for names in self.synonyms)
 
+    @property
+    def background(self) -> int | None:
+        """Index of the background: 0 if the first class is called so, otherwise None.
+
+        Tools write it as "background", "Background", "_background_" or "__background__".
+        """
+        return 0 if self.first[0].strip("_ ").casefold() == "background" else None
+
     def __len__(self) -> int:
         return len(self.synonyms)
 
@@ -49,7 +57,7 @@ class Classes:
                 name.
         """
         sources, rows = [], []
-        for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        for number, line in enumerate(map(str.strip, clean_text(text).split("\n")), 1):
             if "# source:" in line:
                 sources.append(line.removeprefix("# source:").strip())
             if not line or line.startswith("#"):

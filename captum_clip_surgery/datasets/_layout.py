@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils.files import read_lines
 
 
 def check_layout(name: str, root: Path, needed: Iterable[str], hint: str) -> None:
@@ -95,4 +95,4 @@ def check_paired(
 
 def read_names(path: Path) -> list[str]:
     """Return the first word of every line that is not blank."""
-    return [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
+    return [line.split()[0] for line in read_lines(path)]

@@ -87,7 +87,7 @@ def lookup_table(count: int, void: int | None = None, first: int = 0) -> np.ndar
     return table
 
 
-def relabel(stored: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
+def relabel(stored: np.ndarray, table: np.ndarray, path: Path | str) -> np.ndarray:
     """Look up the labels of stored values.
 
     Args:

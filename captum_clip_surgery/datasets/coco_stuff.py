@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils.files import read_lines, read_text
 from captum_clip_surgery.datasets._base import ImageDataset, Labels, Sample
 from captum_clip_surgery.datasets._classes import FOLDER, Classes
 from captum_clip_surgery.datasets._files import check_size, image_size, open_labels, open_rgb
@@ -196,7 +196,7 @@ def coarse_labels() -> np.ndarray:
 @cache
 def _coarse_members() -> dict[str, tuple[str, ...]]:
     """Return the members of each coarse class, from lines of the form "group: member, member"."""
-    lines = read_text(FOLDER / "coco_stuff27_members.txt").splitlines()
+    lines = read_lines(FOLDER / "coco_stuff27_members.txt")
     pairs = [line.split(": ") for line in lines if not line.startswith("#")]
     return {group: tuple(members.split(", ")) for group, members in pairs}
 

@@ -120,7 +120,7 @@ def _class_of_id(path: Path) -> np.ndarray:
     seen: set[str] = set()
     table = np.zeros(MAX_ID + 1, dtype=int)
     last = 0
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         digits, colon, name = line.partition(":")
         if not colon:
             continue

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from captum_clip_surgery._utils.images import SUFFIXES
 from captum_clip_surgery.datasets._base import ImageDataset, Labels, Masks, Sample
 from captum_clip_surgery.datasets._classes import Classes
-from captum_clip_surgery.datasets._files import image_size, open_labels
 from captum_clip_surgery.datasets._layout import check_layout
-from captum_clip_surgery.datasets._paired import lookup_table, relabel
-from captum_clip_surgery.preprocessing import load_image, open_image
+from captum_clip_surgery.datasets._own import OwnImage, check_ignored, read_labels, read_mask
 
 __all__ = ["Folder"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-BACKGROUND = "background"
 HINT = (
     "images/NAME.jpg (or another image format), masks/NAME.png with the same name, and "
     "classes.txt with one class per line"
@@ -42,7 +38,7 @@ class Folder(ImageDataset):
 
     Class numbers are line numbers of `classes.txt`, counted from 0, in gray or palette PNGs. 255 is
     ignored (65535 in 16-bit PNGs), unless it is the number of a class. If the first class is called
-    "background", it is the background class.
+    "background" (in any case, with or without underscores), it is the background class.
 
     The mask of a class is named after the class's first name and holds 0 outside and 1 or 255
     inside. A class without a mask, or with an empty one, is not in the image. All samples have
@@ -55,7 +51,8 @@ class Folder(ImageDataset):
         FileNotFoundError: If a folder, `classes.txt`, the mask of an image or the image of a mask
             is missing.
         ValueError: If two images have the same name, a file is of another kind, both kinds of masks
-            exist, or `classes.txt` cannot be read.
+            exist, `classes.txt` cannot be read, or only one class occurs beside ignored pixels, as
+            in masks of 0 and 255.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -74,38 +71,33 @@ class Folder(ImageDataset):
                 f"Expected: {HINT}"
             )
         classes = Classes.read(root / "classes.txt")
-        background = 0 if classes.first[0] == BACKGROUND else None
-        super().__init__(title, classes, sorted(self._images), background)
+        super().__init__(title, classes, sorted(self._images), classes.background)
+        if not self._per_class:
+            check_ignored(title, classes, len(self), lambda i: self._read_labels(self.names[i]))
 
     def read(self, index: int) -> Sample:
         """Read an image and its labels or masks."""
         name = self.names[index]
-        path = self._images[name]
-        image = load_image(path)
-        if self._per_class:
-            return Sample(name, image, self._read_masks(self._folder / name, image, path))
-        mask_path = self._masks[name]
-        _check_size(image, path, mask_path)
-        return Sample(name, image, self._read_labels(mask_path))
+        own = OwnImage.read(self._images[name], str(self._images[name]))
+        target = self._read_masks(name, own) if self._per_class else self._read_labels(name, own)
+        return Sample(name, own.image, target)
 
-    def _read_labels(self, path: Path) -> Labels:
-        stored = open_labels(path)
-        with open_image(path) as image:
-            void = 65_535 if image.mode.startswith("I") else 255
-        return Labels(relabel(stored, lookup_table(len(self.classes), void), path))
+    def _read_labels(self, name: str, own: OwnImage | None = None) -> Labels:
+        path = self._masks[name]
+        return read_labels(path, str(path), self.classes, own)
 
-    def _read_masks(self, folder: Path, image: Image.Image, image_path: Path) -> Masks:
+    def _read_masks(self, name: str, own: OwnImage) -> Masks:
         masks = {}
+        folder = self._folder / name
         for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
             if path.suffix.lower() != ".png" or path.stem not in self.classes.first:
                 raise ValueError(
                     f"{path} is not the mask of a class, expected the name of a class in "
                     f"classes.txt and .png: {', '.join(self.classes.first[:5])}, ..."
                 )
-            _check_size(image, image_path, path)
-            stored = open_labels(path)
+            stored, void = read_mask(path, str(path), own)
             values = {int(value) for value in np.unique(stored)}
-            if not (values <= {0, 1} or values <= {0, 255}):
+            if not (values <= {0, 1} or values <= {0, void}):
                 raise ValueError(
                     f"{path} holds {', '.join(map(str, sorted(values)[:5]))}, expected 0 for "
                     "outside and 1 or 255 for inside"
@@ -164,24 +156,3 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield from _walk(path, (*above, real))
         else:
             yield path
-
-
-def _check_size(image: Image.Image, path: Path, mask_path: Path) -> None:
-    """Check that a mask has the size of the image as shown.
-
-    Raises:
-        ValueError: If it has not; the message says whether the EXIF rotation explains it.
-    """
-    width, height = image_size(mask_path)
-    if (width, height) == image.size:
-        return
-    message = (
-        f"{mask_path} is {width} x {height} pixels, its image {path} is {image.width} x "
-        f"{image.height}"
-    )
-    if image_size(path) == (width, height):
-        message += (
-            f" as shown: it is stored as {width} x {height} and turned by its EXIF rotation. Turn "
-            "the mask as well, or store the image upright"
-        )
-    raise ValueError(message)

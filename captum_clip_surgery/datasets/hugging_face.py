@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from captum_clip_surgery._utils.errors import error_message
 from captum_clip_surgery._utils.files import read_json
 from captum_clip_surgery.datasets._base import ImageDataset, Labels, Sample, Tags
 from captum_clip_surgery.datasets._classes import Classes
-from captum_clip_surgery.datasets._files import check_size
 from captum_clip_surgery.datasets._layout import check_layout
-from captum_clip_surgery.datasets._paired import lookup_table, relabel
-from captum_clip_surgery.preprocessing import open_image, upright
+from captum_clip_surgery.datasets._own import OwnImage, check_ignored, read_labels
 
 __all__ = ["HuggingFace"]
 
@@ -25,7 +19,6 @@ HINT = (
     "the output of Dataset.save_to_disk, with the columns image and either mask (images of class "
     "numbers; next to it classes.txt with one class per line) or labels (lists of a ClassLabel)"
 )
-VOID = 255
 
 
 class HuggingFace(ImageDataset):
@@ -36,18 +29,19 @@ class HuggingFace(ImageDataset):
         root/dataset_info.json, state.json, data-00000-of-00001.arrow   by Dataset.save_to_disk
         root/classes.txt          for masks: one class per line, comma-separated names
 
-    Masks hold the class's line number in `classes.txt`, counted from 0, and 255 for unlabeled
-    pixels; a first class "background" is the background class. Labels take their names from the
-    column's `ClassLabel`; a single label is read as a list of one. EXIF rotations are applied and
-    images converted to RGB. Images must be stored in the rows, because paths are not followed.
-    Rename other columns with `dataset.rename_column(...)` before saving.
+    Images and masks are read as by `Folder`: masks hold the class's line number in `classes.txt`,
+    counted from 0, and 255 for unlabeled pixels (65535 in 16 bits), EXIF rotations are applied, and
+    masks must match the image as shown. Labels take their names from the column's `ClassLabel`; a
+    single label is read as a list of one. Images must be stored in the rows, because paths are not
+    followed. Rename other columns with `dataset.rename_column(...)` before saving.
 
     Args:
         root: The folder; for a `DatasetDict` the folder of one split.
 
     Raises:
         FileNotFoundError: If the folder is missing, or `classes.txt` for masks.
-        ValueError: If columns are missing or of another type.
+        ValueError: If columns are missing or of another type, or only one class occurs in masks
+            beside ignored pixels.
         ImportError: If `datasets` is missing.
     """
 
@@ -69,10 +63,10 @@ class HuggingFace(ImageDataset):
                     f"{title}: the column {column} is {features[column]!r:.80}, expected images: "
                     "cast it to datasets.Image()"
                 )
-        self._modes = {column: features[column].mode for column in images}
+        self._mask_mode = features["mask"].mode if has_masks else None
         rows = rows.with_format(None).select_columns(["image", target])
         for column in images:
-            # `datasets` would decode any format and follow paths, so `_decode` replaces it.
+            # `datasets` would decode any format, follow paths, and read 16 bits as 8.
             rows = rows.cast_column(column, type(features[column])(decode=False))
         self._rows = rows
         if has_masks:
@@ -85,62 +79,52 @@ class HuggingFace(ImageDataset):
                     f"{title}: labels are {features['labels']!r:.80}. Expected: {HINT}"
                 )
             classes = Classes(tuple((name,) for name in label.names), title)
-        background = 0 if has_masks and classes.first[0] == "background" else None
-        super().__init__(title, classes, [f"{row:06}" for row in range(len(rows))], background)
+        names = [f"{row:06}" for row in range(len(rows))]
+        super().__init__(title, classes, names, classes.background if has_masks else None)
+        if has_masks:
+            masks = rows.select_columns("mask")
+            check_ignored(title, classes, len(rows), lambda i: self._labels_of(masks[i]["mask"], i))
 
     def read(self, index: int) -> Sample:
         """Read an image and its labels or classes."""
         row = self._rows[index]
-        name, where = self.names[index], f"{self.name}, row {index}"
-        image = self._decode(row, "image", where).convert("RGB")
-        if "mask" not in row:
-            return Sample(name, image, Tags(frozenset(self._read_tags(row["labels"], where))))
+        where = f"{self.name}, row {index}"
+        own = OwnImage.read(_bytes_of(row["image"], where), where)
+        target = (
+            self._labels_of(row["mask"], index, own)
+            if "mask" in row
+            else Tags(frozenset(self._read_tags(row["labels"], where)))
+        )
+        return Sample(self.names[index], own.image, target)
+
+    def _labels_of(self, cell: Any, index: int, own: OwnImage | None = None) -> Labels:
         where = f"{self.name}, mask of row {index}"
-        mask = self._decode(row, "mask", where, (image, Path(f"of row {index}")))
-        stored = np.asarray(mask).astype(np.int32)
-        if stored.ndim != 2:
-            raise ValueError(f"{where} holds colors, expected class numbers")
-        check_size(image, Path(f"of row {index}"), mask.size, where)
-        table = lookup_table(len(self.classes), VOID)
-        return Sample(name, image, Labels(relabel(stored, table, Path(where))))
-
-    def _decode(
-        self, row: Any, column: str, where: str, like: tuple[Image.Image, Path] | None = None
-    ) -> Image.Image:
-        """Decode an image of a row as `datasets` does: upright, in the column's mode.
-
-        Args:
-            row: Row of the data set.
-            column: Column of the image.
-            where: Description of the place, for messages.
-            like: Image with the expected number of pixels, and its description for messages.
-        """
-        content = row[column] and row[column].get("bytes")
-        if not content:
-            raise ValueError(
-                f"{where} has no bytes of an image, and paths are not followed; save the data set "
-                "with Dataset.save_to_disk, which stores them"
-            )
-        mode = self._modes[column]
-        try:
-            with open_image(io.BytesIO(content)) as opened:
-                if like and math.prod(opened.size) != math.prod(like[0].size):
-                    check_size(*like, opened.size, where)
-                image = upright(opened)
-                return image.convert(mode) if mode and mode != image.mode else image
-        except Exception as error:  # decoders raise many types
-            raise ValueError(
-                f"{where} cannot be read as an image: {error_message(error)}"
-            ) from None
+        return read_labels(_bytes_of(cell, where), where, self.classes, own, self._mask_mode)
 
     def _read_tags(self, labels: Any, where: str) -> list[int]:
         labels = labels if isinstance(labels, list) else [labels]
         for label in labels:
             if type(label) is not int or not 0 <= label < len(self.classes):
                 raise ValueError(
-                    f"{where} has the label {label!r:.80}, expected 0..{len(self.classes) - 1}"
+                    f"{where} has the label {label!r:.80}, expected 0..{len(self.classes) - 1}; "
+                    "leave out unlabeled rows with dataset.filter(...)"
                 )
         return labels
+
+
+def _bytes_of(cell: Any, where: str) -> io.BytesIO:
+    """Return the bytes of an image in a row.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    content = cell and cell.get("bytes")
+    if not content:
+        raise ValueError(
+            f"{where} has no bytes of an image, and paths are not followed; save the data set with "
+            "Dataset.save_to_disk, which stores them"
+        )
+    return io.BytesIO(content)
 
 
 def _load(root: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery._utils.files import read_lines, read_text
 from captum_clip_surgery.datasets._base import ImageDataset, Sample, Tags
 from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import open_rgb
@@ -120,8 +120,7 @@ def _check_concepts(path: Path, expected: tuple[str, ...]) -> None:
 
 def _read_list(path: Path) -> list[str]:
     """Return the names FOLDER/NAME.jpg in a list of images, which is written with backslashes."""
-    lines = (line.strip() for line in read_text(path).splitlines())
-    names = [PureWindowsPath(line).as_posix() for line in lines if line]
+    names = [PureWindowsPath(line).as_posix() for line in read_lines(path)]
     if not names:
         raise ValueError(f"{path} lists no images")
     if len(set(names)) < len(names):

@@ -150,7 +150,7 @@ class PascalVocTags(ImageDataset):
             path = self._lists / f"{official_name(first)}_{self._split}.txt"
             if not path.exists():
                 continue
-            for number, line in enumerate(read_text(path).splitlines(), 1):
+            for number, line in enumerate(read_text(path).rstrip().split("\n"), 1):
                 cells = line.split()
                 if len(cells) != 2 or cells[1] not in ("1", "0", "-1"):
                     raise ValueError(

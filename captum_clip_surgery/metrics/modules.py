@@ -34,7 +34,7 @@ from captum_clip_surgery.metrics.functional import (
     segmentation_miou,
 )
 from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
-from captum_clip_surgery.metrics.functional.localization import THRESHOLDS
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
 from captum_clip_surgery.models._validation import Target
 
 __all__ = [
@@ -220,7 +220,7 @@ class GridPointingGame(PercentMean):
         check_maps(maps, len(cells))
         for attribution, cell in zip(maps, cells, strict=True):
             fraction = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
-            self.add(torch.tensor([[fraction]], dtype=torch.float64))
+            self.add(torch.tensor([[fraction]], dtype=torch.float64, device="cpu"))
 
 
 class InsertionDeletion(PercentMean):

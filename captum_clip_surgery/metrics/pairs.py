@@ -14,27 +14,18 @@ from captum_clip_surgery.metrics.functional._maps import (
     check_pair,
     check_tolerance,
     is_measurable,
-    prepare,
+    prepare_levels,
 )
-from captum_clip_surgery.metrics.functional.energy import _energy_pointing_game_update
-from captum_clip_surgery.metrics.functional.localization import (
-    THRESHOLDS,
-    _pointing_game_update,
-    iou_curve,
-    score_contrast,
-)
-from captum_clip_surgery.metrics.functional.ranking import auroc_and_ap
-from captum_clip_surgery.metrics.functional.segmentation import (
-    confusion,
-    pixel_accuracy,
-    segmentation_miou,
-)
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS, RankedPixels
+from captum_clip_surgery.metrics.functional.energy import energy_share
+from captum_clip_surgery.metrics.functional.localization import share_near
+from captum_clip_surgery.metrics.functional.segmentation import pixel_accuracy, segmentation_miou
 
 __all__ = ["Localization", "PairMeasures", "localization"]
 
 #: Measures that are means over pairs.
 MEANS = ("msc", "pointing", "pointing_near", "energy", "auroc", "average_precision")
-#: Widths of a pair's statistics: IoU curve, values of `MEANS`, confusion, and 1 to count pairs.
+#: Widths of `pair_stats`, IoU curve, values of `MEANS` and confusion, and of 1 to count pairs.
 WIDTHS = [len(THRESHOLDS), len(MEANS), 4, 1]
 #: Tolerance of `pointing_near` in pixels of the mask, as in the paper.
 TOLERANCE = 15
@@ -153,25 +144,20 @@ class PairMeasures:
         """
         if image is not None and not isinstance(image, Integral):
             raise TypeError(f"image must be an int or None, got {image!r} ({type(image).__name__})")
-        check_pair(attribution, mask)
-        mask = mask.cpu()
-        valid = _valid_pixels(mask, ignored)
-        if not is_measurable(mask[valid]):
+        self.add(pair_stats(attribution, mask, ignored, self.tolerance), image)
+
+    def add(self, stats: Tensor | None, image: int | None = None) -> None:
+        """Add the statistics of a pair.
+
+        Args:
+            stats: Statistics from `pair_stats`; None counts a skipped pair.
+            image: Number of the image, see `update`.
+        """
+        if stats is None:
             self.skipped += 1
-            return
-        stats = _pair_stats(attribution.detach().cpu(), mask, valid, self.tolerance)
-        self._add(object() if image is None else image, stats)
-
-    def stats(self, image: int) -> Tensor:
-        """Return the statistics of an image and the number of skipped pairs so far, (113,)."""
-        sums = self.sums.get(image, torch.zeros(sum(WIDTHS), dtype=torch.float64))
-        return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64)])
-
-    def add_stats(self, image: int, stats: Tensor) -> None:
-        """Add the statistics of an image that `stats` of other measures returned."""
-        self.skipped += int(stats[-1])
-        if stats[-2]:  # number of pairs
-            self._add(image, stats[:-1])
+        else:
+            pair = torch.cat([stats, torch.ones(1, dtype=torch.float64, device="cpu")])
+            self._add(object() if image is None else image, pair)
 
     @property
     def n_pairs(self) -> int:
@@ -249,37 +235,62 @@ class PairMeasures:
         return torch.stack(list(self.sums.values()))
 
 
-def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor:
-    """Return the pixels (H, W) that count."""
+def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor | None:
+    """Return the pixels (H, W) that count, or None if all do."""
     if ignored is None:
-        return torch.ones_like(mask)
+        return None
     if ignored.shape != mask.shape or ignored.dtype != torch.bool:
         raise ValueError(
-            f"ignored pixels are {tuple(ignored.shape)} of {ignored.dtype}, expected "
-            f"{tuple(mask.shape)} of torch.bool, as the mask is"
+            f"ignored has shape {tuple(ignored.shape)} and dtype {ignored.dtype}, expected "
+            f"{tuple(mask.shape)} and torch.bool, like the mask"
         )
-    return ~ignored.cpu()
+    return ~ignored.cpu() if ignored.any() else None
 
 
-def _pair_stats(attribution: Tensor, mask: Tensor, valid: Tensor, tolerance: float) -> Tensor:
-    """Return a pair's statistics, (112,) as `WIDTHS` lists them."""
-    prepared = prepare(attribution, mask)
-    scores, inside = prepared, mask
-    if not valid.all():  # the measures of single pixels take the valid ones, (P,)
-        scores, inside = None if prepared is None else prepared[valid], mask[valid]
+def pair_stats(
+    attribution: Tensor,
+    mask: Tensor,
+    ignored: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> Tensor | None:
+    """Return the statistics of a pair, from whose sums all measures follow.
+
+    Args:
+        attribution: Map (h, w) of any size, raw and signed.
+        mask: Mask (H, W) of bool.
+        ignored: Pixels (H, W) of bool that do not count, see `PairMeasures.update`.
+        tolerance: Tolerance of the pointing game, in pixels of the mask.
+
+    Returns:
+        IoU curve (101,), values of `MEANS` and confusion (4,) in a row (111,) of float64, or None
+        if no counted pixel is inside the mask or none outside.
+
+    Raises:
+        TypeError: If the map or the mask is not a tensor.
+        ValueError: If a shape or dtype is wrong, or the map is not finite.
+    """
+    check_pair(attribution, mask)
+    attribution, mask = attribution.detach().cpu(), mask.cpu()
+    valid = _valid_pixels(mask, ignored)
+    if not is_measurable(mask if valid is None else mask[valid]):
+        return None
+    levels = prepare_levels(attribution, mask)
+    constant = levels is None
+    pixels = RankedPixels.of(
+        torch.zeros_like(mask, dtype=torch.int32) if levels is None else levels, mask, valid
+    )
+    # A constant map points nowhere, and has no foreground at any threshold.
     means = [
-        score_contrast(scores, inside),
-        _pointing_game_update(prepared, mask, 0, valid),
-        _pointing_game_update(prepared, mask, tolerance, valid),
-        _energy_pointing_game_update(attribution, mask, valid),
-        *auroc_and_ap(scores, inside),
+        pixels.contrast(),
+        *(0.0 if constant else share_near(pixels.maxima, mask, t) for t in (0, tolerance)),
+        energy_share(attribution, mask, valid),
+        *pixels.auroc_and_ap(),
     ]
     return torch.cat(
         [
-            iou_curve(scores, inside),
-            torch.tensor(means, dtype=torch.float64),
-            confusion(scores, inside),
-            torch.ones(1, dtype=torch.float64),
+            torch.zeros_like(THRESHOLDS) if constant else pixels.iou_curve(),
+            torch.tensor(means, dtype=torch.float64, device="cpu"),
+            pixels.confusion(),
         ]
     )
 

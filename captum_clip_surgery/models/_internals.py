@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from open_clip.factory import _find_checkpoint_in_dir as find_checkpoint
 from open_clip.factory import _get_hf_config as get_hub_config
 from open_clip.model import _build_vision_tower as build_image_tower
@@ -23,6 +24,7 @@ __all__ = [
     "HOOK_OPTIONS",
     "RECORDING_HOOKS",
     "add_timm_positions",
+    "are_transforms_active",
     "buffers_of",
     "build_image_tower",
     "children_of",
@@ -101,6 +103,11 @@ def unwrap_parallel(module: Any) -> Any:
             module = module._orig_mod
         else:
             return module
+
+
+def are_transforms_active() -> bool:
+    """Return whether a transform of `torch.func` is running, whose tensors hide what they need."""
+    return torch._C._are_functorch_transforms_active()
 
 
 # --- hooks ---------------------------------------------------------------------------------------

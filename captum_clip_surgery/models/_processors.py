@@ -10,7 +10,7 @@ from torch import nn
 
 from captum_clip_surgery.models._dual_encoders import TransformersCLIP, family_of
 from captum_clip_surgery.models.image._registry import unwrap
-from captum_clip_surgery.models.text.transformers import TransformersTokenizer
+from captum_clip_surgery.models.text._transformers import TransformersTokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 
 

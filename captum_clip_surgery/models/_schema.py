@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from captum_clip_surgery._utils.files import read_text
+
 MAX_TEXT = 10_000
 TEMPLATES = "additional_chat_templates"  # a folder that transformers reads beside a tokenizer
 
@@ -36,7 +38,7 @@ def read_json(path: Path) -> Any:
         ValueError: If the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 

@@ -28,7 +28,7 @@ from captum_clip_surgery.models._file_kinds import check_kind
 from captum_clip_surgery.models._processors import preprocess_config
 from captum_clip_surgery.models._schema import check_links, check_table, read_json
 from captum_clip_surgery.models._transformers_files import CONFIG, tokenizer_options
-from captum_clip_surgery.models.text.transformers import TransformersTokenizer
+from captum_clip_surgery.models.text._transformers import TransformersTokenizer
 
 SAFE, INDEX, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")

@@ -228,7 +228,7 @@ def resolve_indices(indices: Sequence[int], count: int, device: torch.device) ->
         if not _is_index(index):
             raise TypeError(f"target {index!r} is a {type(index).__name__}, expected an int")
         if not -count <= index < count:
-            raise IndexError(f"target {index} is past the {count} texts")
+            raise IndexError(f"target {index} is out of range for {count} texts")
     return torch.tensor([int(index) % count for index in indices], device=device)
 
 

@@ -40,7 +40,7 @@ from captum_clip_surgery.models._transformers_files import tokenizer_options
 from captum_clip_surgery.models._transformers_folder import check_options, load_folder
 from captum_clip_surgery.models._weight_files import loadable_file, read_shapes
 from captum_clip_surgery.models.image import build_tower
-from captum_clip_surgery.models.text.tokenization import Tokenizer
+from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 
 __all__ = ["Loaded", "load"]

@@ -18,7 +18,7 @@ from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import check_images, check_modes
 from captum_clip_surgery.models.image import TowerOutput
-from captum_clip_surgery.models.text import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._words import END, START, word_positions
 from captum_clip_surgery.models.text.templates import check_texts
 from captum_clip_surgery.tasks._images import Images, Size, as_list, batches
@@ -304,7 +304,7 @@ def _leave_out_words(caption: _Caption, padding: int) -> Tensor:
     """Return token ids (1 + words, context) of a caption and of it without each of its words."""
     rows = [caption.tokens]
     for positions in compress(caption.positions, caption.inner):
-        keep = torch.ones(len(caption.tokens), dtype=torch.bool)
+        keep = torch.ones(len(caption.tokens), dtype=torch.bool, device="cpu")
         keep[positions] = False
         tail = caption.tokens.new_full((len(positions),), padding)
         rows.append(torch.cat([caption.tokens[keep], tail]))

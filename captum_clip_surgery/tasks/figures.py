@@ -15,7 +15,6 @@ from captum_clip_surgery.tasks._segmenter import Segmentation
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
-from captum_clip_surgery.visualization import View
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import add_legend, label_color, labels_figure
@@ -26,6 +25,7 @@ from captum_clip_surgery.visualization._layout import (
     panel_width,
     title_size,
 )
+from captum_clip_surgery.visualization._views import View
 
 __all__ = ["points_figure", "recognition_figure", "segmentation_figure", "words_figure"]
 
@@ -38,7 +38,7 @@ def segmentation_figure(
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         segmentation: Its segmentation.
-        width: Width of the figure in inches, or a name in `WIDTHS`.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
     Returns:
         A figure independent of pyplot; `save_figure` writes it.
@@ -59,7 +59,7 @@ def recognition_figure(
         image: The image (H, W, 3), uint8 or floats in 0..1.
         recognition: Its scores.
         count: Maximum number of classes.
-        width: Width of the figure in inches, or a name in `WIDTHS`.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
     Returns:
         A figure independent of pyplot; `save_figure` writes it.
@@ -88,7 +88,7 @@ def points_figure(
         image: The image (H, W, 3), uint8 or floats in 0..1.
         prompts: Its prompts.
         masks: SAM's mask (H, W) of bool for each prompt.
-        width: Width of the figure in inches, or a name in `WIDTHS`.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
     Returns:
         A figure independent of pyplot; `save_figure` writes it.
@@ -133,8 +133,8 @@ def words_figure(
         image: The image (H, W, 3), uint8 or floats in 0..1.
         word_maps: Its maps, as `tasks.word_maps` returns them.
         columns: Number of panels in a row, at least 1.
-        width: Width of the figure in inches, or a name in `WIDTHS`; None stands for two inches per
-            panel.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
+            stands for two inches per panel.
         sign: Sign of the values to draw, see `visualize_attribution`.
         cmap: Colormap, see `visualize_attribution`.
         alpha_overlay: Opacity of the maps over the image, 0..1.
@@ -172,4 +172,7 @@ def _draw_points(axis: Axes, prompt: Prompt, color: tuple[float, float, float]) 
     for points, marker, width in kinds:
         if len(points):  # an empty plot would still take room, at the figure's corner
             x, y = points.T
-            axis.plot(x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False)
+            (marks,) = axis.plot(
+                x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False
+            )
+            marks.set_in_layout(False)  # marks at the border would shrink the panel

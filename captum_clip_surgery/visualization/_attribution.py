@@ -73,8 +73,8 @@ def visualize_attribution(
         title: Title above the map.
         axis: The axis to draw on; None creates a figure.
         threshold: Lower bound of "mask" as a share of the scale, 0..1.
-        width: Width of a new figure in inches or as a name in `WIDTHS`; None stands for four
-            inches.
+        width: Width of a new figure in inches, or "column", "page", "notebook" or "slide"; None
+            stands for four inches.
 
     Returns:
         The figure; a new one is not registered with pyplot. For a map with nothing to draw, such as

@@ -64,14 +64,14 @@ def compare_figure(
         diverging: Whether, with sign "range", maps of methods that give values of both signs are
             drawn with sign "all": two colors around zero, on a symmetric scale.
         notes: Notes below panels: for "image" and for methods, a note for each image and text.
-        sign: One of `SIGNS`; "range" suits methods that differ in where zero is.
-        method: One of `VIEWS`.
+        sign: As for `visualize_attribution`; "range" suits methods that differ in where zero is.
+        method: As for `visualize_attribution`.
         outlier_perc: Percentage of outliers, from 0 to below 100, as for `visualize_attribution`.
         cmap: Color map of heat maps; None chooses one by the sign.
         alpha_overlay: Opacity of "blended_heat_map", 0..1.
         transpose: Whether rows are methods, and columns images and texts.
-        width: Width of the figure in inches or as a name in `WIDTHS`; None stands for two inches
-            per panel.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
+            stands for two inches per panel.
 
     Returns:
         A figure that is not registered with pyplot; `save_figure` writes it.

@@ -357,7 +357,7 @@ def test_resolutions(explainer: Explainer) -> None:
 
 
 def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Explainer) -> None:
-    with pytest.warns(UserWarning, match="never learnt: xylophone"):
+    with pytest.warns(UserWarning, match="not trained on: xylophone"):
         result = _tabs.complete(explainer, example_image(0), settings(texts=("xylophone", "star")))
     assert any("never seen: xylophone" in hint for hint in result.hints)
     with pytest.raises(ValueError, match="longer than the model's context"):
@@ -368,7 +368,7 @@ def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Exp
 
 def test_what_visitors_write_stays_text(explainer: Explainer) -> None:
     evil = "<img src=x> ${1} {{2}} `"
-    with pytest.warns(UserWarning, match="never learnt"):
+    with pytest.warns(UserWarning, match="not trained on"):
         result = _tabs.complete(explainer, example_image(0), settings(texts=(evil, "star")))
     for html in (
         result.html,
@@ -427,7 +427,7 @@ def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     return names
 
 
-@pytest.mark.filterwarnings("ignore:the embedded model never learnt")
+@pytest.mark.filterwarnings("ignore:the embedded model was not trained on")
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.slow] if c == "samples" else []) for c in CASES]
 )

@@ -130,11 +130,15 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "list with a text": (["a dog"] * 3, TypeError, "target 'a dog' is a str"),
     "list of lists": ([[0], [1], [2]], TypeError, "is a list, expected an int"),
     # There is a distractor at 3, which competes but is no target.
-    "past the end": (3, IndexError, "target 3 is past the 3 texts"),
-    "past the beginning": (-4, IndexError, "target -4 is past the 3 texts"),
-    "tensor past the end": (torch.tensor(3), IndexError, "target 3 is past the 3 texts"),
-    "list past the end": ([0, 5, 1], IndexError, "target 5 is past the 3 texts"),
-    "tensor past the beginning": (torch.tensor([0, 1, -4]), IndexError, "target -4 is past"),
+    "past the end": (3, IndexError, "target 3 is out of range for 3 texts"),
+    "past the beginning": (-4, IndexError, "target -4 is out of range for 3 texts"),
+    "tensor past the end": (torch.tensor(3), IndexError, "target 3 is out of range for 3 texts"),
+    "list past the end": ([0, 5, 1], IndexError, "target 5 is out of range for 3 texts"),
+    "tensor past the beginning": (
+        torch.tensor([0, 1, -4]),
+        IndexError,
+        "target -4 is out of range",
+    ),
     "None": (None, ValueError, "there are 3 texts"),
 }
 
@@ -173,7 +177,7 @@ def test_attribute_all_of_some_texts(once_bench: Bench) -> None:
 def test_attribute_all_refuses(bench: Bench) -> None:
     with pytest.raises(ValueError, match="targets are empty"):
         bench.attribution.attribute_all(bench.images, [])
-    with pytest.raises(IndexError, match="target 3 is past the 3 texts"):
+    with pytest.raises(IndexError, match="target 3 is out of range for 3 texts"):
         bench.attribution.attribute_all(bench.images, [0, 3])
     with pytest.raises(TypeError, match="target True is a bool"):
         bench.attribution.attribute_all(bench.images, [0, True])

@@ -19,7 +19,10 @@ from captum_clip_surgery import (
     LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
+from captum_clip_surgery.attr import METHODS, attribute_many
 from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.attr.dual_path import LayerShapeMixin, PathConfig
+from captum_clip_surgery.attr.registry import choose
 from tests._helpers.cases import each
 from tests._helpers.tiny import FAMILIES, TOWERS, on_models, relative_error, tiny_model
 
@@ -183,7 +186,7 @@ def check_gradients_with_respect_to_parameters(
     # A copy, since differences are taken by moving its parameters.
     clip = copy.deepcopy(double_clip(family))
     surgery = LayerCLIPSurgery(clip, feature_surgery=form)
-    images = image_of(clip, grid)
+    images = image_of(clip, grid).requires_grad_()
     parameters = dict(clip.model.visual.named_parameters())
     gradients = check_gradients(lambda: surgery.attribute_all(images), [*parameters.values()])
     unused = {name for name, g in zip(parameters, gradients, strict=True) if g is None}
@@ -194,6 +197,57 @@ def check_gradients_with_respect_to_parameters(
     assert all(parameter.grad is None for parameter in parameters.values())
 
 
+# --- on request only ----------------------------------------------------------------------------
+
+
+class OwnPass(LayerShapeMixin):
+    """A user's method that calls the tower itself."""
+
+    def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        output = self.forward_func.tower.dual_path(images, PathConfig(0, lambda heads: heads.v))
+        return (output.patches @ self.forward_func.text_features()[targets].T).mT.unflatten(
+            -1, output.grid
+        )
+
+
+@each("name", [*METHODS, *MAPS, "own pass"])
+def test_plain_calls_keep_no_graph(name):
+    """Parameters require gradients, as in every model that was just loaded."""
+    clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=TEMPLATES)
+    methods = {**METHODS, **MAPS, "own pass": OwnPass}
+    if name in choose(clip, ["all"])[1]:
+        methods[name] = OwnPass
+    method = methods[name](clip)
+    images = image_of(clip, (3, 2)).float()
+    with torch.enable_grad():
+        shared = attribute_many({"": method, "CLIP": LayerCLIPSimilarity(clip)}, images)
+        assert not any(maps.requires_grad for maps in shared.values())
+        assert not method.attribute_all(images, [1]).requires_grad
+    assert all(parameter.requires_grad for parameter in clip.model.parameters())
+    assert clip(images).requires_grad  # logits train the model as any output does
+
+
+def test_transforms_of_functions_reach_images_and_parameters():
+    """Under torch.func nothing says that it requires gradients."""
+    clip = double_clip("vit")
+    images = image_of(clip, None)
+    model = torch.nn.ModuleDict({"clip": clip})
+    surgery = LayerCLIPSurgery(clip)
+    model.forward = lambda pixels: surgery.attribute_all(pixels, None, False).square().sum()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    by_images = torch.func.grad(model)(images)
+    by_parameters = torch.func.grad(
+        lambda values: torch.func.functional_call(model, values, (images,))
+    )(parameters)
+    leaf = images.clone().requires_grad_()
+    trained = dict(clip.model.visual.named_parameters(prefix="clip.model.visual"))
+    expected = torch.autograd.grad(model(leaf), [leaf, *trained.values()], allow_unused=True)
+    assert relative_error(by_images, expected[0]) < 1e-12
+    for name, gradient in zip(trained, expected[1:], strict=True):
+        if gradient is not None:
+            assert relative_error(by_parameters[name], gradient) < 1e-10, name
+
+
 # --- grad modes ----------------------------------------------------------------------------------
 
 MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
@@ -202,7 +256,7 @@ MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 @each("mode", MODES)
 def test_results_do_not_depend_on_the_grad_mode(clip, mode):
     for grid in (None, (3, 2)):
-        images = image_of(clip, grid).float()
+        images = image_of(clip, grid).float().requires_grad_()
         for make in MAPS.values():
             method = make(clip)
             expected = method.attribute(images, target=0), method.attribute_all(images)
@@ -215,7 +269,9 @@ def test_results_do_not_depend_on_the_grad_mode(clip, mode):
                 assert relative_error(a, e.detach()) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["vit", "resnet", pytest.param("coca", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["vit", *(pytest.param(f, marks=pytest.mark.slow) for f in ("resnet", "coca"))]
+)
 @each("mode", MODES)
 @each("where", ["made", "with_texts", "attribute", "from_features"])
 def test_text_features_of_another_grad_mode_allow_gradients_later(family, mode, where):

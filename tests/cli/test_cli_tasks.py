@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
@@ -49,6 +50,20 @@ def test_segment_a_folder(monkeypatch, tmp_path, folder, capsys, clip) -> None:
         assert Image.open(tmp_path / "out" / f"{number}-segments.png").size[0] > 500
 
 
+@pytest.mark.parametrize("background", [None, ["a background"]])
+def test_segment_with_a_threshold(monkeypatch, tmp_path, folder, capsys, clip, background) -> None:
+    texts = [] if background is None else ["--background", *background]
+    options = (*texts, "--threshold", 0.9, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "segment", folder / "0.png", *TEXTS, *options) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    both = {"background": background, "threshold": 0.9} if background else {"background": 0.9}
+    (expected,) = segment(clip, folder / "0.png", **both)
+    assert np.array_equal(np.asarray(Image.open(entry["labels"])), expected.labels.numpy())
+    if background:  # the threshold matters beside the text
+        (without,) = segment(clip, folder / "0.png", background=background)
+        assert not torch.equal(without.labels, expected.labels)
+
+
 def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) -> None:
     options = ("--window", 64, "--size", 96, "--feature-surgery", "release", "--output", tmp_path)
     assert run(monkeypatch, "segment", folder / "0.png", *options) == 0
@@ -57,8 +72,6 @@ def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) ->
     shares = [line.split(maxsplit=1) for line in printed.splitlines() if "%" in line]
     assert sum(float(share.rstrip("%")) for share, _ in shares) == pytest.approx(100, abs=1)
     assert {name for _, name in shares} <= set(nouns())
-    message = run(monkeypatch, "segment", folder, "--background", "sky", "--threshold", 0.5)
-    assert message == "error: --background and --threshold cannot be combined; give one of them"
 
 
 def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from captum_clip_surgery.datasets import IGNORE_INDEX, Folder, Labels, Masks, Sample
+from tests._helpers.cases import each
 from tests._helpers.written_folder import write_few_bits, write_folder, write_numbers
 from tests._helpers.written_voc import write_jpeg, write_palette
 
@@ -84,6 +87,76 @@ def test_goes_to_workers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels_of(ours), labels_of(theirs))
 
 
+@each("first", ["Background", "BACKGROUND", "_background_", "__background__", "\ufeffbackground"])
+def test_spellings_of_the_background(tmp_path: Path, first: str) -> None:
+    root = write_folder(SAMPLES, tmp_path, CLASSES)
+    lines = [first, "person", "potted plant"]
+    (root / "classes.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    dataset = Folder(root)
+    assert dataset.background == 0
+    assert dataset.classes.first[1:] == ("person", "potted plant")
+
+
+@each("kind", [np.uint8, np.uint16])
+@each("classes", ["background\nperson", "person", CLASSES])
+def test_masks_of_0_and_255_are_refused(
+    tmp_path: Path, kind: type[np.unsignedinteger[Any]], classes: str
+) -> None:
+    write_folder(SAMPLES[:1], tmp_path, classes)
+    path, highest = tmp_path / "masks" / "bench.png", np.iinfo(kind).max
+    values = np.array([[0, 1, 1], [1, 0, 0]], kind)
+    Image.fromarray(values * highest).save(path)
+    with pytest.raises(ValueError, match=r"never occurs .* the ignored value .* write 1 for 255"):
+        Folder(tmp_path)
+    if "\n" in classes:
+        Image.fromarray(values).save(path)
+        assert labels_of(Folder(tmp_path)[0]).tolist() == values.tolist()
+
+
+def test_masks_are_looked_through_until_two_classes_occur(tmp_path: Path) -> None:
+    """Pictures of nothing but background and its border are sound where another has an object."""
+    empty = labelled("a", [[0, IGNORE_INDEX]])
+    sound = labelled("c", [[1, 0]])
+    root = write_folder([empty, labelled("b", [[0, 0]]), sound], tmp_path, "background\nperson")
+    (root / "masks" / "b.png").write_bytes(b"unreadable")
+    assert len(Folder(root)) == 3
+    write_numbers(root / "masks" / "c.png", np.zeros((1, 2), int))
+    with pytest.raises(ValueError, match="'person' never occurs"):
+        Folder(root)
+    (root / "classes.txt").write_text(CLASSES)
+    write_numbers(root / "masks" / "c.png", np.array([[0, 1]]))
+    with pytest.raises(ValueError, match=r"'potted plant' never occurs.* from the end of classes"):
+        Folder(root)
+    (root / "classes.txt").write_text(CLASSES + "a class of a larger data set\n")
+    assert len(Folder(root)) == 3
+
+
+def test_a_mask_that_may_match_the_stored_pixels_is_told(tmp_path: Path) -> None:
+    """An orientation of 180 degrees leaves the size as it is."""
+    write_folder([], tmp_path, CLASSES)
+    for name, rotation, size in (("down", 3, (16, 8)), ("square", 6, (8, 8))):
+        write_jpeg(tmp_path / "images" / f"{name}.jpg", *size, rotation=rotation)
+        labels = np.zeros(size[::-1], int)
+        labels[: size[1] // 2] = 1
+        write_numbers(tmp_path / "masks" / f"{name}.png", labels)
+    dataset = Folder(tmp_path)
+    for index, rotation in enumerate((3, 6)):
+        with pytest.warns(UserWarning, match=rf"EXIF orientation {rotation}, and .* has none; it"):
+            sample = dataset[index]
+        assert labels_of(sample)[0].tolist() == [1] * sample.image.width
+    # A mask that is noted to be turned is turned with its image.
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(labels_of(sample).astype(np.uint8)[:, ::-1]).save(
+        tmp_path / "masks" / "square.png", exif=exif
+    )
+    (tmp_path / "images" / "square.jpg").unlink()
+    write_jpeg(tmp_path / "images" / "square.jpg", 8, 8, rotation=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert labels_of(dataset[1])[-1].tolist() == [1] * 8
+
+
 def test_a_first_class_of_another_name_is_no_background(tmp_path: Path) -> None:
     assert Folder(write_folder(SAMPLES, tmp_path, "sky\nbackground\nplant")).background is None
 
@@ -148,7 +221,7 @@ def test_a_mask_of_the_pixels_as_stored_is_explained(tmp_path: Path) -> None:
 
 def test_many_kinds_of_images(tmp_path: Path) -> None:
     write_folder([], tmp_path, CLASSES)
-    endings = ("jpg", "JPEG", "png", "webp", "bmp", "tif", "TIFF")
+    endings = ("jpg", "JPEG", "png", "webp", "bmp", "tif", "TIFF", "mpo", "gif", "tga")
     for number, ending in enumerate(endings):
         Image.new("RGB", (3, 2), "teal").save(tmp_path / "images" / f"{number}.{ending}")
         write_numbers(tmp_path / "masks" / f"{number}.png", np.ones((2, 3), int))
@@ -220,8 +293,8 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     write_folder(SAMPLES, tmp_path, CLASSES)
-    (tmp_path / "images" / "photo.heic").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"one of \.jpg.* got .*photo\.heic"):
+    (tmp_path / "images" / "photo.svg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"one of \.jpg.* got .*photo\.svg"):
         Folder(tmp_path)
 
 
@@ -258,6 +331,8 @@ def test_wrong_masks_of_classes_are_named(tmp_path: Path) -> None:
     for values in ([[0, 255, 0]] * 2, [[0, 1, 0]] * 2):
         Image.fromarray(np.array(values, np.uint8)).save(own / "person.png")
         assert masks_of(dataset[0]).masks[1].tolist() == [[False, True, False]] * 2
+    Image.fromarray(np.array([[0, 65_535, 0]] * 2, np.uint16)).save(own / "person.png")
+    assert masks_of(dataset[0]).masks[1].tolist() == [[False, True, False]] * 2
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(own / "person.png")
     assert list(masks_of(dataset[0]).masks) == [2]
     Image.fromarray(np.array([[0, 1, 255]] * 2, np.uint8)).save(own / "person.png")

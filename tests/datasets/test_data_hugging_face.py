@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from captum_clip_surgery.datasets import IGNORE_INDEX, Labels, Tags, open_dataset
+from captum_clip_surgery.preprocessing import load_image
+from tests._helpers.written_folder import write_few_bits
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -130,6 +132,59 @@ def test_images_are_those_that_datasets_decodes(tmp_path):
     assert np.array_equal(np.asarray(sample.image), np.asarray(theirs["image"].convert("RGB")))
     found = np.where(sample.target.labels == IGNORE_INDEX, 255, sample.target.labels)
     assert np.array_equal(found, np.asarray(theirs["mask"]))
+
+
+DATA = Path(__file__).parents[1] / "data" / "images"
+
+
+def held(content: bytes) -> dict[str, Any]:
+    return {"bytes": content, "path": None}
+
+
+def read_back(root: Path, image: bytes, mask: bytes, classes: str = CLASSES) -> Any:
+    kinds = {"image": datasets.Image(), "mask": datasets.Image()}
+    stored(root, [{"image": held(image), "mask": held(mask)}], kinds)
+    (root / "classes.txt").write_text(classes)
+    return open_dataset("huggingface", root)
+
+
+@pytest.mark.parametrize(
+    "file", ["t12.tif", "grey16_trns.png", "grey4_trns.png", "bmp32_rgb_a0.bmp", "exif3.jpg"]
+)
+@pytest.mark.filterwarnings("ignore:.*EXIF orientation")
+def test_images_are_read_as_everywhere(tmp_path, file):
+    image = load_image(DATA / file)
+    mask = png(
+        Image.fromarray(
+            np.arange(image.width, dtype=np.uint8) % 3 * np.ones((image.height, 1), np.uint8)
+        )
+    )["bytes"]
+    sample = read_back(tmp_path / "x", (DATA / file).read_bytes(), mask)[0]
+    assert np.array_equal(np.asarray(sample.image), np.asarray(image))
+    if file == "exif3.jpg":
+        with pytest.warns(UserWarning, match="row 0 is turned upright by its EXIF orientation 3"):
+            read_back(tmp_path / "y", (DATA / file).read_bytes(), mask)[0]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masks_of_few_bits_keep_their_classes(tmp_path, bits):
+    write_few_bits(tmp_path / "mask.png", np.array([[0, 1, 2, 2**bits - 1, 0, 1]] * 4), bits)
+    classes = "\n".join(f"class {number}" for number in range(16))
+    image = png(Image.fromarray(COLOURS))["bytes"]
+    data = read_back(tmp_path / "x", image, (tmp_path / "mask.png").read_bytes(), classes)
+    assert data[0].target.labels[0].tolist() == [0, 1, 2, 2**bits - 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_masks_of_0_and_255_are_refused(tmp_path, kind):
+    values = np.array([[0, 1, 1, 0, 0, 0]] * 4, kind)
+    image = png(Image.fromarray(COLOURS))["bytes"]
+    masks = [png(Image.fromarray(m))["bytes"] for m in (values * np.iinfo(kind).max, values)]
+    with pytest.raises(ValueError, match=r"'person' never occurs .*write 1 for 255"):
+        read_back(tmp_path / "wrong", image, masks[0], "_Background_\nperson")
+    data = read_back(tmp_path / "right", image, masks[1], "_Background_\nperson")
+    assert data.background == 0
+    assert data[0].target.labels.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from captum_clip_surgery.metrics import (
     score_contrast,
     segmentation_miou,
 )
-from captum_clip_surgery.metrics.functional.localization import THRESHOLDS
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
 from tests._helpers.cases import each
 from tests._helpers.masked_maps import MASK, random_map, random_mask
 
@@ -151,7 +151,7 @@ def test_means_over_pairs_by_a_naive_loop() -> None:
         ),
         (torch.zeros(8, 8), MASK[None], ValueError, r"got \(8, 8\) and \(1, 8, 8\)"),
         (torch.zeros(8, 0), MASK, ValueError, "must have pixels"),
-        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be of bool"),
+        (torch.zeros(8, 8), MASK.float(), ValueError, "a mask must be bool"),
         (torch.full((8, 8), torch.nan), MASK, ValueError, "NaN or infinity"),
         (torch.full((8, 8), -torch.inf), MASK, ValueError, "NaN or infinity"),
         (np.zeros((8, 8)), MASK, TypeError, "a map must be a tensor, got ndarray"),
@@ -364,3 +364,20 @@ def test_segmentation_counts_the_pixels_of_all_pairs_together() -> None:
     apart = [localization([pair]).segmentation_miou for pair in pairs]
     assert abs(np.mean(apart) - 100 * expected) > 1
     assert localization(pairs).segmentation_miou == pytest.approx(100 * expected)
+
+
+# --- maps that were not prepared -----------------------------------------------------------------
+
+
+@each("measure", [iou_curve, score_contrast, pointing_game, confusion, pixel_auroc])
+@each("factor", [1e-9, 100.0, -1.0])
+def test_maps_that_were_not_prepared_are_refused(measure, factor: float) -> None:
+    with pytest.raises(ValueError, match=r"normalized to 0\.\.1, got .*; use prepare\(map, mask\)"):
+        measure(MASK.double() * factor, MASK)
+    with pytest.raises(ValueError, match=r"the same shape, got \(3, 3\) and \(8, 8\)"):
+        measure(random_map(0, side=3).sigmoid(), MASK)
+
+
+def test_finite_maps_of_any_range_are_measured() -> None:
+    huge = random_map(0).double().sign() * 1.7e308
+    assert localization([(huge, MASK)]) == localization([(huge.sign(), MASK)])

@@ -166,7 +166,7 @@ def test_before_the_first_pair_there_is_no_figure() -> None:
     [
         (torch.zeros(2, 3, 8, 8), MASK[None].expand(2, 8, 8), r"expected \(2, h, w\)"),
         (torch.zeros(1, 8, 8), MASK[None].expand(2, 8, 8), r"expected \(2, h, w\)"),
-        (torch.zeros(1, 8, 8), MASK[None].float(), "a mask must be of bool"),
+        (torch.zeros(1, 8, 8), MASK[None].float(), "a mask must be bool"),
         (torch.full((1, 8, 8), torch.nan), MASK[None], "NaN or infinity"),
     ],
 )

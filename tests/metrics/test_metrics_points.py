@@ -106,7 +106,7 @@ def test_measures_go_between_processes() -> None:
         (LEFT[None], [0.5], ValueError, r"shape \(1, 2, 4\)"),
         (LEFT[:0], [0.5], ValueError, r"shape \(0, 4\)"),
         (LEFT.int(), [0.5], TypeError, "int32, expected bool"),
-        (LEFT.float() / 0, [0.5], ValueError, "not finite"),
+        (LEFT.float() / 0, [0.5], ValueError, "holds NaN or infinity"),
         (LEFT, [1.1], ValueError, "outside 0..1"),
         (LEFT, [float("nan")], ValueError, "outside 0..1"),
         (LEFT, [0.5, 0.5], ValueError, "same length, got 2, 1 and 1"),

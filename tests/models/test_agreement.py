@@ -246,7 +246,7 @@ IMAGE_KINDS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "forward of a trunk's attention": (
         "eva02",
         replace("visual.trunk.blocks.0.attn", "forward", double),
-        "block 0 attends by EvaAttention, a module that has forward replaced on the instance",
+        "block 0 has the attention EvaAttention, which has forward replaced on the instance",
     ),
 }
 
@@ -662,7 +662,7 @@ def test_another_image_tower_is_the_one_in_use() -> None:
     assert relative_error(clip(images), own_logits(model, images)) < 1e-5
     assert clip.token_grid(-1) is clip.token_grid(len(clip.tower.blocks) - 1)
     model.visual = nn.Identity()
-    with pytest.raises(TypeError, match="Identity is not supported: no family of towers"):
+    with pytest.raises(TypeError, match="Identity is not supported: no supported family"):
         clip(images)
 
 

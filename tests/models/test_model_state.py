@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.models.text import encoder as encoder_module
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text import _encoder as encoder_module
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from tests._helpers.cases import each
 from tests._helpers.text_towers import Words, text_model, text_tower
 from tests._helpers.tiny import relative_error

@@ -8,12 +8,12 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
 from captum_clip_surgery.models.text import _prefix_tree, _token_encoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._prefix_tree import (
     build_prefix_tree,
     encode_shared,
     shares_prefixes,
 )
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, KINDS, Words, manner, shrunk, text_model

@@ -12,7 +12,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.models.text import encoder
+from captum_clip_surgery.models.text import _encoder as encoder
 from captum_clip_surgery.models.text.templates import format_prompt
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, text_model, text_tower
@@ -107,7 +107,7 @@ def test_refused_templates(template, error, message):
 
 
 def test_one_string_for_templates():
-    with pytest.raises(TypeError, match=r"pass a list: \['a photo of a {}'\]"):
+    with pytest.raises(TypeError, match=r"got 'a photo of a {}'; pass \['a photo of a {}'\]"):
         ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates="a photo of a {}")
 
 
@@ -319,7 +319,7 @@ def test_index():
     clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat", "a dog"], ["a car"])
     assert clip.index("a cat") == 1
     torch.testing.assert_close(clip.text_features()[0], clip.text_features()[2])
-    with pytest.raises(ValueError, match=r"'a dog' stands at \[0, 2\]; name .* by its index"):
+    with pytest.raises(ValueError, match=r"'a dog' occurs at \[0, 2\]; give .* as an index"):
         clip.index("a dog")
     with pytest.raises(ValueError, match=r"'cat' is not among .* 3; did you mean 'a cat'\?"):
         clip.index("cat")

@@ -19,10 +19,11 @@ from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.models.text import _fingerprint, encoder
+from captum_clip_surgery.models.text import _encoder as encoder
+from captum_clip_surgery.models.text import _fingerprint
+from captum_clip_surgery.models.text._cache import FILE, TextCache
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._fingerprint import fingerprint, is_open_clip_bpe
-from captum_clip_surgery.models.text.cache import FILE, TextCache
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 from tests._helpers.text_towers import text_model
 from tests._helpers.tiny import relative_error
 
@@ -371,7 +372,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tests._helpers.text_towers import text_model
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 import torch
 if {known}:
     PromptEncoder._encode = None  # whoever calls it fails

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from captum_clip_surgery.models.text import cache
-from captum_clip_surgery.models.text.cache import FILE, TextCache
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text import _cache as cache
+from captum_clip_surgery.models.text._cache import FILE, TextCache
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from tests._helpers.text_towers import text_model
 
 TEXTS = ["dog", "a remote control"]

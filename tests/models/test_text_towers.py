@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models import loading
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from tests._helpers.cases import each
 from tests._helpers.text_towers import (
     HUGGING_FACE,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, save_tokenizer, text_model
 

@@ -221,7 +221,7 @@ FAMILIES = "Supported families: " + "; ".join(each.family for each in TOWER_CLAS
     ("name", "reason"),
     [
         ("convnext_base", "timm's ConvNeXt: it convolves and has no self-attention to repair"),
-        ("MobileCLIP-S1", "timm's FastVit: it mixes tokens by convolution, .* no stack of blocks"),
+        ("MobileCLIP-S1", "timm's FastVit: it mixes tokens by convolution, .* no single grid"),
         ("swin_base_patch4_window7_224", "SwinTransformer: it attends within windows, on grids"),
         ("vit_relpos_medium_patch16_cls_224", "RelPos: its attention is of relative positions"),
     ],
@@ -275,11 +275,11 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "parallel": (
         lambda: native("coca", attentional_pool="parallel"),
-        "attentional pooling is of kind 'parallel', .* defined for attentional_pool=True",
+        "attentional pooling is 'parallel', .* defined for attentional_pool=True",
     ),
     "cascade": (
         lambda: native("coca", attentional_pool="cascade"),
-        "attentional pooling is of kind 'cascade'",
+        "attentional pooling is 'cascade'",
     ),
     "no pooling": (
         lambda: native(pool_type="none"),
@@ -299,7 +299,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "timm's other attention": (
         lambda: vit("diff", "token", None, attn_layer="diff"),
-        "block 0 attends by DiffAttention",
+        "block 0 has the attention DiffAttention",
     ),
     "max": (lambda: vit("max", "max", None), "by 'max', expected one of token, avg"),
     "avgmax": (
@@ -317,13 +317,13 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "several queries in the pooling": (
         with_two_queries,
-        "its attention pooling has positions or several queries",
+        "its attention pooling has positional embeddings or several queries",
     ),
     "grouped queries": (
         lambda: eva("grouped", "token", None, attn_type="rope", num_kv_heads=2, qkv_fused=False),
         r"several queries of block 0 share one value \(grouped-query attention\)",
     ),
-    "no tower": (lambda: nn.Linear(2, 2), "no family of towers has its class"),
+    "no tower": (lambda: nn.Linear(2, 2), "no supported family has its class"),
 }
 
 

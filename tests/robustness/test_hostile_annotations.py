@@ -463,14 +463,23 @@ def test_lists_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     assert open_dataset("voc2007", tmp_path).names == before
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfa dog\r\n")
     assert read_lines(tmp_path / "texts.txt") == ["a dog"]
-    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfdog, hound\r\n")
-    assert Classes.read(tmp_path / "classes.txt").first == ("dog",)
+    # As programs of Windows end lines, and from two files put together; a name holds U+2028.
+    content = "\ufeffdog, hound\r\n\ufeffcat\u2028s\rbird\n"
+    (tmp_path / "classes.txt").write_bytes(content.encode())
+    for classes in (Classes.read(tmp_path / "classes.txt"), Classes.parse(content)):
+        assert classes.first == ("dog", "cat\u2028s", "bird")
+    (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n")
+    assert list(read_csv(tmp_path / "x.csv")) == [(1, ["a", "b"])]
 
 
 def test_lines_of_the_command_line_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_bytes(b"a dog\na caf\xe9\n")
     with pytest.raises(ValueError, match=r"texts\.txt, line 2 is not UTF-8 text"):
         read_lines(tmp_path / "texts.txt")
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / "texts.txt").write_bytes("a dog\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"texts\.txt is not UTF-8 text but UTF-16 or binary"):
+            read_lines(tmp_path / "texts.txt")
 
 
 def test_100_000_classes_are_read_in_time(tmp_path: Path) -> None:

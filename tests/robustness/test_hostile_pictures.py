@@ -101,7 +101,7 @@ def png(width: int, height: int, raw: bytes = b"", depth: int = 8, more: bytes =
 
 
 ROWS = b"\0" * 25 * 8
-BOMB = "could be decompression bomb"
+BOMB = "reduce the image, or raise PIL.Image.MAX_IMAGE_PIXELS"
 UNKNOWN = "cannot identify image file"
 LIES: dict[str, tuple[bytes, str]] = {
     "bomb of zeros": (png(20_000, 20_000, b"\0" * 2501 * 20_000, depth=1), BOMB),
@@ -263,8 +263,8 @@ def test_images_without_pixels(size: tuple[int, int]) -> None:
 
 
 RANGE = "an image array of floats must lie in 0..1"
-SHAPE = r"an image array is \(H, W\)"
-TYPE = "an image array is uint8, uint16 or float, not "
+SHAPE = r"an image array must be \(H, W\)"
+TYPE = "an image array must be uint8, uint16 or float, got "
 ARRAYS: dict[str, tuple[np.ndarray, str]] = {
     "no rows": (np.zeros((0, 3)), SHAPE),
     "scalar": (np.zeros(()), SHAPE),
@@ -307,7 +307,9 @@ def test_paths_that_are_no_files(path: str) -> None:
 
 @pytest.mark.parametrize("given", [None, 3, b"x.png", [], {}, object])
 def test_things_that_are_no_images(given: Any) -> None:
-    with pytest.raises(TypeError, match="an image is a PIL image, a numpy array or a path, not"):
+    with pytest.raises(
+        TypeError, match="an image must be a PIL image, a numpy array or a path, got"
+    ):
         load_image(given)
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text import _token_encoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text._words import word_positions
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 from captum_clip_surgery.tasks import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.figures import words_figure
 from tests._helpers.cases import each

@@ -486,7 +486,7 @@ def test_pixels_that_patches_leave_out_have_no_points() -> None:
         ),
         ({"threshold": 2}, ValueError, r"threshold must .*, got 2"),
         ({"down_sample": -1}, ValueError, r"down_sample must .*, got -1"),
-        ({"targets": [2]}, IndexError, "target 2 is past the 2 texts"),
+        ({"targets": [2]}, IndexError, "target 2 is out of range for 2 texts"),
         ({"targets": []}, ValueError, "targets are empty"),
         ({"size": 64}, ValueError, "size 64 is for images to be resized"),
         ({"num_blocks": 99}, ValueError, r"num_blocks must .*, got 99"),

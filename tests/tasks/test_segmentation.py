@@ -270,7 +270,7 @@ def test_ready_features_need_no_texts(images: Tensor, demo: ZeroShotClassifier) 
     [
         (["dog"], {}, ValueError, "one class, 'dog', and no background"),
         (["dog"], {"background": 0.5}, ValueError, "whose probability is 1 everywhere"),
-        (["dog", "dog"], {}, ValueError, r"text 'dog' stands at \[0, 1\]"),
+        (["dog", "dog"], {}, ValueError, r"text 'dog' occurs at \[0, 1\]"),
         (["dog", "kiwi"], {"background": "sky"}, TypeError, r"pass \['sky'\]"),
         (["dog", "kiwi"], {"background": []}, ValueError, "background has no texts"),
         (["dog", "kiwi"], {"background": ["dog"]}, ValueError, "'dog' is a text of the classifier"),
@@ -480,6 +480,7 @@ def test_torchvision_reads_them_as_a_voc_target(tmp_path: Path, demo: ZeroShotCl
 # --- much ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(10_000, demo.text_features().shape[1], generator=generator)

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from captum_clip_surgery.tasks import Prompt, WordMaps, figures
 from captum_clip_surgery.visualization import (
-    VIEWS,
     compare_figure,
     visualize_attribution,
     winner_figure,
 )
 from captum_clip_surgery.visualization._charts import bar_figure
+from captum_clip_surgery.visualization._views import VIEWS
 
 pytest.importorskip("pytest_mpl", reason="images are compared by pytest-mpl")
 

@@ -15,11 +15,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_clip_surgery.visualization import SIGNS, VIEWS, visualize_attribution, winner_figure
+from captum_clip_surgery.visualization import visualize_attribution, winner_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import MAX_PIXELS
 from captum_clip_surgery.visualization._labels import label_color
-from captum_clip_surgery.visualization._scales import COLORS, ScaledMap, as_map
+from captum_clip_surgery.visualization._scales import COLORS, SIGNS, ScaledMap, as_map
+from captum_clip_surgery.visualization._views import VIEWS
 from tests._helpers.cases import each
 
 GENERATOR = np.random.default_rng(0)

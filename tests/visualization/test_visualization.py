@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.visualization import (
-    WIDTHS,
     compare_figure,
     save_figure,
     visualize_attribution,
 )
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._charts import bar_figure
+from captum_clip_surgery.visualization._layout import WIDTHS
 from tests._helpers.cases import each
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

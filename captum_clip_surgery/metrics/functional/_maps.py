@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Prepared scores are multiples of 1 / RESOLUTION: hundredths, which are thresholds, times 2**-34.
-RESOLUTION = 100 * 2**34
+#: Prepared scores are multiples of 1 / RESOLUTION: hundredths, which are thresholds, times 2**-24.
+#: That is a hundredth of the precision of float32, and fits int32, which sorts in half the time.
+RESOLUTION = 100 * 2**24
+#: Scores that differ by less were not normalized: rounding would make many of them equal.
+MIN_RANGE = 1e-6
 
 
 def prepare(attribution: Tensor, mask: Tensor) -> Tensor | None:
@@ -32,14 +35,23 @@ def prepare(attribution: Tensor, mask: Tensor) -> Tensor | None:
         tensor([[0.0000, 0.2500, 0.7500, 1.0000]], dtype=torch.float64)
     """
     check_pair(attribution, mask)
+    levels = prepare_levels(attribution, mask)
+    return None if levels is None else levels.double() / RESOLUTION
+
+
+def prepare_levels(attribution: Tensor, mask: Tensor) -> Tensor | None:
+    """Return what `prepare` returns as int32 (H, W) from 0 to `RESOLUTION`.
+
+    Interpolation weights sum to 1 only up to rounding, so a plateau would get a spurious single
+    maximum. Rounding to multiples of 1 / RESOLUTION keeps ties.
+    """
     values = attribution.double()
     low, high = values.min(), values.max()
     if low == high:
         return None
-    scores = resize((values - low) / (high - low), mask)
-    # Interpolation weights sum to 1 only up to rounding, so a plateau would get a spurious single
-    # maximum. Rounding to multiples of 1 / RESOLUTION keeps ties.
-    return (scores * RESOLUTION).round() / RESOLUTION
+    half = high / 2 - low / 2  # halved, because the range of finite values can be infinite
+    scores = resize((values / 2 - low / 2) / half, mask)
+    return quantize(scores)
 
 
 def resize(values: Tensor, mask: Tensor) -> Tensor:
@@ -51,14 +63,21 @@ def resize(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def quantize(prepared: Tensor) -> Tensor:
-    """Return prepared scores as integers, 0 to `RESOLUTION`."""
-    return (prepared * RESOLUTION).round().long()
+    """Return prepared scores as int32, 0 to `RESOLUTION`."""
+    return (prepared.double() * RESOLUTION).round_().int()
 
 
 def positive_part(attribution: Tensor) -> Tensor:
-    """Return the positive part (h, w) of a map, float64 on the CPU; zero for a constant map."""
+    """Return the positive part (h, w) of a map, scaled to 0..1, float64 on the CPU.
+
+    It is zero for a constant map. Only fractions of it are used, and sums of large values could
+    overflow.
+    """
     values = attribution.detach().cpu().double()
-    return values.clamp(min=0) * (values.min() < values.max())
+    high = values.max()
+    if high <= 0 or high == values.min():
+        return torch.zeros_like(values)
+    return values.clamp(min=0) / high
 
 
 def safe_fraction(numerator: Tensor, denominator: Tensor) -> float:
@@ -91,9 +110,32 @@ def check_pair(attribution: Tensor, mask: Tensor) -> None:
     if not attribution.numel() or not mask.numel():
         raise ValueError(f"a map and a mask must have pixels, got {shapes}")
     if mask.dtype != torch.bool:
-        raise ValueError(f"a mask must be of bool, got {mask.dtype}; use mask > 0")
+        raise ValueError(f"a mask must be bool, got {mask.dtype}; use mask > 0")
     if not torch.isfinite(attribution).all():
         raise ValueError("a map must be finite, but holds NaN or infinity")
+
+
+def check_prepared(prepared: Tensor | None, mask: Tensor) -> None:
+    """Check scores (H, W) that `prepare` is to have returned, and their mask.
+
+    Raises:
+        TypeError: If one of them is not a tensor.
+        ValueError: If a shape is wrong, the mask is not of bool, or the scores are not finite, not
+            in 0..1, or closer together than rounding allows for.
+    """
+    if prepared is None:
+        return
+    check_pair(prepared, mask)
+    if prepared.shape != mask.shape:
+        raise ValueError(
+            f"scores and mask must have the same shape, got {tuple(prepared.shape)} and "
+            f"{tuple(mask.shape)}; use prepare(map, mask)"
+        )
+    low, high = prepared.min().item(), prepared.max().item()
+    if low < 0 or high > 1 or 0 < high - low < MIN_RANGE:
+        raise ValueError(
+            f"scores must be normalized to 0..1, got {low:g} to {high:g}; use prepare(map, mask)"
+        )
 
 
 def check_maps(maps: Tensor, count: int, name: str = "maps") -> None:

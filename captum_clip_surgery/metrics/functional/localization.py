@@ -11,12 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.functional._maps import RESOLUTION, check_tolerance, quantize
+from captum_clip_surgery.metrics.functional._maps import check_prepared, check_tolerance, quantize
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS, RankedPixels
 
 __all__ = ["iou_curve", "pointing_game", "score_contrast"]
-
-#: Thresholds of explanation IoU: 0, 0.01, ..., 1.
-THRESHOLDS = torch.arange(101, dtype=torch.float64) / 100
 
 
 def iou_curve(prepared: Tensor | None, mask: Tensor) -> Tensor:
@@ -42,16 +40,10 @@ def iou_curve(prepared: Tensor | None, mask: Tensor) -> Tensor:
         >>> iou_curve(torch.tensor([[1.0, 0.5]]).double(), mask)[[0, 50, 51, 100]]
         tensor([0.5000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
     """
+    check_prepared(prepared, mask)
     if prepared is None:
         return torch.zeros_like(THRESHOLDS, device=mask.device)
-    # Index of the highest threshold that each pixel reaches, and from it the number of pixels
-    # (101,) that reach each threshold.
-    reached = quantize(prepared).flatten() // (RESOLUTION // (len(THRESHOLDS) - 1))
-    inside, total = (
-        torch.bincount(reached, weights, len(THRESHOLDS)).flip(0).cumsum(0).flip(0)
-        for weights in (mask.flatten().double(), torch.ones_like(reached, dtype=torch.float64))
-    )
-    return inside / (total + mask.sum() - inside)
+    return RankedPixels.of(quantize(prepared), mask).iou_curve()
 
 
 def score_contrast(prepared: Tensor | None, mask: Tensor) -> float:
@@ -73,10 +65,8 @@ def score_contrast(prepared: Tensor | None, mask: Tensor) -> float:
         >>> score_contrast(torch.tensor([[0.0, 1.0, 0.5]]), mask)
         -0.75
     """
-    if prepared is None:
-        return 0.0
-    inside, area = (prepared * mask).sum(), mask.sum()
-    return float(inside / area - (prepared.sum() - inside) / (mask.numel() - area))
+    check_prepared(prepared, mask)
+    return 0.0 if prepared is None else RankedPixels.of(quantize(prepared), mask).contrast()
 
 
 def pointing_game(prepared: Tensor | None, mask: Tensor, tolerance: float = 0) -> float:
@@ -102,20 +92,27 @@ def pointing_game(prepared: Tensor | None, mask: Tensor, tolerance: float = 0) -
         (0.0, 1.0)
     """
     check_tolerance(tolerance)
-    return _pointing_game_update(prepared, mask, tolerance, torch.ones_like(mask))
-
-
-def _pointing_game_update(
-    prepared: Tensor | None, mask: Tensor, tolerance: float, valid: Tensor
-) -> float:
-    """Return the fraction of the maxima among valid pixels that are at most `tolerance` away."""
+    check_prepared(prepared, mask)
     if prepared is None:
         return 0.0
-    scores = prepared.masked_fill(~valid, -math.inf)
-    rows, columns = (scores == scores.max()).nonzero(as_tuple=True)
-    if not tolerance:
-        return float(mask[rows, columns].double().mean())
-    return float(_is_near(mask, rows, columns, tolerance).double().mean())
+    maxima = (prepared == prepared.max()).flatten().nonzero()[:, 0]
+    return share_near(maxima, mask, tolerance)
+
+
+def share_near(pixels: Tensor, mask: Tensor, tolerance: float) -> float:
+    """Return the fraction of pixels that are at most `tolerance` from a mask, in 0..1.
+
+    Args:
+        pixels: Indices (K,) in the flattened mask.
+        mask: Mask (H, W) of bool.
+        tolerance: Distance in pixels.
+    """
+    near = mask.flatten()[pixels]
+    others = pixels[~near]
+    if tolerance and len(others):
+        rows, columns = others // mask.shape[1], others % mask.shape[1]
+        near[~near] = _is_near(mask, rows, columns, tolerance)
+    return float(near.double().mean())
 
 
 def _is_near(mask: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> Tensor:

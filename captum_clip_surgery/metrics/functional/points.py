@@ -79,9 +79,9 @@ def _to_mask(prediction: Tensor, threshold: float) -> Tensor:
     if prediction.dtype == torch.bool:
         return prediction
     if not prediction.is_floating_point():
-        raise TypeError(f"prediction is of {prediction.dtype}, expected bool or a float")
+        raise TypeError(f"prediction is {prediction.dtype}, expected bool or floating point")
     if not prediction.isfinite().all():
-        raise ValueError("prediction has values that are not finite")
+        raise ValueError("prediction holds NaN or infinity")
     return prediction > threshold
 
 

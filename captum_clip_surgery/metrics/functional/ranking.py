@@ -2,9 +2,6 @@
 
 Ranks depend neither on a threshold nor on the map's scale. In AUROC and average precision ties, and
 therefore a constant map, score what guessing scores: 0.5 and the object's fraction of the pixels.
-
-Written in torch because torchmetrics computes both in float32 and takes two sorts, and scikit-learn
-and scipy are not dependencies. Tests compare with all three.
 """
 
 from __future__ import annotations
@@ -12,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.functional._maps import quantize
+from captum_clip_surgery.metrics.functional._maps import check_prepared, quantize
+from captum_clip_surgery.metrics.functional._ranked import RankedPixels
 
 __all__ = ["pixel_auroc", "pixel_average_precision"]
 
@@ -34,7 +32,7 @@ def pixel_auroc(prepared: Tensor | None, mask: Tensor) -> float:
         >>> pixel_auroc(torch.tensor([[1.0, 0.5, 0.5]]), torch.tensor([[True, True, False]]))
         0.75
     """
-    return auroc_and_ap(prepared, mask)[0]
+    return _rank(prepared, mask).auroc_and_ap()[0]
 
 
 def pixel_average_precision(prepared: Tensor | None, mask: Tensor) -> float:
@@ -58,46 +56,13 @@ def pixel_average_precision(prepared: Tensor | None, mask: Tensor) -> float:
         >>> round(pixel_average_precision(torch.tensor([[1.0, 0.5, 0.5]]), mask), 4)
         0.6667
     """
-    return auroc_and_ap(prepared, mask)[1]
+    return _rank(prepared, mask).auroc_and_ap()[1]
 
 
-def auroc_and_ap(prepared: Tensor | None, mask: Tensor) -> tuple[float, float]:
-    """Return `pixel_auroc` and `pixel_average_precision` from one sort.
-
-    Args:
-        prepared: Scores (H, W) from `prepare`.
-        mask: Mask (H, W) of bool with pixels inside and outside.
-
-    Example::
-
-        >>> auroc_and_ap(torch.tensor([[1.0, 0.5]]), torch.tensor([[True, False]]))
-        (1.0, 1.0)
-    """
-    scores = torch.zeros_like(mask, dtype=torch.float64) if prepared is None else prepared
-    hits, misses = _hits_and_misses(scores, mask)
-    recall_gain = hits.diff(prepend=hits.new_zeros(1)) / hits[-1]
-    precision = hits / (hits + misses)
-    # The trapezoid rule counts runs of ties half.
-    area = torch.trapezoid(_from_origin(hits), _from_origin(misses)) / (hits[-1] * misses[-1])
-    return float(area), float(recall_gain @ precision)
-
-
-def _hits_and_misses(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the pixels inside and outside the mask that reach each distinct score, descending."""
-    # Sorting score and mask packed into one integer takes a quarter of the time of sorting floats.
-    # Negated, because sorting in descending order takes twice the time.
-    keys = quantize(scores) * -2 + mask
-    ordered = keys.flatten().sort().values
-    level, inside = ordered >> 1, ordered & 1
-    last_of_level = torch.ones_like(level, dtype=torch.bool)
-    last_of_level[:-1] = level[1:] != level[:-1]
-    ends = last_of_level.nonzero().flatten()
-    hits = inside.cumsum(0)[ends]
-    return hits.double(), (ends + 1 - hits).double()
-
-
-def _from_origin(values: Tensor) -> Tensor:
-    return torch.cat([values.new_zeros(1), values])
+def _rank(prepared: Tensor | None, mask: Tensor) -> RankedPixels:
+    check_prepared(prepared, mask)
+    levels = torch.zeros_like(mask, dtype=torch.int32) if prepared is None else quantize(prepared)
+    return RankedPixels.of(levels, mask)
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:

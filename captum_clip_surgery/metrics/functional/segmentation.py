@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.metrics.functional._maps import check_prepared, quantize
+from captum_clip_surgery.metrics.functional._ranked import RankedPixels
+
 __all__ = ["confusion", "pixel_accuracy", "segmentation_miou"]
 
 
@@ -35,10 +38,9 @@ def confusion(prepared: Tensor | None, mask: Tensor) -> Tensor:
         >>> confusion(torch.tensor([[1.0, 0.0, 0.1, 0.2]]), mask)
         tensor([1., 0., 1., 2.], dtype=torch.float64)
     """
-    foreground = torch.zeros_like(mask) if prepared is None else prepared > prepared.mean()
-    hits, predicted, inside = (foreground & mask).sum(), foreground.sum(), mask.sum()
-    counts = [hits, predicted - hits, inside - hits, mask.numel() - predicted - inside + hits]
-    return torch.stack(counts).double()
+    check_prepared(prepared, mask)
+    levels = torch.zeros_like(mask, dtype=torch.int32) if prepared is None else quantize(prepared)
+    return RankedPixels.of(levels, mask).confusion()
 
 
 def pixel_accuracy(counts: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ from torch import nn
 
 from captum_clip_surgery.models._internals import unwrap_parallel
 from captum_clip_surgery.models.image._base import Tower
-from captum_clip_surgery.models.image.open_clip_vit import VisionTransformerTower
-from captum_clip_surgery.models.image.resnet import ModifiedResNetTower
-from captum_clip_surgery.models.image.timm import (
+from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
+from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
+from captum_clip_surgery.models.image._timm import (
     EvaTower,
     TimmVisionTransformerTower,
     describe_unsupported_trunk,
 )
-from captum_clip_surgery.models.image.transformers import (
+from captum_clip_surgery.models.image._transformers import (
     Siglip2Tower,
     SiglipTower,
     Tipsv2Tower,
@@ -113,7 +113,7 @@ def get_tower_class(visual: nn.Module) -> type[Tower]:
                 return tower_class
     if refusal:
         raise refusal
-    raise TypeError(describe_unsupported_trunk(visual) or "no family of towers has its class")
+    raise TypeError(describe_unsupported_trunk(visual) or "no supported family has its class")
 
 
 def unwrap(module: nn.Module) -> Any:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._contents import ProcessLocalError
+from captum_clip_surgery.models.text._cache import TextCache
 from captum_clip_surgery.models.text._fingerprint import fingerprint
-from captum_clip_surgery.models.text.cache import TextCache
 
 
 class DiskFeatures:

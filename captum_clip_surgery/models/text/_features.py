@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._validation import check_modes
-from captum_clip_surgery.models.text.encoder import PromptEncoder
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import Template
 
 
@@ -21,6 +21,10 @@ class TextFeatures(Protocol):
 
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to the features."""
 
     @property
     def has_empty_features(self) -> bool:
@@ -55,6 +59,7 @@ class EncodedTexts:
     """
 
     has_empty_features = True
+    requires_grad = False
 
     def __init__(self, encoder: PromptEncoder, texts: tuple[str, ...]) -> None:
         self._encoder = encoder
@@ -118,6 +123,12 @@ class GivenFeatures(nn.Module):
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return None if self.empty is None else F.normalize(self.empty, dim=-1)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether one of the given tensors requires gradients."""
+        empty = self.empty is not None and self.empty.requires_grad
+        return self.given.requires_grad or empty
 
     @property
     def has_empty_features(self) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor
 from captum_clip_surgery.models._blocks import join_heads, split_heads
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._data import BlockTrace
+from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._text_steps import TextSteps, steps_of
 from captum_clip_surgery.models.text._towers import end_of_text, pooled_at_end_of_text
-from captum_clip_surgery.models.text.encoder import PromptEncoder
 
 
 @dataclass(frozen=True)

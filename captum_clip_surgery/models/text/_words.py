@@ -10,7 +10,7 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from captum_clip_surgery.models._internals import BPE_TOKENIZER
-from captum_clip_surgery.models.text.transformers import TransformersTokenizer
+from captum_clip_surgery.models.text._transformers import TransformersTokenizer
 
 #: Name of the token that starts a text.
 START = "<start>"

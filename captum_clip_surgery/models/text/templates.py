@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import open_clip
 
-__all__ = ["TEMPLATES", "Template", "format_prompt"]
+__all__ = ["TEMPLATES"]
 
 #: A format string with plain slots `{}`, or a function of the text.
 Template = str | Callable[[str], str]

@@ -26,8 +26,6 @@ from captum_clip_surgery.models._internals import pool_open_clip_tokens
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["VisionTransformerTower"]
-
 
 class VisionTransformerTower(Tower):
     """Adapter for open_clip's `VisionTransformer`: a class token, then the patches.
@@ -63,8 +61,8 @@ class VisionTransformerTower(Tower):
                 raise TypeError(f"{name} {deviation}, and {HINT}")
         if getattr(visual, "attn_pool_contrastive", None) is not None:
             raise TypeError(
-                f"its attentional pooling is of kind {visual.attn_pool_type!r}, which open_clip "
-                "calls untested; surgery is defined for attentional_pool=True"
+                f"its attentional pooling is {visual.attn_pool_type!r}, which open_clip calls "
+                "untested; surgery is defined for attentional_pool=True"
             )
         if visual.pool_type not in ("tok", "avg"):
             raise TypeError(

@@ -36,16 +36,14 @@ from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 from captum_clip_surgery.models.image._timm_pool import pooler_probabilities, value_path
 
-__all__ = ["EvaTower", "TimmVisionTransformerTower"]
-
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
 
 #: Reasons why surgery is not defined on other trunks of open_clip's configurations.
 UNSUPPORTED_TRUNKS = {
     "ConvNeXt": "it convolves and has no self-attention to repair",
     "FastVit": (
-        "it mixes tokens by convolution, with self-attention at most in its last stage, so there "
-        "is no stack of blocks on one grid"
+        "it mixes tokens by convolution, with self-attention at most in its last stage, so its "
+        "blocks share no single grid"
     ),
     "NaFlexVit": "it takes images as lists of patches, each on a grid of its own (NaFlex)",
     "SwinTransformer": (
@@ -110,7 +108,7 @@ class TimmTower(Tower):
             kind = type(visual.head.pool).__name__
             raise TypeError(f"open_clip's head pools once more, by {kind}")
         if pooler is not None and (pooler.pos_embed is not None or pooler.latent_len != 1):
-            raise TypeError("its attention pooling has positions or several queries")
+            raise TypeError("its attention pooling has positional embeddings or several queries")
 
     @classmethod
     def _check_block(cls, index: int, block: Any) -> None:
@@ -119,10 +117,10 @@ class TimmTower(Tower):
         attention = block.attn
         if deviation := describe_deviation(attention, *cls.attention_classes):
             kind = type(attention).__name__
-            raise TypeError(f"block {index} attends by {kind}, a module that {deviation}")
+            raise TypeError(f"block {index} has the attention {kind}, which {deviation}")
         if getattr(attention, "q_bias", None) is not None and is_quantized(attention.qkv):
             raise TypeError(
-                f"block {index} reads a weight that quantization hides: timm cannot run it"
+                f"block {index} is quantized, but timm reads its weight as a plain tensor"
             )
         if getattr(attention, "num_kv_groups", 1) > 1:
             raise TypeError(

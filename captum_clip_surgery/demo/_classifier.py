@@ -9,9 +9,7 @@ from typing import Any, Self
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.demo.scenes import nouns, prompt_templates, unknown_words
-from captum_clip_surgery.models.text import Template
-
-__all__ = ["DemoClassifier"]
+from captum_clip_surgery.models.text.templates import Template
 
 
 class DemoClassifier(ZeroShotClassifier):
@@ -67,7 +65,7 @@ class DemoClassifier(ZeroShotClassifier):
         unknown = unknown_words([*self.texts, *self.distractors, *templates])
         if unknown:
             warnings.warn(
-                f"the embedded model never learnt: {', '.join(unknown)}. The nouns that it knows "
-                "are in .vocabulary",
+                f"the embedded model was not trained on: {', '.join(unknown)}. The nouns that it "
+                "knows are in .vocabulary",
                 stacklevel=3,
             )

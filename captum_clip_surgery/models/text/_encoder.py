@@ -25,6 +25,15 @@ from captum_clip_surgery.models.text._token_encoder import (
     text_tower_of,
     token_features,
 )
+from captum_clip_surgery.models.text._tokenization import (
+    Tokenizer,
+    check_ends,
+    check_padding,
+    check_tokenizer,
+    check_vocabulary,
+    padding_id,
+    tokenize,
+)
 from captum_clip_surgery.models.text._towers import (
     context_length_of,
     device_of,
@@ -37,17 +46,6 @@ from captum_clip_surgery.models.text.templates import (
     format_prompt,
     truncate_repr,
 )
-from captum_clip_surgery.models.text.tokenization import (
-    Tokenizer,
-    check_ends,
-    check_padding,
-    check_tokenizer,
-    check_vocabulary,
-    padding_id,
-    tokenize,
-)
-
-__all__ = ["PromptEncoder"]
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer
 TEXTS_PER_BATCH = 256  # whose prompts are held at once
@@ -299,7 +297,7 @@ class PromptEncoder:
         digest = None if disk is None else disk.digest(current.identity, tower)
         features: dict[str, Tensor] = {}
         new: dict[bytes, Tensor] = {}
-        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0))
+        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0, device="cpu"))
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             batch = texts[start : start + TEXTS_PER_BATCH]
             # Formatted once: a template that is a function may return something else next time.
@@ -349,7 +347,7 @@ def _check_templates(templates: Sequence[Template]) -> tuple[Template, ...]:
     """Return templates as a tuple; an empty sequence stands for texts as they are."""
     if isinstance(templates, str) or callable(templates):
         shown = truncate_repr(templates) if isinstance(templates, str) else repr(templates)
-        raise TypeError(f"templates is {shown} alone; pass a list: [{shown}]")
+        raise TypeError(f"templates must be a list, got {shown}; pass [{shown}]")
     if not isinstance(templates, Iterable):
         raise TypeError(f"templates is a {type(templates).__name__}, expected a list")
     templates = tuple(templates)

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import error_message
 
-__all__ = ["TextCache"]
-
 FILE = "text-features-1.sqlite"  # the number is the version of the format
 MAX_BYTES = 2**30  # about 250,000 features of ViT-B/16, one per text
 KEPT = 0.9  # share of the bound that is left after deleting, so that not every write deletes

@@ -21,8 +21,6 @@ from captum_clip_surgery.models._deviations import HINT, describe_deviation
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["ModifiedResNetTower"]
-
 #: Pixels per side of a cell of the last feature map.
 STRIDE = 32
 
@@ -51,7 +49,7 @@ class ModifiedResNetTower(Tower):
             raise TypeError(f"its attention pooling {deviation}, and {HINT}")
         if is_quantized(visual.attnpool.q_proj):
             raise TypeError(
-                "its pooling reads a weight that quantization hides: open_clip cannot run it"
+                "its pooling is quantized, but open_clip reads its weight as a plain tensor"
             )
 
     @override
