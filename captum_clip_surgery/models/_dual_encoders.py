@@ -160,9 +160,17 @@ class TransformersText(nn.Module):
         found = getattr(embeddings, "token_embedding", None)
         return embeddings.word_embeddings if found is None else found
 
-    def mask(self, tokens: Tensor) -> Tensor:
-        """Return which tokens (P, L) are not padding."""
-        return tokens.ne(self.pad_id)
+    def masks(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return the attention mask for token ids (P, L) by name, if padding is masked."""
+        if self.family.text != "masked":
+            return {}
+        return {"attention_mask": tokens.ne(self.pad_id).long()}
+
+    def token_features(self, tokens: Tensor) -> Tensor:
+        """Return the unnormalized feature (P, L, C) of every token, before pooling."""
+        x = self.text_model(input_ids=tokens, **self.masks(tokens)).last_hidden_state
+        project = getattr(self, "text_projection", getattr(self.text_model, "head", None))
+        return x if project is None else project(x)
 
 
 class TransformersCLIP(nn.Module):
@@ -247,10 +255,8 @@ class TransformersCLIP(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Return the source's features (P, C) of texts, for token ids (P, L) padded at the end."""
-        masks = {}
-        if self.family.text == "masked":
-            masks["attention_mask"] = self.text.mask(tokens).long()
-        return _features(self.source.get_text_features(input_ids=tokens, **masks))
+        inputs = {"input_ids": tokens, **self.text.masks(tokens)}
+        return _features(self.source.get_text_features(**inputs))
 
 
 def to_patches(images: Tensor, size: int) -> Tensor:

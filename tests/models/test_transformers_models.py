@@ -31,6 +31,7 @@ from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import relative_error, tiny_model, with_preprocessing
 from tests._helpers.transformers_models import (
+    KINDS,
     NAMES,
     build,
     clip_model,
@@ -226,6 +227,30 @@ def test_every_method_gives_the_maps_of_open_clip(kind):
             actual = methods[name](ours).attribute_all(batch)
             expected = expected_methods[name](theirs).attribute_all(batch)
             assert relative_error(actual, expected) < TOLERANCE * 10, name
+
+
+@each("name", NAMES)
+def test_features_of_tokens_pool_to_the_texts(name):
+    """At the pooled position they are the text's feature; TIPS v2 takes their mean."""
+    clip = make_clip(build(name), name)
+    encoder = clip.text_encoder
+    tokens = encoder.tokenize(TEXTS)
+    with torch.no_grad():
+        features = encoder.token_features(tokens)
+        assert features.shape[:2] == (3, int(encoder_length(name, tokens)))
+        first, last = features[:, 0], features[:, -1]
+        ends = (tokens == KINDS[name].eos).int().argmax(1)
+        pooled = {"end": features[range(3), ends], "last": last, "masked": first}
+    if name != "Tipsv2Model":
+        kind = clip.model.family.text
+        assert relative_error(pooled[kind], clip.text_features()) < TOLERANCE
+
+
+def encoder_length(name: str, tokens: Tensor) -> int:
+    """The longest text, or the whole context of SigLIP."""
+    if name.startswith("Siglip"):
+        return tokens.shape[1]
+    return int((tokens == KINDS[name].eos).int().argmax(1).max()) + 1
 
 
 # --- what else takes a classifier ----------------------------------------------------------------

@@ -62,9 +62,12 @@ def token_features(model: Any, tokens: Tensor) -> Tensor:
         tokens: Token ids (P, context).
 
     Raises:
-        TypeError: If the text tower is not one of open_clip's own.
+        TypeError: If the text tower is one of transformers' within a model of open_clip.
     """
     tower = text_tower_of(model)
+    if isinstance(tower, TransformersText):
+        tokens = tokens[:, : int(_lengths(tower, tokens).max())].to(device_of(tower))
+        return normalized(tower.token_features(tokens))
     if not is_open_clip_transformer(tower):
         raise TypeError(
             f"the text tower {type(tower).__name__} has no tokens in the joint space; open_clip's "
@@ -82,7 +85,7 @@ def _lengths(tower: Any, tokens: Tensor) -> Tensor:
     if pooled_at_end_of_text(tower):
         return end_of_text(tower, tokens) + 1
     if isinstance(tower, TransformersText) and tower.family.text == "masked":
-        return tower.mask(tokens).sum(1)
+        return tower.masks(tokens)["attention_mask"].sum(1)
     return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
 
 
