@@ -245,7 +245,9 @@ def _batch(
 
 def _check_masks(masks: Sequence[Any] | Tensor, n_images: int, n_texts: int) -> list[Tensor]:
     """Return masks as tensors, after checks that come before any method runs."""
-    tensors = [torch.as_tensor(mask) for mask in masks]
+    tensors = [
+        mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device="cpu") for mask in masks
+    ]
     if len(tensors) != n_images or any(m.ndim != 3 or len(m) != n_texts for m in tensors):
         shapes = [tuple(mask.shape) for mask in tensors]
         raise ValueError(

@@ -70,9 +70,6 @@ def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile
     if isinstance(file, (str, PathLike)) and Path(file).exists() and not Path(file).is_file():
         raise ValueError("it is a folder, pipe or device, expected a file")
     Image.init()
-    prefix = _prefix_of(file)
-    if "HEIF" in formats and "HEIF" not in Image.OPEN and HEIC.match(prefix, 4):
-        _register_heif()
     try:
         with warnings.catch_warnings():
             # Pillow warns of images that are large but within its limit.
@@ -86,6 +83,10 @@ def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except UnidentifiedImageError:
+        prefix = _prefix_of(file)
+        if "HEIF" in formats and "HEIF" not in Image.OPEN and HEIC.match(prefix, 4):
+            _register_heif()
+            return open_image(file, formats)
         known = f"cannot identify image file; formats that are read: {', '.join(formats)}"
         raise ValueError(_remedy(prefix) or known) from None
 
@@ -219,7 +220,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or not array.size:
         raise ValueError(
-            f"an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, got {array.shape}"
+            "an image array must be (H, W), or (H, W, C) of 1, 3 or 4 channels, and have pixels, "
+            f"got {array.shape}"
         )
     if np.issubdtype(array.dtype, np.floating):
         check_floats(array, "an image array of floats", "divide by 255, or use uint8 for 0..255")

@@ -91,11 +91,14 @@ def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tenso
     count = scores.shape[1]
     size = sum(tensor.numel() * tensor.element_size() for tensor in by)
     unit = torch.eye(count, dtype=scores.dtype, device=scores.device)
-    for rows in unit.split(max(1, GRADIENT_BYTES // size)):
+    # Anomaly detection reads values, which batched gradients do not allow.
+    batched = not (torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled())
+    for rows in unit.split(max(1, GRADIENT_BYTES // size) if batched else 1):
         directions = rows[:, None].expand(-1, len(scores), -1)
-        yield torch.autograd.grad(
-            scores, by, grad_outputs=directions, is_grads_batched=True, retain_graph=True
+        gradients = torch.autograd.grad(
+            scores, by, directions if batched else directions[0], True, is_grads_batched=batched
         )
+        yield gradients if batched else tuple(gradient[None] for gradient in gradients)
 
 
 def cosines(embeddings: Tensor, features: Tensor) -> Tensor:

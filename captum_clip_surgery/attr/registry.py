@@ -100,7 +100,8 @@ class CaptumMethod:
 
     def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
         clip = self.forward_func
-        with torch.inference_mode(False), torch.random.fork_rng():
+        # Captum makes tensors on the default device.
+        with torch.inference_mode(False), torch.random.fork_rng(), torch.device(image.device):
             torch.manual_seed(SEED)
             # Without requires_grad Captum would warn and set it.
             image = image.detach().clone().requires_grad_()

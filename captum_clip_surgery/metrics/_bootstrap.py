@@ -36,8 +36,8 @@ def resample(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, resamples, CHUNK):
         rows = min(CHUNK, resamples - start)
-        drawn = torch.randint(images, (rows, images), generator=generator)
-        ones = torch.ones(rows, images, dtype=torch.float64)
+        drawn = torch.randint(images, (rows, images), generator=generator, device="cpu")
+        ones = torch.ones(rows, images, dtype=torch.float64, device="cpu")
         yield torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
 
@@ -59,7 +59,7 @@ def percentiles(
         {'iou': (0.5, 1.5)}
     """
     parts = list(chunks)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu")
     intervals = {}
     for name in parts[0]:
         low, high = torch.cat([part[name] for part in parts]).quantile(tails).tolist()
@@ -127,7 +127,7 @@ class ImageMeans:
         check_bootstrap(level, resamples)
         intervals: dict[str, tuple[float, float]] = {}
         for name, values in self._values.items():
-            shares = 100 * torch.tensor(values, dtype=torch.float64) / len(values)
+            shares = 100 * torch.tensor(values, dtype=torch.float64, device="cpu") / len(values)
             chunks = ({name: counts @ shares} for counts in resample(len(values), resamples, seed))
             intervals |= percentiles(chunks, level)
         return intervals

@@ -38,7 +38,7 @@ class PercentMean(Metric):
         # A MetricCollection merges metrics whose states have equal names and, after the first
         # batch, equal values, as after constant maps. So the name contains class and options.
         self._state = f"sums_{type(self).__name__}_{variant}".replace(".", "_")
-        sums = torch.zeros(self.width + 1, dtype=torch.float64)
+        sums = torch.zeros(self.width + 1, dtype=torch.float64, device="cpu")
         self.add_state(self._state, default=sums, dist_reduce_fx="sum")
 
     def add(self, stats: Tensor) -> None:

@@ -84,7 +84,9 @@ def insertion_deletion(
 
     def area(top: Tensor, under: Tensor) -> Tensor:
         """Return the area (N,) as pixels of `top` replace those of `under`."""
-        pairs = torch.cartesian_prod(torch.arange(len(images)), torch.arange(steps + 1))
+        pairs = torch.cartesian_prod(
+            torch.arange(len(images), device="cpu"), torch.arange(steps + 1, device="cpu")
+        )
         probabilities = []
         for rows in pairs.to(images.device).split(batch_size):
             image, step = rows.unbind(1)
@@ -150,7 +152,7 @@ def _mean(images: Tensor, seed: int) -> Tensor:
 
 def _noise(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.shape, generator=generator).to(images)
+    noise = torch.randn(images.shape, generator=generator, device="cpu").to(images)
     return _mean(images, seed) + noise * images.std((-2, -1), keepdim=True)
 
 

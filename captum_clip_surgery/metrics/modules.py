@@ -220,7 +220,7 @@ class GridPointingGame(PercentMean):
         check_maps(maps, len(cells))
         for attribution, cell in zip(maps, cells, strict=True):
             fraction = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
-            self.add(torch.tensor([[fraction]], dtype=torch.float64))
+            self.add(torch.tensor([[fraction]], dtype=torch.float64, device="cpu"))
 
 
 class InsertionDeletion(PercentMean):

@@ -156,7 +156,7 @@ class PairMeasures:
         if stats is None:
             self.skipped += 1
         else:
-            pair = torch.cat([stats, torch.ones(1, dtype=torch.float64)])
+            pair = torch.cat([stats, torch.ones(1, dtype=torch.float64, device="cpu")])
             self._add(object() if image is None else image, pair)
 
     @property
@@ -289,7 +289,7 @@ def pair_stats(
     return torch.cat(
         [
             torch.zeros_like(THRESHOLDS) if constant else pixels.iou_curve(),
-            torch.tensor(means, dtype=torch.float64),
+            torch.tensor(means, dtype=torch.float64, device="cpu"),
             pixels.confusion(),
         ]
     )

@@ -167,7 +167,9 @@ def _shuffle_stages(clip: ZeroShotClassifier, images: Tensor, seed: int) -> Iter
 
 @torch.no_grad()
 def _shuffle(parameter: nn.Parameter, generator: torch.Generator) -> None:
-    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+    order = torch.randperm(parameter.numel(), generator=generator, device="cpu").to(
+        parameter.device
+    )
     parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 

@@ -153,7 +153,9 @@ class VerifiedImageTower:
         check_modes(self.model)
         device, (height, width) = self.model.logit_scale.device, tower.native_size
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, height, width, generator=generator).to(device, tower.dtype)
+        image = torch.randn(
+            1, 3, height, width, generator=generator, dtype=torch.float32, device="cpu"
+        ).to(device, tower.dtype)
         with _isolated(device):
             shadow = _shadow(self.model)
             expected = _call_model(shadow, "encode_image", image)

@@ -304,7 +304,7 @@ def _leave_out_words(caption: _Caption, padding: int) -> Tensor:
     """Return token ids (1 + words, context) of a caption and of it without each of its words."""
     rows = [caption.tokens]
     for positions in compress(caption.positions, caption.inner):
-        keep = torch.ones(len(caption.tokens), dtype=torch.bool)
+        keep = torch.ones(len(caption.tokens), dtype=torch.bool, device="cpu")
         keep[positions] = False
         tail = caption.tokens.new_full((len(positions),), padding)
         rows.append(torch.cat([caption.tokens[keep], tail]))

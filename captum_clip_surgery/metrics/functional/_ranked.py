@@ -16,7 +16,7 @@ from torch import Tensor
 from captum_clip_surgery.metrics.functional._maps import RESOLUTION
 
 #: Thresholds of explanation IoU: 0, 0.01, ..., 1.
-THRESHOLDS = torch.arange(101, dtype=torch.float64) / 100
+THRESHOLDS = torch.arange(101, dtype=torch.float64, device="cpu") / 100
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def grid_pointing_game(attribution: Tensor, rows: int, columns: int, cell: int) 
         >>> grid_pointing_game(torch.tensor([[1.0, 0.0], [3.0, -9.0]]), 2, 2, cell=2)
         0.75
     """
-    check_pair(attribution, torch.ones(1, 1, dtype=torch.bool))
+    check_pair(attribution, torch.ones(1, 1, dtype=torch.bool, device="cpu"))
     if rows < 1 or columns < 1:
         raise ValueError(f"the grid must have at least 1 x 1 images, got {rows} x {columns}")
     if not 0 <= cell < rows * columns:
@@ -100,7 +100,7 @@ def grid_pointing_game(attribution: Tensor, rows: int, columns: int, cell: int) 
 
 def _coverage(pixels: int, cells: int) -> Tensor:
     """Return the fraction of each pixel that is in each of equal cells, (cells, pixels)."""
-    pixel = torch.arange(pixels, dtype=torch.float64)
-    edge = torch.arange(cells + 1, dtype=torch.float64)[:, None] * pixels / cells
+    pixel = torch.arange(pixels, dtype=torch.float64, device="cpu")
+    edge = torch.arange(cells + 1, dtype=torch.float64, device="cpu")[:, None] * pixels / cells
     ends = torch.minimum(edge[1:], pixel + 1)
     return (ends - torch.maximum(edge[:-1], pixel)).clamp(min=0)

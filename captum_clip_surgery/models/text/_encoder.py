@@ -297,7 +297,7 @@ class PromptEncoder:
         digest = None if disk is None else disk.digest(current.identity, tower)
         features: dict[str, Tensor] = {}
         new: dict[bytes, Tensor] = {}
-        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0))
+        first: tuple[dict[str, Tensor], Tensor] = ({}, torch.empty(0, device="cpu"))
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             batch = texts[start : start + TEXTS_PER_BATCH]
             # Formatted once: a template that is a function may return something else next time.

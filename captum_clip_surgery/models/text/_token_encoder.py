@@ -83,7 +83,7 @@ def _lengths(tower: Any, tokens: Tensor) -> Tensor:
         return end_of_text(tower, tokens) + 1
     if isinstance(tower, TransformersText) and tower.family.text == "masked":
         return tower.mask(tokens).sum(1)
-    return torch.full((len(tokens),), tokens.shape[1])
+    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
 
 
 def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:

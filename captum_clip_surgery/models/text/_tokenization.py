@@ -160,12 +160,12 @@ def _token_ids(
     Returns:
         Token ids (P, L), int64 on the CPU. L is `width` unless that is None.
     """
-    with rust_panics_as_errors():
+    with rust_panics_as_errors(), torch.device("cpu"):  # whatever the default device is
         output = tokenizer(list(texts), context_length=length)
     if isinstance(output, Mapping) and "input_ids" in output:  # Hugging Face's BatchEncoding
         output = output["input_ids"]
     try:
-        ids = torch.as_tensor(output)
+        ids = output if isinstance(output, Tensor) else torch.as_tensor(output, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"the tokenizer returned {output!r:.80} of type {type(output).__name__}, "
@@ -242,7 +242,9 @@ def check_ends(tower: Any, tokens: Tensor, padding: int, prompts: Sequence[str])
     if not pooled_at_end_of_text(tower):
         return
     ends = end_of_text(tower, tokens)[:, None]
-    behind = (torch.arange(tokens.shape[1]) > ends) & (ends > 0)  # 0: there is no end
+    behind = (torch.arange(tokens.shape[1], device=tokens.device) > ends) & (
+        ends > 0
+    )  # 0: there is no end
     words = (tokens != padding) & (tokens != tokens.gather(1, ends))
     unread = (behind & words).any(1).nonzero().flatten()
     if len(unread):

@@ -105,9 +105,9 @@ def probe_tokens(tower: Any, context_length: int) -> Tensor:
     embedding = tower.token_embedding
     vocabulary = getattr(embedding, "num_embeddings", None) or tower.vocab_size
     end = vocabulary - 1 if _pool_type(tower) == "argmax" else int(_end_of_text_id(tower))
-    ids = torch.arange(1, vocabulary)
+    ids = torch.arange(1, vocabulary, device="cpu")
     ids = ids[ids != end]
-    spread = torch.arange(context_length) * 7919 % len(ids)
+    spread = torch.arange(context_length, device="cpu") * 7919 % len(ids)
     rows = ids[spread].repeat(2, 1)
     rows[0, -1] = end
     short = min(3, context_length - 1)
@@ -126,6 +126,18 @@ def pooled_at_end_of_text(tower: Any) -> bool:
         and getattr(tower, "cls_emb", None) is None
         and not getattr(tower, "use_pad_mask", False)
         and _pool_type(tower) in ("argmax", "eos")
+    )
+
+
+def pooled_at_last_position(tower: Any) -> bool:
+    """Return whether a text's feature is that of the last position, padding or not (SigLIP)."""
+    if isinstance(tower, TransformersText):
+        return tower.family.text == "last"
+    return (
+        is_open_clip_transformer(tower)
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+        and _pool_type(tower) == "last"
     )
 
 
