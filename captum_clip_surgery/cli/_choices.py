@@ -65,7 +65,7 @@ METHODS = (
 )
 DEFAULT_METHODS = "CLIP,CLIPSurgery,IntegratedGradients,GradCam"
 MEASURES = ("localization", "faithfulness", "grid")
-PROTOCOLS = ("dense", "imagenet-segmentation", "paper", "present")
+PROTOCOLS = ("clearclip", "dense", "imagenet-segmentation", "paper", "present", "sclip")
 TASKS = ("localization", "segmentation", "recognition", "points")
 
 #: Seconds that the processes of a run wait for each other.

@@ -356,7 +356,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List open_clip's models. Prints their patch grids, or why they are not supported."""
+    """List models of open_clip and transformers: patch grids, or why they are not supported."""
 
     json: Json = False
 

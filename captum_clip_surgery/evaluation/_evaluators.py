@@ -30,6 +30,7 @@ from captum_clip_surgery.evaluation._average_precision import (
 )
 from captum_clip_surgery.evaluation._predictors import (
     MapPredictor,
+    PointPredictor,
     Predictor,
     RecognitionPredictor,
     SegmentationPredictor,
@@ -40,7 +41,6 @@ from captum_clip_surgery.metrics import (
     PointMeasures,
     point_confusion,
     point_iou,
-    prepare,
 )
 from captum_clip_surgery.metrics._bootstrap import percentiles, resample
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
@@ -52,6 +52,10 @@ Intervals = dict[str, tuple[float, float]]
 RESAMPLES = 1000
 #: Label of the row that counts pixels without annotation.
 UNLABELED = -1
+#: Columns of true and false positives and negatives.
+CONFUSION = dict.fromkeys(
+    ("true_positives", "false_positives", "false_negatives", "true_negatives"), 1
+)
 
 
 class Evaluator(ABC):
@@ -143,10 +147,7 @@ class LocalizationEvaluator(Evaluator):
     columns: ClassVar[Columns] = {
         "iou_curve": len(THRESHOLDS),
         **dict.fromkeys(MEANS, 1),
-        "true_positives": 1,
-        "false_positives": 1,
-        "false_negatives": 1,
-        "true_negatives": 1,
+        **CONFUSION,
         "ignored": 1,
     }
 
@@ -321,20 +322,15 @@ class RecognitionEvaluator(Evaluator):
 
 
 class PointEvaluator(Evaluator):
-    """Maps above half of their range against annotated points.
+    """The masks of `tasks.prompts` against annotated points.
 
     The statistics count the points of every class with a positive point.
     """
 
     target_types = (Points,)
-    predictor = MapPredictor
+    predictor = PointPredictor
     predicts_maps = True
-    columns: ClassVar[Columns] = {
-        "true_positives": 1,
-        "false_positives": 1,
-        "false_negatives": 1,
-        "true_negatives": 1,
-    }
+    columns = CONFUSION
 
     def labels(self, target: Target) -> list[int]:
         """Return the classes with a positive point."""
@@ -345,10 +341,10 @@ class PointEvaluator(Evaluator):
         """Return counts for every class with a positive point."""
         assert isinstance(target, Points)
         rows = []
-        for label, attribution in zip(self.labels(target), prediction, strict=True):
+        for label, foreground in zip(self.labels(target), prediction, strict=True):
             points = [point for point in target.points if point.label == label]
             counts = point_confusion(
-                _scale_map(attribution),
+                foreground,
                 [point.x for point in points],
                 [point.y for point in points],
                 [point.positive for point in points],
@@ -402,15 +398,3 @@ def _segmentation_measures(counts: Tensor) -> dict[str, Tensor]:
         "class_accuracy": 100 * recall.nanmean(-1),
         "all_accuracy": 100 * correct.sum(-1) / labeled.sum(-1),
     }
-
-
-#: Side in pixels to which smaller maps are upsampled before they are compared with points.
-POINT_SIDE = 224
-
-
-def _scale_map(attribution: Tensor) -> Tensor:
-    """Min-max normalize a map and upsample it; a constant map becomes 0, nowhere above half."""
-    height, width = (max(side, POINT_SIDE) for side in attribution.shape)
-    everywhere = torch.ones(height, width, dtype=torch.bool)
-    prepared = prepare(attribution, everywhere)
-    return everywhere.double() * 0 if prepared is None else prepared

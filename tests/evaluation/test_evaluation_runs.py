@@ -237,7 +237,34 @@ def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
         shown = [axes for axes in figure.axes if axes.images]
         assert len(shown) == 2 * 4  # two images; each, its truth and two methods
         assert task in figure.get_suptitle()
+        if task == "points":
+            for axis in shown[1::4]:  # points, at their places and within the image
+                assert axis.get_xlim() == (-0.5, 95.5)
+                assert axis.collections[0].get_offsets().tolist() == [
+                    pytest.approx([0.2 * 96 - 0.5, 0.3 * 96 - 0.5])
+                ]
+        if task == "segmentation":
+            legend = [text.get_text() for text in shown[3].get_legend().get_texts()]
+            assert set(legend) <= {"dog", "cat", "cow"}
+            assert len(legend) > 1
     assert not run(clip, data, "CLIP", protocol=way).figures
+
+
+def test_a_figure_shows_the_class_whose_score_it_gives(clip: ZeroShotClassifier) -> None:
+    masks = np.zeros((2, 96, 96), bool)
+    masks[0, :8, :8] = masks[1, 20:60, 30:70] = True
+    data = Given("dog\ncat\ncow", [SCENES[0].image], [Masks({0: masks[0], 1: masks[1]})])
+    way = Protocol("one", "tests", {"localization": View()}, {})
+    axes = run(clip, data, "CLIP", protocol=way, figures=True).figures["localization"].axes
+    scores = {
+        two.get_xlabel(): one.get_ylabel() for one, two in zip(axes[::3], axes[1::3], strict=True)
+    }
+    assert sorted(scores) == ["cat", "dog"]
+    for name, text in scores.items():
+        label = data.classes.first.index(name)
+        alone = Given("dog\ncat\ncow", [SCENES[0].image], [Masks({label: masks[label]})])
+        measures = run(clip, alone, "CLIP", protocol=way).results["CLIP"].measures
+        assert float(text.split("\n")[1]) == pytest.approx(measures["explanation_iou"], abs=0.06)
 
 
 # --- the command ---------------------------------------------------------------------------------
