@@ -40,7 +40,6 @@ NumBlocks = Annotated[
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int, Option(min=0, help="Number of processes that load images.")]
-Resume = Annotated[bool, Option("--resume", help="Resume the run in the output folder.")]
 Timeout = Annotated[
     float, Option(help="Seconds that the processes of torchrun wait for each other.")
 ]
