@@ -40,7 +40,14 @@ NumBlocks = Annotated[
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int, Option(min=0, help="Number of processes that load images.")]
-Resume = Annotated[bool, Option("--resume", help="Resume the run in the output folder.")]
+Resume = Annotated[
+    bool,
+    Option(
+        "--resume/--no-resume",
+        help="Reuse statistics in the output folder, or measure all images again.",
+    ),
+]
+Array = Annotated[str | None, Option(help="Task i of a job array of n, as i/n, counted from 0.")]
 Timeout = Annotated[
     float, Option(help="Seconds that the processes of torchrun wait for each other.")
 ]

@@ -29,6 +29,7 @@ from captum_clip_surgery.cli._choices import (
     Precision,
 )
 from captum_clip_surgery.cli._groups import (
+    Array,
     BatchSize,
     Distractors,
     DrawingOptions,
@@ -39,6 +40,7 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     RequiredText,
+    Resume,
     Size,
     Text,
     TextOptions,
@@ -265,16 +267,8 @@ class Evaluate:
     batch_size: BatchSize = 8
     workers: Workers = 1
     clip: ModelOptions
-    resume: Annotated[
-        bool,
-        Option(
-            "--resume/--no-resume",
-            help="Reuse statistics in the output folder, or measure all images again.",
-        ),
-    ] = True
-    array: Annotated[
-        str | None, Option(help="Task i of n of a job array, as i/n; all share the output folder.")
-    ] = None
+    resume: Resume = True
+    array: Array = None
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
 
@@ -344,9 +338,7 @@ class Export:
     plan: Annotated[
         bool, Option("--plan", help="Only list the collection and say how much is left.")
     ] = False
-    array: Annotated[
-        str | None, Option(help="Task i of a job array of n, as i/n, counted from 0.")
-    ] = None
+    array: Array = None
     engine: Annotated[
         ExportEngine, Option(help="This process or those of torchrun, or Ray's actors.")
     ] = "processes"
