@@ -70,9 +70,6 @@ def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile
     if isinstance(file, (str, PathLike)) and Path(file).exists() and not Path(file).is_file():
         raise ValueError("it is a folder, pipe or device, expected a file")
     Image.init()
-    prefix = _prefix_of(file)
-    if "HEIF" in formats and "HEIF" not in Image.OPEN and HEIC.match(prefix, 4):
-        _register_heif()
     try:
         with warnings.catch_warnings():
             # Pillow warns of images that are large but within its limit.
@@ -86,6 +83,10 @@ def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile
             "PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from None
     except UnidentifiedImageError:
+        prefix = _prefix_of(file)
+        if "HEIF" in formats and "HEIF" not in Image.OPEN and HEIC.match(prefix, 4):
+            _register_heif()
+            return open_image(file, formats)
         known = f"cannot identify image file; formats that are read: {', '.join(formats)}"
         raise ValueError(_remedy(prefix) or known) from None
 

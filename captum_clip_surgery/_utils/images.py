@@ -164,7 +164,7 @@ def _encoding_of(image: Image.Image) -> _Encoding:
         return _Encoding(ignores_alpha=not image.fp.read(1)[0] & 0xF)
     if image.format != "PNG" or key is None:
         return _Encoding()
-    mode = str(image.tile[0].args)
+    mode = str(image.tile[0][3])
     if mode == "RGB;16B":
         return _Encoding(key=key, low_bytes=_low_bytes(image))
     scale = {"L;2": 85, "L;4": 17}.get(mode)

@@ -32,8 +32,6 @@ MARK = b"PAR1"
 STALE_S = 86400.0
 #: A function that writes a table (`pyarrow.Table`) as one row group.
 Write = Callable[[Any], None]
-#: Seconds between two looks at whether the pieces of other processes are done.
-INTERVAL_S = 0.5
 
 
 def arrow() -> Any:
@@ -218,29 +216,6 @@ class Pieces:
         for number in found:
             self.path(number).unlink(missing_ok=True)
         return found
-
-    def wait(self, timeout: float) -> None:
-        """Wait until all pieces are done, as long as other processes finish some.
-
-        Args:
-            timeout: Seconds to wait while no piece is finished.
-
-        Raises:
-            TimeoutError: If no piece is finished for `timeout` seconds.
-        """
-        left, since = self.left(), time.monotonic()
-        while left:
-            time.sleep(INTERVAL_S)
-            still = [number for number in left if not self.is_done(number)]
-            if len(still) < len(left):
-                since = time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError(
-                    f"waited {timeout:g} s for other processes, which finished none of the "
-                    f"{len(left)} pieces left in {self.folder}; the first is {left[0]}. Run the "
-                    "same command again"
-                )
-            left = still
 
     def clean(self, warn: bool = True) -> None:
         """Remove temporary files of processes that have ended.

@@ -281,7 +281,7 @@ class ExportOptions:
         str,
         Argument(
             help="Folder of images, .tar or .parquet files, pattern of such files, data set saved "
-            "by Hugging Face's save_to_disk, or file that lists paths.",
+            "by Hugging Face datasets, or file that lists paths.",
             show_default=False,
         ),
     ]
@@ -295,15 +295,15 @@ class ExportOptions:
     shard_size: Annotated[
         int, Option(min=1, help="Images per output file; each input .tar makes one file.")
     ] = 1000
+    column: Annotated[
+        str | None, Option(help="Column of images in a table (default: the only one).")
+    ] = None
+    fast: Annotated[
+        bool, Option("--fast", help="Resize images faster and slightly less exactly.")
+    ] = False
     compile: Annotated[
         bool, Option("--compile", help="Compile the image tower with torch.compile.")
     ] = False
-    fast: Annotated[
-        bool, Option("--fast", help="Decode and resize images faster; maps move by 0.2 % or less.")
-    ] = False
-    column: Annotated[
-        str | None, Option(help="Column of images in .parquet files and saved data sets.")
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +348,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List open_clip's models. Prints their patch grids, or why they are not supported."""
+    """List models of open_clip and transformers: patch grids, or why they are not supported."""
 
     json: Json = False
 

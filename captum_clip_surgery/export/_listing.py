@@ -140,4 +140,7 @@ def _warn(
 
 
 def _names_of(shard: Shard) -> Sequence[str]:
-    return shard.names if isinstance(shard, FileShard) else [str(shard.path.absolute())]
+    if isinstance(shard, FileShard):
+        return shard.names
+    assert isinstance(shard, TarShard)
+    return [str(shard.path.absolute())]

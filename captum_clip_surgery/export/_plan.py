@@ -197,9 +197,9 @@ def plan(
     size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
     shard_size: int = 1000,
-    compile: bool = False,
-    fast: bool = False,
     column: str | None = None,
+    fast: bool = False,
+    compile: bool = False,
     look: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -210,18 +210,17 @@ def plan(
 
     Args:
         method: A method such as `LayerCLIPSurgery(clip)`.
-        source: A folder, a pattern of files, a list of paths or a saved data set, as for
-            `open_source`.
+        source: A folder of images, tars or Parquet files, a pattern of tars or Parquet files, a
+            saved Hugging Face data set, or a list of paths, as for `open_source`.
         output: Folder of the export.
         top: Number of best texts recorded per image.
         maps: Whether to store maps, or embeddings and best texts alone.
         size: Side or (height, width) of the model's input in pixels (default: its native size).
         batch_size: Number of images per forward pass.
         shard_size: Number of images per shard; an input tar always makes one shard.
+        column: Column of images, if `source` is a table.
+        fast: Whether to resize images faster and slightly less exactly, see `Preprocess`.
         compile: Whether to compile the image tower with `torch.compile`.
-        fast: Whether to resize images by torch, and to decode large JPEGs at part of their size;
-            maps move by 0.02 % and 0.2 % on average.
-        column: Column of images in tables (default: the only one with images or paths).
         look: Whether to look at the collection's files again if the folder lists them already. A
             job array of many tasks passes False, to look once.
         about: Further settings that determine the result, as JSON.
@@ -256,9 +255,9 @@ def plan(
         "size": list(sides),
         "batch_size": batch_size,
         "shard_size": shard_size,
-        "compile": compile,
-        "fast": fast,
         "column": column,
+        "fast": fast,
+        "compile": compile,
     }
     settings = {**(about or {}), "model": _describe(method), "options": options}
     pieces, listing = Pieces(folder / DATA, 0), folder / LISTING

@@ -150,11 +150,22 @@ def _folder(root: Path, shard_size: int) -> Source:
 
 
 def _list(path: Path, shard_size: int) -> Source:
-    # Names of files need be no text.
-    names = list(dict.fromkeys(read_lines(path, errors="surrogateescape")))
+    names = list(dict.fromkeys(_read_paths(path)))
     if not names:
         raise ValueError(f"the list {path} is empty")
     return _files("list", path, path.parent, names, shard_size)
+
+
+def _read_paths(path: Path) -> list[str]:
+    """Return the lines of a list; names of files need be no text, but then they must exist."""
+    try:
+        return read_lines(path)
+    except ValueError:
+        lines = read_lines(path, errors="surrogateescape")
+        odd = [line for line in lines if line.encode(errors="replace").decode() != line]
+        if not all((path.parent / line).exists() for line in odd):
+            raise
+        return lines
 
 
 def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int) -> Source:

@@ -281,7 +281,7 @@ def _compare_sizes(path: Path, table: Mapping[str, Any], model: Any) -> None:
     built = getattr(model.config.vision_config, "image_size", None)
     size = table.get("crop_size") if table.get("do_center_crop") else None
     size = size or table.get("size")
-    sides = set(size.values()) if isinstance(size, dict) else {size}
+    sides: set[Any] = set(size.values()) if isinstance(size, dict) else {size}
     if built is not None and size and sides != {built}:
         warnings.warn(
             f"{path} prepares images of {sorted(sides)} pixels, and the model was built for "

@@ -1,4 +1,4 @@
-"""The catalog of open_clip's configurations, and whether surgery is defined on each."""
+"""The catalog of open_clip's configurations and transformers' classes that can be explained."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.models._config_check import build_image_tower_on_meta
+from captum_clip_surgery.models._dual_encoder_tables import OTHER_TYPES
+from captum_clip_surgery.models._dual_encoders import FAMILIES, describe_refused
 from captum_clip_surgery.models.image import Tower
-from captum_clip_surgery.models.image._registry import get_tower_class
+from captum_clip_surgery.models.image._registry import TOWER_CLASSES, get_tower_class
+from captum_clip_surgery.models.image._transformers import TransformersTower
 from captum_clip_surgery.models.loading import text_needs
 
 __all__ = ["ModelEntry", "list_models"]
@@ -81,6 +84,31 @@ def list_models(names: Iterable[str] | None = None, progress: bool = False) -> l
     return [_entry(name) for name in tqdm(chosen, disable=not progress, leave=False, unit="model")]
 
 
+def list_transformers_models() -> list[ModelEntry]:
+    """List the classes of models of transformers that are known, and whether they are supported.
+
+    Sizes are those of single models, so that blocks, patches and grids are left out.
+
+    Example::
+
+        >>> [entry.name for entry in list_transformers_models() if entry.supported][:2]
+        ['CLIPModel', 'MetaClip2Model']
+    """
+    entries = []
+    for name, family in FAMILIES.items():
+        (tower,) = (
+            each
+            for each in TOWER_CLASSES
+            if issubclass(each, TransformersTower) and family.prefix in each.prefixes
+        )
+        text = "tokenizer"
+        entries.append(ModelEntry(name, tower.family, True, "", str(tower.pooling), text=text))
+    for name in OTHER_TYPES.values():
+        reason = describe_refused(name, short=True)
+        entries.append(ModelEntry(name, "transformers", False, reason, text="tokenizer"))
+    return entries
+
+
 def _entry(name: str) -> ModelEntry:
     tower, tokenizer = text_needs(name)
     text = "tower" if tower else "tokenizer" if tokenizer else "open_clip"
@@ -139,6 +167,20 @@ def to_markdown(entries: Sequence[ModelEntry]) -> str:
             refused.setdefault(entry.reason, []).append(entry.name)
     for reason, names in refused.items():
         lines += ["", f"Not {', '.join(names)}: {reason}."]
+    return "\n".join(lines)
+
+
+def transformers_markdown(entries: Sequence[ModelEntry]) -> str:
+    """Return a table of the supported classes of transformers, and the others with the reasons.
+
+    Args:
+        entries: Entries as `list_transformers_models` returns them.
+    """
+    supported = [(e.name, e.family, e.pooling) for e in entries if e.supported]
+    lines = [markdown(("model of transformers", "image tower", "pooled by"), supported, left=3)]
+    for entry in entries:
+        if not entry.supported:
+            lines += ["", f"Not {entry.name}: {entry.reason}."]
     return "\n".join(lines)
 
 

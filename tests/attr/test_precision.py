@@ -28,6 +28,8 @@ from tests._helpers.tiny import (
     MODELS,
     REFERENCE,
     TOWERS,
+    TWO_MODELS,
+    TWO_TOWERS,
     load_reference_model,
     relative_error,
     tiny_model,
@@ -132,7 +134,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ZeroShotClas
     return loaded
 
 
-@each_family
+@pytest.mark.parametrize("family", TWO_TOWERS)
 def test_half_precision_models_give_the_maps_of_full_precision(load, family):
     full = load(family)
     halves = {p: load(family, p) for p in HALVES if has_precision(family, p)}
@@ -150,7 +152,7 @@ def test_half_precision_models_give_the_maps_of_full_precision(load, family):
                 assert correlation(maps, expected) > 0.99, (method, grid, precision)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", TWO_MODELS)
 @each_half
 def test_results_have_the_dtype_of_the_images(load, family, precision):
     if not has_precision(family, precision):

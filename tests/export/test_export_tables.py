@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from captum_clip_surgery.export import open_source
+from captum_clip_surgery.export import load_maps, open_source
 from captum_clip_surgery.export._sources import Source
-from tests._helpers.written_export import encoded
+from tests._helpers.written_export import encoded, export, scene, surgery
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -167,3 +168,30 @@ def test_folders_of_several_kinds(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("a.png\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"list\.txt is not UTF-8 text but UTF-16"):
         open_source(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"b.jxl\ncaf\xe9.png\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 2 is not UTF-8 text"):
+        open_source(tmp_path / "list.txt")
+    (tmp_path / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(FILES[0])
+    assert list(read(open_source(tmp_path / "list.txt")).values())[1] == COLOURS[0]
+
+
+def test_maps_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
+    """Also where reading is fast, up to rounding."""
+    scenes = [scene(index) for index in range(3)]
+    columns = {"left": structs(FILES[:3]), "right": structs([encoded(image) for image in scenes])}
+    write(tmp_path / "in/a.parquet", columns)
+    clip = surgery().forward_func
+    with torch.no_grad():
+        wanted = surgery().attribute_all(clip.preprocess(scenes, 32)).numpy()
+    both = []
+    for fast in (False, True):
+        output = tmp_path / f"out {fast}"
+        export(tmp_path / "in", output, workers=1, column="right", fast=fast, size=32)
+        maps = load_maps(output)
+        assert list(maps) == ["a/000000", "a/000001", "a/000002"]
+        assert maps.size("a/000000") == (64, 64)
+        found = np.stack([maps[name] for name in maps]).astype(float)
+        both.append(found)
+        moved = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        assert moved < (0.01 if fast else 1e-3)
+    assert not np.array_equal(*both)

@@ -195,7 +195,7 @@ def opens(data: bytes) -> None:
         assert open_rgb(path).mode == "RGB"
     with may_refuse(f"{path} cannot be read as labels: "):
         assert open_labels(path).ndim == 2
-    with may_refuse("the file ", "the picture "):
+    with may_refuse("the file ", "the image "):
         assert read_image(data, "x.png").pixels.mode == "RGB"
 
 

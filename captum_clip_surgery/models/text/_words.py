@@ -10,6 +10,7 @@ import open_clip
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from captum_clip_surgery.models._internals import BPE_TOKENIZER
+from captum_clip_surgery.models.text._transformers import TransformersTokenizer
 
 #: Name of the token that starts a text.
 START = "<start>"
@@ -17,6 +18,8 @@ START = "<start>"
 END = "<end>"
 #: Signs for a space in the vocabularies of sentencepiece and of byte-level BPE.
 SPACES = ("▁", "Ġ")
+#: CLIP's mark of the last token of a word.
+END_OF_WORD = "</w>"
 
 
 def word_positions(
@@ -25,7 +28,7 @@ def word_positions(
     """Return the words of a text, each with the positions of its tokens.
 
     Args:
-        tokenizer: open_clip's own tokenizer, or its wrapper of a Hugging Face one.
+        tokenizer: open_clip's own tokenizer, or one of transformers.
         tokens: Token ids of one text, padded or not.
         special: Also return the start, if there is one, and the end, as "<start>" and "<end>".
 
@@ -77,7 +80,10 @@ def _spelling(tokenizer: Any) -> _Spelling:
     if isinstance(tokenizer, SimpleTokenizer):
         return _spelling_of_open_clip(tokenizer)
     if isinstance(tokenizer, HFTokenizer):
-        return _spelling_of_hugging_face(tokenizer)
+        others = {0} if tokenizer.strip_sep_token else set()  # in the separator's place
+        return _spelling_of_hugging_face(tokenizer.tokenizer, others)
+    if isinstance(tokenizer, TransformersTokenizer):
+        return _spelling_of_hugging_face(tokenizer.tokenizer, set())
     raise TypeError(
         f"words cannot be told apart with a tokenizer of type {type(tokenizer).__name__}; use the "
         "one that open_clip.get_tokenizer(name) returns"
@@ -94,23 +100,25 @@ def _spelling_of_open_clip(tokenizer: SimpleTokenizer) -> _Spelling:
     return _Spelling(special, starts, lambda ids: tokenizer.decode(ids).strip())
 
 
-def _spelling_of_hugging_face(tokenizer: HFTokenizer) -> _Spelling:
-    inner = tokenizer.tokenizer
-    # A vocabulary marks either where words start, by a sign for the space before them, or where
-    # they continue.
+def _spelling_of_hugging_face(inner: Any, others: set[int]) -> _Spelling:
+    # A vocabulary marks where words start, by a sign for the space before them, where they
+    # continue, or where they end.
     probe = inner.tokenize("a a")
     sign = next((s for s in SPACES if any(piece.startswith(s) for piece in probe)), None)
-    if any(piece.endswith("</w>") for piece in probe):
-        raise TypeError(
-            f"words cannot be told apart with {type(inner).__name__}; pass "
-            "tokenizer=open_clip.tokenize, open_clip's form of the same tokenizer"
-        )
+    marks_ends = any(piece.endswith(END_OF_WORD) for piece in probe)
 
     def starts(ids: Sequence[int]) -> list[bool]:
         pieces = inner.convert_ids_to_tokens(list(ids))
+        if marks_ends:
+            ends = [piece.endswith(END_OF_WORD) for piece in pieces]
+            return [True, *ends[:-1]] if ids else []
         return [p.startswith(sign) if sign else not p.startswith("##") for p in pieces]
 
+    def decode(ids: Sequence[int]) -> str:
+        if not marks_ends:
+            return inner.decode(list(ids)).strip()
+        pieces = inner.convert_ids_to_tokens(list(ids))
+        return inner.convert_tokens_to_string(pieces).replace(END_OF_WORD, " ").strip()
+
     special = {*inner.all_special_ids, inner.pad_token_id} - {inner.unk_token_id}
-    if tokenizer.strip_sep_token:
-        special.add(0)  # open_clip puts it in the separator's place
-    return _Spelling(frozenset(special), starts, lambda ids: inner.decode(list(ids)).strip())
+    return _Spelling(frozenset(special | others), starts, decode)
