@@ -40,6 +40,13 @@ NumBlocks = Annotated[
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int, Option(min=0, help="Number of processes that load images.")]
+Resume = Annotated[
+    bool,
+    Option(
+        "--resume/--no-resume",
+        help="Reuse statistics in the output folder, or measure all images again.",
+    ),
+]
 Timeout = Annotated[
     float, Option(help="Seconds that the processes of torchrun wait for each other.")
 ]

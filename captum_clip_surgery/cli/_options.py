@@ -41,6 +41,7 @@ from captum_clip_surgery.cli._groups import (
     Output,
     RayOptions,
     RequiredText,
+    Resume,
     Size,
     Text,
     TextOptions,
@@ -267,13 +268,7 @@ class Evaluate:
     batch_size: BatchSize = 8
     workers: Workers = 1
     clip: ModelOptions
-    resume: Annotated[
-        bool,
-        Option(
-            "--resume/--no-resume",
-            help="Reuse statistics in the output folder, or measure all images again.",
-        ),
-    ] = True
+    resume: Resume = True
     array: Array = None
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
