@@ -21,7 +21,10 @@ from captum_clip_surgery.models._internals import has_hooks
 from captum_clip_surgery.models._state import PLAIN, REGISTRIES
 
 #: Packages whose version determines what their code does.
-RELEASED = ("captum_clip_surgery", "open_clip", "peft", "timm", "torch", "transformers")
+RELEASED = (
+    *("captum_clip_surgery", "huggingface_hub", "open_clip", "peft", "timm", "torch"),
+    "transformers",
+)
 MAX_DEPTH = 8  # of objects within objects
 
 

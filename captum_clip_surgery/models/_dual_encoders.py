@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from captum_clip_surgery.models._internals import children_of
 
 LIBRARY = "transformers.models."
+#: Attributes in which the two sides are kept, named so that digests of settings leave them out.
+VISUAL, TEXT = "__visual", "__text"
 
 
 @dataclass(frozen=True)
@@ -192,23 +194,23 @@ class TransformersCLIP(nn.Module):
     def visual(self) -> TransformersVisual:
         """The image side."""
         parts = self._parts("vision_model", "visual_projection")
-        cached = self.__dict__.get("_visual")
+        cached = self.__dict__.get(VISUAL)
         if (
             cached is None
             or dict(children_of(cached)) != parts
             or cached.preprocess_cfg is not self.preprocess_cfg
         ):
             cached = TransformersVisual(parts, self.family, self.preprocess_cfg)
-            self.__dict__["_visual"] = cached
+            self.__dict__[VISUAL] = cached
         return cached
 
     @property
     def text(self) -> TransformersText:
         """The text side."""
         parts = self._parts("text_model", "text_projection")
-        cached = self.__dict__.get("_text")
+        cached = self.__dict__.get(TEXT)
         if cached is None or dict(children_of(cached)) != parts:
-            cached = self.__dict__["_text"] = TransformersText(parts, self.family)
+            cached = self.__dict__[TEXT] = TransformersText(parts, self.family)
         return cached
 
     def _parts(self, *names: str) -> dict[str, Any]:

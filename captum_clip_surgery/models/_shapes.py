@@ -18,18 +18,18 @@ MAX_NAMED = 3  # configurations in a message
 QUICK = "-quickgelu"  # twins of other configurations, by shapes
 
 
-def check_shapes(name: str, shapes: Shapes, where: str) -> None:
+def check_shapes(name: str, config: Mapping[str, Any], shapes: Shapes, where: str) -> None:
     """Check that weights have the shapes of a configuration.
 
     Args:
-        name: Name of the configuration.
+        name: Name of the configuration, for the message.
+        config: The configuration.
         shapes: Shapes of the weights by name.
-        where: Name of the file, for the message.
+        where: Name of the file of weights, for the message.
 
     Raises:
         ValueError: If they do not; the message names the configurations they fit.
     """
-    config = open_clip.get_model_config(name)
     if not config or not shapes:
         return
     expected = _shapes_of(config)

@@ -17,6 +17,7 @@ from captum_clip_surgery._utils.errors import error_message, rust_panics_as_erro
 from captum_clip_surgery.models._activations import choose_activation, note_activation
 from captum_clip_surgery.models._checkpoints import ARRAYS, check_checkpoint
 from captum_clip_surgery.models._config_check import (
+    FILE,
     LOCAL,
     TOKENIZER,
     build_image_tower_on_meta,
@@ -190,11 +191,18 @@ def _check_shapes(
     name: str, pretrained: str | None, weights: str | None, options: Mapping[str, Any]
 ) -> None:
     """Check the shapes in a checkpoint file, unless an option changes those of the model."""
-    if weights is None or name.startswith(SCHEMES) or _is_tag(name, str(pretrained)):
+    if any(key.startswith("force_") or key.endswith("_cfg") for key in options):
         return
-    changed = any(key.startswith("force_") or key.endswith("_cfg") for key in options)
-    if Path(weights).suffix not in ARRAYS and not changed:
-        check_shapes(name, read_shapes(Path(weights)), Path(str(pretrained)).name)
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        path, config, file = find_weights(folder), read_configuration(folder), FILE
+    elif weights is None or name.startswith(HUB) or _is_tag(name, str(pretrained)):
+        return
+    else:
+        path, config, file = Path(weights), open_clip.get_model_config(name) or {}, name
+    if path.suffix not in ARRAYS:
+        shown = path if name.startswith(LOCAL) else Path(str(pretrained))
+        check_shapes(file, config, read_shapes(path), shown.name)
 
 
 def _tokenizer(name: str) -> Tokenizer:

@@ -338,6 +338,16 @@ def test_weights_of_another_configuration(registered, tmp_path):
     refused(ValueError, "no configuration of open_clip fits", SMALL, tmp_path / "x")
 
 
+def test_weights_of_another_configuration_in_a_folder(tmp_path):
+    config = TINY["vit"].config
+    config["vision_cfg"]["image_size"] = 48
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    state = {name: value.clone() for name, value in tiny_model("vit").state_dict().items()}
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    message = r"in open_clip_model.safetensors are not those of open_clip_config.json: visual\.pos"
+    refused(ValueError, message, tmp_path)
+
+
 @pytest.mark.slow
 def test_published_shapes_are_told_apart():
     """Among all configurations, from OpenAI's shapes alone."""

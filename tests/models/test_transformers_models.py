@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from captum_clip_surgery import LayerCLIPSurgery, LayerLeGrad, ZeroShotClassifier
+from captum_clip_surgery import (
+    LayerCLIPSurgery,
+    LayerLeGrad,
+    ZeroShotClassifier,
+    tasks,
+    tower_report,
+)
 from captum_clip_surgery.attr.registry import METHODS, choose
 from captum_clip_surgery.functional import vv_attention
+from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.models._dual_encoders import to_patches
 from captum_clip_surgery.models.image import PathConfig
 from tests._helpers.cases import each
@@ -215,6 +226,33 @@ def test_every_method_gives_the_maps_of_open_clip(kind):
             actual = methods[name](ours).attribute_all(batch)
             expected = expected_methods[name](theirs).attribute_all(batch)
             assert relative_error(actual, expected) < TOLERANCE * 10, name
+
+
+# --- what else takes a classifier ----------------------------------------------------------------
+
+
+@each("name", ["CLIPModel", "SiglipModel", "AltCLIPModel"])
+def test_tasks_check_up_copies_and_the_cache(tmp_path_factory, name):
+    model = build(name)
+    clip = make_clip(model, name)
+    images = random_images(clip)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    (labels,) = tasks.segment(clip, [picture])
+    assert labels.labels.shape == (40, 60)
+    assert len(tasks.recognize(clip, [picture])) == 1
+    assert tower_report(clip, images).agreement > 0.9999
+    expected = LayerCLIPSurgery(clip).attribute_all(images)
+    for twin in (copy.deepcopy(clip), pickle.loads(pickle.dumps(clip))):
+        assert torch.equal(LayerCLIPSurgery(twin).attribute_all(images), expected)
+    folder = tmp_path_factory.mktemp("cache")
+    options: dict[str, Any] = {"processor": processor(name), "templates": [], "cache": folder}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = ZeroShotClassifier(model, TEXTS, **options)
+        assert settings_digest(clip.model) == settings_digest(first.model)
+        again = ZeroShotClassifier(model, TEXTS, **options)
+    assert torch.equal(first.text_features(), again.text_features())
+    assert list(folder.iterdir())
 
 
 # --- texts ---------------------------------------------------------------------------------------
