@@ -96,7 +96,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tower": (
         lambda: with_visual(nn.Identity()),
         TypeError,
-        f"Identity is not supported: no family of towers has its class.*{WORKS}",
+        f"Identity is not supported: no supported family has its class.*{WORKS}",
     ),
     "other vocabulary": (
         lambda: built(text=dict(vocab_size=100)),
