@@ -1,6 +1,6 @@
 """Speed of `evaluate` on a data set on disk, and agreement with `evaluate_scenes`.
 
-    python benchmarks/datasets.py [--scenes 64] [--tower ViT-B-16] [--jpeg] [--compare]
+    python benchmarks/datasets.py [--scenes 64] [--tower ViT-B-16] [--jpeg] [--coco] [--compare]
 
 Writes scenes of the embedded model as a folder of images and masks. Prints images per second of one
 task without confidence intervals, for one, three and all dense methods, and the fraction of time
@@ -13,11 +13,14 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import open_clip
 import typer
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captum_clip_surgery import ZeroShotClassifier
@@ -64,6 +67,9 @@ def main(
         ),
     ] = None,
     jpeg: Annotated[bool, typer.Option("--jpeg", help="Write JPEG instead of PNG images.")] = False,
+    coco: Annotated[
+        bool, typer.Option("--coco", help="Stretch scenes to 640 x 480 pixels, as COCO's are.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes that load images.")] = 1,
     compare: Annotated[
@@ -72,13 +78,22 @@ def main(
     ] = False,
 ) -> None:
     """Print the table."""
-    drawn = Scenes("test", scenes, 224, objects=[2, 3])
+    drawn: Sequence[Scene] = Scenes("test", scenes, 480 if coco else 224, objects=[2, 3])
+    if coco:
+        drawn = [stretched(scene, (640, 480)) for scene in drawn]
     with tempfile.TemporaryDirectory() as root:
         if compare:
             print(compared(list(drawn), Path(root)))
         else:
             data = scene_folder(drawn, Path(root), jpeg)
             print(speeds(_model(tower), data, batch, workers))
+
+
+def stretched(scene: Scene, size: tuple[int, int]) -> Scene:
+    """Return a scene of another (width, height)."""
+    masks = [np.asarray(Image.fromarray(mask).resize(size, 0)) for mask in scene.masks]
+    image = np.asarray(Image.fromarray(scene.image).resize(size))
+    return replace(scene, image=image, masks=np.stack(masks))
 
 
 def _model(tower: str | None) -> ZeroShotClassifier:

@@ -54,6 +54,10 @@ class TooManyPixelsError(ValueError):
     """An image has more pixels than Pillow's limit."""
 
 
+class UnreadFormatError(ValueError):
+    """An image has a known format that is not read; the message says what to do."""
+
+
 def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile.ImageFile:
     """Open an image without decoding its pixels.
 
@@ -87,8 +91,12 @@ def open_image(file: ImageSource, formats: Sequence[str] = FORMATS) -> ImageFile
         if "HEIF" in formats and "HEIF" not in Image.OPEN and HEIC.match(prefix, 4):
             _register_heif()
             return open_image(file, formats)
-        known = f"cannot identify image file; formats that are read: {', '.join(formats)}"
-        raise ValueError(_remedy(prefix) or known) from None
+        remedy = _remedy(prefix)
+        if remedy:
+            raise UnreadFormatError(remedy) from None
+        raise ValueError(
+            f"cannot identify image file; formats that are read: {', '.join(formats)}"
+        ) from None
 
 
 def _prefix_of(file: ImageSource) -> bytes:
@@ -106,12 +114,12 @@ def _register_heif() -> None:
     """Have pillow-heif decode HEIC files.
 
     Raises:
-        ValueError: If it is not installed.
+        UnreadFormatError: If it is not installed.
     """
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
-        raise ValueError(
+        raise UnreadFormatError(
             "HEIC images need pillow-heif; install the extra: "
             "pip install 'captum_clip_surgery[heif]', or convert the image to JPEG"
         ) from None

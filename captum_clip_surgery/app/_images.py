@@ -13,7 +13,12 @@ from PIL import Image
 
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.preprocessing import TooManyPixelsError, load_image, open_image
+from captum_clip_surgery.preprocessing import (
+    TooManyPixelsError,
+    UnreadFormatError,
+    load_image,
+    open_image,
+)
 
 MAX_MEGABYTES = 20
 MAX_MEGAPIXELS = 40
@@ -23,8 +28,8 @@ MAX_ASPECT = 20
 SIDE = 1024
 #: Number of users whose images are kept in memory.
 MAX_SESSIONS = 128
-#: Formats that are read; none runs another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Formats that are read; none runs another program. HEIF needs the extra `heif`.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "HEIF")
 #: Test scenes of two or three objects that the embedded model tells apart.
 EXAMPLES = (27, 6, 23, 45)
 EXAMPLE_SIDE = 256
@@ -78,6 +83,8 @@ def read_image(content: bytes, name: str) -> PageImage:
         raise ValueError(
             f"the image has far too many pixels; the limit is {MAX_MEGAPIXELS} million"
         ) from None
+    except UnreadFormatError as error:
+        raise ValueError(f"the file cannot be read as an image; {error}") from None
     except Exception as error:  # Pillow's decoders raise exceptions of any type
         raise ValueError(
             f"the file cannot be read as an image; it is damaged, or not one of "

@@ -65,8 +65,16 @@ METHODS = (
 )
 DEFAULT_METHODS = "CLIP,CLIPSurgery,IntegratedGradients,GradCam"
 MEASURES = ("localization", "faithfulness", "grid")
-PROTOCOLS = ("clearclip", "dense", "imagenet-segmentation", "paper", "present", "sclip")
-TASKS = ("localization", "segmentation", "recognition", "points")
+PROTOCOLS = (
+    "clearclip",
+    "dense",
+    "faithfulness",
+    "imagenet-segmentation",
+    "paper",
+    "present",
+    "sclip",
+)
+TASKS = ("localization", "segmentation", "recognition", "points", "faithfulness")
 
 #: Seconds that the processes of a run wait for each other.
 TIMEOUT_S = 1800.0

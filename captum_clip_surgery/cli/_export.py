@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from captum_clip_surgery._utils.drivers import Torchrun, Work, array_numbers, run_on_ray
+from captum_clip_surgery._utils.pieces import Pieces
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr import LayerCLIPSurgery
 from captum_clip_surgery.cli._digests import code_digest
@@ -99,6 +100,7 @@ def _plan(options: Export, surgery: LayerCLIPSurgery, warn: bool) -> tuple[Plan,
     for reason in made.verify().values() if options.verify else ():
         print(f"warning: {reason}", file=sys.stderr)
     made.pieces.clean(warn and options.array is None)
+    Pieces(made.folder, 0).clean(warn=False)
     left = made.left()
     if options.plan:
         print(f"{len(left)} of {made.count} files are left to be written in {made.folder}.")

@@ -40,9 +40,19 @@ NumBlocks = Annotated[
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int, Option(min=0, help="Number of processes that load images.")]
-Resume = Annotated[bool, Option("--resume", help="Resume the run in the output folder.")]
+Resume = Annotated[
+    bool,
+    Option(
+        "--resume/--no-resume",
+        help="Reuse statistics in the output folder, or measure all images again.",
+    ),
+]
 Timeout = Annotated[
     float, Option(help="Seconds that the processes of torchrun wait for each other.")
+]
+Array = Annotated[
+    str | None,
+    Option(help="Task i of n of a job array, as i/n from 0; all share the output folder."),
 ]
 Output = Annotated[Path, Option(help="Folder for the results.")]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
@@ -81,3 +91,18 @@ class DrawingOptions:
         Option(help="Which values to draw. 'range' colors from the lowest to the highest value."),
     ] = "range"
     format: Annotated[FigureFormat, Option(help="File format of the figures.")] = "png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Arguments of `run_on_ray`."""
+
+    actors: Annotated[int, Option(min=1, help="With Ray: number of actors.")] = 1
+    num_gpus: Annotated[float, Option(min=0, help="With Ray: GPUs per actor.")] = 0.0
+    address: Annotated[
+        str | None,
+        Option(help="With Ray: address of a cluster, or 'auto' (default: Ray on this machine)."),
+    ] = None
+    retries: Annotated[
+        int, Option(min=0, help="With Ray: number of lost actors that are replaced.")
+    ] = 3

@@ -29,6 +29,7 @@ from captum_clip_surgery.cli._choices import (
     Precision,
 )
 from captum_clip_surgery.cli._groups import (
+    Array,
     BatchSize,
     Distractors,
     DrawingOptions,
@@ -38,7 +39,9 @@ from captum_clip_surgery.cli._groups import (
     ModelOptions,
     NumBlocks,
     Output,
+    RayOptions,
     RequiredText,
+    Resume,
     Size,
     Text,
     TextOptions,
@@ -265,16 +268,8 @@ class Evaluate:
     batch_size: BatchSize = 8
     workers: Workers = 1
     clip: ModelOptions
-    resume: Annotated[
-        bool,
-        Option(
-            "--resume/--no-resume",
-            help="Reuse statistics in the output folder, or measure all images again.",
-        ),
-    ] = True
-    array: Annotated[
-        str | None, Option(help="Task i of n of a job array, as i/n; all share the output folder.")
-    ] = None
+    resume: Resume = True
+    array: Array = None
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
 
@@ -313,21 +308,6 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """Arguments of `run_on_ray`."""
-
-    actors: Annotated[int, Option(min=1, help="With Ray: number of actors.")] = 1
-    num_gpus: Annotated[float, Option(min=0, help="With Ray: GPUs per actor.")] = 0.0
-    address: Annotated[
-        str | None,
-        Option(help="With Ray: address of a cluster, or 'auto' (default: Ray on this machine)."),
-    ] = None
-    retries: Annotated[
-        int, Option(min=0, help="With Ray: number of lost actors that are replaced.")
-    ] = 3
-
-
-@dataclass(frozen=True, kw_only=True)
 class Export:
     """Explain a large collection. Writes maps, embeddings and best texts as Parquet files."""
 
@@ -344,9 +324,7 @@ class Export:
     plan: Annotated[
         bool, Option("--plan", help="Only list the collection and say how much is left.")
     ] = False
-    array: Annotated[
-        str | None, Option(help="Task i of a job array of n, as i/n, counted from 0.")
-    ] = None
+    array: Array = None
     engine: Annotated[
         ExportEngine, Option(help="This process or those of torchrun, or Ray's actors.")
     ] = "processes"

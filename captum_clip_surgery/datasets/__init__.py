@@ -1,7 +1,7 @@
 """Data sets on disk as torch `Dataset`s of `Sample`s, and the base class for your own.
 
-Each reader takes a data set in the directory layout it is distributed in. To read your own data
-set, put it in the layout of `Folder`, or derive from `ImageDataset`.
+`open_dataset` reads those in `DATASETS`, each in the directory layout it is distributed in. To read
+your own data set, put it in the layout of `Folder`, or derive from `ImageDataset`.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from captum_clip_surgery.datasets._ade20k import Ade20k
 from captum_clip_surgery.datasets._base import (
     IGNORE_INDEX,
     ImageDataset,
@@ -20,41 +21,28 @@ from captum_clip_surgery.datasets._base import (
     Tags,
     Target,
 )
+from captum_clip_surgery.datasets._cityscapes import Cityscapes
 from captum_clip_surgery.datasets._classes import Classes
+from captum_clip_surgery.datasets._coco import Coco, CocoTags
+from captum_clip_surgery.datasets._coco_stuff import CocoObject, CocoStuff
+from captum_clip_surgery.datasets._context import PascalContext
 from captum_clip_surgery.datasets._files import open_labels, open_rgb
-from captum_clip_surgery.datasets.ade20k import Ade20k
-from captum_clip_surgery.datasets.cityscapes import Cityscapes
-from captum_clip_surgery.datasets.coco import Coco, CocoTags
-from captum_clip_surgery.datasets.coco_stuff import CocoObject, CocoStuff
-from captum_clip_surgery.datasets.context import PascalContext
+from captum_clip_surgery.datasets._imagenet_s import ImageNetS
+from captum_clip_surgery.datasets._nus_wide import NusWide
+from captum_clip_surgery.datasets._open_images import OpenImagesPoints
+from captum_clip_surgery.datasets._voc import PascalVoc, PascalVocTags
 from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.datasets.hugging_face import HuggingFace
-from captum_clip_surgery.datasets.imagenet_s import ImageNetS
-from captum_clip_surgery.datasets.nus_wide import NusWide
-from captum_clip_surgery.datasets.open_images import OpenImagesPoints
-from captum_clip_surgery.datasets.voc import PascalVoc, PascalVocTags
 
 __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
-    "Ade20k",
-    "Cityscapes",
     "Classes",
-    "Coco",
-    "CocoObject",
-    "CocoStuff",
-    "CocoTags",
     "Folder",
     "HuggingFace",
     "ImageDataset",
-    "ImageNetS",
     "Labels",
     "Masks",
-    "NusWide",
-    "OpenImagesPoints",
-    "PascalContext",
-    "PascalVoc",
-    "PascalVocTags",
     "Point",
     "Points",
     "Sample",

@@ -8,7 +8,7 @@ run in one piece.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import ClassVar
 
@@ -75,6 +75,8 @@ class Evaluator(ABC):
     columns: ClassVar[Columns]
     #: Whether predictions are maps of `labels`.
     predicts_maps: ClassVar[bool] = False
+    #: Whether predictions can be drawn.
+    has_figure: ClassVar[bool] = True
 
     def __init__(self, data: ImageDataset) -> None:
         self.data = data
@@ -367,15 +369,6 @@ class PointEvaluator(Evaluator):
     def image_score(self, stats: Tensor) -> float | None:
         """Return the mean IoU over the image's classes, or None if no point is positive."""
         return float(point_iou(stats[:, 1:]).mean()) if len(stats) else None
-
-
-#: The tasks that can be evaluated, by name.
-EVALUATORS: Mapping[str, type[Evaluator]] = {
-    "localization": LocalizationEvaluator,
-    "segmentation": SegmentationEvaluator,
-    "recognition": RecognitionEvaluator,
-    "points": PointEvaluator,
-}
 
 
 def _remark_on_ignored(ignored: Tensor, counted: Tensor) -> str | None:

@@ -82,9 +82,9 @@ class MapPredictor(Predictor):
         labels = [label for label in range(len(self.classes)) if label != self.data.background]
         # All texts are embedded at once in either case: the last bits of a feature depend on the
         # texts beside it, and must not depend on which images a process sees first.
-        competing = self.clip.with_texts([self.classes.first[label] for label in labels])
-        self._positions = {label: position for position, label in enumerate(labels)}
-        self._shared = None if self.view.texts == "present" else self._make(competing)
+        self.competing = self.clip.with_texts([self.classes.first[label] for label in labels])
+        self.positions = {label: position for position, label in enumerate(labels)}
+        self._shared = None if self.view.texts == "present" else self._make(self.competing)
 
     def _make(self, clip: ZeroShotClassifier) -> dict[str, Explainer]:
         return {name: method(clip) for name, method in self.methods.items()}
@@ -96,7 +96,7 @@ class MapPredictor(Predictor):
         """Return maps (K, h, w) of each image's `labels`."""
         images = stack_pixels(batch, self.clip.device)
         if self._shared is not None:
-            targets = [[self._positions[label] for label in row] for row in labels]
+            targets = [[self.positions[label] for label in row] for row in labels]
             maps = attribute_each(self._shared, images, targets)
         else:
             maps = [

@@ -16,11 +16,12 @@ from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalSample, Unreadable
-from captum_clip_surgery.evaluation._evaluators import EVALUATORS, Evaluator
+from captum_clip_surgery.evaluation._evaluators import Evaluator
 from captum_clip_surgery.evaluation._measuring import Measurers
 from captum_clip_surgery.evaluation._predictors import Predictor
 from captum_clip_surgery.evaluation._report import cases_figure
 from captum_clip_surgery.evaluation._store import ImageRows, StatisticsStore, Table
+from captum_clip_surgery.evaluation._tasks import EVALUATORS
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models._guards import ModelWatch
 
@@ -259,7 +260,7 @@ class Runner:
 
     def draw(self, task: TaskRun) -> Figure | None:
         """Draw the worst, the median and the best case of a task."""
-        ranked = task.ranked_cases(self.names)
+        ranked = task.ranked_cases(self.names) if task.evaluator.has_figure else []
         if not ranked:
             return None
         cases = [ranked[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})]

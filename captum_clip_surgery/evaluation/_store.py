@@ -96,8 +96,11 @@ class Table:
             try:
                 table = self.pieces.read(number)
                 self.rows |= {rows.name: rows for rows in self._parse(table)}
-            except (ValueError, TypeError, KeyError) as error:
-                warnings.warn(f"{error}; its images are measured again", stacklevel=2)
+            except (ValueError, TypeError, KeyError, RuntimeError) as error:
+                warnings.warn(
+                    f"{path} cannot be used ({error!r:.200}); its images are measured again",
+                    stacklevel=2,
+                )
 
     def write(self, number: int, images: Sequence[ImageRows]) -> None:
         """Add the images of a piece, and write its file."""
@@ -145,6 +148,9 @@ class Table:
             values = np.array(flat.to_numpy(zero_copy_only=False), np.float64)
             columns.append(torch.from_numpy(values).reshape(-1, count))
         stats = torch.cat(columns, 1)
+        known = labels[~np.isnan(labels)]
+        if ((known < -1) | (known >= len(self.classes))).any():
+            raise ValueError(f"it has classes beyond the {len(self.classes)} of the data set")
         keys = zip(*(table[k].to_pylist() for k in ("image", "digest", "error")), strict=True)
         for (name, digest, error), rows in groupby(enumerate(keys), lambda pair: pair[1]):
             part = stats[[row for row, _ in rows]]

@@ -31,10 +31,13 @@ USES: dict[str, tuple[str, ...]] = {
     ),
     "recognition": ("size", "classes"),
     "points": ("size", "texts", "classes"),
+    "faithfulness": ("size", "texts", "classes", "steps"),
 }
 TASKS = tuple(USES)
 #: Maximum side in pixels; a batch of one is 3 GB.
 MAX_PIXELS = 2**14
+#: Maximum number of steps of insertion and deletion.
+MAX_STEPS = 1000
 FOLDER = Path(__file__).parent / "protocols"
 CLASSES = Path(__file__).parents[1] / "datasets" / "classes"
 #: Templates by the name that a protocol gives them. "imagenet" is OpenAI's 80 for ImageNet.
@@ -71,6 +74,7 @@ class View:
         min_area: Share in 0..1 of the pixels that are not background; a class that covers less
             becomes background.
         scale: Factor of the scores in that softmax; None stands for the model's logit scale.
+        steps: Number of steps of insertion and deletion.
         target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,
             before maps are compared with them; None keeps their size.
 
@@ -91,6 +95,7 @@ class View:
     min_area: float | None = None
     scale: float | None = None
     target_size: int | None = None
+    steps: int = 10
 
     def __post_init__(self) -> None:
         for name in ("size", "longest", "window", "stride", "target_size"):
@@ -99,6 +104,10 @@ class View:
                 raise ValueError(
                     f"{name} must be a whole number of pixels from 1 to {MAX_PIXELS}, got {value!r}"
                 )
+        if type(self.steps) is not int or not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(
+                f"steps must be a whole number from 1 to {MAX_STEPS}, got {self.steps!r}"
+            )
         for name in ("keep_aspect", "synonyms", "background_name"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")

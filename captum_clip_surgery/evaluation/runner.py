@@ -13,9 +13,10 @@ from captum_clip_surgery._utils.drivers import Torchrun
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset
-from captum_clip_surgery.evaluation._evaluators import EVALUATORS, Measures
+from captum_clip_surgery.evaluation._evaluators import Measures
 from captum_clip_surgery.evaluation._running import Runner, TaskRun
 from captum_clip_surgery.evaluation._store import StatisticsStore
+from captum_clip_surgery.evaluation._tasks import EVALUATORS
 from captum_clip_surgery.evaluation.protocol import Protocol, View
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.models._guards import ModelWatch

@@ -21,6 +21,7 @@ from captum_clip_surgery.export._reading import Batch, Prefetcher
 from captum_clip_surgery.export._rows import RowWriter, schema
 from captum_clip_surgery.export._sources import FileShard, Shard, Source, TarShard, open_source
 from captum_clip_surgery.export._summary import SUMMARY, write_summary
+from captum_clip_surgery.export._tables import TABLES, load_shards, save_shards
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.models._guards import ModelWatch
@@ -177,10 +178,7 @@ class Plan:
 
     def _shards(self) -> Sequence[Shard]:
         listing = self.folder / LISTING
-        if listing.exists():
-            return Listing(listing)
-        options = self.settings["options"]
-        return open_source(self.source, options["shard_size"], options["column"]).pieces
+        return Listing(listing) if listing.exists() else load_shards(self.folder / TABLES)
 
     def _check(self, method: DualPathAttribution) -> None:
         changed = list(differences("", self.settings["model"], _describe(method)))
@@ -266,7 +264,7 @@ def plan(
             f"{folder / DATA} exists without a {RUN}, so that it is unknown what it is of; choose "
             "another folder"
         )
-    if not look and listing.exists():
+    if not look and (listing.exists() or (folder / TABLES).exists()):
         settings["source"] = read_run(folder)["source"] | {"place": str(Path(source).resolve())}
         start_run(folder, settings)
     else:
@@ -275,6 +273,8 @@ def plan(
         start_run(folder, settings)
         if _is_listed(collection):
             list_source(listing, collection, shard_size, pieces)
+        else:
+            save_shards(folder / TABLES, collection.pieces)
     count = len(Listing(listing)) if listing.exists() else settings["source"]["shards"]
     place = Path(source).absolute() if Path(source).exists() else source
     made = Plan(folder, os.fspath(place), count, settings)

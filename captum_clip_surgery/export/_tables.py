@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.files import read_json
-from captum_clip_surgery._utils.pieces import arrow
+from captum_clip_surgery._utils.pieces import arrow, write_synced
 from captum_clip_surgery.export._entries import Entry, Shard, describe, raise_passing
 
 #: Names of columns that hold the path of an image.
@@ -17,31 +19,42 @@ PATH_COLUMNS = ("image", "path", "file", "filename", "file_name", "image_path", 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes")
 #: Files that mark a data set saved by `save_to_disk`, and one of several splits.
 STATE, SPLITS = "state.json", "dataset_dict.json"
+#: List of shards in the folder of an export.
+TABLES = "tables.json"
 #: Number of rows that are held at a time.
 ROWS = 64
 
 
 @dataclass(frozen=True)
-class ParquetShard(Shard):
-    """Row groups of a Parquet file.
+class TableShard(Shard):
+    """Rows of a table.
 
     Attributes:
-        path: The file.
+        path: File of the table.
         column: Name of the column of images.
-        groups: Numbers of the row groups.
-        start: Number of the first row in the file.
+        start: Number of the first row, in the file or in the data set.
         rows: Number of rows.
     """
 
     path: Path
     column: str
-    groups: tuple[int, ...]
     start: int
     rows: int
 
     @property
     def images(self) -> int:
         return self.rows
+
+
+@dataclass(frozen=True)
+class ParquetShard(TableShard):
+    """Row groups of a Parquet file.
+
+    Attributes:
+        groups: Numbers of the row groups.
+    """
+
+    groups: tuple[int, ...]
 
     def entries(self) -> Iterator[Entry]:
         """Yield the images in order, not decoded yet."""
@@ -55,26 +68,14 @@ class ParquetShard(Shard):
 
 
 @dataclass(frozen=True)
-class ArrowShard(Shard):
+class ArrowShard(TableShard):
     """Rows of an Arrow file of a saved data set.
 
     Attributes:
-        path: The file.
-        column: Name of the column of images.
         skip: Number of rows before them in the file.
-        start: Number of the first row in the data set.
-        rows: Number of rows.
     """
 
-    path: Path
-    column: str
     skip: int
-    start: int
-    rows: int
-
-    @property
-    def images(self) -> int:
-        return self.rows
 
     def entries(self) -> Iterator[Entry]:
         """Yield the images in order, not decoded yet."""
@@ -106,7 +107,7 @@ def _entry(cell: Any, name: str, folder: Path) -> Entry:
     return Entry(name, content)
 
 
-def open_parquet(paths: Sequence[Path], shard_size: int, column: str | None) -> list[Shard]:
+def open_parquet(paths: Sequence[Path], shard_size: int, column: str | None) -> list[TableShard]:
     """Divide Parquet files into shards of whole row groups.
 
     Args:
@@ -117,7 +118,7 @@ def open_parquet(paths: Sequence[Path], shard_size: int, column: str | None) -> 
     Raises:
         ValueError: If a file is no Parquet file, or the column is missing or in doubt.
     """
-    shards: list[Shard] = []
+    shards: list[TableShard] = []
     for path in paths:
         try:
             with arrow().parquet.ParquetFile(path) as file:
@@ -132,12 +133,14 @@ def open_parquet(paths: Sequence[Path], shard_size: int, column: str | None) -> 
             count = sum(sizes[first : last + 1])
             if count >= shard_size or last == len(sizes) - 1:
                 numbers = tuple(range(first, last + 1))
-                shards.append(ParquetShard(len(shards), path, chosen, numbers, start, count))
+                shards.append(ParquetShard(len(shards), path, chosen, start, count, numbers))
                 start, first = start + count, last + 1
     return shards
 
 
-def open_saved(root: Path, shard_size: int, column: str | None) -> tuple[list[Path], list[Shard]]:
+def open_saved(
+    root: Path, shard_size: int, column: str | None
+) -> tuple[list[Path], list[TableShard]]:
     """Divide a data set saved by `save_to_disk` into shards.
 
     Returns:
@@ -146,7 +149,7 @@ def open_saved(root: Path, shard_size: int, column: str | None) -> tuple[list[Pa
     Raises:
         ValueError: If its files cannot be read, or the column is missing or in doubt.
     """
-    paths, shards, row = [], list[Shard](), 0
+    paths, shards, row = [], list[TableShard](), 0
     try:
         names = [part["filename"] for part in read_json(root / STATE)["_data_files"]]
         for name in names:
@@ -163,9 +166,33 @@ def open_saved(root: Path, shard_size: int, column: str | None) -> tuple[list[Pa
         chosen = image_column(table.schema, column, path)
         for skip in range(0, table.num_rows, shard_size):
             count = min(shard_size, table.num_rows - skip)
-            shards.append(ArrowShard(len(shards), path, chosen, skip, row + skip, count))
+            shards.append(ArrowShard(len(shards), path, chosen, row + skip, count, skip))
         row += table.num_rows
     return paths, shards
+
+
+def save_shards(path: Path, shards: Sequence[Shard]) -> None:
+    """Write which rows make which shard, so that other processes need not open every table."""
+    rows = [
+        [type(shard).__name__, {**vars(shard), "path": str(shard.path.absolute())}]
+        for shard in shards
+        if isinstance(shard, TableShard)
+    ]
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    write_synced(part, json.dumps(rows))
+    part.replace(path)
+
+
+def load_shards(path: Path) -> list[TableShard]:
+    """Read what `save_shards` wrote."""
+    kinds = {kind.__name__: kind for kind in (ParquetShard, ArrowShard)}
+    shards: list[TableShard] = []
+    for kind, fields in read_json(path):
+        fields["path"] = Path(fields["path"])
+        if "groups" in fields:
+            fields["groups"] = tuple(fields["groups"])
+        shards.append(kinds[kind](**fields))
+    return shards
 
 
 def _arrow_table(path: Path) -> Any:

@@ -22,7 +22,7 @@ class OnMps(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:
             return MPS
         flat = tree_flatten((args, kwargs))[0]
         device = next((d for d in flat if isinstance(d, (str, torch.device))), None)
@@ -35,7 +35,7 @@ class OnMps(Tensor):
         if func not in INDEXED and not (func is Tensor.to or func is Tensor.copy_):
             check_one_device(func, flat)
         args, kwargs = (tree_map_only((str, torch.device), _to_cpu, v) for v in (args, kwargs))
-        return check_dtypes(super().__torch_function__(func, types, args, kwargs))
+        return check_dtypes(super().__torch_function__(func, types, args, kwargs))  # type: ignore[no-untyped-call]
 
 
 class PretendMps(TorchFunctionMode):

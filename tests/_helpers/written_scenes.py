@@ -13,10 +13,10 @@ from captum_clip_surgery.datasets import (
     Folder,
     ImageDataset,
     Labels,
-    PascalVoc,
     Sample,
     Target,
 )
+from captum_clip_surgery.datasets._voc import PascalVoc
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.demo.scenes import Scene
 from tests._helpers.written_folder import write_folder

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from captum_clip_surgery._utils.images import FORMATS, SUFFIXES
+from captum_clip_surgery.app._images import read_image as read_upload
 from captum_clip_surgery.datasets import open_labels, open_rgb
 from captum_clip_surgery.preprocessing import load_image, open_image, read_image
 from tests._helpers.cases import each
@@ -165,6 +166,7 @@ def test_heic_is_read_where_pillow_heif_is_installed(
     heif.from_pillow(Image.new("RGB", (64, 48), "teal")).save(path, quality=-1)
     image = load_image(path)
     assert image.size == (64, 48)
+    assert read_upload(path.read_bytes(), "photo.heic").pixels.size == (64, 48)
     np.testing.assert_allclose(image.getpixel((5, 5)), (0, 128, 128), atol=2)
     # Without the library.
     monkeypatch.delitem(Image.OPEN, "HEIF")
@@ -179,6 +181,8 @@ def test_heic_is_read_where_pillow_heif_is_installed(
     monkeypatch.setattr("importlib.import_module", without)
     with pytest.raises(ValueError, match=r"photo\.heic .*install .*captum_clip_surgery\[heif\]"):
         load_image(path)
+    with pytest.raises(ValueError, match=r"as an image; .*captum_clip_surgery\[heif\]"):
+        read_upload(path.read_bytes(), "photo.heic")
     assert path.suffix in SUFFIXES
 
 

@@ -429,7 +429,11 @@ def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 @pytest.mark.filterwarnings("ignore:the embedded model was not trained on")
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] if c == "samples" else []) for c in CASES]
+    "case",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (c in ("samples", "no background")))
+        for c in CASES
+    ],
 )
 def test_the_code_repeats_what_is_shown(
     case: str, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -137,7 +137,7 @@ def commands() -> list[tuple[str, str]]:
     for page in [*PAGES, CONTRIBUTING, ROOT / "README.md"]:
         for language in ("console", "bash"):
             for block in blocks(page.read_text(), language):
-                for line in block.splitlines():
+                for line in block.replace("\\\n", " ").splitlines():
                     lines += [
                         (page.name, part.strip())
                         for part in line.removeprefix("$ ").split("&&")
@@ -158,7 +158,11 @@ def check(line: str) -> None:
     words = shlex.split(line, comments=True)
     if not words:
         return
-    if words[0] == "clip-surgery":
+    if words[0] == "srun":
+        words = words[words.index("torchrun") :]
+    if words[0] == "sbatch":
+        check(words[words.index("--wrap") + 1])
+    elif words[0] == "clip-surgery":
         parse(words[1:])
     elif words[:2] == ["pip", "install"]:
         extras = [name for few in re.findall(r"\[(.*?)\]", line) for name in few.split(",")]

@@ -116,6 +116,11 @@ def test_tables_show_what_was_taken() -> None:
         "| A        |  -1.0 |         3.2 |  500 |     3 |",
         "| B        |  +2.0 |           - |  250 |     - |",
     ]
+    counted = {"A": Result({"n_pairs": 64.0, "skipped": 2.0}, {}, None, None)}
+    assert to_markdown(counted, ALL_COLUMNS).splitlines()[::2] == [
+        "| method   |   pairs |   skipped |",
+        "| A        |      64 |         2 |",
+    ]
     wide = to_markdown(RESULTS, wide=True)
     assert "-1.0 (-2.5 to 0.5)" in wide
     assert "MiB" not in wide

@@ -27,7 +27,7 @@ from captum_clip_surgery.datasets import (
 )
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
-from captum_clip_surgery.metrics import localization
+from captum_clip_surgery.metrics import insertion_deletion, localization
 from captum_clip_surgery.tasks import prompts, recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
@@ -218,6 +218,29 @@ def test_void_alone_is_refused_and_adds_nothing(clip: ZeroShotClassifier) -> Non
         evaluate(clip, Given(FOUR, [GREY], [void]), methods, view)
 
 
+def test_a_task_that_measures_nothing_keeps_the_others(clip: ZeroShotClassifier) -> None:
+    """Every pixel is of one class: there are labels to compare, and no pair of a map and a mask."""
+    data = Given(FOUR, [GREY], [Labels(quarters(1, 1, 1, 1))])
+    views = way(localization=View(size=64), segmentation=View(size=64))
+    found = evaluate(clip, data, {"corner": corner}, views, progress=False)
+    assert found.results["corner"].measures["all_accuracy"] == pytest.approx(25)
+    assert "no pair to measure (1 skipped" in found.left_out["localization"]
+
+
+def test_unlabeled_pixels_are_remarked(clip: ZeroShotClassifier) -> None:
+    """Where the background is ignored, figures do not compare with those where it counts."""
+    with_background = Given(FOUR, [GREY], [Labels(quarters(0, 1, 2, 0))], 0)
+    without = Given(FOUR, [GREY], [Labels(quarters(-1, 1, 2, -1))])
+    views = way(localization=View(size=64), segmentation=View(size=64))
+    remarks = [
+        evaluate(clip, data, {"corner": corner}, views, progress=False).remarks
+        for data in (with_background, without)
+    ]
+    assert remarks[0] == {}
+    assert list(remarks[1]) == ["localization", "segmentation"]
+    assert all(remark.startswith("50.0 % of the pixels") for remark in remarks[1].values())
+
+
 # --- recognition ---------------------------------------------------------------------------------
 
 
@@ -318,3 +341,29 @@ def test_points_are_measured_on_what_prompts_gives(clip: ZeroShotClassifier) -> 
         ious.append(hits / (hits + wrong))
     assert found.measures["p_miou"] == pytest.approx(100 * np.mean(ious), abs=1)
     assert 10 < found.measures["p_miou"] < 90
+
+
+# --- faithfulness --------------------------------------------------------------------------------
+
+
+def test_insertion_and_deletion_by_the_public_function(clip: ZeroShotClassifier) -> None:
+    masks = [np.zeros((64, 64), bool) for _ in range(2)]
+    masks[0][:20] = masks[1][30:] = True
+    names = nouns()[:6]
+    truths = [Masks({1: masks[0], 3: masks[1], 4: masks[0] & masks[1]}), Masks({2: masks[0]})]
+    data = Given("\n".join(names), [scene.image[:64, :64] for scene in SCENES[:2]], truths)
+    protocol = way(faithfulness=View(size=64, steps=4))
+    result = evaluate(clip, data, {"CLIP": METHODS["CLIP"]}, protocol, figures=True)
+    assert result.figures == {}
+    local, areas = clip.with_texts(names), []
+    for picture, labels in zip(data.pictures, ([1, 3], [2]), strict=True):
+        image = local.preprocess(picture, 64)
+        maps = METHODS["CLIP"](local).attribute_all(image, labels)[0].detach()  # type: ignore[union-attr]
+        for label, one in zip(labels, maps, strict=True):
+            areas.append(torch.cat(insertion_deletion(local, image, one[None], label, 4)))
+    insertion, deletion = (100 * torch.stack(areas).double().mean(0)).tolist()
+    found = result.results["CLIP"]
+    expected = {"insertion": insertion, "deletion": deletion}
+    assert found.measures == pytest.approx(expected, rel=1e-5)
+    for name, (low, high) in found.intervals.items():
+        assert low <= found.measures[name] <= high

@@ -19,7 +19,7 @@ from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Folder
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, evaluate
-from captum_clip_surgery.evaluation._evaluators import EVALUATORS
+from captum_clip_surgery.evaluation._tasks import EVALUATORS
 from tests._helpers import runs
 from tests._helpers.waiting import wait_until
 from tests._helpers.written_scenes import scene_folder

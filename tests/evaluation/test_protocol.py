@@ -40,7 +40,8 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_those_that_come_with_the_package():
-    assert SHIPPED == ["clearclip", "dense", "imagenet-segmentation", "paper", "present", "sclip"]
+    known = "clearclip, dense, faithfulness, imagenet-segmentation, paper, present, sclip"
+    assert ", ".join(SHIPPED) == known
     for name in SHIPPED:
         protocol = Protocol.load(name)
         assert protocol.name == name
@@ -283,6 +284,10 @@ MISTAKES = {
     "scale is no number": (
         HEAD + "[segmentation]\nscale = nan",
         "segmentation: scale must be a number above 0 and below inf, got nan$",
+    ),
+    "no steps": (
+        HEAD + "[faithfulness]\nsteps = 0",
+        "faithfulness: steps must be a whole number from 1 to 1000, got 0$",
     ),
     "classes": (
         HEAD + '[points]\nclasses = "voc22"',

@@ -133,12 +133,16 @@ def other_size(run: Evaluated) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (train, "model.weights was"),
-        (other_activation, 'model.activation was "GELU", is "QuickGELU"'),
-        (edit_code, "code was"),
-        (other_size, "view.size was 96, is 128"),
+        pytest.param(train, "model.weights was", marks=pytest.mark.slow, id="weights"),
+        pytest.param(
+            other_activation,
+            'model.activation was "GELU", is "QuickGELU"',
+            marks=pytest.mark.slow,
+            id="activation",
+        ),
+        pytest.param(edit_code, "code was", marks=pytest.mark.slow, id="code"),
+        pytest.param(other_size, "view.size was 96, is 128", id="protocol"),
     ],
-    ids=["weights", "activation", "code", "protocol"],
 )
 def test_what_has_changed_is_said(
     evaluated: Evaluated, change: Callable[[Evaluated], None], said: str
@@ -214,6 +218,7 @@ def test_a_refused_call_leaves_nothing(evaluated: Evaluated) -> None:
     assert evaluated() == 0
 
 
+@pytest.mark.slow
 def test_parts_of_a_job_array_give_the_same_table(
     evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,7 +230,10 @@ def test_parts_of_a_job_array_give_the_same_table(
     evaluated.check_table()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "not Parquet"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cut", "not Parquet"))],
+)
 def test_damage_is_done_again(evaluated: Evaluated, damage: str) -> None:
     path = evaluated.folder / "out" / "statistics" / "localization" / "CLIP" / "000000.parquet"
     content = path.read_bytes()
@@ -237,7 +245,7 @@ def test_damage_is_done_again(evaluated: Evaluated, damage: str) -> None:
             "not Parquet": b"PAR1" * 9,
         }[damage]
     )
-    warned = pytest.warns(UserWarning, match=r"000000\.parquet is damaged .* measured again")
+    warned = pytest.warns(UserWarning, match=r"000000\.parquet cannot be used .* measured again")
     with nullcontext() if damage == "cut" else warned:
         assert evaluated.measured() == {("localization", "CLIP"): IMAGES}
     evaluated.check_table()

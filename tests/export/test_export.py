@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import platform
 import re
 from pathlib import Path
 from typing import Any
@@ -366,11 +367,14 @@ def test_the_command(
 
     path = tmp_path / "out/data/000001.parquet"
     path.write_bytes(path.read_bytes().replace(b"pizza", b"pizzz"))
+    for stale in ("data/.000001", ".run"):  # of a process that has ended
+        (tmp_path / f"out/{stale}~{platform.node().replace(' ', '-')}~{2**22 + 1}~0.part").touch()
     assert run(monkeypatch, *arguments, "--verify") == 0
     printed = capsys.readouterr()
     assert "3 images explained" in printed.out
     assert "000001.parquet is damaged" in printed.err
     assert files(tmp_path / "out") == files(exported)
+    assert not list((tmp_path / "out").rglob("*.part"))
     assert "texts was" in str(run(monkeypatch, *arguments, "--text", "duck"))
     assert "must be i/n" in str(run(monkeypatch, *arguments, "--array", "2/2"))
 

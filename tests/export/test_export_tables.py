@@ -15,6 +15,7 @@ from PIL import Image
 
 from captum_clip_surgery.export import load_maps, open_source
 from captum_clip_surgery.export._sources import Source
+from captum_clip_surgery.export._tables import load_shards
 from tests._helpers.written_export import encoded, export, scene, surgery
 
 pa = pytest.importorskip("pyarrow")
@@ -192,6 +193,8 @@ def test_maps_of_a_table_are_those_of_its_files(tmp_path: Path) -> None:
         assert maps.size("a/000000") == (64, 64)
         found = np.stack([maps[name] for name in maps]).astype(float)
         both.append(found)
+        pieces = open_source(tmp_path / "in", column="right", shard_size=4).pieces
+        assert load_shards(output / "tables.json") == pieces
         moved = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
         assert moved < (0.01 if fast else 1e-3)
     assert not np.array_equal(*both)

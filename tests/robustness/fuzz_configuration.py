@@ -93,12 +93,20 @@ def whole(name: str) -> bytes:
     return (exported() / name).read_bytes()
 
 
+DESCRIPTION, TABLE = "run.json", "data/000000.parquet"
+
+
+def changed(name: str, data: bytes) -> Path:
+    """The path of a file of the export, which is changed, and no other is."""
+    for each in (DESCRIPTION, TABLE):
+        before = whole(each)
+        (exported() / each).write_bytes(data if each == name else before)
+    return exported() / name
+
+
 def descriptions(data: bytes) -> None:
     """What says of an export what it is of."""
-    path = exported() / "run.json"
-    whole("run.json")
-    path.write_bytes(data)
-    with may_refuse(str(path)):
+    with may_refuse(str(changed(DESCRIPTION, data))):
         maps = load_maps(exported())
         maps.verify()
         assert maps["x.png"].ndim == 3
@@ -106,10 +114,7 @@ def descriptions(data: bytes) -> None:
 
 def tables(data: bytes) -> None:
     """The file of an export's first images."""
-    (exported() / "run.json").write_bytes(whole("run.json"))
-    path = exported() / "data" / "000000.parquet"
-    path.write_bytes(data)
-    with may_refuse(str(path), "000000.parquet (", "x.png"):
+    with may_refuse(str(changed(TABLE, data)), "000000.parquet (", "x.png"):
         maps = load_maps(exported())
         maps.verify()
         assert maps["x.png"].ndim == 3
@@ -135,7 +140,6 @@ def configuration_seeds() -> list[bytes]:
         *((protocols, path.read_bytes()) for path in sorted(FOLDER.glob("*.toml"))),
         (settings, set_up.to_json()), (views, view(PageImage(PICTURE, "x.png"), set_up).content),
         (views, view(PageImage(PICTURE, "x", 0), example).content), (links, example.to_json()),
-        (descriptions, whole("run.json")), (tables, whole("data/000000.parquet")),
         (measures, {"methods": {"CLIP": measured | {"measures": {"pointing": 0.5}}}}),
     ]  # fmt: skip
     return [as_bytes(content) + bytes([PARTS.index(part)]) for part, content in seeds]
@@ -147,5 +151,5 @@ def as_bytes(content: Any) -> bytes:
     return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
-PARTS = (configures, protocols, settings, views, links, descriptions, tables, measures)
+PARTS = (configures, protocols, settings, views, links, measures)
 CONFIGURATION = Target(PARTS, configuration_seeds, by_token, 6000)

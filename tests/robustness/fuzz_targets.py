@@ -29,7 +29,15 @@ from captum_clip_surgery.models.text._cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model
-from tests.robustness.fuzz_configuration import CONFIGURATION, PICTURE
+from tests.robustness.fuzz_configuration import (
+    CONFIGURATION,
+    DESCRIPTION,
+    PICTURE,
+    TABLE,
+    descriptions,
+    tables,
+    whole,
+)
 from tests.robustness.fuzz_inputs import (
     Target,
     by_byte,
@@ -170,12 +178,14 @@ def run_seeds() -> list[bytes]:
     return [
         json.dumps(ABOUT).encode() + b"\0",
         *(database(_write_features, size) + b"\1" for size in (512, 4096)),
+        whole(DESCRIPTION) + b"\2",
+        whole(TABLE) + b"\3",
     ]
 
 
 def by_part(data: bytes, most: int, chance: random.Random) -> bytes:
-    """Databases by bytes, what is text by tokens."""
-    return (by_byte if data.startswith(b"SQLite") else by_token)(data, most, chance)
+    """Databases and tables by bytes, text by tokens."""
+    return (by_byte if data.startswith((b"SQLite", b"PAR1")) else by_token)(data, most, chance)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -223,6 +233,6 @@ TARGETS = {
         template_seeds, by_token, 1000,
     ),
     "configuration": CONFIGURATION,
-    "run": Target((beginnings, features), run_seeds, by_part, 2**14),
+    "run": Target((beginnings, features, descriptions, tables), run_seeds, by_part, 2**14),
     "image": Target((opens,), picture_seeds, resealed, 4096),
 }  # fmt: skip

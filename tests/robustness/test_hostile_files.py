@@ -1,4 +1,4 @@
-"""Archives, exports, journals and protocols made to harm: nothing outside of them is touched, and
+"""Archives, exports, statistics and protocols made to harm: nothing outside of them is touched, and
 each refusal names the file."""
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 
 from captum_clip_surgery._utils.pieces import Pieces, start_run
 from captum_clip_surgery.evaluation import results
+from captum_clip_surgery.evaluation._evaluators import SegmentationEvaluator
+from captum_clip_surgery.evaluation._store import Table
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
@@ -177,6 +179,41 @@ def test_absurd_descriptions_of_runs(tmp_path: Path, content: str) -> None:
         ValueError, match=r"run.json is damaged \(.*settings of the run are unknown"
     ):
         start_run(tmp_path, {"a": 1})
+
+
+SOUND = {
+    "image": ["a"],
+    "digest": ["b"],
+    "error": pa.array([None], pa.string()),
+    "label": pa.array([1], pa.int32()),
+    "class": ["cat"],
+    "correct": [1.0],
+    "predicted": [1.0],
+    "labeled": [1.0],
+}
+STATISTICS = {
+    "no image": {"image": None},
+    "no statistics": {"labeled": None},
+    "a class beyond all": {"label": pa.array([2], pa.int32())},
+    "a class below all": {"label": pa.array([-7], pa.int32())},
+    "a class that is a text": {"label": ["cat"]},
+    "texts": {"correct": ["x"]},
+    "lists": {"correct": [[1.0, 2.0]]},
+}
+
+
+@pytest.mark.parametrize("kind", STATISTICS)
+def test_absurd_statistics_are_not_used(tmp_path: Path, kind: str) -> None:
+    columns = {name: values for name, values in (SOUND | STATISTICS[kind]).items() if values}
+    pieces = Pieces(tmp_path, 1)
+    pieces.write(0, pa.table(columns))
+    table = Table(SegmentationEvaluator.columns, ["dog", "cat"], pieces)
+    with pytest.warns(UserWarning, match=r"000000\.parquet cannot be used .* measured again"):
+        table.load()
+    assert table.rows == {}
+    pieces.write(0, pa.table(SOUND))
+    table.load()
+    assert table.rows["a"].stats.tolist() == [[1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("value", [0, 0x80, 0xFF])

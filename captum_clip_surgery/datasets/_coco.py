@@ -12,8 +12,6 @@ from captum_clip_surgery.datasets._coco_json import ImageRecord, Instances
 from captum_clip_surgery.datasets._files import open_rgb
 from captum_clip_surgery.datasets._layout import check_files, check_layout, check_option
 
-__all__ = ["Coco", "CocoTags"]
-
 #: Splits with public annotations.
 SPLITS = ("train", "val")
 YEARS = (2014, 2017)

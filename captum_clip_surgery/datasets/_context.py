@@ -15,9 +15,7 @@ from captum_clip_surgery.datasets._files import check_size, image_size, open_lab
 from captum_clip_surgery.datasets._layout import check_layout, check_option
 from captum_clip_surgery.datasets._matlab import import_scipy_io, read_matrix
 from captum_clip_surgery.datasets._paired import PairedDataset
-from captum_clip_surgery.datasets.voc import listed_files, official_name, voc_folder
-
-__all__ = ["PascalContext"]
+from captum_clip_surgery.datasets._voc import listed_files, official_name, voc_folder
 
 CONVERTED = "SegmentationClassContext"
 HINT = (

@@ -14,8 +14,6 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import open_rgb
 from captum_clip_surgery.datasets._layout import check_files, check_layout, check_option
 
-__all__ = ["OpenImagesPoints"]
-
 DESCRIPTIONS = "oidv7-class-descriptions.csv"
 #: The splits' names in the names of the point files.
 SPLITS = {"train": "train", "validation": "val", "test": "test"}

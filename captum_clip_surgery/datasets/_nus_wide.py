@@ -15,8 +15,6 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import open_rgb
 from captum_clip_surgery.datasets._layout import check_layout, check_option
 
-__all__ = ["NusWide"]
-
 HINT = (
     "Groundtruth.zip, ImageList.zip and ConceptsList.zip from NUS-WIDE's page, unpacked there: "
     "Groundtruth/TrainTestLabels/Labels_CONCEPT_{Train,Test}.txt, "

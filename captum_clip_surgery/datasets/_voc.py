@@ -18,8 +18,6 @@ from captum_clip_surgery.datasets._layout import (
 )
 from captum_clip_surgery.datasets._paired import PairedDataset, lookup_table
 
-__all__ = ["PascalVoc", "PascalVocTags"]
-
 SITE = "host.robots.ox.ac.uk/pascal/VOC"
 #: Value of object borders and of objects too difficult to segment.
 VOID = 255

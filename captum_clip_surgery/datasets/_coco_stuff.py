@@ -13,12 +13,10 @@ import numpy as np
 from captum_clip_surgery._utils.files import read_lines, read_text
 from captum_clip_surgery.datasets._base import ImageDataset, Labels, Sample
 from captum_clip_surgery.datasets._classes import FOLDER, Classes
+from captum_clip_surgery.datasets._coco import SPLITS, AnnotatedCoco, image_folder
 from captum_clip_surgery.datasets._files import check_size, image_size, open_labels, open_rgb
 from captum_clip_surgery.datasets._layout import check_files, check_layout, check_option
 from captum_clip_surgery.datasets._paired import INVALID, lookup_table, relabel
-from captum_clip_surgery.datasets.coco import SPLITS, AnnotatedCoco, image_folder
-
-__all__ = ["CocoObject", "CocoStuff"]
 
 #: Ids of COCO's 1 to 91 without annotations.
 REMOVED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)

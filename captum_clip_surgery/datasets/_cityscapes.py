@@ -12,8 +12,6 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._layout import check_layout, check_option, check_paired
 from captum_clip_surgery.datasets._paired import INVALID, PairedDataset, lookup_table, pair_files
 
-__all__ = ["Cityscapes"]
-
 HINT = (
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from cityscapes-dataset.com, both "
     "unpacked there: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png, "

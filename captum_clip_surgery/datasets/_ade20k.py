@@ -8,8 +8,6 @@ from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._layout import check_layout, check_option, check_paired
 from captum_clip_surgery.datasets._paired import PairedDataset, lookup_table, pair_files
 
-__all__ = ["Ade20k"]
-
 FOLDER = "ADEChallengeData2016"
 HINT = (
     f"{FOLDER}.zip from data.csail.mit.edu/places/ADEchallenge, unpacked there: "

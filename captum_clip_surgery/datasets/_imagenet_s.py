@@ -12,8 +12,6 @@ from captum_clip_surgery.datasets._files import check_size, image_size, open_rgb
 from captum_clip_surgery.datasets._layout import check_layout, check_option, check_paired
 from captum_clip_surgery.datasets._paired import PairedDataset, lookup_table, pair_files
 
-__all__ = ["ImageNetS"]
-
 SIZES = (50, 300, 919)
 SPLITS = ("train-semi", "validation")
 #: Value of unlabeled pixels.

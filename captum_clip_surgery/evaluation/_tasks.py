@@ -1,0 +1,23 @@
+"""The tasks that can be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from captum_clip_surgery.evaluation._evaluators import (
+    Evaluator,
+    LocalizationEvaluator,
+    PointEvaluator,
+    RecognitionEvaluator,
+    SegmentationEvaluator,
+)
+from captum_clip_surgery.evaluation._faithfulness import FaithfulnessEvaluator
+
+#: The tasks that can be evaluated, by name.
+EVALUATORS: Mapping[str, type[Evaluator]] = {
+    "localization": LocalizationEvaluator,
+    "segmentation": SegmentationEvaluator,
+    "recognition": RecognitionEvaluator,
+    "points": PointEvaluator,
+    "faithfulness": FaithfulnessEvaluator,
+}
