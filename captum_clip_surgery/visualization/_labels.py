@@ -73,7 +73,7 @@ def winner_figure(
         >>> [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
         ['dog  50.0%', 'cat  50.0%']
     """
-    values = torch.as_tensor(maps).detach().cpu().double()
+    values = (maps if isinstance(maps, Tensor) else torch.from_numpy(maps)).detach().cpu().double()
     if values.ndim != 3 or len(values) != len(texts) or not values.numel():
         raise ValueError(
             f"maps have shape {tuple(values.shape)}, expected ({len(texts)}, h, w), one per text"
