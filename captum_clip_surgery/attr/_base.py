@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_clip_surgery.attr._coverage import upsample_to_image
 from captum_clip_surgery.attr._engine import Explainer, forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
@@ -199,11 +199,7 @@ class InputShapeMixin(PatchAttribution):
         super().__init__(check_classifier(forward_func))
 
     def _upsample(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        rows, columns = self.forward_func.tower.patch_size
-        covered = (maps.shape[-2] * rows, maps.shape[-1] * columns)
-        maps = F.interpolate(maps, covered, mode="bilinear", align_corners=False)
-        # A tower whose patches do not divide its native size never sees the last pixels.
-        return F.pad(maps, (0, size[1] - covered[1], 0, size[0] - covered[0]))
+        return upsample_to_image(self.forward_func, maps, size)
 
     def _expand_channels(self, maps: Tensor) -> Tensor:
         return (maps / 3).expand(-1, 3, -1, -1).contiguous()

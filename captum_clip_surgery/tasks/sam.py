@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method, attribute_many
+from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._transformers_files import check_sam
 from captum_clip_surgery.models._validation import resolve_indices
-from captum_clip_surgery.tasks._images import Images, Size, batches, choose_method, covered_size
+from captum_clip_surgery.tasks._images import Images, Size, batches, choose_method
 from captum_clip_surgery.tasks._prompts import (
     NO_POINTS,
     Prompt,
