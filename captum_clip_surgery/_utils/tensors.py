@@ -5,10 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_double", "double_device", "version_of"]
+__all__ = ["as_double", "check_real", "double_device", "version_of"]
 
 #: Types of devices that are sure to have float64; Apple's GPUs do not.
 DOUBLE_DEVICES = ("cpu", "cuda")
+
+
+def check_real(values: Tensor, name: str) -> None:
+    """Check that values are real: casting complex ones would drop their imaginary part.
+
+    Raises:
+        TypeError: If they are complex.
+    """
+    if values.is_complex():
+        raise TypeError(f"{name} must be real, got {values.dtype}; use .abs() or .real")
 
 
 def double_device(device: torch.device) -> torch.device:

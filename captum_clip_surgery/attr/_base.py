@@ -15,6 +15,7 @@ from captum_clip_surgery.attr._coverage import upsample_to_image
 from captum_clip_surgery.attr._engine import Explainer, forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._internals import unwrap_parallel
 from captum_clip_surgery.models._validation import Target
 from captum_clip_surgery.models.image import PathConfig
 
@@ -211,9 +212,16 @@ def check_classifier(forward_func: object) -> ZeroShotClassifier:
     Raises:
         TypeError: If `forward_func` is not a `ZeroShotClassifier`.
     """
-    if not isinstance(forward_func, ZeroShotClassifier):
+    if isinstance(forward_func, ZeroShotClassifier):
+        return forward_func
+    kind = type(forward_func).__name__
+    if isinstance(unwrap_parallel(forward_func), ZeroShotClassifier):
         raise TypeError(
-            f"forward_func must be a ZeroShotClassifier, got {type(forward_func).__name__}; "
-            "wrap the model: ZeroShotClassifier(model, texts)"
+            f"forward_func must be a ZeroShotClassifier, got one inside {kind}; pass the "
+            "classifier itself. To compile, compile a method's attribute_all; to use several "
+            "devices, make a classifier on each"
         )
-    return forward_func
+    raise TypeError(
+        f"forward_func must be a ZeroShotClassifier, got {kind}; wrap the model: "
+        "ZeroShotClassifier(model, texts)"
+    )

@@ -203,6 +203,12 @@ class TextTowerCheck:
         if self._verified is not None and self._verified.is_current(self.model):
             return
         part = tower.transformer if tower is self.model else tower
+        if any(hasattr(module, "_orig_mod") for module in part.modules()):
+            raise TypeError(
+                f"the text tower {type(tower).__name__} is compiled or has compiled parts, which "
+                "cannot be followed; pass the model as it was before torch.compile (`_orig_mod`): "
+                "texts are encoded once and cached"
+            )
         modules = [self.model, part, *_source_of(self.model)]
         present = _Verified.of(self.model, ("encode_text", "_encode_text"), modules)
         derived = tower is not self.model and isinstance(tower, TextTransformer)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import check_real
 from captum_clip_surgery.tasks._regions import components, nearest, peaks, unit_range
 
 #: Side of SAM's low-resolution masks.
@@ -202,7 +203,10 @@ def make_box(inside: Tensor, covered: Sides) -> np.ndarray:
 
 def _mask(scaled: Tensor, size: Sides, covered: Sides) -> np.ndarray:
     rows, columns = (max(1, int(MASK_SIDE * side / max(size) + 0.5)) for side in covered)
-    mask = F.interpolate(scaled[None, None], (rows, columns), mode="bilinear")[0, 0]
+    # A thin strip has fewer rows of the mask than of the map, and none may be skipped.
+    fewer = min(rows, scaled.shape[0]), min(columns, scaled.shape[1])
+    reduced = F.adaptive_max_pool2d(scaled[None, None], fewer)
+    mask = F.interpolate(reduced, (rows, columns), mode="bilinear")[0, 0]
     # SAM enlarges an image until its longer side fits, and pads it below or to the right.
     mask = F.pad(mask, (0, MASK_SIDE - columns, 0, MASK_SIDE - rows))
     return (LOGIT * (2 * mask - 1)).float().numpy()
@@ -217,6 +221,7 @@ def check_map(attribution: Tensor) -> Tensor:
     """
     if not isinstance(attribution, Tensor):
         raise TypeError(f"attribution must be a tensor (h, w), got {type(attribution).__name__}")
+    check_real(attribution, "attribution")
     if attribution.ndim != 2 or not attribution.numel():
         raise ValueError(
             f"attribution must be one map (h, w), such as "

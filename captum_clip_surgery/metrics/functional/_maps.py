@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_clip_surgery._utils.tensors import as_double
+from captum_clip_surgery._utils.tensors import as_double, check_real
 
 #: Prepared scores are multiples of 1 / RESOLUTION: hundredths, which are thresholds, times 2**-24.
 #: That is a hundredth of the precision of float32, and fits int32, which sorts in half the time.
@@ -104,6 +104,7 @@ def check_pair(attribution: Tensor, mask: Tensor) -> None:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise TypeError(f"a {name} must be a tensor, got {kind}; use torch.as_tensor({name})")
+    check_real(attribution, "a map")
     shapes = f"{tuple(attribution.shape)} and {tuple(mask.shape)}"
     if attribution.ndim != 2 or mask.ndim != 2:
         raise ValueError(
@@ -155,6 +156,7 @@ def check_maps(maps: Tensor, count: int, name: str = "maps") -> None:
     """
     if not isinstance(maps, Tensor):
         raise TypeError(f"{name} must be a tensor (N, h, w), got {type(maps).__name__}")
+    check_real(maps, name)
     if maps.ndim != 3 or len(maps) != count or not maps.numel():
         raise ValueError(
             f"{name} have shape {tuple(maps.shape)}, expected ({count}, h, w), one per image; sum "
