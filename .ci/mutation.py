@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import configparser
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "captum_clip_surgery"
@@ -66,6 +68,7 @@ GROUPS = {
         without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core)",
     ),
 }
+KILLED = ("killed", "timeout")
 SETTINGS = {
     "source_paths": PACKAGE,
     # Texts of messages are checked by reading.
@@ -104,16 +107,95 @@ def lines(value: str | list[str]) -> str:
     return value if isinstance(value, str) else "\n" + "\n".join(value)
 
 
+# --- in a group's folder -------------------------------------------------------------------------
+
+
+def adapt() -> None:
+    """Make mutmut mutate decorated functions as well, and run tests in the order of their names.
+
+    It would decorate every mutant of a property; here only the function that chooses among the
+    mutants is decorated.
+    """
+    from mutmut.mutation import file_mutation
+    from mutmut.runners.harness import PytestRunner
+
+    skips = file_mutation.MutationVisitor._skip_node_and_children
+    arrange = file_mutation.function_trampoline_arrangement
+    arguments = PytestRunner._pytest_args_regular_run
+
+    def plain(node: Any) -> Any:
+        function = isinstance(node, file_mutation.cst.FunctionDef)
+        kinds = [getattr(d.decorator, "value", None) for d in node.decorators] if function else []
+        if not kinds or kinds[0] in ("classmethod", "staticmethod"):
+            return node
+        return node.with_changes(decorators=[])
+
+    def arranged(function: Any, mutants: Any, class_name: str | None) -> Any:
+        declared, nodes, assigned, names = arrange(plain(function), mutants, class_name)
+        if plain(function) is not function:
+            both = [*function.decorators, *nodes[0].decorators]
+            nodes[0] = nodes[0].with_changes(decorators=both)
+        return declared, nodes, assigned, names
+
+    file_mutation.MutationVisitor._skip_node_and_children = lambda self, node: skips(
+        self, plain(node)
+    )
+    file_mutation.function_trampoline_arrangement = arranged
+    PytestRunner._pytest_args_regular_run = lambda self, tests: arguments(self, sorted(tests))
+
+
+def test_mutants(name: str, again: bool, processes: int) -> None:
+    """Test the mutants without a result (with `again`, also survivors) and print survivors."""
+    import mutmut.__main__ as mutmut
+    from mutmut.stats import status_by_exit_code
+
+    def results() -> dict[str, str]:
+        found = {}
+        for path in mutmut.walk_mutatable_files():
+            data = mutmut.SourceFileMutationData(path=path)
+            data.load()
+            found.update({k: status_by_exit_code[v] for k, v in data.exit_code_by_key.items()})
+        names = sorted(found)
+        random.Random(0).shuffle(names)  # a smaller sample is part of a larger one
+        return {mutant: found[mutant] for mutant in names[: GROUPS[name].sample or None]}
+
+    adapt()
+    # Results stay valid when the list of tests grows.
+    mutmut._apply_config_change_invalidation = lambda _: False
+    mutmut.makedirs("mutants", exist_ok=True)
+    mutmut.copy_src_dir()
+    mutmut.create_mutants(processes)
+    waiting = [
+        mutant
+        for mutant, status in results().items()
+        if status == "not checked" or (again and status not in KILLED)
+    ]
+    if waiting:
+        mutmut._run(waiting, processes)
+    statuses = results()
+    survivors = {k: v for k, v in statuses.items() if v not in KILLED}
+    for mutant, status in sorted(survivors.items()):
+        print(f"\n# {mutant}: {status}")
+        print(mutmut.get_diff_for_mutant(mutant, path=mutmut.find_mutant(mutant).path))
+    killed = len(statuses) - len(survivors)
+    print(f"\n{name}: {killed} of {len(statuses)} killed, {killed / len(statuses):.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("group", nargs="?", choices=GROUPS, help="group to test (default: all)")
     parser.add_argument("--again", action="store_true", help="repeat survivors")
     parser.add_argument("--processes", type=int, default=1, help="number of processes")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.here:
+        test_mutants(options.group, options.again, options.processes)
+        return
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
     for name in [options.group] if options.group else GROUPS:
-        arguments = [name, GROUPS[name].sample, "again" if options.again else "", options.processes]
-        command = [sys.executable, Path(__file__).with_name("mutants.py"), *map(str, arguments)]
+        # A process of its own: mutmut reads its settings from the current folder on import.
+        command = [sys.executable, __file__, name, "--here", f"--processes={options.processes}"]
+        command += ["--again"] * options.again
         subprocess.run(command, cwd=prepare(name), env=environment, check=True)
 
 

@@ -1,7 +1,8 @@
 """Cost of explaining relative to the model's own `encode_image`, measured in one process.
 
-    python benchmarks/speed.py [--model ViT-B-16] [--size 512] [--batch 8] [--texts 59]
-        [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled] [--json FILE]
+    python benchmarks/speed.py [--model ViT-B-16 or hf:CLIPModel] [--size 512] [--batch 8]
+        [--texts 59] [--device cuda] [--dtype bf16] [--methods CLIPSurgery,LeGrad] [--compiled]
+        [--json FILE]
 
 Each round runs every case once, so that other load on the machine affects all of them alike; ratios
 are taken to `encode_image` in the same round. Weights are random, which does not affect the time.
@@ -57,6 +58,13 @@ class Timing:
 def classifier(name: str, texts: int, device: str, dtype: torch.dtype) -> ZeroShotClassifier:
     """Return a model of random weights, with random text features and an empty one."""
     torch.manual_seed(0)
+    if name.startswith("hf:"):
+        model = of_transformers(name.removeprefix("hf:")).to(device, dtype).eval()
+        with torch.no_grad():
+            width = model.get_text_features(torch.zeros(1, 4, dtype=torch.long, device=device))
+        width = getattr(width, "pooler_output", width).shape[-1]
+        features = torch.randn(texts + 1, width, device=device)
+        return ZeroShotClassifier.from_features(model, features[1:], features[:1])
     precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
     model = open_clip.create_model(name, precision=precision, device=device).eval()
     width = model.visual.output_dim if hasattr(model.visual, "output_dim") else None
@@ -66,6 +74,20 @@ def classifier(name: str, texts: int, device: str, dtype: torch.dtype) -> ZeroSh
             width = model.encode_image(torch.zeros(1, 3, side, side, device=device)).shape[-1]
     features = torch.randn(texts + 1, width, device=device)
     return ZeroShotClassifier.from_features(model, features[1:], features[:1])
+
+
+def of_transformers(name: str) -> Any:
+    """Return a model of a folder's configuration, or of a class: ViT-B/16, with sdpa."""
+    import transformers
+
+    if Path(name).is_dir():
+        config: Any = transformers.AutoConfig.from_pretrained(name, local_files_only=True)
+        (name,) = config.architectures
+    else:
+        kind = getattr(transformers, name.removesuffix("Model") + "Config")
+        config = kind(vision_config={"patch_size": 16})
+    config._attn_implementation = "sdpa"
+    return getattr(transformers, name)(config)
 
 
 def cases(
@@ -185,7 +207,10 @@ def table(timings: dict[str, Timing], batch: int) -> str:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="open_clip configuration.")] = "ViT-B-16",
+    model: Annotated[
+        str,
+        typer.Option(help="open_clip configuration, or hf:CLASS or hf:FOLDER of transformers."),
+    ] = "ViT-B-16",
     size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels (default: native).")
     ] = None,

@@ -10,44 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captum_clip_surgery import functional
-    from captum_clip_surgery.attr.attention import (
+    from captum_clip_surgery.attr import (
+        GEM,
+        METHODS,
+        NACLIP,
+        SCLIP,
         AttentionRelevance,
         AttentionRollout,
-        LayerAttentionRelevance,
-        LayerAttentionRollout,
-        LayerRawAttention,
-        RawAttention,
-    )
-    from captum_clip_surgery.attr.clip_surgery import (
+        ClearCLIP,
         CLIPSimilarity,
         CLIPSurgery,
         FeatureCLIPSurgery,
+        GradECLIP,
+        LayerAttentionRelevance,
+        LayerAttentionRollout,
+        LayerClearCLIP,
         LayerCLIPSimilarity,
         LayerCLIPSurgery,
         LayerFeatureCLIPSurgery,
-    )
-    from captum_clip_surgery.attr.dense import (
-        GEM,
-        NACLIP,
-        SCLIP,
-        ClearCLIP,
-        LayerClearCLIP,
         LayerGEM,
-        LayerMaskCLIP,
-        LayerNACLIP,
-        LayerSCLIP,
-        MaskCLIP,
-    )
-    from captum_clip_surgery.attr.gradient import (
-        GradECLIP,
         LayerGradECLIP,
         LayerLeGrad,
+        LayerMaskCLIP,
+        LayerNACLIP,
+        LayerRawAttention,
+        LayerSCLIP,
         LayerTokenGradCam,
         LeGrad,
+        MaskCLIP,
+        RawAttention,
         TokenGradCam,
+        WordScores,
+        word_scores,
     )
-    from captum_clip_surgery.attr.registry import METHODS
-    from captum_clip_surgery.attr.words import WordScores, word_scores
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
     from captum_clip_surgery.diagnostics import TowerReport, tower_report
@@ -56,47 +51,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: The module of every public name but `functional`, which is one.
+#: The modules of public names that are not in `attr`.
 _MODULES = {
-    "AttentionRelevance": "attr.attention",
-    "AttentionRollout": "attr.attention",
-    "CLIPSimilarity": "attr.clip_surgery",
-    "CLIPSurgery": "attr.clip_surgery",
-    "ClearCLIP": "attr.dense",
     "Comparison": "comparison",
-    "FeatureCLIPSurgery": "attr.clip_surgery",
-    "GEM": "attr.dense",
-    "GradECLIP": "attr.gradient",
-    "LayerAttentionRelevance": "attr.attention",
-    "LayerAttentionRollout": "attr.attention",
-    "LayerCLIPSimilarity": "attr.clip_surgery",
-    "LayerCLIPSurgery": "attr.clip_surgery",
-    "LayerClearCLIP": "attr.dense",
-    "LayerFeatureCLIPSurgery": "attr.clip_surgery",
-    "LayerGEM": "attr.dense",
-    "LayerGradECLIP": "attr.gradient",
-    "LayerLeGrad": "attr.gradient",
-    "LayerMaskCLIP": "attr.dense",
-    "LayerNACLIP": "attr.dense",
-    "LayerRawAttention": "attr.attention",
-    "LayerSCLIP": "attr.dense",
-    "LayerTokenGradCam": "attr.gradient",
-    "LeGrad": "attr.gradient",
-    "METHODS": "attr.registry",
-    "MaskCLIP": "attr.dense",
     "ModelEntry": "models",
-    "NACLIP": "attr.dense",
-    "RawAttention": "attr.attention",
-    "SCLIP": "attr.dense",
     "TEMPLATES": "models.text",
-    "TokenGradCam": "attr.gradient",
     "TowerReport": "diagnostics",
-    "WordScores": "attr.words",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
     "list_models": "models",
     "tower_report": "diagnostics",
-    "word_scores": "attr.words",
 }
 
 __all__ = [
@@ -145,11 +109,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "functional":
         return import_module(f"{__name__}.functional")
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'attr')}"), name)
     globals()[name] = value  # later look-ups do not come here
     return value
 

@@ -91,6 +91,9 @@ class ZeroShotClassifier(ImageEncoder):
         names = _check_names(texts, distractors)
         self._set_text(EncodedTexts(encoder, names[0] + names[1]), *names)
 
+    #: What the model was loaded from, for `repr`; None if the caller had it.
+    origin: str | None = None
+
     def _set_text(
         self, text: TextFeatures, texts: tuple[str, ...], distractors: tuple[str, ...] = ()
     ) -> None:
@@ -103,9 +106,9 @@ class ZeroShotClassifier(ImageEncoder):
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
-        pretrained: str | PathLike[str] | None,
-        texts: Iterable[str],
+        name: str | PathLike[str],
+        pretrained: str | PathLike[str] | None = None,
+        texts: Iterable[str] = (),
         distractors: Iterable[str] | None = None,
         templates: Sequence[Template] | None = None,
         truncate: bool = False,
@@ -117,11 +120,18 @@ class ZeroShotClassifier(ImageEncoder):
         cache: str | PathLike[str] | None = None,
         **options: Any,
     ) -> Self:
-        """Load a model as `open_clip.create_model_and_transforms` does, in eval mode.
+        """Load a model of open_clip or transformers by name, in eval mode.
 
         Args:
-            name: An open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
-            pretrained: An open_clip tag or a checkpoint file; None if `name` has a scheme.
+            name: The name of a configuration of open_clip, or a model with weights of its own: a
+                folder, or a repository of the Hugging Face hub, in open_clip's, transformers' or
+                sentence-transformers' form. The form is told from the files, and `repr` says it. If
+                there are two, `local-dir:folder` and `hf-hub:repository` stand for open_clip's, and
+                `hf:folder` or `hf:repository` for transformers'.
+            pretrained: For a configuration of open_clip, its tag or a checkpoint file: a state dict
+                of open_clip or OpenAI, as it is or within a checkpoint of Lightning, DDP or
+                `torch.compile`, in the form of `torch.save` or safetensors, or OpenAI's TorchScript
+                archive. None for a model with weights of its own.
             texts: As for the class.
             distractors: As for the class.
             templates: As for the class.
@@ -135,18 +145,32 @@ class ZeroShotClassifier(ImageEncoder):
             tokenizer: A function of texts and `context_length` that returns token ids, instead of
                 the model's own, which many models take from a hub.
             cache: As for the class.
-            **options: For open_clip: `precision`, `device`, `cache_dir`, `force_image_size`, ...
+            **options: `device`, `precision` and `cache_dir`; for models of transformers also
+                `revision` and `token`, for those of open_clip `force_image_size` and others.
                 `quick_gelu` chooses the activation. Without it, the model is built with the one its
                 weights were trained with, whatever its name; `repr` says which and why.
 
         Raises:
             FileNotFoundError: If a checkpoint file or folder does not exist.
-            ValueError: If open_clip does not know the model or tag, or no weights are named.
-            ImportError: If the text tower or tokenizer is Hugging Face's and the extra
-                `transformers` is not installed.
+            OSError: If a repository cannot be reached.
+            ValueError: If nothing or more than one thing has the name, no weights are named, or
+                weights and configuration are not of one model.
+            TypeError: If surgery is not defined on the image tower.
+            ImportError: If the extra `transformers` is needed and not installed.
         """
-        model, tokenizer = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
-        return cls(model, texts, distractors, tokenizer, templates, truncate, positions, cache)
+        loaded = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
+        self = cls(
+            loaded.model,
+            texts,
+            distractors,
+            loaded.tokenizer,
+            templates,
+            truncate,
+            positions,
+            cache,
+        )
+        self.origin = loaded.origin
+        return self
 
     @classmethod
     def from_features(
@@ -325,10 +349,13 @@ class ZeroShotClassifier(ImageEncoder):
             return logits if bias is None else logits + bias
 
     def extra_repr(self) -> str:
-        """Return texts, tower and activation, for `repr`."""
-        texts = f"texts={list(self.texts)}, distractors={list(self.distractors)}"
-        tower = f"tower={self.tower.describe()}"
-        return f"{texts},\n{tower},\nactivation={explain_activation(self.model)}"
+        """Return texts, origin, tower and activation, for `repr`."""
+        lines = [
+            f"texts={list(self.texts)}, distractors={list(self.distractors)}",
+            f"tower={self.tower.describe()}",
+            f"activation={explain_activation(self.model)}",
+        ]
+        return ",\n".join(lines + [f"loaded from={self.origin}"] * (self.origin is not None))
 
 
 def _check_names(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
+import open_clip
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.demo import MODEL_FOLDER
 from tests._helpers.tiny import (
     DATA,
     REFERENCE,
@@ -21,6 +25,30 @@ from tests._helpers.tiny import (
 
 #: The fuzzer's own modules, whose doctests pytest would look for: they need atheris.
 collect_ignore_glob = ["robustness/fuzz*.py"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def embedded_model_read_once() -> Iterator[None]:
+    """Build the embedded model and its tokenizer from their files once; the model is copied."""
+
+    def once(function: Callable[..., Any], duplicate: Callable[[Any], Any]) -> Callable[..., Any]:
+        known: dict[str, Any] = {}
+
+        def call(name: str, *arguments: Any, **options: Any) -> Any:
+            if name != f"local-dir:{MODEL_FOLDER}":
+                return function(name, *arguments, **options)
+            key = repr((arguments, options))
+            if key not in known:
+                known[key] = function(name, *arguments, **options)
+            return duplicate(known[key])
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        build, tokenizer = open_clip.create_model_and_transforms, open_clip.get_tokenizer
+        patch.setattr(open_clip, "create_model_and_transforms", once(build, copy.deepcopy))
+        patch.setattr(open_clip, "get_tokenizer", once(tokenizer, lambda shared: shared))
+        yield
 
 
 @pytest.fixture(scope="session", params=tuple(REFERENCE))

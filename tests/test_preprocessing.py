@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,31 @@ def test_other_sizes(clip, size, asked):
     cropped = clip.preprocess(image, size=asked, crop=True)
     expected = theirs(image, "shortest", "bicubic", (height, width))
     torch.testing.assert_close(cropped, expected, atol=1e-6, rtol=0)
+
+
+@each("size", [(500, 375), (64, 48), (33, 47), (32, 32), (5, 3)])
+def test_fast_resizing_differs_by_a_level_at_most(interpolating, size):
+    exact = interpolating.preprocessing
+    for crop in (False, True):
+        fast, slow = (
+            interpolating.unnormalize(preprocess(picture(*size), crop=crop)) * 255
+            for preprocess in (replace(exact, fast=True), exact)
+        )
+        assert (fast - slow).abs().max() < ONE_LEVEL
+        assert ((fast - slow).abs() > 0.5).float().mean() < 0.05
+
+
+def test_defaults_of_torch_change_nothing(clip):
+    expected = clip.preprocess(COLOURS)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(clip.preprocess(COLOURS), expected)
+        shown = clip.unnormalize(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(shown, clip.unnormalize(expected))
 
 
 def test_a_crop_keeps_the_middle_undistorted(clip):
@@ -310,19 +336,19 @@ REFUSED = {
     "NaN": (lambda f: np.full((8, 8), np.nan), ValueError, r"must lie in 0\.\.1"),
     "bright": (lambda f: COLOURS.astype(float), ValueError, r"use uint8 for 0\.\.255"),
     "negative": (lambda f: np.full((8, 8, 3), -0.1), ValueError, r"floats must lie in 0\.\.1"),
-    "int64": (lambda f: COLOURS.astype(int), ValueError, "uint8, uint16 or float, not int64"),
-    "bool": (lambda f: GREY > 9, ValueError, "uint8, uint16 or float, not bool"),
+    "int64": (lambda f: COLOURS.astype(int), ValueError, "uint8, uint16 or float, got int64"),
+    "bool": (lambda f: GREY > 9, ValueError, "uint8, uint16 or float, got bool"),
     "wide I": (lambda f: wide_pixels(), ValueError, r"mode I must hold 0\.\.65535, not 70000"),
-    "two channels": (lambda f: COLOURS[..., :2], ValueError, r"not \(32, 32, 2\)"),
-    "channels first": (lambda f: COLOURS.T, ValueError, r"is \(H, W\), or .* not \(3, 32, 32\)"),
-    "batch": (lambda f: COLOURS[None], ValueError, r"not \(1, 32, 32, 3\)"),
-    "one row": (lambda f: GREY[0], ValueError, r"not \(32,\)"),
-    "no pixels": (lambda f: COLOURS[:0], ValueError, r"not \(0, 32, 3\)"),
+    "two channels": (lambda f: COLOURS[..., :2], ValueError, r"got \(32, 32, 2\)"),
+    "channels first": (lambda f: COLOURS.T, ValueError, r"\(H, W\), or .* got \(3, 32, 32\)"),
+    "batch": (lambda f: COLOURS[None], ValueError, r"got \(1, 32, 32, 3\)"),
+    "one row": (lambda f: GREY[0], ValueError, r"got \(32,\)"),
+    "no pixels": (lambda f: COLOURS[:0], ValueError, r"got \(0, 32, 3\)"),
     "no images": (lambda f: [], ValueError, "no images to preprocess"),
-    "tensor": (lambda f: torch.zeros(1, 3, 8, 8), TypeError, "not Tensor; .* no preprocessing"),
-    "tensors": (lambda f: [torch.zeros(3, 8, 8)], TypeError, "not Tensor; .* no preprocessing"),
-    "bytes": (lambda f: [b"png"], TypeError, "a PIL image, a numpy array or a path, not bytes"),
-    "None": (lambda f: [None], TypeError, "a numpy array or a path, not NoneType"),
+    "tensor": (lambda f: torch.zeros(1, 3, 8, 8), TypeError, "got Tensor; .* no preprocessing"),
+    "tensors": (lambda f: [torch.zeros(3, 8, 8)], TypeError, "got Tensor; .* no preprocessing"),
+    "bytes": (lambda f: [b"png"], TypeError, "a PIL image, a numpy array or a path, got bytes"),
+    "None": (lambda f: [None], TypeError, "a numpy array or a path, got NoneType"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ import torch.distributed as dist
 Item = TypeVar("Item")
 #: A function that computes pieces, taking their numbers as it comes to them.
 Work = Callable[[Iterable[int]], Any]
+#: Seconds between two looks at what other processes have finished.
+INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Torchrun:
     local_rank: int = 0
     restarts: int = 0
     store: Any = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.world_size}"
 
     @classmethod
     def join(cls, timeout: float) -> Torchrun:
@@ -83,7 +89,7 @@ class Torchrun:
             return "cpu"
         if self.local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"process {self.rank} is number {self.local_rank + 1} on its machine, which has "
+                f"{self} is number {self.local_rank + 1} on its machine, which has "
                 f"{torch.cuda.device_count()} GPUs; start as many processes (--nproc-per-node)"
             )
         return f"cuda:{self.local_rank}"
@@ -127,6 +133,60 @@ class Torchrun:
                 return
             yield left[taken]
 
+    def finish_one(self, name: str) -> None:
+        """Count one more finished number of the work."""
+        if self.store is not None:
+            with _lost_store(self):
+                self.store.add(f"{name}, finished", 1)
+
+    def wait_for_all(self, name: str, count: int, timeout: float) -> None:
+        """Wait until the processes together have finished so many numbers.
+
+        Args:
+            name: Name of the work.
+            count: Number of numbers that were shared out.
+            timeout: Seconds to wait while none is finished.
+
+        Raises:
+            TimeoutError: If none is finished for `timeout` seconds.
+            ConnectionError: If torchrun has ended.
+        """
+        # The main process may hold the store, so it leaves last.
+        goals = {f"{name}, finished": count, f"{name}, seen": self.world_size}
+        for key, goal in goals.items() if self.store is not None else ():
+            finished, since = -1, time.monotonic()
+            while finished < goal:
+                with _lost_store(self):
+                    now = self.store.add(key, 0)
+                if now > finished:
+                    finished, since = now, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise TimeoutError(
+                        f"{self} waited {timeout:g} s for others, which have finished {finished} "
+                        f"of {goal} parts of {name}. Run the same command again"
+                    )
+                time.sleep(INTERVAL_S)
+            if key.endswith("finished"):
+                with _lost_store(self):
+                    self.store.add(f"{name}, seen", 1)
+                if not self.is_main_process:
+                    return
+
+
+def refuse_several(work: str) -> None:
+    """Check that `torchrun` did not start several processes for work that cannot be shared.
+
+    Raises:
+        ValueError: If it did: each would do all of the work and write the same files.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ValueError(
+            f"{work} is not shared among processes, and WORLD_SIZE is {world_size}: each would do "
+            "all of it and write the same files. Start it once, without torchrun; evaluate of a "
+            "data set on disk and export are shared"
+        )
+
 
 @contextmanager
 def _lost_store(run: Torchrun) -> Iterator[None]:
@@ -135,8 +195,7 @@ def _lost_store(run: Torchrun) -> Iterator[None]:
         yield
     except dist.DistError as error:
         raise ConnectionError(
-            f"process {run.rank} of {run.world_size} cannot reach the others any more: {error}. "
-            "Run the same command again"
+            f"{run} cannot reach the others any more: {error}. Run the same command again"
         ) from error
 
 
@@ -167,7 +226,7 @@ def array_numbers(left: Iterable[int], task: str) -> list[int]:
 def run_on_ray(
     start: Callable[[], Work],
     left: Callable[[], Sequence[int]],
-    actors: int,
+    actors: int = 1,
     num_gpus: float = 0.0,
     num_cpus: float = 1.0,
     address: str | None = None,

@@ -151,21 +151,23 @@ def _encoding_of(image: Image.Image) -> _Encoding:
     key = image.info.get("transparency")
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return _tiff_encoding(image)
-    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    if image.format == "TGA" and tile and image.mode == "RGBA":
-        assert image.fp is not None
-        image.fp.seek(17)
-        # The lowest bits of this byte count the bits of alpha.
-        return _Encoding(ignores_alpha=not image.fp.read(1)[0] & 0xF)
     if image.mode.startswith("I;16"):
         return _Encoding(16, key=key)
     if image.mode == "I":
         return _Encoding(16 if image.format else 0, key=key)
-    if image.format != "PNG" or not tile or key is None:
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
         return _Encoding()
-    if tile.args == "RGB;16B":
+    if image.format == "TGA" and image.mode == "RGBA":
+        assert image.fp is not None
+        image.fp.seek(17)
+        # The lowest bits of this byte count the bits of alpha.
+        return _Encoding(ignores_alpha=not image.fp.read(1)[0] & 0xF)
+    if image.format != "PNG" or key is None:
+        return _Encoding()
+    mode = str(image.tile[0][3])
+    if mode == "RGB;16B":
         return _Encoding(key=key, low_bytes=_low_bytes(image))
-    scale = {"L;2": 85, "L;4": 17}.get(str(tile.args))
+    scale = {"L;2": 85, "L;4": 17}.get(mode)
     return _Encoding(key=key * scale) if scale else _Encoding()
 
 
@@ -190,7 +192,7 @@ def _low_bytes(image: ImageFile.ImageFile) -> np.ndarray:
     content = io.BytesIO(image.fp.read())
     image.fp.seek(position)
     with type(image)(content) as again:
-        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]
+        again.tile = [type(tile)(*tile[:3], "RGB;16L") for tile in again.tile]
         return np.asarray(again)
 
 
@@ -199,8 +201,8 @@ def _matches_key(image: Image.Image, encoding: _Encoding) -> np.ndarray:
     values = np.asarray(image)
     if encoding.low_bytes is not None:
         values = values.astype(np.uint16) * 256 + encoding.low_bytes
-    same: np.ndarray = values == np.asarray(encoding.key)
-    return same if same.ndim == 2 else same.all(-1)
+    same = np.equal(values, encoding.key)
+    return np.asarray(same if same.ndim == 2 else same.all(-1))
 
 
 def _gray_to_8_bits(image: Image.Image, encoding: _Encoding) -> Image.Image:

@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,18 +30,19 @@ RUN = "run.json"
 MARK = b"PAR1"
 #: Seconds since its last change after which a temporary file of another machine is removed.
 STALE_S = 86400.0
-#: Seconds between two looks at whether the pieces of other processes are done.
-INTERVAL_S = 0.5
+#: A function that writes a table (`pyarrow.Table`) as one row group.
+Write = Callable[[Any], None]
 
 
-def parquet() -> Any:
-    """Import `pyarrow.parquet`.
+def arrow() -> Any:
+    """Import `pyarrow` and `pyarrow.parquet`.
 
     Raises:
         ImportError: If pyarrow is not installed.
     """
     try:
-        return import_module("pyarrow.parquet")
+        import_module("pyarrow.parquet")
+        return import_module("pyarrow")
     except ImportError as error:
         raise ImportError(
             "results are stored as Parquet files, which needs pyarrow; install the extra: "
@@ -74,7 +75,7 @@ def start_run(folder: Path, settings: Mapping[str, Any]) -> None:
             part.replace(path)
         part.unlink(missing_ok=True)
         sync_folder(folder)
-    changed = list(_differences("", read_run(folder), json.loads(json.dumps(settings))))
+    changed = list(differences("", read_run(folder), json.loads(json.dumps(settings))))
     if changed:
         raise ValueError(
             f"{folder} holds another run: {'; '.join(changed[:5])}"
@@ -147,39 +148,9 @@ class Pieces:
         """Return the numbers of the pieces that are not done."""
         return [number for number in range(self.count) if not self.is_done(number)]
 
-    @contextmanager
-    def writer(self, number: int, schema: Any, **options: Any) -> Iterator[Callable[[Any], None]]:
-        """Write a piece table by table; the file gets its name when the block ends.
-
-        If the block raises, nothing of the piece remains.
-
-        Args:
-            number: Number of the piece.
-            schema: Schema of its rows (`pyarrow.Schema`).
-            options: Further arguments of `pyarrow.parquet.ParquetWriter`.
-
-        Yields:
-            A function that writes a table as one row group.
-
-        Raises:
-            OSError: If the file cannot be written, as on a full disk.
-        """
-        path = self.path(number)
-        part = _temporary(path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _write_errors(path):
-            try:
-                with parquet().ParquetWriter(
-                    part, schema, write_page_checksum=True, **options
-                ) as file:
-                    yield file.write_table
-                with part.open("rb+") as written:
-                    os.fsync(written.fileno())
-                part.replace(path)
-                sync_folder(self.folder)
-            finally:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
+    def writer(self, number: int, schema: Any, **options: Any) -> AbstractContextManager[Write]:
+        """Write a piece table by table; see `write_parquet`."""
+        return write_parquet(self.path(number), schema, **options)
 
     def write(self, number: int, table: Any, **options: Any) -> None:
         """Write a piece that is one table (`pyarrow.Table`).
@@ -201,7 +172,7 @@ class Pieces:
         path = self.path(number)
         with (
             damage_as_error(path),
-            parquet().ParquetFile(path, page_checksum_verification=True) as file,
+            arrow().parquet.ParquetFile(path, page_checksum_verification=True) as file,
         ):
             yield file
 
@@ -219,52 +190,32 @@ class Pieces:
                 raise ValueError(f"it has no columns {', '.join(names)}")
             return table
 
-    def verify(self, schema: Any = None) -> dict[int, str]:
-        """Read all finished pieces and remove damaged ones, which are then left to be computed.
+    def damaged(self, schema: Any = None) -> dict[int, str]:
+        """Read all finished pieces and return what is wrong with each damaged one, by its number.
 
         Args:
-            schema: Schema that all pieces must have; None accepts any.
-
-        Returns:
-            What is wrong with each damaged piece, by its number.
+            schema: Schema that all pieces must have (`pyarrow.Schema`); None accepts any.
         """
-        damaged = {}
+        found = {}
         for number in range(self.count):
             try:
                 with self.open(number) as file:
                     for group in range(file.num_row_groups):
                         file.read_row_group(group).validate(full=True)
-                    if schema is not None and not file.schema_arrow.equals(schema, True):
+                    if schema is not None and not file.schema_arrow.equals(schema):
                         raise ValueError("it has other columns")
             except FileNotFoundError:
                 continue
             except ValueError as error:
-                damaged[number] = str(error)
-                self.path(number).unlink(missing_ok=True)
-        return damaged
+                found[number] = str(error)
+        return found
 
-    def wait(self, timeout: float) -> None:
-        """Wait until all pieces are done, as long as other processes finish some.
-
-        Args:
-            timeout: Seconds to wait while no piece is finished.
-
-        Raises:
-            TimeoutError: If no piece is finished for `timeout` seconds.
-        """
-        left, since = self.left(), time.monotonic()
-        while left:
-            time.sleep(INTERVAL_S)
-            still = [number for number in left if not self.is_done(number)]
-            if len(still) < len(left):
-                since = time.monotonic()
-            elif time.monotonic() - since > timeout:
-                raise TimeoutError(
-                    f"waited {timeout:g} s for other processes, which finished none of the "
-                    f"{len(left)} pieces left in {self.folder}; the first is {left[0]}. Run the "
-                    "same command again"
-                )
-            left = still
+    def verify(self, schema: Any = None) -> dict[int, str]:
+        """Remove damaged pieces, which are then left to be computed; return what is wrong."""
+        found = self.damaged(schema)
+        for number in found:
+            self.path(number).unlink(missing_ok=True)
+        return found
 
     def clean(self, warn: bool = True) -> None:
         """Remove temporary files of processes that have ended.
@@ -289,15 +240,38 @@ class Pieces:
             )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file completely or, if killed meanwhile, not at all."""
+@contextmanager
+def write_parquet(path: Path, schema: Any, **options: Any) -> Iterator[Write]:
+    """Write a Parquet file table by table; the file gets its name when the block ends.
+
+    If the block raises, nothing of the file remains.
+
+    Args:
+        path: The file; its folder is created if needed.
+        schema: Schema of its rows (`pyarrow.Schema`).
+        options: Further arguments of `pyarrow.parquet.ParquetWriter`.
+
+    Yields:
+        A function that writes a table as one row group.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk.
+    """
     part = _temporary(path)
-    try:
-        write_synced(part, text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _write_errors(path):
+        try:
+            with arrow().parquet.ParquetWriter(
+                part, schema, write_page_checksum=True, **options
+            ) as file:
+                yield file.write_table
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, text: str) -> None:
@@ -327,9 +301,9 @@ def damage_as_error(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, NotImplementedError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MemoryError) as error:
         # Errors of the system have a number; pyarrow reports damage as an OSError without one.
-        if isinstance(error, OSError) and error.errno:
+        if (isinstance(error, OSError) and error.errno) or str(path) in str(error):
             raise
         raise ValueError(
             f"{path} is damaged ({error_message(error):.200}); remove it and run the same command "
@@ -371,11 +345,12 @@ def _may_be_written(part: Path) -> bool:
     return int(process) != os.getpid()
 
 
-def _differences(where: str, before: Any, now: Any) -> Iterator[str]:
+def differences(where: str, before: Any, now: Any) -> Iterator[str]:
+    """Yield what differs between two JSON values, below the key `where`."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             name = f"{where}.{key}" if where else key
-            yield from _differences(name, before.get(key), now.get(key))
+            yield from differences(name, before.get(key), now.get(key))
     elif before != now:
         yield f"{where} was {_short(before)}, is {_short(now)}"
 

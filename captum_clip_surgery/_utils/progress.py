@@ -6,11 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
-
-from captum_clip_surgery._utils.distributed import Processes
 
 #: Seconds between two lines of a log. tqdm alone would write a bar per update into it.
 INTERVAL_S = 30.0
@@ -18,11 +16,23 @@ INTERVAL_S = 30.0
 Batch = TypeVar("Batch")
 
 
+class Process(Protocol):
+    """A process of a run."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process reports."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+
 def track_progress(
     batches: Iterable[Batch],
     description: str,
     total: int,
-    dist: Processes,
+    dist: Process,
     show: bool = True,
     unit: str = "image",
     count: Callable[[Any], int] = len,

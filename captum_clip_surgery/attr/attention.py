@@ -14,6 +14,7 @@ from captum_clip_surgery.attr._gradients import (
     text_gradients,
 )
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models.image import Tower
 
 __all__ = [
     "AttentionRelevance",
@@ -129,17 +130,27 @@ class _RawAttentionCore(TowerAttribution):
     ) -> None:
         super().__init__(forward_func)
         self.block = resolve_block(forward_func, block)
+        if _pools_by_queries(forward_func.tower) and block != -1:
+            raise TypeError(
+                f"the blocks of {forward_func.tower.family} have no class token; the default "
+                f"block=-1 stands for the attention of its pooling, got {block}"
+            )
         self.head = head
         self._set_layer(self.block)
 
+    def _check_tower(self, tower: Tower) -> None:
+        if not _pools_by_queries(tower):
+            super()._check_tower(tower)
+
     def patch_scores(self, images: Tensor, features: Tensor) -> Tensor:
         tower = self.forward_func.tower
-        x, grid_spec = tower.enter(images, self.block)
-        attention = (
-            tower.attention_inputs(self.block, x, grid_spec)
-            .first_queries(1)
-            .probabilities()[:, :, 0]
-        )
+        if _pools_by_queries(tower):
+            tokens, _ = tower.enter(images, len(tower.blocks))
+            attention = tower.pool_attention(tokens)
+        else:
+            x, grid_spec = tower.enter(images, self.block)
+            heads = tower.attention_inputs(self.block, x, grid_spec).first_queries(1)
+            attention = heads.probabilities()[:, :, 0]
         count = attention.shape[1]
         if self.head is not None and not -count <= self.head < count:
             raise IndexError(f"head must be from {-count} to {count - 1}, got {self.head}")
@@ -150,16 +161,25 @@ class _RawAttentionCore(TowerAttribution):
         return f"{type(self).__name__}(block={self.block}, head={self.head})"
 
 
+def _pools_by_queries(tower: Tower) -> bool:
+    """Return whether learned queries attend to the tokens after the last block."""
+    return tower.pooling == "attention" and tower.num_pooled_tokens is None
+
+
 class LayerRawAttention(_RawAttentionCore, LayerShapeMixin):
     """The class token's attention on the patch grid, (N, 1, h, w), the same for every text.
 
+    On towers that are pooled by attention (SigLIP, CoCa, PE-Core), the pooling's own attention.
+
     Args:
-        forward_func: The classifier, on a tower with a class token, or a ResNet.
-        block: Index of the block; negative values count from the end.
+        forward_func: The classifier, on a tower with a class token or attention pooling.
+        block: Index of the block; negative values count from the end. On towers pooled by
+            attention only -1, which stands for the pooling.
         head: Index of the head; None stands for the mean over heads.
 
     Raises:
-        TypeError: If the tower has no class token, or `block` is not an int.
+        TypeError: If the tower is pooled by average, or `block` is not an int or not that of a
+            class token.
         IndexError: If `block` or, when called, `head` is out of range.
     """
 

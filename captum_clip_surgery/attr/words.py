@@ -1,7 +1,8 @@
 """Word scores: which words of a text match an image, by attention relevance or Grad-ECLIP.
 
-Both read the text tower as `attention` and `gradient` read image towers, for open_clip's own text
-transformers that are pooled at the end of the text.
+Both read the text tower as `attention` and `gradient` read image towers, for text transformers of
+open_clip and transformers that are pooled at the end of the text (CLIP) or at the last position
+(SigLIP).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models.image import join_heads
+from captum_clip_surgery.models.text._text_steps import steps_of
 from captum_clip_surgery.models.text._tracing import (
     TextTrace,
     check_text_blocks,
-    text_until_end,
+    tokens_of_text,
     trace_text_blocks,
 )
 from captum_clip_surgery.models.text._words import word_positions
@@ -53,10 +55,10 @@ def word_scores(
     """Score every word of a text by its contribution to the cosine with images.
 
     Args:
-        clip: A classifier with open_clip's own text tower; its texts do not matter.
+        clip: A classifier of a CLIP or SigLIP; its texts do not matter.
         images: Images (N, 3, H, W), as `clip.preprocess` returns them.
         text: One text, used as it is, without templates.
-        method: "relevance" (Chefer et al.: the end-of-text row of the relevance of the last
+        method: "relevance" (Chefer et al.: the pooled token's row of the relevance of the last
             blocks; the scores of an image sum to 1) or "grad-eclip" (Zhao et al.: values weighted
             by gradient and similarity, summed over the last blocks).
         num_blocks: The number of the text tower's last blocks to read; None stands for 1 for
@@ -91,11 +93,11 @@ def word_scores(
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"text must be a string that is not empty, got {text!r}")
     encoder = clip.text_encoder
-    tokens = text_until_end(encoder, text).to(clip.device)
+    tokens = tokens_of_text(encoder, text).to(clip.device)
     words = word_positions(encoder.tokenizer, tokens[0].tolist(), text=text)
     if not words:
         raise ValueError(f"text {text!r} contains no words that the model's tokenizer knows")
-    blocks = encoder.tower.transformer.resblocks
+    blocks = steps_of(encoder.tower).blocks
     if num_blocks is None:
         num_blocks = min(len(blocks), 1 if method == "relevance" else 4)
     if not 1 <= num_blocks <= len(blocks):
@@ -112,21 +114,22 @@ def word_scores(
             cosines = normalized(trace.feature) @ image_features.detach().clone().T  # (1, N)
             score_tokens = _relevance if method == "relevance" else _grad_eclip
             token_scores = score_tokens(cosines, trace)
-    scores = [token_scores.detach()[:, positions].sum(1) for _, positions in words]
-    return WordScores(tuple(word for word, _ in words), torch.stack(scores, dim=1))
+    scores = torch.stack([token_scores.detach()[:, spots].sum(1) for _, spots in words], dim=1)
+    if method == "relevance":
+        total = scores.sum(1, keepdim=True)
+        scores = scores / torch.where(total > 0, total, 1)
+    return WordScores(tuple(word for word, _ in words), scores)
 
 
 def _relevance(cosines: Tensor, trace: TextTrace) -> Tensor:
-    """Return the end-of-text row (N, L) of the product of all blocks' (I + relevance)."""
+    """Return the pooled token's row (N, L) of the product of all blocks' (I + relevance)."""
     attention = [block.probabilities for block in trace.blocks]
     rows = [relevance_row(part, attention, -1) for part in text_gradients(cosines, attention)]
-    row = torch.cat(rows)[:, 0]
-    total = row[:, 1:-1].sum(-1, keepdim=True)
-    return row / torch.where(total > 0, total, 1)
+    return torch.cat(rows)[:, 0]
 
 
 def _grad_eclip(cosines: Tensor, trace: TextTrace) -> Tensor:
-    """Return values (N, L) weighted by the end of text's gradient and similarity."""
+    """Return values (N, L) weighted by the pooled token's gradient and similarity."""
     chunks = []
     for gradients in text_gradients(cosines, trace.attended):  # per block (images, 1, L, D)
         scores = torch.zeros_like(gradients[0][:, 0, :, 0])

@@ -68,7 +68,7 @@ def _print_version(
 
 def _runner(name: str, module: str) -> Callable[[Any], None]:
     def run(options: Any) -> None:
-        from captum_clip_surgery._utils.distributed import refuse_several
+        from captum_clip_surgery._utils.drivers import refuse_several
 
         if name not in DISTRIBUTED:
             refuse_several(name)

@@ -10,7 +10,12 @@ from captum_clip_surgery.cli._images import find_images
 from captum_clip_surgery.cli._model import load_model
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.diagnostics import tower_report
-from captum_clip_surgery.models.catalog import list_models, to_markdown
+from captum_clip_surgery.models.catalog import (
+    list_models,
+    list_transformers_models,
+    to_markdown,
+    transformers_markdown,
+)
 from captum_clip_surgery.visualization import save_figure
 
 NUM_SCENES = 12
@@ -42,10 +47,11 @@ DEFAULT_PROMPTS = (
 def models(options: _options.Models) -> None:
     """Run the command."""
     entries = list_models(progress=sys.stderr.isatty())
+    others = list_transformers_models()
     if options.json:
-        print(json.dumps([entry.to_dict() for entry in entries], indent=2))
+        print(json.dumps([entry.to_dict() for entry in entries + others], indent=2))
     else:
-        print(to_markdown(entries))
+        print(f"{transformers_markdown(others)}\n\n{to_markdown(entries)}")
 
 
 def check(options: _options.Check) -> None:

@@ -33,7 +33,8 @@ Dataset = Literal[
 FeatureSurgery = Literal["release", "paper", "empty", "none"]
 AutoFeatureSurgery = Literal["auto", "release", "paper", "empty", "none"]
 FigureFormat = Literal["png", "svg", "pdf"]
-ExportFormat = Literal["webdataset", "zarr"]
+ExportEngine = Literal["processes", "ray"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Instances = Literal["one", "components", "peaks"]
 Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 
@@ -64,7 +65,7 @@ METHODS = (
 )
 DEFAULT_METHODS = "CLIP,CLIPSurgery,IntegratedGradients,GradCam"
 MEASURES = ("localization", "faithfulness", "grid")
-PROTOCOLS = ("dense", "imagenet-segmentation", "paper", "present")
+PROTOCOLS = ("clearclip", "dense", "imagenet-segmentation", "paper", "present", "sclip")
 TASKS = ("localization", "segmentation", "recognition", "points")
 
 #: Seconds that the processes of a run wait for each other.

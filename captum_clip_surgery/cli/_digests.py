@@ -1,4 +1,4 @@
-"""Digests of what results depend on, so that a run resumes only where nothing has changed."""
+"""What results depend on, so that only what has not changed is reused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from captum_clip_surgery._utils.files import state_of, walk
 SOURCES = (".py", ".toml", ".txt")
 
 
-def folder_digest(root: Path, output: Path) -> str:
-    """Return the SHA-256 of names, sizes and times of all files in a folder, following links.
+def file_states(root: Path, output: Path) -> dict[str, str]:
+    """Return sizes and times of all files in a folder by relative path, following links.
 
     Args:
         root: The folder.
@@ -26,11 +26,12 @@ def folder_digest(root: Path, output: Path) -> str:
     results = os.path.realpath(output)
     if os.path.realpath(root) == results:
         raise ValueError(f"--output {output} is the folder of the data set; choose another one")
-    digest = hashlib.sha256()
-    for path in walk(root, results):
-        line = f"{os.path.relpath(path, root)}\0{state_of(path)}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return {
+        os.path.relpath(path, root)
+        .encode(errors="surrogateescape")
+        .decode(errors="replace"): state_of(path)
+        for path in walk(root, results)
+    }
 
 
 def code_digest() -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from captum_clip_surgery._utils.distributed import processes, refuse_several
+from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.cli import _datasets
@@ -24,7 +24,17 @@ from captum_clip_surgery.evaluation import (
 
 NUM_SCENES = 500
 #: Options that scenes do not have, and those that only they have.
-DATASET_OPTIONS = ("root", "tasks", "protocol", "batch_size", "workers", "resume", "timeout")
+DATASET_OPTIONS = (
+    "root",
+    "tasks",
+    "protocol",
+    "batch_size",
+    "workers",
+    "resume",
+    "array",
+    "seed",
+    "timeout",
+)
 SCENE_OPTIONS = ("distractors", "size", "measures")
 
 
@@ -38,8 +48,7 @@ def evaluate(options: Evaluate) -> None:
     if options.root is None:
         raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
     _check_unset(options, SCENE_OPTIONS, "on data sets, the protocol sets what these say of scenes")
-    with processes(options.timeout) as dist:
-        _datasets.evaluate(options, options.root, dist)
+    _datasets.evaluate(options, options.root)
 
 
 def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:

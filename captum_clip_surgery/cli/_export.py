@@ -1,53 +1,129 @@
-"""Command `export`: maps of a large collection, by one process or those that `torchrun` starts."""
+"""Command `export`: maps of a large collection, by one process, torchrun, a job array or Ray."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from functools import partial
 
-from captum_clip_surgery._utils.distributed import Processes, processes
+from captum_clip_surgery._utils.drivers import Torchrun, Work, array_numbers, run_on_ray
+from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr import LayerCLIPSurgery
-from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._digests import code_digest
+from captum_clip_surgery.cli._groups import ModelOptions
 from captum_clip_surgery.cli._model import load_model, read_lines, read_texts
-from captum_clip_surgery.export import ExportSummary, export_maps
+from captum_clip_surgery.cli._options import Export
+from captum_clip_surgery.export import Explained, Plan, load_maps, plan
 
 
-def export(options: _options.Export) -> None:
-    """Run the command."""
-    texts = read_texts(options.texts, options.clip)
-    with processes(options.timeout) as dist:
+@dataclass(frozen=True)
+class _Method:
+    """A method that every process loads, with texts that were read from their files once."""
+
+    clip: ModelOptions
+    texts: list[str]
+    distractors: list[str]
+    num_blocks: int | None
+    precision: str
+
+    def load(self, device: str | None = None, quiet: bool = False) -> LayerCLIPSurgery:
         clip = load_model(
-            options.clip,
-            texts,
-            read_lines(options.distractors),
-            quiet=not dist.is_main_process,
-            device=dist.device,
+            self.clip,
+            self.texts,
+            self.distractors,
+            quiet,
+            device=device,
+            precision=self.precision,
         )
-        summary = export_maps(
-            LayerCLIPSurgery(clip, num_blocks=options.num_blocks),
-            **vars(options.export),
-            dist=dist,
-            progress=True,
-            about={**vars(options.clip), "code": code_digest()},
-        )
-        if dist.is_main_process:
-            _print_summary(summary, dist)
+        return LayerCLIPSurgery(clip, num_blocks=self.num_blocks)
 
 
-def _print_summary(summary: ExportSummary, dist: Processes) -> None:
-    manifest = summary.manifest
-    process = "" if dist.world_size == 1 else f" by process 0 of {dist.world_size}"
-    print(
-        f"{summary.made} images explained{process}, {summary.made / summary.seconds:.1f} per "
-        f"second, {summary.waiting:.0%} of the time waiting for images and the disk.\n"
-        f"{manifest['images']} images in {len(manifest['shards'])} shards are in "
-        f"{summary.folder}; read them with captum_clip_surgery.export.load_maps."
+def export(options: Export) -> None:
+    """Run the command."""
+    method = _Method(
+        options.clip,
+        read_texts(options.texts, options.clip),
+        read_lines(options.distractors),
+        options.num_blocks,
+        options.precision,
     )
-    unreadable = manifest["unreadable"]
+    if options.engine == "ray":
+        _export_on_ray(options, method)
+        return
+    run = Torchrun.join(options.timeout)
+    surgery = method.load(run.device, quiet=not run.is_main_process)
+    made, left = run.broadcast("plan", lambda: _plan(options, surgery, warn=run.restarts == 0))
+    if options.plan:
+        return
+    if options.array is not None:
+        left = array_numbers(left, options.array)
+    images = made.images_left(left)
+    show = partial(track_progress, description="export", dist=run)
+    track = (
+        partial(show, total=len(left), unit="shard", count=lambda batch: int(batch.last))
+        if images is None
+        else partial(show, total=images)
+    )
+    try:
+        done = made.explain(surgery, run.numbers("shards", left), options.workers, track)
+    except Exception as error:
+        if run.world_size > 1:
+            error.add_note(f"in {run}")
+        raise
+    run.finish_one("export")
+    run.wait_for_all("export", run.world_size, options.timeout)
+    _report(made, [done], "" if run.world_size == 1 else f" by {run}", run.is_main_process)
+
+
+def _export_on_ray(options: Export, method: _Method) -> None:
+    # The actors hold the models; here one is loaded to say which model it is.
+    made, _ = _plan(options, method.load("cpu"), warn=True)
+    if not options.plan:
+        start = partial(_start, made, method, options.workers)
+        _report(made, run_on_ray(start, made.left, **vars(options.ray)), " by Ray's actors")
+
+
+def _start(made: Plan, method: _Method, workers: int) -> Work:
+    """Load the model in an actor of Ray."""
+    return partial(made.explain, method.load(quiet=True), workers=workers)
+
+
+def _plan(options: Export, surgery: LayerCLIPSurgery, warn: bool) -> tuple[Plan, list[int]]:
+    """Plan the export and return the numbers of the shards left."""
+    made = plan(
+        surgery,
+        **vars(options.export),
+        look=options.array is None,
+        about={**vars(options.clip), "precision": options.precision, "code": code_digest()},
+    )
+    for reason in made.verify().values() if options.verify else ():
+        print(f"warning: {reason}", file=sys.stderr)
+    made.pieces.clean(warn and options.array is None)
+    left = made.left()
+    if options.plan:
+        print(f"{len(left)} of {made.count} files are left to be written in {made.folder}.")
+    return made, left
+
+
+def _report(made: Plan, done: list[Explained], who: str, is_last: bool = True) -> None:
+    images, seconds = sum(each.images for each in done), max((d.seconds for d in done), default=0.0)
+    speed = images / seconds if seconds else 0.0
+    waiting = max((each.waiting for each in done), default=0.0)
+    print(
+        f"{images} images explained{who}, {speed:.1f} per second, {waiting:.0%} of the time "
+        "waiting for images and the disk."
+    )
+    if not (is_last and made.finish()):
+        return  # of several tasks of an array, the last one reports
+    maps = load_maps(made.folder)
+    print(
+        f"{len(maps)} images in {made.count} files are in {made.folder}; read them with "
+        "captum_clip_surgery.export.load_maps."
+    )
+    unreadable = maps.unreadable
     if unreadable:
+        name, reason = next(iter(unreadable.items()))
         print(
-            f"warning: {len(unreadable)} unreadable images are listed in "
-            f"{summary.folder}/manifest.json; the first is {unreadable[0]['image']!r}: "
-            f"{unreadable[0]['reason']}",
+            f"warning: {len(unreadable)} images are unreadable; the first is {name!r}: {reason}",
             file=sys.stderr,
         )

@@ -55,8 +55,8 @@ class ModelOptions:
     model: Annotated[
         str | None,
         Option(
-            help="open_clip model name, local-dir:FOLDER or hf-hub:REPO (default: the small "
-            "embedded model)."
+            help="open_clip model name, or a folder or hub repository in the form of open_clip or "
+            "transformers (default: the small embedded model)."
         ),
     ] = None
     pretrained: Annotated[

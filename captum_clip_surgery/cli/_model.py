@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from open_clip.model import convert_weights_to_lp, get_cast_dtype
 from tqdm import tqdm
 
 from captum_clip_surgery._utils import files
@@ -28,6 +29,7 @@ def load_model(
     quiet: bool = False,
     templates: Sequence[Template] | None = None,
     device: str | None = None,
+    precision: str = "fp32",
 ) -> ZeroShotClassifier:
     """Load the chosen model, or the embedded one if none is chosen.
 
@@ -38,6 +40,7 @@ def load_model(
         quiet: Do not print that the embedded model is used.
         templates: Prompt templates; None stands for the model's usual ones.
         device: Device of the model; None stands for a GPU if there is one.
+        precision: Precision of the model as open_clip names it, such as "bf16".
 
     Raises:
         ValueError: If `--pretrained` is given without `--model`.
@@ -48,9 +51,18 @@ def load_model(
             raise ValueError("--pretrained needs --model")
         if not quiet:
             print(f"No --model given. {EMBEDDED_MODEL_NOTE}")
-        return ZeroShotClassifier.demo(texts, distractors, templates).to(device)
+        clip = ZeroShotClassifier.demo(texts, distractors, templates).to(device)
+        if precision != "fp32":
+            convert_weights_to_lp(clip.model, get_cast_dtype(precision))
+        return clip
     return ZeroShotClassifier.from_pretrained(
-        options.model, options.pretrained, texts, distractors, templates, device=device
+        options.model,
+        options.pretrained,
+        texts,
+        distractors,
+        templates,
+        device=device,
+        precision=precision,
     )
 
 

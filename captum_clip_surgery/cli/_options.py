@@ -23,9 +23,10 @@ from captum_clip_surgery.cli._choices import (
     TIMEOUT_S,
     AutoFeatureSurgery,
     Dataset,
-    ExportFormat,
+    ExportEngine,
     FeatureSurgery,
     Instances,
+    Precision,
 )
 from captum_clip_surgery.cli._groups import (
     BatchSize,
@@ -38,7 +39,6 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     RequiredText,
-    Resume,
     Size,
     Text,
     TextOptions,
@@ -245,8 +245,10 @@ class Evaluate:
     ] = None
     methods: Methods = DEFAULT_METHODS
     limit: Annotated[
-        int | None, Option(min=1, help="Number of images (default: all; 500 for scenes).")
+        int | None,
+        Option(min=1, help="Number of images, drawn at random (default: all; 500 for scenes)."),
     ] = None
+    seed: Annotated[int, Option(help="Seed of the images that --limit draws.")] = 0
     tasks: Annotated[
         str | None,
         Option(
@@ -263,49 +265,98 @@ class Evaluate:
     batch_size: BatchSize = 8
     workers: Workers = 1
     clip: ModelOptions
-    resume: Resume = False
+    resume: Annotated[
+        bool,
+        Option(
+            "--resume/--no-resume",
+            help="Reuse statistics in the output folder, or measure all images again.",
+        ),
+    ] = True
+    array: Annotated[
+        str | None, Option(help="Task i of n of a job array, as i/n; all share the output folder.")
+    ] = None
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Arguments of `export.export_maps`."""
+    """Arguments of `export.plan`."""
 
     source: Annotated[
         str,
         Argument(
-            help="Folder of images or .tar files, pattern of .tar files, or file that lists paths.",
+            help="Folder of images, .tar or .parquet files, pattern of such files, data set saved "
+            "by Hugging Face datasets, or file that lists paths.",
             show_default=False,
         ),
     ]
-    output: Annotated[Path, Option(help="Folder for the shards.")]
-    format: Annotated[ExportFormat, Option(help="Format of the shards.")] = "webdataset"
+    output: Annotated[
+        Path, Option(help="Folder of the export; the same command again goes on with it.")
+    ]
     top: Annotated[int, Option(min=0, help="Number of best texts to store per image.")] = 5
+    maps: Annotated[bool, Option(help="Store maps, or only embeddings and the best texts.")] = True
     size: Size = None
     batch_size: BatchSize = 8
-    workers: Workers = 1
     shard_size: Annotated[
-        int, Option(min=1, help="Images per shard; each input .tar makes one shard.")
+        int, Option(min=1, help="Images per output file; each input .tar makes one file.")
     ] = 1000
-    resume: Resume = False
+    column: Annotated[
+        str | None, Option(help="Column of images in a table (default: the only one).")
+    ] = None
+    fast: Annotated[
+        bool, Option("--fast", help="Resize images faster and slightly less exactly.")
+    ] = False
+    compile: Annotated[
+        bool, Option("--compile", help="Compile the image tower with torch.compile.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """Arguments of `run_on_ray`."""
+
+    actors: Annotated[int, Option(min=1, help="With Ray: number of actors.")] = 1
+    num_gpus: Annotated[float, Option(min=0, help="With Ray: GPUs per actor.")] = 0.0
+    address: Annotated[
+        str | None,
+        Option(help="With Ray: address of a cluster, or 'auto' (default: Ray on this machine)."),
+    ] = None
+    retries: Annotated[
+        int, Option(min=0, help="With Ray: number of lost actors that are replaced.")
+    ] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Explain a large collection. Writes float16 maps of all texts in checksummed shards."""
+    """Explain a large collection. Writes maps, embeddings and best texts as Parquet files."""
 
     export: ExportOptions
     texts: TextOptions
     distractors: Distractors = None
     num_blocks: NumBlocks = None
     clip: ModelOptions
+    precision: Annotated[Precision, Option(help="Precision of the model.")] = "fp32"
+    workers: Workers = 1
+    verify: Annotated[
+        bool, Option("--verify", help="First read all files, and compute damaged ones anew.")
+    ] = False
+    plan: Annotated[
+        bool, Option("--plan", help="Only list the collection and say how much is left.")
+    ] = False
+    array: Annotated[
+        str | None, Option(help="Task i of a job array of n, as i/n, counted from 0.")
+    ] = None
+    engine: Annotated[
+        ExportEngine, Option(help="This process or those of torchrun, or Ray's actors.")
+    ] = "processes"
+    ray: RayOptions
     timeout: Timeout = TIMEOUT_S
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List open_clip's models. Prints their patch grids, or why they are not supported."""
+    """List models of open_clip and transformers: patch grids, or why they are not supported."""
 
     json: Json = False
 

@@ -78,7 +78,7 @@ def decode_labels(image: ImageFile.ImageFile) -> np.ndarray:
     """
     if image.mode not in ("P", "L", "I", "I;16", "I;16B", "1"):
         raise ValueError(f"it holds colors, mode {image.mode}, expected a palette or gray values")
-    arguments = image.tile[0].args if image.tile else ""
+    arguments = image.tile[0][3] if image.tile else ""
     mode = arguments[0] if isinstance(arguments, tuple) else str(arguments)
     labels = np.asarray(image).astype(np.int32)
     if re.fullmatch("[1L];[24]?IR?", mode):  # Pillow inverts gray whose zero is white

@@ -1,5 +1,6 @@
 """Evaluation of methods against ground truth: on data sets, and on scenes of the embedded model."""
 
+from captum_clip_surgery.evaluation._store import StatisticsStore
 from captum_clip_surgery.evaluation.protocol import TASKS, Protocol, View
 from captum_clip_surgery.evaluation.results import (
     ALL_COLUMNS,
@@ -9,6 +10,7 @@ from captum_clip_surgery.evaluation.results import (
     read,
     to_markdown,
     write,
+    write_details,
 )
 from captum_clip_surgery.evaluation.runner import Evaluation, evaluate
 from captum_clip_surgery.evaluation.scenes import MEASURES, evaluate_scenes
@@ -21,6 +23,7 @@ __all__ = [
     "Evaluation",
     "Protocol",
     "Result",
+    "StatisticsStore",
     "View",
     "chart",
     "evaluate",
@@ -28,4 +31,5 @@ __all__ = [
     "read",
     "to_markdown",
     "write",
+    "write_details",
 ]

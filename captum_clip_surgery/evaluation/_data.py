@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
+from captum_clip_surgery.evaluation._store import digest_of
 from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models.image._data import nearest_multiple
 from captum_clip_surgery.preprocessing import Preprocess
@@ -28,8 +29,10 @@ class EvalSample:
         index: Index of the image in the data set.
         name: Name of the image.
         pixels: The preprocessed image (3, H, W).
-        target: Its annotation.
+        target: Its annotation, as the task prepares it.
         size: (height, width) of the image in the file.
+        piece: Number of the piece that the image belongs to.
+        digest: Digest of the image and its annotation.
     """
 
     index: int
@@ -37,6 +40,25 @@ class EvalSample:
     pixels: Tensor
     target: Target
     size: tuple[int, int]
+    piece: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read.
+
+    Args:
+        index: Index of the image in the data set.
+        name: Name of the image.
+        piece: Number of the piece that the image belongs to.
+        error: What reading it raised.
+    """
+
+    index: int
+    name: str
+    piece: int
+    error: Exception
 
 
 def resize_policy(view: View, clip: ZeroShotClassifier) -> ResizePolicy:
@@ -51,50 +73,46 @@ def resize_policy(view: View, clip: ZeroShotClassifier) -> ResizePolicy:
 
 
 @dataclass(frozen=True)
-class EvalDataset(Dataset[EvalSample | ValueError]):
+class EvalDataset(Dataset[EvalSample | Unreadable]):
     """The samples that a worker reads and resizes.
 
     Args:
         data: The data set.
-        indices: Indices of the images to read.
         preprocess: The model's preprocessing.
         policy: How images are resized.
         target_size: Side in pixels to which labels and masks are resized; None keeps their size.
+        prepare: Function that prepares annotations for a task.
     """
 
     data: ImageDataset
-    indices: Sequence[int]
     preprocess: Preprocess
     policy: ResizePolicy
     target_size: int | None = None
+    prepare: Callable[[Target], Target] | None = None
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> EvalSample | ValueError:
-        """Return a sample, or the error that prevents it.
+    def __getitem__(self, place: tuple[int, int]) -> EvalSample | Unreadable:
+        """Return a sample of a piece and an index, or the error that prevents it.
 
         An exception raised in a worker would reach the user as the text of a traceback.
         """
-        index = self.indices[place]
-        which = f"image {self.data.names[index]!r} of {self.data.name}"
+        piece, index = place
         try:
             sample = self.data[index]
             size = (sample.image.height, sample.image.width)
             # As an array: an EXIF rotation left in the image is not to be applied, since
             # annotations are of the stored pixels.
             (pixels,) = self.preprocess(np.asarray(sample.image), self.policy.target(*size))
+            target = sample.target
+            if self.target_size is not None:
+                target = resize_target(target, self.target_size)
+            if self.prepare is not None:
+                target = self.prepare(target)
         except (OSError, ValueError) as error:
-            failed = ValueError(f"{which}: {error}")
-            failed.__cause__ = error
-            return failed
+            return Unreadable(index, self.data.names[index], piece, error)
         except Exception as error:
-            error.add_note(which)
+            error.add_note(f"image {self.data.names[index]!r} of {self.data.name}")
             raise
-        target = sample.target
-        if self.target_size is not None:
-            target = resize_target(target, self.target_size)
-        return EvalSample(index, sample.name, pixels, target, size)
+        return EvalSample(index, sample.name, pixels, target, size, piece, digest_of(sample))
 
 
 class EvalDataLoader:
@@ -103,10 +121,10 @@ class EvalDataLoader:
     Args:
         clip: The classifier, whose preprocessing is applied.
         data: The data set.
-        indices: Indices of the images to read.
-        view: How images are shown; with `keep_aspect` a batch is one image.
-        batch_size: Number of images per batch.
+        batches: Batches of pairs of a piece and the index of an image.
+        view: How images are shown.
         workers: Number of processes that read ahead; 0 reads in this process.
+        prepare: Function that prepares annotations for a task.
 
     Attributes:
         data_wait_s: Seconds spent waiting for data so far.
@@ -116,32 +134,25 @@ class EvalDataLoader:
         self,
         clip: ZeroShotClassifier,
         data: ImageDataset,
-        indices: Sequence[int],
+        batches: Iterable[list[tuple[int, int]]],
         view: View,
-        batch_size: int,
         workers: int = 0,
+        prepare: Callable[[Target], Target] | None = None,
     ) -> None:
         self.data_wait_s = 0.0
+        policy = resize_policy(view, clip)
         self._batches = DataLoader(
-            EvalDataset(
-                data, indices, clip.preprocessing, resize_policy(view, clip), view.target_size
-            ),
-            batch_size=1 if view.keep_aspect else batch_size,
+            EvalDataset(data, clip.preprocessing, policy, view.target_size, prepare),
+            batch_sampler=batches,
             num_workers=workers,
             collate_fn=list,
             pin_memory=False,
         )
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[EvalSample]]:
+    def __iter__(self) -> Iterator[list[EvalSample | Unreadable]]:
         start = time.perf_counter()
         for batch in self._batches:
             self.data_wait_s += time.perf_counter() - start
-            for sample in batch:
-                if isinstance(sample, ValueError):
-                    raise sample
             yield batch
             start = time.perf_counter()
 

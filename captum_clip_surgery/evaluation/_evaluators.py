@@ -8,16 +8,15 @@ run in one piece.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_clip_surgery.datasets import (
-    IGNORE_INDEX as IGNORE_INDEX,
-)
-from captum_clip_surgery.datasets import (
+    IGNORE_INDEX,
     ImageDataset,
     Labels,
     Masks,
@@ -25,31 +24,44 @@ from captum_clip_surgery.datasets import (
     Tags,
     Target,
 )
+from captum_clip_surgery.evaluation._average_precision import (
+    average_precisions,
+    binary_average_precision,
+)
 from captum_clip_surgery.evaluation._predictors import (
     MapPredictor,
+    PointPredictor,
     Predictor,
     RecognitionPredictor,
     SegmentationPredictor,
 )
+from captum_clip_surgery.evaluation._store import Columns
 from captum_clip_surgery.metrics import (
     PairMeasures,
     PointMeasures,
     point_confusion,
     point_iou,
-    prepare,
 )
 from captum_clip_surgery.metrics._bootstrap import percentiles, resample
+from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
+from captum_clip_surgery.metrics.pairs import MEANS, pair_stats
 
 Measures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]
 #: Number of bootstrap resamples over images.
 RESAMPLES = 1000
-#: Side in pixels to which smaller maps are upsampled before they are compared with points.
-POINT_SIDE = 224
+#: Label of the row that counts pixels without annotation.
+UNLABELED = -1
+#: Columns of true and false positives and negatives.
+CONFUSION = dict.fromkeys(
+    ("true_positives", "false_positives", "false_negatives", "true_negatives"), 1
+)
 
 
 class Evaluator(ABC):
     """One task on one data set.
+
+    The statistics of an image have one row per class: the class and the values of `columns`.
 
     Args:
         data: The data set.
@@ -59,9 +71,17 @@ class Evaluator(ABC):
     target_types: ClassVar[tuple[type, ...]]
     #: How methods are run for the task.
     predictor: ClassVar[type[Predictor]]
+    #: Names of the statistics with their widths.
+    columns: ClassVar[Columns]
+    #: Whether predictions are maps of `labels`.
+    predicts_maps: ClassVar[bool] = False
 
     def __init__(self, data: ImageDataset) -> None:
         self.data = data
+
+    def prepare(self, target: Target) -> Target:
+        """Return an annotation as all methods are measured against it, once per image."""
+        return target
 
     def labels(self, target: Target) -> list[int]:
         """Return the classes that maps are needed of; empty if the task concerns all of them."""
@@ -69,10 +89,10 @@ class Evaluator(ABC):
 
     @abstractmethod
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return the statistics of one image.
+        """Return the statistics of one image, (n, 1 + W) of float64.
 
         Args:
-            target: Its annotation.
+            target: Its annotation, prepared.
             prediction: What a method predicted: maps of `labels(target)`, labels or scores.
         """
 
@@ -92,32 +112,66 @@ class Evaluator(ABC):
     def image_score(self, stats: Tensor) -> float | None:
         """Return the score of one image, about 0..1, or None if it has none."""
 
+    def of_image(self, stats: Tensor) -> Measures:
+        """Return the measures of one image in percent; empty if there is nothing to measure."""
+        try:
+            return self.compute([stats])
+        except ValueError:
+            return {}
+
+    def of_classes(self, stats: Sequence[Tensor]) -> dict[int, Measures]:
+        """Return the measures of each class in percent, over all images."""
+        labels = torch.cat([rows[:, 0] for rows in stats]).unique().tolist()
+        by_class = {}
+        for label in labels:
+            parts = [rows[rows[:, 0] == label] for rows in stats]
+            with suppress(ValueError):
+                by_class[int(label)] = self.compute([rows for rows in parts if len(rows)])
+        return by_class
+
+    def remark(self, stats: Sequence[Tensor]) -> str | None:
+        """Return what a reader of the measures should know, or None."""
+        return None
+
 
 class LocalizationEvaluator(Evaluator):
     """Maps of the classes in an image against their masks; the background is left out.
 
-    The statistics are the sums of `PairMeasures`, and the number of pairs skipped.
+    The statistics are those of `pair_stats` and the number of ignored pixels; a pair that is
+    skipped has NaN.
     """
 
     target_types = (Labels, Masks)
     predictor = MapPredictor
+    predicts_maps = True
+    columns: ClassVar[Columns] = {
+        "iou_curve": len(THRESHOLDS),
+        **dict.fromkeys(MEANS, 1),
+        **CONFUSION,
+        "ignored": 1,
+    }
+
+    def prepare(self, target: Target) -> Target:
+        """Return the masks of all classes."""
+        return target.masks() if isinstance(target, Labels) else target
 
     def labels(self, target: Target) -> list[int]:
         """Return the classes that have a mask, without the background."""
-        return [label for label in _masks(target).masks if label != self.data.background]
+        assert isinstance(target, Masks)
+        return [label for label in target.masks if label != self.data.background]
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return the sums of `PairMeasures` over the image's classes."""
-        masks, measures = _masks(target), PairMeasures()
-        for label, attribution in zip(self.labels(target), prediction, strict=True):
-            ignored = masks.ignored.get(label)
-            measures.update(
-                attribution,
-                torch.from_numpy(masks.masks[label]),
-                0,
-                None if ignored is None else torch.from_numpy(ignored),
-            )
-        return measures.stats(0)
+        """Return a row for every class that has a mask."""
+        assert isinstance(target, Masks)
+        rows = torch.full((len(prediction), 1 + sum(self.columns.values())), torch.nan).double()
+        for row, label, attribution in zip(rows, self.labels(target), prediction, strict=True):
+            void = target.ignored.get(label)
+            ignored = None if void is None else torch.from_numpy(void)
+            row[0], row[-1] = label, 0 if ignored is None else int(ignored.sum())
+            pair = pair_stats(attribution, torch.from_numpy(target.masks[label]), ignored)
+            if pair is not None:
+                row[1:-1] = pair
+        return rows
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
         """Return all measures of `PairMeasures`."""
@@ -132,42 +186,54 @@ class LocalizationEvaluator(Evaluator):
         measures = self._measures([stats])
         return measures.compute()["explanation_iou"] / 100 if measures.n_pairs else None
 
+    def remark(self, stats: Sequence[Tensor]) -> str | None:
+        """Return the share of pixels that do not count."""
+        rows = torch.cat(list(stats))
+        rows = rows[~rows[:, 1].isnan()]
+        return _remark_on_ignored(rows[:, -1].sum(), rows[:, -5:-1].sum())
+
     def _measures(self, stats: Sequence[Tensor]) -> PairMeasures:
         measures = PairMeasures()
-        for image, state in enumerate(stats):
-            measures.add_stats(image, state)
+        for image, rows in enumerate(stats):
+            for row in rows:
+                measures.add(None if row[1].isnan() else row[1:-1], image)
         return measures
 
 
 class SegmentationEvaluator(Evaluator):
     """The class of every pixel against labels; means are over classes present or predicted.
 
-    The statistics (3, K) count the pixels of each class: predicted correctly, predicted, and
-    labeled.
+    The statistics count the pixels of each class; the row of `UNLABELED` counts the others.
     """
 
     target_types = (Labels,)
     predictor = SegmentationPredictor
+    columns: ClassVar[Columns] = {"correct": 1, "predicted": 1, "labeled": 1}
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return counts (3, K) of pixels predicted correctly, predicted, and labeled."""
+        """Return a row for every class that is labeled or predicted."""
         assert isinstance(target, Labels)
         labels = torch.from_numpy(target.labels).long()
         valid, count = labels != IGNORE_INDEX, len(self.data.classes)
+        ignored = labels.numel() - int(valid.sum())
         labels, prediction = labels[valid], prediction[valid]
         parts = (labels[labels == prediction], prediction, labels)
-        return torch.stack([torch.bincount(part, minlength=count) for part in parts]).double()
+        counts = torch.stack([torch.bincount(part, minlength=count) for part in parts], 1)
+        chosen = counts.any(1).nonzero()
+        rows = torch.cat([chosen, counts[chosen[:, 0]]], 1).double()
+        return torch.cat([rows, rows.new_tensor([[UNLABELED, 0, 0, ignored]])])
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
         """Return mean IoU and accuracy of classes, and the accuracy of all pixels."""
-        counts = torch.stack(list(stats)).sum(0)
+        counts = self._counts(stats).sum(0)
         if not counts.any():
             raise ValueError("no pixel to measure: all are ignored")
         return {name: float(value) for name, value in _segmentation_measures(counts).items()}
 
     def intervals(self, stats: Sequence[Tensor]) -> Intervals:
         """Return their 95 % confidence intervals by bootstrap over images."""
-        table = torch.stack([counts for counts in stats if counts.any()])
+        table = self._counts(stats)
+        table = table[table.flatten(1).any(1)]
         chunks = (
             _segmentation_measures((drawn @ table.flatten(1)).unflatten(1, table.shape[1:]))
             for drawn in resample(len(table), RESAMPLES, 0)
@@ -176,14 +242,40 @@ class SegmentationEvaluator(Evaluator):
 
     def image_score(self, stats: Tensor) -> float | None:
         """Return the mean IoU within the image, or None if all its pixels are ignored."""
-        return float(_segmentation_measures(stats)["class_iou"]) / 100 if stats.any() else None
+        counts = self._counts([stats])[0]
+        return float(_segmentation_measures(counts)["class_iou"]) / 100 if counts.any() else None
+
+    def of_classes(self, stats: Sequence[Tensor]) -> dict[int, Measures]:
+        """Return IoU and accuracy of every class that is labeled or predicted."""
+        correct, predicted, labeled = self._counts(stats).sum(0)
+        iou, accuracy = correct / (predicted + labeled - correct), correct / labeled
+        values = enumerate(zip((100 * iou).tolist(), (100 * accuracy).tolist(), strict=True))
+        return {
+            label: {"class_iou": one, "class_accuracy": other}
+            for label, (one, other) in values
+            if one == one
+        }
+
+    def remark(self, stats: Sequence[Tensor]) -> str | None:
+        """Return the share of pixels that do not count."""
+        rows = torch.cat(list(stats))
+        unlabeled = rows[:, 0] == UNLABELED
+        return _remark_on_ignored(rows[unlabeled, 3].sum(), rows[~unlabeled, 3].sum())
+
+    def _counts(self, stats: Sequence[Tensor]) -> Tensor:
+        """Return the pixels of each image by class, (N, 3, K)."""
+        counts = torch.zeros(len(stats), 3, len(self.data.classes), dtype=torch.float64)
+        for image, rows in zip(counts, stats, strict=True):
+            known = rows[rows[:, 0] != UNLABELED]
+            image[:, known[:, 0].long()] = known[:, 1:].T
+        return counts
 
 
 class RecognitionEvaluator(Evaluator):
     """Scores of all classes for whole images against the classes present.
 
-    The statistics (2, K) are the scores, and 1 (present), 0 (absent) or -1 (unknown). Classes that
-    no image shows have no precision and are left out of the mean.
+    The statistics are the score, and 1 (present), 0 (absent) or -1 (unknown). Classes that no image
+    shows have no precision and are left out of the mean.
 
     Raises:
         ImportError: If torchmetrics is not installed.
@@ -191,41 +283,54 @@ class RecognitionEvaluator(Evaluator):
 
     target_types = (Tags,)
     predictor = RecognitionPredictor
+    columns: ClassVar[Columns] = {"score": 1, "answer": 1}
 
     def __init__(self, data: ImageDataset) -> None:
         super().__init__(data)
-        _binary_average_precision()  # a missing extra is reported before hours of work
+        binary_average_precision()  # a missing extra is reported before hours of work
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return scores and answers (2, K)."""
+        """Return the score and the answer for every class."""
         assert isinstance(target, Tags)
         answers = torch.zeros_like(prediction, dtype=torch.float64)
         answers[list(target.present)] = 1
         answers[list(target.unknown)] = -1
-        return torch.stack([prediction.double(), answers])
+        return torch.stack([torch.arange(len(answers)), prediction.double(), answers], 1)
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
         """Return the mean average precision over classes that an image shows."""
-        scores, answers = torch.stack(list(stats)).unbind(1)
-        if not (answers == 1).any():
+        values = [measures["mean_ap"] for measures in self.of_classes(stats).values()]
+        if not values:
             raise ValueError("no image shows any class: there is nothing to recognize")
-        return {"mean_ap": 100 * float(average_precisions(scores, answers).nanmean())}
+        return {"mean_ap": float(torch.tensor(values, dtype=torch.float64).mean())}
 
     def image_score(self, stats: Tensor) -> float | None:
         """Return the average precision within the image, or None if it shows no class."""
-        scores, answers = stats
-        value = float(average_precisions(scores[:, None], answers[:, None])[0])
+        value = float(average_precisions(stats[:, 1:2], stats[:, 2:])[0])
         return None if value != value else value
+
+    def of_image(self, stats: Tensor) -> Measures:
+        """Return the average precision of the classes within the image."""
+        score = self.image_score(stats)
+        return {} if score is None else {"mean_ap": 100 * score}
+
+    def of_classes(self, stats: Sequence[Tensor]) -> dict[int, Measures]:
+        """Return the average precision of every class that an image shows."""
+        _, scores, answers = torch.stack(list(stats)).unbind(2)
+        values = (100 * average_precisions(scores, answers)).tolist()
+        return {label: {"mean_ap": value} for label, value in enumerate(values) if value == value}
 
 
 class PointEvaluator(Evaluator):
-    """Maps above half of their range against annotated points.
+    """The masks of `tasks.prompts` against annotated points.
 
-    The statistics have one row (class, TP, FP, FN, TN) for every class with a positive point.
+    The statistics count the points of every class with a positive point.
     """
 
     target_types = (Points,)
-    predictor = MapPredictor
+    predictor = PointPredictor
+    predicts_maps = True
+    columns = CONFUSION
 
     def labels(self, target: Target) -> list[int]:
         """Return the classes with a positive point."""
@@ -233,13 +338,13 @@ class PointEvaluator(Evaluator):
         return sorted({point.label for point in target.points if point.positive})
 
     def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return a row (class, TP, FP, FN, TN) for every class with a positive point."""
+        """Return counts for every class with a positive point."""
         assert isinstance(target, Points)
         rows = []
-        for label, attribution in zip(self.labels(target), prediction, strict=True):
+        for label, foreground in zip(self.labels(target), prediction, strict=True):
             points = [point for point in target.points if point.label == label]
             counts = point_confusion(
-                _scale_map(attribution),
+                foreground,
                 [point.x for point in points],
                 [point.y for point in points],
                 [point.positive for point in points],
@@ -273,49 +378,14 @@ EVALUATORS: Mapping[str, type[Evaluator]] = {
 }
 
 
-def average_precisions(scores: Tensor, answers: Tensor) -> Tensor:
-    """Return the average precision of each class.
-
-    It is the area under the precision-recall curve without interpolation, as in scikit-learn.
-
-    Args:
-        scores: Scores (N, K) of images.
-        answers: 1 (present), 0 (absent) or -1 (left out), (N, K).
-
-    Returns:
-        Average precisions (K,), NaN for classes that no image shows.
-
-    Raises:
-        ImportError: If torchmetrics is not installed.
-    """
-    binary_average_precision = _binary_average_precision()
-    precisions = []
-    for column, target in zip(scores.T, answers.T, strict=True):
-        valid = target >= 0
-        if not (target == 1).any():
-            precisions.append(torch.tensor(torch.nan, dtype=torch.float64))
-            continue
-        # Ranks, since torchmetrics takes scores in 0..1 and squashes others to that range.
-        ranks = column[valid].unique(return_inverse=True)[1].double()
-        ranks = ranks / max(1.0, float(ranks.max()))
-        precisions.append(binary_average_precision(ranks, target[valid].long()).double())
-    return torch.stack(precisions)
-
-
-def _binary_average_precision() -> Callable[[Tensor, Tensor], Tensor]:
-    try:
-        from torchmetrics.functional.classification import binary_average_precision
-    except ImportError as error:
-        raise ImportError(
-            "recognition needs torchmetrics; install the extra: "
-            "pip install 'captum_clip_surgery[metrics]'"
-        ) from error
-    return binary_average_precision
-
-
-def _masks(target: Target) -> Masks:
-    assert isinstance(target, (Labels, Masks))
-    return target.masks() if isinstance(target, Labels) else target
+def _remark_on_ignored(ignored: Tensor, counted: Tensor) -> str | None:
+    share = float(ignored / (ignored + counted).clamp(min=1))
+    if not share:
+        return None
+    return (
+        f"{100 * share:.1f} % of the pixels are unlabeled and do not count; figures do not compare "
+        "with those of a data set where they are background"
+    )
 
 
 def _segmentation_measures(counts: Tensor) -> dict[str, Tensor]:
@@ -328,11 +398,3 @@ def _segmentation_measures(counts: Tensor) -> dict[str, Tensor]:
         "class_accuracy": 100 * recall.nanmean(-1),
         "all_accuracy": 100 * correct.sum(-1) / labeled.sum(-1),
     }
-
-
-def _scale_map(attribution: Tensor) -> Tensor:
-    """Min-max normalize a map and upsample it; a constant map becomes 0, nowhere above half."""
-    height, width = (max(side, POINT_SIDE) for side in attribution.shape)
-    everywhere = torch.ones(height, width, dtype=torch.bool)
-    prepared = prepare(attribution, everywhere)
-    return everywhere.double() * 0 if prepared is None else prepared

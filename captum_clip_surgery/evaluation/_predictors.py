@@ -15,6 +15,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
 from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.tasks._prompts import PromptMaker, covered_part
 from captum_clip_surgery.tasks._segmenter import Segmenter
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._vocabulary import Vocabulary
@@ -122,17 +123,49 @@ class MapPredictor(Predictor):
         return {name: maps[0] for name, maps in attribute_many(self._make(local), image).items()}
 
 
+class PointPredictor(MapPredictor):
+    """Foreground (K, h, w) of the classes that an image's points are of, by `tasks.prompts`.
+
+    It is where the mask that prompts SAM is positive: the upper half of the map's range.
+    """
+
+    def predict(
+        self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
+    ) -> list[Predictions]:
+        """Return the foreground of each image's `labels`, of bool."""
+        maps = super().predict(batch, labels)
+        return [
+            {name: self._foreground(values, sample, len(row)) for name, values in by_method.items()}
+            for sample, row, by_method in zip(batch, labels, maps, strict=True)
+        ]
+
+    def _foreground(self, maps: Tensor, sample: EvalSample, count: int) -> Tensor:
+        shown = (sample.pixels.shape[-2], sample.pixels.shape[-1])
+        covered = covered_part(self.clip, maps, shown, sample.size)
+        maker = PromptMaker(sample.size, covered, boxes=False, masks=True)
+        prompts = maker.prompts([""] * count, maps)
+        masks = [torch.from_numpy(prompt.foreground(sample.size)) for prompt in prompts]
+        return torch.stack(masks) if masks else torch.zeros(0, 1, 1, dtype=torch.bool)
+
+
 class SegmentationPredictor(Predictor):
     """Labels (H, W) of an image's pixels, by `tasks.segment`."""
 
     def prepare(self) -> None:
         """Create the segmenter."""
         view, background = self.view, self.data.background
-        if view.background is not None and background is None:
+        if background is None and (view.background, view.min_area) != (None, None):
             raise ValueError(
                 f"the view has a threshold of the background; {self.data.name} has no background"
             )
         rows = [names if view.synonyms else names[:1] for names in self.classes.synonyms]
+        if background is not None and not view.background_name:
+            rows[background] = rows[background][1:]
+            if not rows[background]:
+                raise ValueError(
+                    "background_name = false leaves the background without a name; set synonyms, "
+                    "and classes to a file with further names"
+                )
         texts = [name for names in rows for name in names]
         positions = iter(range(len(texts)))
         self._segmenter = Segmenter(
@@ -142,6 +175,7 @@ class SegmentationPredictor(Predictor):
                 tuple(tuple(next(positions) for _ in names) for names in rows),
                 threshold=view.background,
                 background=background or 0,
+                min_area=view.min_area,
             ),
             self.methods,
             Windows(view.window, view.stride),

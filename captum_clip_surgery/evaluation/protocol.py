@@ -24,7 +24,9 @@ USES: dict[str, tuple[str, ...]] = {
         "stride",
         "synonyms",
         "classes",
+        "background_name",
         "background",
+        "min_area",
         "scale",
     ),
     "recognition": ("size", "classes"),
@@ -62,8 +64,12 @@ class View:
         synonyms: Whether all names of a class are texts, of which the best counts; otherwise only
             the first.
         classes: Name of a file of class names in the package; None stands for the data set's own.
+        background_name: Whether the background is also asked for by its own name, "background";
+            with False only its further names are texts.
         background: Probability below which a pixel is background, of its best name in a softmax
             over all names. Names of the background itself compete in any case.
+        min_area: Share in 0..1 of the pixels that are not background; a class that covers less
+            becomes background.
         scale: Factor of the scores in that softmax; None stands for the model's logit scale.
         target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,
             before maps are compared with them; None keeps their size.
@@ -80,7 +86,9 @@ class View:
     texts: str = "classes"
     synonyms: bool = False
     classes: str | None = None
+    background_name: bool = True
     background: float | None = None
+    min_area: float | None = None
     scale: float | None = None
     target_size: int | None = None
 
@@ -91,13 +99,13 @@ class View:
                 raise ValueError(
                     f"{name} must be a whole number of pixels from 1 to {MAX_PIXELS}, got {value!r}"
                 )
-        for name in ("keep_aspect", "synonyms"):
+        for name in ("keep_aspect", "synonyms", "background_name"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.texts not in ("classes", "present"):
             raise ValueError(f'texts must be "classes" or "present", got {self.texts!r}')
         self._check_shape()
-        for name, limit in (("background", 1.0), ("scale", float("inf"))):
+        for name, limit in (("background", 1.0), ("min_area", 1.0), ("scale", float("inf"))):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and 0 < value < limit):

@@ -21,6 +21,7 @@ __all__ = [
     "read",
     "to_markdown",
     "write",
+    "write_details",
 ]
 
 #: Headers of the columns of a table, by measure.
@@ -42,7 +43,11 @@ ALL_COLUMNS = DEFAULT_COLUMNS | {
     "grid_pointing": "grid",
     "insertion": "insertion",
     "deletion": "deletion",
+    "n_pairs": "pairs",
+    "skipped": "skipped",
 }
+#: Measures that are counts.
+COUNTS = ("n_pairs", "skipped")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Result:
         """
         if measure not in self.measures:
             return "-"
-        value = f"{self.measures[measure]:{'+' * (measure == 'msc')}.1f}"
+        digits = 0 if measure in COUNTS else 1
+        value = f"{self.measures[measure]:{'+' * (measure == 'msc')}.{digits}f}"
         if not wide or measure not in self.intervals:
             return value
         low, high = self.intervals[measure]
@@ -147,8 +153,25 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
             for key, value in result.measures.items():
                 low, high = result.intervals.get(key, ("", ""))
                 writer.writerow([name, key, value, low, high, result.seconds, result.peak_bytes])
-    if any(_is_measured(results, key) for key in ALL_COLUMNS):
+    if any(_is_measured(results, key) for key in ALL_COLUMNS if key not in COUNTS):
         save_figure(chart(results), folder / "results.png")
+
+
+def write_details(
+    measures: Mapping[tuple[str, str, str], Mapping[str, float]], path: Path, kind: str
+) -> None:
+    """Write measures of classes or images as a CSV file.
+
+    Args:
+        measures: Measures by task, method, and class or image.
+        path: The file.
+        kind: Header of the third column, such as "class".
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "method", kind, "measure", "value"])
+        for key, values in measures.items():
+            writer.writerows([*key, name, value] for name, value in values.items())
 
 
 def read(folder: Path) -> dict[str, Result]:
@@ -189,6 +212,6 @@ def chart(results: Mapping[str, Result]) -> Any:
                 if key in result.measures
             }
             for key, title in ALL_COLUMNS.items()
-            if _is_measured(results, key)
+            if key not in COUNTS and _is_measured(results, key)
         }
     )

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
-from captum_clip_surgery._utils.distributed import SINGLE_PROCESS, Processes
-from captum_clip_surgery._utils.progress import track_progress
+from captum_clip_surgery._utils.drivers import Torchrun
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset
-from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalSample
-from captum_clip_surgery.evaluation._evaluators import EVALUATORS, Evaluator
-from captum_clip_surgery.evaluation._predictors import Predictor
-from captum_clip_surgery.evaluation._report import cases_figure
-from captum_clip_surgery.evaluation._stats import (
-    ImageStats,
-    deserialize,
-    from_bytes,
-    serialize,
-    to_bytes,
-)
+from captum_clip_surgery.evaluation._evaluators import EVALUATORS, Measures
+from captum_clip_surgery.evaluation._running import Runner, TaskRun
+from captum_clip_surgery.evaluation._store import StatisticsStore
 from captum_clip_surgery.evaluation.protocol import Protocol, View
 from captum_clip_surgery.evaluation.results import Result
 from captum_clip_surgery.models._guards import ModelWatch
 
 __all__ = ["Evaluation", "evaluate"]
+
+#: Seconds to wait for other processes that finish no piece.
+TIMEOUT_S = 1800.0
+#: Measures by task, method, and class or image.
+Details = dict[tuple[str, str, str], Measures]
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,17 @@ class Evaluation:
         results: Results by method.
         ranked_images: For each task (score, index) of the images under its first method, worst
             first.
-        left_out: Methods that a task cannot run, with the reason.
-        images: Number of images.
-        images_per_second: Speed of the images measured in this run.
+        left_out: Methods that a task cannot run, and tasks that measured nothing, with the reason.
+        images: Number of images that were measured.
+        images_per_second: Images measured per second, as estimated from this process.
         data_wait_fraction: Fraction in 0..1 of the time spent waiting for data in this process.
-        figures: If requested, for each task a figure of the worst, the median and the best image.
+        figures: If requested, for each task a figure of the worst, the median and the best case.
+        unreadable: Images that could not be read, with the reason.
+        measured: Number of images that this process measured, by task and method.
+        remarks: For each task what a reader of its measures should know.
+        missing: Number of images that other tasks of a job array have not measured yet.
+        per_class: If requested, measures by task, method and class.
+        per_image: If requested, measures by task, method and image.
     """
 
     results: Mapping[str, Result]
@@ -54,138 +55,13 @@ class Evaluation:
     images: int
     images_per_second: float
     data_wait_fraction: float
-    figures: Mapping[str, Figure]
-
-
-@dataclass
-class TaskRun:
-    """One task on its way through a data set.
-
-    Args:
-        name: Name of the task.
-        view: How images are shown.
-        evaluator: What is measured.
-        predictor: How methods are run.
-        stats: Statistics by the index of the image.
-        num_measured: Number of images measured in this run, by all processes.
-        data_wait_s: Seconds that this process waited for data.
-    """
-
-    name: str
-    view: View
-    evaluator: Evaluator
-    predictor: Predictor
-    stats: dict[int, ImageStats] = field(default_factory=dict)
-    num_measured: int = 0
-    data_wait_s: float = 0.0
-
-    def of_method(self, method: str) -> list[Tensor]:
-        """Return a method's statistics in the order of the images; empty if it cannot be run."""
-        rows = [self.stats[index] for index in sorted(self.stats)]
-        return [row[method] for row in rows if method in row]
-
-    def ranked_images(self) -> list[tuple[float, int]]:
-        """Return (score, index) of the images under the first method, worst first."""
-        method = self.predictor.names[0]
-        scores = {
-            index: self.evaluator.image_score(row[method]) for index, row in self.stats.items()
-        }
-        return sorted((score, index) for index, score in scores.items() if score is not None)
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """What all tasks of an evaluation share; the fields are arguments of `evaluate`."""
-
-    clip: ZeroShotClassifier
-    data: ImageDataset
-    methods: Mapping[str, Method]
-    indices: Sequence[int]
-    batch_size: int
-    workers: int
-    progress: bool
-    dist: Processes
-    journal: CheckpointStore | None
-    completed: Mapping[str, bytes]
-    watch: ModelWatch
-
-    def run(self, name: str, view: View) -> TaskRun:
-        """Measure one task on all images that are not completed."""
-        evaluator = EVALUATORS[name](self.data)
-        predictor = evaluator.predictor(self.clip, self.data, self.methods, view)
-        task = TaskRun(name, view, evaluator, predictor)
-        task.stats = self._share(task, self._restore(task), "reading the journal")
-        remaining = self._remaining(task)
-        task.num_measured = sum(map(len, remaining))
-        task.stats |= self._share(task, self._measure(task, remaining), name)
-        return task
-
-    def _restore(self, task: TaskRun) -> dict[int, ImageStats]:
-        """Return the statistics of these images that the journal holds."""
-        stats: dict[int, ImageStats] = {}
-        for key, content in self.completed.items():
-            if key.split()[0] == task.name:
-                stats |= deserialize(from_bytes(content), task.predictor.names)
-        return {index: stats[index] for index in self.indices if index in stats}
-
-    def _share(
-        self, task: TaskRun, stats: Mapping[int, ImageStats], what: str
-    ) -> dict[int, ImageStats]:
-        """Return the statistics of all processes."""
-        names = task.predictor.names
-        return deserialize(self.dist.all_gather(serialize(stats, names), what), names)
-
-    def _remaining(self, task: TaskRun) -> list[Sequence[int]]:
-        """Return the batches that are not completed.
-
-        Batches are the same in every run: an image always shares its pass with the same others,
-        and its statistics are the same to the last bit.
-        """
-        size = 1 if task.view.keep_aspect else self.batch_size
-        batches = [
-            self.indices[start : start + size] for start in range(0, len(self.indices), size)
-        ]
-        return [batch for batch in batches if not task.stats.keys() >= set(batch)]
-
-    def _measure(self, task: TaskRun, batches: Sequence[Sequence[int]]) -> dict[int, ImageStats]:
-        """Return the statistics of this process's part of the batches."""
-        indices = [index for batch in self.dist.shard(batches) for index in batch]
-        loader = EvalDataLoader(
-            self.clip, self.data, indices, task.view, self.batch_size, self.workers
-        )
-        stats: dict[int, ImageStats] = {}
-        for batch in track_progress(loader, task.name, task.num_measured, self.dist, self.progress):
-            self.dist.heartbeat()
-            try:
-                measured = measure_batch(task, batch)
-            except Exception as error:
-                names = ", ".join(sample.name for sample in batch)
-                error.add_note(f"images {names} of {self.data.name}")
-                raise
-            self.watch.check()
-            if self.journal is not None:
-                row = serialize(measured, task.predictor.names)
-                self.journal.add(f"{task.name} {batch[0].index}", to_bytes(row))
-            stats |= measured
-        task.data_wait_s = loader.data_wait_s
-        return stats
-
-    def draw(self, task: TaskRun) -> Figure:
-        """Draw the worst, the median and the best image of a task."""
-        ranked = task.ranked_images()
-        chosen = [ranked[i] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})]
-        loader = EvalDataLoader(
-            self.clip, self.data, [index for _, index in chosen], task.view, len(chosen)
-        )
-        title = f"{self.data.name}, {task.name}: worst, median and best by "
-        return cases_figure(
-            self.data,
-            task.evaluator,
-            task.predictor,
-            loader,
-            [score for score, _ in chosen],
-            title + task.predictor.names[0],
-        )
+    figures: dict[str, Figure]
+    unreadable: Mapping[str, str]
+    measured: Mapping[tuple[str, str], int]
+    remarks: Mapping[str, str]
+    missing: int
+    per_class: Details
+    per_image: Details
 
 
 def evaluate(
@@ -201,14 +77,18 @@ def evaluate(
     progress: bool = True,
     confidence: bool = True,
     figures: bool = False,
-    dist: Processes = SINGLE_PROCESS,
-    journal: CheckpointStore | None = None,
+    details: bool = False,
+    run: Torchrun | None = None,
+    store: StatisticsStore | None = None,
+    array: str | None = None,
+    seed: int = 0,
+    timeout: float = TIMEOUT_S,
 ) -> Evaluation:
     """Measure methods on a data set.
 
     Labels are those of `tasks.segment`, scores of images those of `tasks.recognize`, and maps those
     of the methods' `attribute_all`. Texts are embedded once, and images pass the tower once for all
-    dense methods of a task.
+    dense methods of a task. Threads measure one batch while the model is at the next.
 
     Args:
         clip: A classifier, whose texts are replaced by the data set's classes.
@@ -217,34 +97,40 @@ def evaluate(
         protocol: How images are shown and classes are named.
         dataset: Name by which the protocol knows the data set.
         tasks: Tasks of the protocol; None stands for all that the data set has annotations for.
-        limit: Number of images, from the first; None stands for all.
+        limit: Number of images, drawn at random; None stands for all.
         batch_size: Number of images in one pass.
         workers: Number of processes that read ahead; 0 reads in this process.
         progress: Whether the main process shows progress.
         confidence: Whether to compute confidence intervals, about a second per method.
-        figures: Whether to draw the worst, the median and the best image of each task.
-        dist: The processes that share the images; each returns the results of all.
-        journal: Store of finished batches, which are not measured again.
+        figures: Whether to draw the worst, the median and the best case of each task.
+        details: Whether to return the measures of each class and of each image.
+        run: Processes of torchrun that share the images; each returns the results of all.
+        store: Folder of statistics: what it holds is not measured again.
+        array: "i/n", this process's part if n processes of a job array share the images.
+        seed: Seed of the draw. A larger `limit` with the same seed draws the same images and more.
+        timeout: Seconds to wait for processes that finish no piece.
 
     Returns:
-        Results by method, and how the run went.
+        Results by method, and how the run went. Images that cannot be read are left out and listed.
+        As long as other tasks of an array have not ended, the results are those of the images so
+        far.
 
     Raises:
         ValueError: If the protocol does not have a task or the data set no annotations for it,
             `limit` is below 1, the protocol's names do not fit the data set's classes, a task can
-            run none of the methods, an image cannot be read, or there is nothing to measure.
+            run none of the methods, no image can be read, or there is nothing to measure.
         RuntimeError: If the model changes during the run.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for all images, got {limit!r}")
-    views = _choose_views(data, protocol, dataset, tasks)
+    run = run or Torchrun()
+    if store is None and (run.world_size > 1 or array is not None):
+        raise ValueError("several processes need a store, a folder that all of them see")
+    indices = draw_sample(len(data), limit, seed)
+    views = _choose_views(data, protocol, dataset, tasks, indices)
     start = time.perf_counter()
-    # Only the main process reads the journal, and before any process writes: if processes saw
-    # different batches, they would divide them differently and lose or repeat images.
-    completed = journal.completed() if journal is not None and dist.is_main_process else {}
-    indices = range(len(data))[:limit]
     watch = ModelWatch(clip.model, whole=True)
-    runner = _Runner(
+    runner = Runner(
         clip=clip,
         data=data,
         methods=methods,
@@ -252,58 +138,53 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         progress=progress,
-        dist=dist,
-        journal=journal,
-        completed=completed,
+        run=run,
+        array=array,
+        store=store,
+        timeout=timeout,
         watch=watch,
     )
-    runs = {name: runner.run(name, view) for name, view in views.items()}
+    runs = {name: runner.create(name, view) for name, view in views.items()}
+    if store is not None and run.is_main_process and not store.changed:
+        store.finish()
+    for task in runs.values():
+        runner.measure(task)
     seconds = time.perf_counter() - start
-    left_out = {
-        method: f"{name} needs dense methods with feature surgery (DualPathAttribution)"
-        for name, run in runs.items()
-        for method in methods
-        if method not in run.predictor.names
-    }
-    ranked = {name: run.ranked_images() for name, run in runs.items()}
-    drawn = [name for name in runs if figures and dist.is_main_process and ranked[name]]
-    return Evaluation(
-        {
-            method: _combine(method, runs.values(), confidence)
-            for method in methods
-            if method not in left_out
-        },
-        ranked,
-        left_out,
-        len(indices),
-        sum(run.num_measured for run in runs.values()) / len(runs) / seconds,
-        sum(run.data_wait_s for run in runs.values()) / seconds,
-        {name: runner.draw(runs[name]) for name in drawn},
-    )
+    if store is not None and run.is_main_process and store.changed and array is None:
+        store.finish()
+    evaluation = _combine(runner, runs, confidence, details, seconds)
+    if figures and run.is_main_process:
+        drawn = {name: runner.draw(task) for name, task in runs.items()}
+        evaluation.figures.update({n: figure for n, figure in drawn.items() if figure is not None})
+    return evaluation
 
 
-def measure_batch(task: TaskRun, batch: Sequence[EvalSample]) -> dict[int, ImageStats]:
-    """Return the statistics of a batch of images, by index."""
-    labels = [task.evaluator.labels(sample.target) for sample in batch]
-    predictions = task.predictor.predict(batch, labels)
-    return {
-        sample.index: {
-            name: task.evaluator.stats(sample.target, prediction[name])
-            for name in task.predictor.names
-        }
-        for sample, prediction in zip(batch, predictions, strict=True)
-    }
+def draw_sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Return the indices of images drawn at random, in ascending order; all if `limit` is None.
+
+    Example::
+
+        >>> draw_sample(5, None, 0), draw_sample(100, 3, 0), draw_sample(100, 4, 0)
+        (range(0, 5), [49, 53, 97], [5, 49, 53, 97])
+    """
+    if limit is None or limit >= count:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), count)[:limit])
 
 
 def _choose_views(
-    data: ImageDataset, protocol: Protocol, dataset: str, tasks: Sequence[str] | None
+    data: ImageDataset,
+    protocol: Protocol,
+    dataset: str,
+    tasks: Sequence[str] | None,
+    indices: Sequence[int],
 ) -> dict[str, View]:
     """Return the views of the tasks to measure.
 
     Raises:
-        ValueError: If a task cannot be measured, or none can.
+        ValueError: If a task cannot be measured, none can, or no image can be read.
     """
-    kind = type(data[0].target)
+    kind = _kind_of_target(data, indices)
     known = [name for name in protocol.views if kind in EVALUATORS[name].target_types]
     if not known:
         raise ValueError(
@@ -319,13 +200,72 @@ def _choose_views(
     return {name: protocol.view(name, dataset) for name in tasks or known}
 
 
-def _combine(method: str, runs: Iterable[TaskRun], confidence: bool) -> Result:
-    """Return all measures of one method."""
-    measures: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
-    for run in runs:
-        stats = run.of_method(method)
-        if stats:
-            measures |= run.evaluator.compute(stats)
-            intervals |= run.evaluator.intervals(stats) if confidence else {}
-    return Result(measures, intervals, None, None)
+def _kind_of_target(data: ImageDataset, indices: Sequence[int]) -> type:
+    """Return the type of the first annotation that can be read."""
+    errors = []
+    for index in indices:
+        try:
+            return type(data[index].target)
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    raise ValueError(
+        f"none of the {len(indices)} images of {data.name} can be read; the first: {errors[0]}"
+    ) from errors[0]
+
+
+def _combine(
+    runner: Runner, runs: Mapping[str, TaskRun], confidence: bool, details: bool, seconds: float
+) -> Evaluation:
+    """Compute all measures from the statistics."""
+    names = runner.names
+    left_out = {
+        method: f"{name} needs dense methods with feature surgery (DualPathAttribution)"
+        for name, task in runs.items()
+        for method in runner.methods
+        if method not in task.methods
+    }
+    methods = [method for method in runner.methods if method not in left_out]
+    measures: dict[str, Measures] = {method: {} for method in methods}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {method: {} for method in methods}
+    per_class: Details = {}
+    per_image: Details = {}
+    remarks, errors = {}, {}
+    for name, task in runs.items():
+        evaluator = task.evaluator
+        for method in methods:
+            rows = task.rows(method, names)
+            stats = list(rows.values())
+            try:
+                if not stats:
+                    raise ValueError(f"no image of {runner.data.name} was read")
+                measures[method] |= evaluator.compute(stats)
+            except ValueError as error:  # the results of other tasks are kept
+                errors[name] = error
+                break
+            intervals[method] |= evaluator.intervals(stats) if confidence else {}
+            remarks[name] = evaluator.remark(stats)
+            if details:
+                classes = runner.data.classes.first
+                for label, values in evaluator.of_classes(stats).items():
+                    per_class[name, method, classes[label]] = values
+                for image, part in rows.items():
+                    per_image[name, method, image] = evaluator.of_image(part)
+    if len(errors) == len(runs):
+        raise next(iter(errors.values()))
+    unreadable, missing = runner.unreadable(runs), runner.missing(runs)
+    num_measured = sum(max(task.measured.values(), default=0) for task in runs.values())
+    return Evaluation(
+        results={m: Result(measures[m], intervals[m], None, None) for m in methods},
+        ranked_images={name: task.ranked_images(names) for name, task in runs.items()},
+        left_out=left_out | {name: str(error) for name, error in errors.items()},
+        images=len(names) - len(unreadable) - missing,
+        images_per_second=runner.run.world_size * num_measured / len(runs) / seconds,
+        data_wait_fraction=sum(task.data_wait_s for task in runs.values()) / seconds,
+        figures={},
+        unreadable=unreadable,
+        measured={(name, m): n for name, task in runs.items() for m, n in task.measured.items()},
+        remarks={name: remark for name, remark in remarks.items() if remark is not None},
+        missing=missing,
+        per_class=per_class,
+        per_image=per_image,
+    )

@@ -129,7 +129,7 @@ def evaluate_scenes(
 def _check_measures(measures: Sequence[str], num_scenes: int) -> None:
     unknown = [name for name in measures if name not in MEASURES]
     if unknown or not measures:
-        raise ValueError(f"measures must be of {', '.join(MEASURES)}, got {list(measures)}")
+        raise ValueError(f"measures must be one of {', '.join(MEASURES)}, got {list(measures)}")
     if not num_scenes:
         raise ValueError("no scenes to measure on")
     if "grid" in measures and num_scenes < GRID**2:

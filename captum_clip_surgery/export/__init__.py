@@ -1,27 +1,24 @@
-"""Maps of large collections: stored in shards, resumable, computed by one process or many.
+"""Maps of large collections as Parquet files, computed by one process, a cluster or a loop.
 
-`export_maps` writes the maps of a collection, `load_maps` reads them back, and `explain_batch`
-computes the same maps in a loop of your own.
+`plan` lays out an export, `Plan.explain` computes any part of it, `load_maps` reads maps back, and
+`explain_batch` computes the same maps without files.
 """
 
 from captum_clip_surgery.export._explaining import BatchResult, explain_batch
-from captum_clip_surgery.export._manifest import write_manifest
 from captum_clip_surgery.export._maps import MapStore, load_maps
-from captum_clip_surgery.export._run import ExportSummary, export_maps
-from captum_clip_surgery.export._shards import FORMATS
+from captum_clip_surgery.export._plan import Explained, Plan, plan
 from captum_clip_surgery.export._sources import Sample, Shard, Source, open_source
 
 __all__ = [
-    "FORMATS",
     "BatchResult",
-    "ExportSummary",
+    "Explained",
     "MapStore",
+    "Plan",
     "Sample",
     "Shard",
     "Source",
     "explain_batch",
-    "export_maps",
     "load_maps",
     "open_source",
-    "write_manifest",
+    "plan",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,30 +11,38 @@ from torch import Tensor
 
 from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.models.image import PathConfig, TowerOutput
 from captum_clip_surgery.tasks.recognition import image_scores
+
+#: A tower's `paths`, or the same function compiled.
+Paths = Callable[[Tensor, Sequence[PathConfig]], Sequence[TowerOutput]]
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Maps of a batch and the best texts of its images, as arrays on the CPU.
+    """Maps, best texts and embeddings of a batch of images, as arrays on the CPU.
 
     Attributes:
         maps: Raw, signed maps (N, K texts, h, w), float16.
         top_indices: Indices (N, T) of the best texts, best first, int32.
         top_scores: CLIP's cosines (N, T) of whole images with these texts, float32.
+        embeddings: L2-normalized embeddings (N, C) of the images, float32.
     """
 
     maps: np.ndarray
     top_indices: np.ndarray
     top_scores: np.ndarray
+    embeddings: np.ndarray
 
     def __len__(self) -> int:
         return len(self.maps)
 
 
 @torch.inference_mode()
-def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) -> BatchResult:
-    """Return the maps of all texts and the best texts of each image, from one forward pass.
+def explain_batch(
+    surgery: DualPathAttribution, images: Tensor, top: int = 5, paths: Paths | None = None
+) -> BatchResult:
+    """Return maps of all texts, best texts and embeddings of images, from one forward pass.
 
     It reads and writes no file and keeps no state, so that it fits any loop.
 
@@ -42,9 +51,11 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
             `CLIPSurgery(clip)` gives maps of the images' size.
         images: Preprocessed images (N, 3, H, W) on the model's device.
         top: Number of best texts per image; at most the number of texts.
+        paths: A function to run in place of the image tower's `paths`, such as
+            `torch.compile(clip.tower.paths)`.
 
     Returns:
-        Maps and best texts of the batch.
+        Maps, best texts and embeddings of the batch.
 
     Raises:
         TypeError: If `images` is not a dense floating-point tensor.
@@ -62,9 +73,13 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
     if top < 0:
         raise ValueError(f"top {top!r} must be at least 0")
     clip = surgery.forward_func
-    with forward_pass(clip, images, [surgery.path_config]) as forward:
+    config, outputs = surgery.path_config, {}
+    if paths is not None:
+        outputs[config] = paths(images.to(clip.tower.dtype), [config])[0]
+    with forward_pass(clip, images, [config], outputs) as forward:
         maps = surgery.attribute_all(images).half()
-        scores = image_scores(clip, forward.image_features(), None).float()
+        embeddings = forward.image_features()
+        scores = image_scores(clip, embeddings, None).float()
     # Of equal scores the first text comes first, on every device.
     values, order = scores.sort(descending=True, stable=True)
     found = maps.cpu().numpy()
@@ -74,4 +89,5 @@ def explain_batch(surgery: DualPathAttribution, images: Tensor, top: int = 5) ->
         found,
         order[:, :top].int().cpu().numpy(),
         values[:, :top].cpu().numpy(),
+        embeddings.float().cpu().numpy(),
     )

@@ -1,4 +1,4 @@
-"""Optional libraries that read and write collections."""
+"""Optional libraries that read collections."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from typing import Any
 
 
 def webdataset() -> Any:
-    """Import WebDataset."""
-    return _needed("webdataset")
+    """Import WebDataset.
 
-
-def zarr() -> Any:
-    """Import Zarr."""
-    return _needed("zarr")
-
-
-def _needed(name: str) -> Any:
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
-        return importlib.import_module(name)
+        return importlib.import_module("webdataset")
     except ImportError as error:
         raise ImportError(
-            f"this needs {name}; install the extra: pip install 'captum_clip_surgery[export]'"
+            "this needs webdataset; install the extra: pip install 'captum_clip_surgery[export]'"
         ) from error

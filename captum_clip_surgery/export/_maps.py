@@ -2,81 +2,95 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import sqlite3
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from functools import lru_cache
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
-from captum_clip_surgery.export._extras import zarr
-from captum_clip_surgery.export._manifest import INDEX, MANIFEST, coded
-from captum_clip_surgery.export._shards import checksum
+from captum_clip_surgery._utils.pieces import RUN, Pieces, damage_as_error, read_run
+from captum_clip_surgery.export._listing import LISTING, Listing
+from captum_clip_surgery.export._plan import DATA
+from captum_clip_surgery.export._rows import plain_name, schema
+from captum_clip_surgery.export._summary import read_summary
 
 
 class MapStore(Mapping[str, np.ndarray]):
-    """Exported maps by image name, read lazily one at a time.
+    """Exported maps by image name, read lazily.
 
-    Values are arrays (K, h, w), float16. A store can be pickled and shared by threads and forked
-    workers. Use `load_maps` to open one.
+    Values are arrays (K, h, w), float16. A store can be pickled and shared by threads and workers.
+    Use `load_maps` to open one.
+
+    Args:
+        path: Folder of the export.
 
     Attributes:
         path: Folder of the export.
+        settings: Settings of the export.
         texts: The K texts.
-        manifest: Content of `manifest.json`.
-        unreadable: Reasons by name, for images without maps.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = manifest
-        texts = manifest["settings"]["texts"]
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError("its texts are no list of strings")
-        if type(manifest["images"]) is not int or not 0 <= manifest["images"] < 2**63:
-            raise ValueError(f"it has {manifest['images']!r} images")
-        for known in (manifest["index"], *manifest["shards"]):
-            _inside(path, known["file"])
-        self._files = {known["file"] for known in manifest["shards"]}
-        self.texts: tuple[str, ...] = tuple(texts)
-        self.unreadable: dict[str, str] = {
-            entry["image"]: entry["reason"] for entry in manifest["unreadable"]
-        }
+        self.settings: dict[str, Any] = read_run(path)
+        try:
+            listing = path / LISTING
+            count = len(Listing(listing)) if listing.exists() else self.settings["source"]["shards"]
+            texts = self.settings["model"]["texts"]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise TypeError("its texts are not a list of strings")
+            if not isinstance(count, int):
+                raise TypeError(f"it has {count!r:.80} shards")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path / RUN} does not describe an export: {error!r:.200}") from None
+        self.texts = tuple(texts)
+        self._pieces = Pieces(path / DATA, count)
+        self._summary = read_summary(path, self._pieces)
+
+    @property
+    def missing(self) -> int:
+        """Number of files that are not there yet; 0 once the export has ended."""
+        return self._pieces.count - len(self._summary.numbers)
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Reasons by name, for images that could not be read."""
+        found = {}
+        summary = self._summary
+        for number, count in zip(summary.numbers, summary.unreadable, strict=True):
+            if count:
+                table = self._pieces.read(number, ["name", "reason"]).to_pydict()
+                pairs = zip(table["name"], table["reason"], strict=True)
+                found.update({name: reason for name, reason in pairs if reason is not None})
+        return found
 
     def __getitem__(self, name: str) -> np.ndarray:
-        file, place = self._row(name, "file, place")
-        path, numbers = _inside(self.path, str(file)), self._numbers(place)
-        if file not in self._files:
-            raise self._damaged_index(f"the shard {file!r:.80}, which the manifest does not")
-        read, count = (_from_tar, 3) if file.endswith(".tar") else (_from_zarr, 2)
-        if len(numbers) != count or min(numbers) < 0:
-            raise self._damaged_index(f"a place {place!s:.80}")
-        return read(path, name, *numbers)
+        array = self._row(name, _to_array, "maps", "maps_shape")
+        if array is None:
+            raise KeyError(f"{name}: the export stores no maps")
+        return array
 
     def __iter__(self) -> Iterator[str]:
-        last = 0
-        # In portions: no question stays open between, wherever the next is asked.
-        while rows := self._ask(
-            "SELECT position, name FROM images WHERE position > ? ORDER BY position LIMIT 1000",
-            last,
-        ):
-            yield from (_plain(name) for _, name in rows)
-            last = rows[-1][0]
+        new = {place: name for name, place in self._summary.repeated.items()}
+        for number in self._summary.numbers:
+            for row, (name, reason) in enumerate(
+                _names(self._pieces, number, self._changed(number))
+            ):
+                if reason is None:
+                    yield new.get((number, row), name)
 
     def __len__(self) -> int:
-        return int(self.manifest["images"])
+        return sum(self._summary.images)
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
+        try:
+            return isinstance(name, str) and self._place(name) is not None
+        except KeyError:
             return False
-        return bool(self._ask("SELECT 1 FROM images WHERE name = ?", coded(name)))
 
     def top(self, name: str) -> list[tuple[str, float]]:
         """Return the texts that match an image best with CLIP's cosines, best first.
@@ -84,11 +98,9 @@ class MapStore(Mapping[str, np.ndarray]):
         Raises:
             KeyError: If there is no such image.
         """
-        texts, cosines = self._row(name, "top, scores")
-        top, scores = self._numbers(texts), self._numbers(cosines, (int, float))
-        if len(top) != len(scores) or not all(text in range(len(self.texts)) for text in top):
-            raise self._damaged_index(f"the texts {top!s:.80}")
-        return [(self.texts[text], score) for text, score in zip(top, scores, strict=True)]
+        return self._row(
+            name, lambda *columns: list(zip(*columns, strict=True)), "top_texts", "top_scores"
+        )
 
     def size(self, name: str) -> tuple[int, int]:
         """Return height and width of an original image in pixels.
@@ -96,142 +108,151 @@ class MapStore(Mapping[str, np.ndarray]):
         Raises:
             KeyError: If there is no such image.
         """
-        (size,) = self._row(name, "size")
-        numbers = self._numbers(size)
-        if len(numbers) != 2:
-            raise self._damaged_index(f"a size {size!s:.80}")
-        return numbers[0], numbers[1]
+        return self._row(name, lambda *sides: sides, "height", "width")
 
-    def verify(self) -> None:
-        """Compare all files with their checksums.
+    def embedding(self, name: str) -> np.ndarray:
+        """Return the L2-normalized embedding (C,) of an image, float32.
 
         Raises:
-            ValueError: If files are missing or changed; the message names them.
+            KeyError: If there is no such image.
         """
-        wrong = []
-        for known in (self.manifest["index"], *self.manifest["shards"]):
-            path = self.path / known["file"]
-            try:
-                found = checksum(path)[0] if path.exists() else "missing"
-            except OSError as error:
-                found = str(error)
-            if found != known["sha256"]:
-                wrong.append(f"{known['file']} ({'missing' if found == 'missing' else 'changed'})")
+        return self._row(name, partial(np.array, dtype=np.float32), "embedding")
+
+    def batches(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yield names and maps (N, K, h, w) of all images in order.
+
+        An array holds the images that are stored together, 64 at most.
+        """
+        names = iter(self)
+        for number in self._summary.numbers:
+            with self._pieces.open(number) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group, ["maps", "maps_shape"])
+                    arrays = [_to_array(*row.values()) for row in table.to_pylist()]
+                    maps = [array for array in arrays if array is not None]
+                    if maps:
+                        yield list(islice(names, len(maps))), np.stack(maps)
+
+    def verify(self) -> None:
+        """Read all files and compare them with their checksums.
+
+        Raises:
+            ValueError: If files are missing or damaged; the message names them.
+        """
+        damaged = self._pieces.damaged(schema(self.texts))
+        wrong = [f"{self._pieces.path(number).name} (missing)" for number in self._pieces.left()]
+        wrong += [f"{self._pieces.path(number).name} (damaged)" for number in damaged]
         if wrong:
+            wrong = sorted(set(wrong))
             raise ValueError(
                 f"{len(wrong)} files of {self.path} are not as they were written: "
                 f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}; export again with "
-                "--resume to make them anew"
+                "--verify to compute them anew"
             )
 
     def __repr__(self) -> str:
         return f"MapStore({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
 
-    def _row(self, name: str, columns: str) -> tuple[Any, ...]:
-        rows = self._ask(f"SELECT {columns} FROM images WHERE name = ?", coded(name))
-        if not rows:
-            why = self.unreadable.get(name)
-            raise KeyError(f"{name}: {why}" if why else name)
-        return rows[0]
+    def _row(self, name: str, convert: Callable[..., Any], *columns: str) -> Any:
+        """Return what `convert` makes of an image's values in some columns."""
+        place = self._place(name)
+        if place is None:
+            raise KeyError(name)
+        number, row = place
+        changed, group = self._changed(number), 0
+        with damage_as_error(self._pieces.path(number)):
+            sizes = _group_sizes(self._pieces, number, changed)
+            while row >= sizes[group]:
+                row, group = row - sizes[group], group + 1
+            table = _group(self._pieces, number, group, columns, changed)
+            return convert(*(table[column][row].as_py() for column in columns))
 
-    def _numbers(self, written: str, kinds: tuple[type, ...] = (int,)) -> list[Any]:
-        try:
-            numbers = json.loads(written)
-        except (ValueError, TypeError, RecursionError):
-            numbers = None
-        if not isinstance(numbers, list) or any(type(n) not in kinds for n in numbers):
-            raise self._damaged_index(str(written)[:80])
-        return numbers
+    def _names(self, number: int) -> list[tuple[str, str | None]]:
+        return _names(self._pieces, number, self._changed(number))
 
-    def _damaged_index(self, what: str) -> ValueError:
-        return ValueError(
-            f"{self.path / INDEX} is damaged: it holds {what}; export again with --resume to make "
-            "it anew"
-        )
+    def _changed(self, number: int) -> int:
+        return self._pieces.path(number).stat().st_mtime_ns
 
-    def _ask(self, question: str, *values: Any) -> list[Any]:
-        # A connection each time, as none may be shared by threads or forks.
-        uri = (self.path / INDEX).resolve().as_uri() + "?mode=ro&immutable=1"
-        try:
-            with closing(sqlite3.connect(uri, uri=True)) as database:
-                return database.execute(question, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"{self.path / INDEX} cannot be read ({error}); export again with --resume to "
-                "make it anew"
-            ) from None
+    def _place(self, name: str) -> tuple[int, int] | None:
+        """Return the number of the file and the row of an image, or None.
+
+        Raises:
+            KeyError: If the image could not be read; the message says why.
+        """
+        name, summary = plain_name(name), self._summary
+        if name in summary.repeated:
+            return summary.repeated[name]
+        reason = None
+        for number, first, last in zip(summary.numbers, summary.first, summary.last, strict=True):
+            if first <= name <= last:
+                for row, (other, why) in enumerate(
+                    _names(self._pieces, number, self._changed(number))
+                ):
+                    if other == name and why is None:
+                        return number, row
+                    reason = why if other == name else reason
+        if reason is not None:
+            raise KeyError(f"{name}: {reason}")
+        return None
+
+
+def _to_array(content: bytes | None, shape: Sequence[int] | None) -> np.ndarray | None:
+    """Return maps (K, h, w) from their bytes; None without maps."""
+    if content is None:
+        return None
+    if shape is None or min(shape) < 1:
+        raise ValueError(f"maps of shape {shape!r:.80}")
+    return np.frombuffer(content, "<f2").reshape(shape).copy()
 
 
 def load_maps(path: str | os.PathLike[str]) -> MapStore:
     """Open an export as a mapping from image names to arrays.
 
     Args:
-        path: Folder that `export_maps` or `clip-surgery export` wrote.
+        path: Folder that `clip-surgery export` or a `Plan` wrote.
 
     Returns:
-        The maps; none is read yet.
+        The maps; none is read yet. Of an export that has not ended these are the maps so far, with
+        a warning.
 
     Raises:
-        FileNotFoundError: If there is no finished export in the folder.
-        ValueError: If the manifest is damaged.
+        FileNotFoundError: If there is no export in the folder.
+        ValueError: If its description or a file is damaged.
 
     Example::
 
         maps = load_maps("out")
         maps["cats/one.jpg"].shape, maps.top("cats/one.jpg")[0]
+        for names, arrays in maps.batches():  # (N, K, h, w)
+            ...
     """
-    folder = Path(path)
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no {MANIFEST} in {folder}: no export is there, or it has not ended; --resume goes "
-            "on with it"
+    store = MapStore(Path(path))
+    if store.missing:
+        warnings.warn(
+            f"the export in {path} has not ended: {store.missing} of its files are not there; run "
+            "the same command again to go on with it",
+            stacklevel=2,
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        return MapStore(folder, manifest)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is no manifest of an export: {error!r:.200}") from None
+    return store
 
 
-def _inside(folder: Path, file: str) -> Path:
-    """Return the path of an export's file; a path that leads elsewhere raises ValueError."""
-    path = Path(file)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"{file!r:.80} leads out of the export in {folder}")
-    return folder / path
+# What was read last is kept; the time of a file's last change tells whether it is still the same.
 
 
-def _from_tar(path: Path, name: str, offset: int, length: int, crc: int) -> np.ndarray:
-    with path.open("rb") as file:
-        # No more than there is: a length is believed only after its checksum.
-        file.seek(min(offset, path.stat().st_size))
-        content = file.read(min(length, path.stat().st_size))
-    if zlib.crc32(content) != crc:
-        raise _damaged(path, name)
-    return np.load(io.BytesIO(content), allow_pickle=False)
+@lru_cache(maxsize=64)
+def _names(pieces: Pieces, number: int, _: int) -> list[tuple[str, str | None]]:
+    """Return the names in a file, each with the reason if it is unreadable."""
+    table = pieces.read(number, ["name", "reason"])
+    return list(zip(table["name"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
-def _from_zarr(path: Path, name: str, row: int, crc: int) -> np.ndarray:
-    try:
-        found = np.asarray(_opened(path, path.stat().st_mtime_ns)[row])
-    except (ValueError, RuntimeError, OSError) as error:
-        raise _damaged(path, name) from error
-    if zlib.crc32(np.ascontiguousarray(found).data) != crc:
-        raise _damaged(path, name)
-    return found
+@lru_cache(maxsize=64)
+def _group_sizes(pieces: Pieces, number: int, _: int) -> list[int]:
+    with pieces.open(number) as file:
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
-@lru_cache(maxsize=32)
-def _opened(path: Path, _: int) -> Any:
-    return zarr().open_array(path / "maps", mode="r")
-
-
-def _damaged(path: Path, name: str) -> ValueError:
-    return ValueError(
-        f"{path}: the map of {name!r} is damaged; export again with --resume to make it anew"
-    )
-
-
-def _plain(name: str) -> str:
-    return unquote(name, errors="surrogateescape")
+@lru_cache(maxsize=8)
+def _group(pieces: Pieces, number: int, group: int, columns: tuple[str, ...], _: int) -> Any:
+    with pieces.open(number) as file:
+        return file.read_row_group(group, columns)

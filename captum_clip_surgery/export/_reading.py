@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
-from captum_clip_surgery.export._sources import Sample, Shard
+from captum_clip_surgery.export._entries import Entry, Sample, Shard, attempt, decode
 from captum_clip_surgery.preprocessing import Preprocess
 
 
@@ -54,40 +57,37 @@ class _Batches(IterableDataset[Batch]):
     def __init__(
         self,
         pieces: Sequence[Shard],
+        numbers: Iterable[int],
         preprocess: Preprocess,
         size: tuple[int, int],
         batch_size: int,
     ) -> None:
         self.pieces = pieces
+        self.numbers = numbers
         self.preprocess = preprocess
         self.size = size
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        step, first = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        for piece in self.pieces[first::step]:
-            yield from self._of(piece)
+        for number in self.numbers:
+            yield from self._of(self.pieces[number])
 
     def _of(self, piece: Shard) -> Iterator[Batch]:
         # A batch is of one piece, so that results depend on no other, whoever makes it.
         waiting: list[Sample | _Shown] = []
-        for sample in piece.samples():
+        for entry in piece.entries():
             if len(waiting) == self.batch_size:
                 yield _batch(piece, waiting, last=False)
                 waiting = []
-            waiting.append(self._shown(sample))
+            shown = attempt(entry, self._shown)
+            waiting.append(Sample(entry.name, None, shown) if isinstance(shown, str) else shown)
         yield _batch(piece, waiting, last=True)
 
-    def _shown(self, sample: Sample) -> Sample | _Shown:
-        if sample.picture is None:
-            return sample
-        picture = sample.picture
-        try:
-            (pixels,) = self.preprocess(picture, self.size)
-        except Exception as error:  # as for decoders
-            return Sample(sample.name, None, f"{type(error).__name__}: {error}")
-        return _Shown(sample.name, (picture.height, picture.width), pixels)
+    def _shown(self, entry: Entry) -> _Shown:
+        image = decode(entry, self.preprocess.at_least(self.size))
+        (pixels,) = self.preprocess(image, self.size)
+        width, height = image.info["original_size"]
+        return _Shown(entry.name, (height, width), pixels)
 
 
 def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
@@ -102,11 +102,44 @@ def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batc
     )
 
 
+@dataclass(frozen=True)
+class _Handout:
+    """Numbers that workers take from an iterator of the main process, each when it is free."""
+
+    asked: Any = field(default_factory=multiprocessing.SimpleQueue)
+    given: Any = field(default_factory=multiprocessing.SimpleQueue)
+
+    def serve(self, numbers: Iterable[int], errors: list[Exception]) -> None:
+        """Answer workers from a thread, until `asked` yields False; keep what `numbers` raises."""
+
+        def answer() -> None:
+            left = iter(numbers)
+            while self.asked.get():
+                try:
+                    number = next(left, None)
+                except Exception as error:
+                    errors.append(error)
+                    number, left = None, iter(())
+                self.given.put(number)
+
+        threading.Thread(target=answer, name="handout", daemon=True).start()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield numbers in a worker."""
+        while True:
+            self.asked.put(True)
+            number = self.given.get()
+            if number is None:
+                return
+            yield number
+
+
 class Prefetcher:
     """Batches of shards, read ahead by workers; `waited` counts seconds without a batch ready.
 
     Args:
-        pieces: Shards to read.
+        pieces: Shards of the collection.
+        numbers: Numbers of those to read, each taken when a worker is free.
         preprocess: Preprocessing of the model.
         size: Height and width of the model's input.
         batch_size: Number of images in a batch.
@@ -116,23 +149,34 @@ class Prefetcher:
     def __init__(
         self,
         pieces: Sequence[Shard],
+        numbers: Iterable[int],
         preprocess: Preprocess,
         size: tuple[int, int],
         batch_size: int,
         workers: int,
     ) -> None:
         self.waited = 0.0
+        self._errors: list[Exception] = []
+        self._handout = _Handout() if workers else None
         loader = DataLoader(
-            _Batches(pieces, preprocess, size, batch_size),
+            _Batches(pieces, self._handout or numbers, preprocess, size, batch_size),
             batch_size=None,  # they come as batches
-            num_workers=min(workers, len(pieces)),
+            num_workers=workers,
         )
         # Workers begin here and now: forked later they might inherit what a thread holds.
         self._batches = iter(loader)
+        if self._handout is not None:
+            self._handout.serve(numbers, self._errors)
 
     def __iter__(self) -> Iterator[Batch]:
-        start = time.perf_counter()
-        for batch in self._batches:
-            self.waited += time.perf_counter() - start
-            yield batch
+        try:
             start = time.perf_counter()
+            for batch in self._batches:
+                self.waited += time.perf_counter() - start
+                yield batch
+                start = time.perf_counter()
+        finally:
+            if self._handout is not None:
+                self._handout.asked.put(False)
+        for error in self._errors:
+            raise error

@@ -2,78 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import glob
-import hashlib
-import io
 import os
 import tarfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from captum_clip_surgery._utils.files import state_of, walk
+from captum_clip_surgery._utils.files import read_lines, state_of, walk
+from captum_clip_surgery._utils.images import SUFFIXES, is_image_name
+from captum_clip_surgery.export._entries import Entry, Sample, Shard, describe, raise_passing
 from captum_clip_surgery.export._extras import webdataset
-from captum_clip_surgery.preprocessing import load_image, open_image
+from captum_clip_surgery.export._tables import SPLITS, STATE, open_parquet, open_saved
 
-_KNOWN = "avif bmp gif jfif jpeg jpg jp2 pgm png pnm ppm tif tiff webp"
-#: Ends of the names of pictures; in folders and tars others are passed over.
-PICTURES = tuple(f".{end}" for end in _KNOWN.split())
+__all__ = ["FileShard", "Sample", "Shard", "Source", "TarShard", "open_source"]
+
 TARS = (".tar", ".tar.gz", ".tgz")
-#: Errors of the system that are a file's own; any other is the machine's, and passes.
-OWN_ERRORS = {
-    None,  # a decoder's
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-}
+PARQUET = (".parquet", ".pq")
 END = bytes(tarfile.BLOCKSIZE)  # what a whole archive ends with
-MOST = 2**30  # bytes of a picture in an archive, which may say anything of its size
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image as upright RGB, or the reason why it cannot be read.
-
-    Attributes:
-        name: Name of the image in the export.
-        picture: The image; None if it cannot be read.
-        reason: Why it cannot be read.
-    """
-
-    name: str
-    picture: Image.Image | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Shard(ABC):
-    """Images that make one shard of the export.
-
-    Attributes:
-        number: Position of the shard in the collection.
-    """
-
-    number: int
-
-    @property
-    @abstractmethod
-    def images(self) -> int | None:
-        """Number of images; None if it is unknown before they are read."""
-
-    @abstractmethod
-    def samples(self) -> Iterator[Sample]:
-        """Yield the images in order; unreadable ones come with the reason."""
+MOST = 2**30  # bytes of an image in an archive, which may say anything of its size
 
 
 @dataclass(frozen=True)
@@ -81,56 +30,102 @@ class Source:
     """A collection of images.
 
     Attributes:
-        kind: "folder", "list" or "tars".
+        kind: "folder", "list", "tars", "Parquet files" or "saved data set".
         place: Absolute path of the collection.
         pieces: Its shards.
-        digest: SHA-256 of the files' names, sizes and times, not of their content.
+        states: Size and time of each of its files, in order.
     """
 
     kind: str
     place: str
     pieces: Sequence[Shard]
-    digest: str
+    states: Sequence[str]
 
 
-def open_source(source: str | os.PathLike[str], shard_size: int = 1000) -> Source:
+def open_source(
+    source: str | os.PathLike[str], shard_size: int = 1000, column: str | None = None
+) -> Source:
     """Open a collection of images.
 
     Args:
-        source: A folder of images, named by their paths in it; a folder or a pattern of .tar files
-            such as `train-{000..009}.tar`, images named by their WebDataset keys; or a text file
-            with one image path per line, relative to the file's folder.
-        shard_size: Number of images per shard; every tar is one shard.
+        source: One of
+
+            - a folder of images, named by their paths in it, or a text file with one path per
+              line, relative to the file's folder;
+            - a folder or a pattern of .tar files such as `train-{000..009}.tar`, images named by
+              their WebDataset keys;
+            - a folder or a pattern of .parquet files with a column of images or paths, images
+              named by file and row, such as `train-000/000017`, or by their paths;
+            - a Hugging Face data set saved by `save_to_disk`, images named by row.
+        shard_size: Number of images per shard; every tar is one shard, and row groups of Parquet
+            files are not divided.
+        column: Column of images in a table (default: the only one with images or paths).
 
     Returns:
         The collection, its images not yet read.
 
     Raises:
         FileNotFoundError: If there is nothing at `source`.
-        ValueError: If there are no images, a folder holds both images and tars, or `shard_size` is
-            below 1.
+        ValueError: If there are no images, a folder holds files of several kinds, a table has no
+            column of images or several, or `shard_size` is below 1.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size {shard_size!r} must be at least 1")
-    path = Path(source)
+    path, name = Path(source), str(source).lower()
     if path.is_dir():
-        inside = [entry.name for entry in path.iterdir()]
-        tars = sorted(name for name in inside if name.lower().endswith(TARS))
-        if tars and any(name.lower().endswith(PICTURES) for name in inside):
-            raise ValueError(f"{path} holds both pictures and tars; give {path}/*.tar, or move one")
-        return _tars(path, [path / name for name in tars]) if tars else _folder(path, shard_size)
-    if str(source).lower().endswith(TARS):
-        return _tars(path, _matching(str(source)))
+        return _open_folder(path, shard_size, column)
+    if name.endswith(TARS):
+        return _tars(path, _matching(str(source), "tar"))
+    if name.endswith(PARQUET):
+        return _parquet(path, _matching(str(source), "Parquet file"), shard_size, column)
     if not path.is_file():
         raise FileNotFoundError(f"no folder, list or tar at {path}")
     return _list(path, shard_size)
+
+
+def _open_folder(path: Path, shard_size: int, column: str | None) -> Source:
+    """Open a folder by the kind of files that it holds."""
+    inside = sorted(entry.name for entry in path.iterdir())
+    if SPLITS in inside:
+        splits = ", ".join(str(path / name) for name in inside if (path / name / STATE).is_file())
+        raise ValueError(f"{path} holds several splits; give one of them: {splits}")
+    if STATE in inside:
+        files, pieces = open_saved(path, shard_size, column)
+        return _source("saved data set", path, files, pieces)
+    kinds = {
+        "pictures": [name for name in inside if is_image_name(name)],
+        "tars": [name for name in inside if name.lower().endswith(TARS)],
+        "Parquet files": [name for name in inside if name.lower().endswith(PARQUET)],
+    }
+    present = [kind for kind, names in kinds.items() if names]
+    if len(present) > 1:
+        pattern = path / ("*.tar" if "tars" in present else "*.parquet")
+        raise ValueError(
+            f"{path} holds both {' and '.join(present)}; give {pattern}, or move one of them"
+        )
+    if kinds["tars"]:
+        return _tars(path, [path / name for name in kinds["tars"]])
+    if kinds["Parquet files"]:
+        files = [path / name for name in kinds["Parquet files"]]
+        return _parquet(path, files, shard_size, column)
+    return _folder(path, shard_size)
+
+
+def _parquet(place: Path, paths: list[Path], shard_size: int, column: str | None) -> Source:
+    return _source("Parquet files", place, paths, open_parquet(paths, shard_size, column))
+
+
+def _source(kind: str, place: Path, files: Sequence[Path], pieces: Sequence[Shard]) -> Source:
+    if not pieces:
+        raise ValueError(f"no images in {place}, which holds empty tables")
+    return Source(kind, str(place.resolve()), pieces, [f"{f.name} {state_of(f)}" for f in files])
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Files(Shard):
+class FileShard(Shard):
     root: Path
     names: tuple[str, ...]
 
@@ -138,54 +133,62 @@ class _Files(Shard):
     def images(self) -> int:
         return len(self.names)
 
-    def samples(self) -> Iterator[Sample]:
-        for name in self.names:
-            yield _read(name, self.root / name)
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images in order, not decoded yet."""
+        return (Entry(name, self.root / name) for name in self.names)
 
 
 def _folder(root: Path, shard_size: int) -> Source:
-    names = sorted(
-        Path(path).relative_to(root).as_posix()
-        for path in walk(root)
-        if path.lower().endswith(PICTURES)
-    )
+    start = len(str(root / "_")) - 1  # of the names; `relative_to` is slow for a million files
+    names = sorted(path[start:] for path in walk(root) if is_image_name(path))
     if not names:
-        raise ValueError(f"no pictures in the folder {root}, nor tars; known are {PICTURES}")
+        raise ValueError(
+            f"no pictures in the folder {root}, nor tars or Parquet files; names of pictures end "
+            f"in {', '.join(SUFFIXES)}"
+        )
     return _files("folder", root, root, names, shard_size)
 
 
 def _list(path: Path, shard_size: int) -> Source:
-    # Names of files need be no text.
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    names = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if any("\0" in name for name in names):
-        raise ValueError(f"{path} is no list of paths: it holds zero bytes")
+    names = list(dict.fromkeys(_read_paths(path)))
     if not names:
         raise ValueError(f"the list {path} is empty")
     return _files("list", path, path.parent, names, shard_size)
 
 
+def _read_paths(path: Path) -> list[str]:
+    """Return the lines of a list; names of files need be no text, but then they must exist."""
+    try:
+        return read_lines(path)
+    except ValueError:
+        lines = read_lines(path, errors="surrogateescape")
+        odd = [line for line in lines if line.encode(errors="replace").decode() != line]
+        if not all((path.parent / line).exists() for line in odd):
+            raise
+        return lines
+
+
 def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int) -> Source:
     pieces = [
-        _Files(number, root, tuple(names[start : start + shard_size]))
+        FileShard(number, root, tuple(names[start : start + shard_size]))
         for number, start in enumerate(range(0, len(names), shard_size))
     ]
-    states = (f"{name} {state_of(root / name)}" for name in names)
-    return Source(kind, str(place.resolve()), pieces, _digest(states))
+    return Source(kind, str(place.resolve()), pieces, [state_of(root / name) for name in names])
 
 
 # --- tars ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Tar(Shard):
+class TarShard(Shard):
     path: Path
 
     @property
     def images(self) -> None:
         return None
 
-    def samples(self) -> Iterator[Sample]:
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images in order, not decoded yet."""
         problems: list[str] = []
         grouped = webdataset().tariterators.group_by_keys(
             _members(self.path, problems),
@@ -194,22 +197,21 @@ class _Tar(Shard):
         for sample in grouped:
             yield from _pictures(sample)
         for problem in problems:
-            yield Sample(self.path.name, None, problem)
+            yield Entry(self.path.name, None, problem)
 
 
 def _tars(place: Path, paths: list[Path]) -> Source:
-    pieces = [_Tar(number, path) for number, path in enumerate(paths)]
-    states = [f"{path.name} {state_of(path)}" for path in paths]
-    return Source("tars", str(place.resolve()), pieces, _digest(states))
+    pieces = [TarShard(number, path) for number, path in enumerate(paths)]
+    return Source("tars", str(place.resolve()), pieces, [state_of(path) for path in paths])
 
 
-def _matching(pattern: str) -> list[Path]:
+def _matching(pattern: str, what: str) -> list[Path]:
     """Return the files that match a pattern with braces, stars or neither."""
     found: list[Path] = []
     for name in webdataset().shardlists.expand_urls(pattern):
         some = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
         if not some or not all(Path(one).is_file() for one in some):
-            raise FileNotFoundError(f"no tar at {name}")
+            raise FileNotFoundError(f"no {what} at {name}")
         found += map(Path, some)
     return list(dict.fromkeys(found))
 
@@ -227,7 +229,7 @@ def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             while (member := archive.next()) is not None:
                 # It would keep them all.
                 archive.members.clear()  # type: ignore[attr-defined]
-                picture = member.name.lower().endswith(PICTURES)
+                picture = is_image_name(member.name)
                 if picture and (member.issym() or member.islnk()):
                     problems.append(f"{member.name!r} is a link, which is not followed")
                 if not member.isreg():
@@ -243,49 +245,16 @@ def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             if archive.fileobj.read(len(END)) != END:
                 raise ValueError(f"it is cut or damaged at byte {archive.offset}")
     except Exception as error:  # a cut or damaged archive says so in many ways
-        _refuse_passing(error, str(path))
-        problems.append(f"read no further: {_told(error)}")
+        raise_passing(error, str(path))
+        problems.append(f"read no further: {describe(error)}")
 
 
-def _pictures(sample: dict[str, Any]) -> Iterator[Sample]:
+def _pictures(sample: dict[str, Any]) -> Iterator[Entry]:
     key = sample["__key__"]
-    ends = [end for end in sample if f".{end}".endswith(PICTURES)]
+    ends = [end for end in sample if is_image_name(f".{end}")]
     for end in ends:
         # Where a sample has several the key alone would name none.
-        yield _read(key if len(ends) == 1 else f"{key}.{end}", io.BytesIO(sample[end]))
+        yield Entry(key if len(ends) == 1 else f"{key}.{end}", sample[end])
     if not ends:
         files = ", ".join(end for end in sample if not end.startswith("__"))
-        yield Sample(key, None, f"no picture among its files: {files}")
-
-
-# --- both ----------------------------------------------------------------------------------------
-
-
-def _read(name: str, file: Path | io.BytesIO) -> Sample:
-    try:
-        if isinstance(file, Path):
-            return Sample(name, load_image(file))
-        with open_image(file) as opened:
-            opened.load()
-            return Sample(name, load_image(opened))
-    except Exception as error:
-        # Decoders fail in their own ways, and nothing in a picture may end a run.
-        _refuse_passing(error, name)
-        return Sample(name, None, _told(error))
-
-
-def _refuse_passing(error: Exception, name: str) -> None:
-    """Raise errors of the machine again: an image listed as unreadable would stay so."""
-    for cause in (error, error.__cause__):
-        if isinstance(cause, OSError) and cause.errno not in OWN_ERRORS:
-            cause.add_note(f"reading {name}; nothing is lost: --resume goes on")
-            raise cause
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _digest(lines: Iterable[str]) -> str:
-    content = "\n".join(lines).encode(errors="surrogateescape")
-    return hashlib.sha256(content).hexdigest()
+        yield Entry(key, None, f"no picture among its files: {files}")

@@ -25,7 +25,7 @@ __all__ = ["Localization", "PairMeasures", "localization"]
 
 #: Measures that are means over pairs.
 MEANS = ("msc", "pointing", "pointing_near", "energy", "auroc", "average_precision")
-#: Widths of a pair's statistics: IoU curve, values of `MEANS`, confusion, and 1 to count pairs.
+#: Widths of `pair_stats`, IoU curve, values of `MEANS` and confusion, and of 1 to count pairs.
 WIDTHS = [len(THRESHOLDS), len(MEANS), 4, 1]
 #: Tolerance of `pointing_near` in pixels of the mask, as in the paper.
 TOLERANCE = 15
@@ -144,25 +144,20 @@ class PairMeasures:
         """
         if image is not None and not isinstance(image, Integral):
             raise TypeError(f"image must be an int or None, got {image!r} ({type(image).__name__})")
-        check_pair(attribution, mask)
-        mask = mask.cpu()
-        valid = _valid_pixels(mask, ignored)
-        if not is_measurable(mask if valid is None else mask[valid]):
+        self.add(pair_stats(attribution, mask, ignored, self.tolerance), image)
+
+    def add(self, stats: Tensor | None, image: int | None = None) -> None:
+        """Add the statistics of a pair.
+
+        Args:
+            stats: Statistics from `pair_stats`; None counts a skipped pair.
+            image: Number of the image, see `update`.
+        """
+        if stats is None:
             self.skipped += 1
-            return
-        stats = _pair_stats(attribution.detach().cpu(), mask, valid, self.tolerance)
-        self._add(object() if image is None else image, stats)
-
-    def stats(self, image: int) -> Tensor:
-        """Return the statistics of an image and the number of skipped pairs so far, (113,)."""
-        sums = self.sums.get(image, torch.zeros(sum(WIDTHS), dtype=torch.float64, device="cpu"))
-        return torch.cat([sums, torch.tensor([self.skipped], dtype=torch.float64, device="cpu")])
-
-    def add_stats(self, image: int, stats: Tensor) -> None:
-        """Add the statistics of an image that `stats` of other measures returned."""
-        self.skipped += int(stats[-1])
-        if stats[-2]:  # number of pairs
-            self._add(image, stats[:-1])
+        else:
+            pair = torch.cat([stats, torch.ones(1, dtype=torch.float64, device="cpu")])
+            self._add(object() if image is None else image, pair)
 
     @property
     def n_pairs(self) -> int:
@@ -252,10 +247,33 @@ def _valid_pixels(mask: Tensor, ignored: Tensor | None) -> Tensor | None:
     return ~ignored.cpu() if ignored.any() else None
 
 
-def _pair_stats(
-    attribution: Tensor, mask: Tensor, valid: Tensor | None, tolerance: float
-) -> Tensor:
-    """Return a pair's statistics, (112,) as `WIDTHS` lists them."""
+def pair_stats(
+    attribution: Tensor,
+    mask: Tensor,
+    ignored: Tensor | None = None,
+    tolerance: float = TOLERANCE,
+) -> Tensor | None:
+    """Return the statistics of a pair, from whose sums all measures follow.
+
+    Args:
+        attribution: Map (h, w) of any size, raw and signed.
+        mask: Mask (H, W) of bool.
+        ignored: Pixels (H, W) of bool that do not count, see `PairMeasures.update`.
+        tolerance: Tolerance of the pointing game, in pixels of the mask.
+
+    Returns:
+        IoU curve (101,), values of `MEANS` and confusion (4,) in a row (111,) of float64, or None
+        if no counted pixel is inside the mask or none outside.
+
+    Raises:
+        TypeError: If the map or the mask is not a tensor.
+        ValueError: If a shape or dtype is wrong, or the map is not finite.
+    """
+    check_pair(attribution, mask)
+    attribution, mask = attribution.detach().cpu(), mask.cpu()
+    valid = _valid_pixels(mask, ignored)
+    if not is_measurable(mask if valid is None else mask[valid]):
+        return None
     levels = prepare_levels(attribution, mask)
     constant = levels is None
     pixels = RankedPixels.of(
@@ -273,7 +291,6 @@ def _pair_stats(
             torch.zeros_like(THRESHOLDS) if constant else pixels.iou_curve(),
             torch.tensor(means, dtype=torch.float64, device="cpu"),
             pixels.confusion(),
-            torch.ones(1, dtype=torch.float64, device="cpu"),
         ]
     )
 

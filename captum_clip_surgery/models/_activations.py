@@ -86,7 +86,7 @@ def choose_activation(name: str, pretrained: str | None, options: dict[str, Any]
         warnings.warn(
             f"{name} is built with {_name(quick)}, {reason}. Leave {option} out to build what the "
             "weights were trained with",
-            stacklevel=4,
+            stacklevel=5,
         )
     return Activation(quick, reason, chosen=True)
 
@@ -128,7 +128,7 @@ def note_activation(activation: Activation, model: Any) -> None:
                 f"QuickGELU was chosen, but the {tower} tower keeps "
                 f"{'/'.join(sorted(names)) or 'its own'}: open_clip sets the activation of its own "
                 "transformers only",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -188,7 +188,7 @@ def _of_repository(name: str, cache_dir: str | None, warn: bool) -> Activation:
             f"{name} is built with GELU, as its configuration says, but open_clip records "
             f"QuickGELU for {tag}, whose weights it holds. Pass quick_gelu=True or quick_gelu=False"
             " to choose",
-            stacklevel=5,
+            stacklevel=6,
         )
     return Activation(bool(config["quick_gelu"]), f"in the configuration of {name}")
 
@@ -220,7 +220,7 @@ def _of_file(name: str, path: str, warn: bool) -> Activation:
             f"For those and what was trained from them pass quick_gelu={not quick}"
             + (f" or the name {name}{SUFFIX}" if not quick and _configured(name + SUFFIX) else "")
             + f"; quick_gelu={quick} confirms {_name(quick)}",
-            stacklevel=5,
+            stacklevel=6,
         )
     return Activation(None, f"in the configuration of {name}; {Path(path).name} records none")
 

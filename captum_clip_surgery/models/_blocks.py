@@ -175,8 +175,7 @@ def describe_block_deviation(block: nn.Module) -> str | None:
 
 def attention_of_layer(layer: Any) -> Any:
     """Return the self-attention of a transformers layer."""
-    attention = getattr(layer, "self_attn", None)
-    return layer.attention if attention is None else attention
+    return layer.self_attn if hasattr(layer, "self_attn") else layer.attention
 
 
 def layer_attention_inputs(
@@ -202,7 +201,7 @@ def layer_attention_inputs(
 def layer_merge(layer: Any, values: Tensor) -> Tensor:
     """Return what a transformers layer adds to the stream for values (N, heads, L, d)."""
     attention = attention_of_layer(layer)
-    if attention is not getattr(layer, "self_attn", None):  # TIPS v2
+    if hasattr(attention, "o_proj"):  # TIPS v2
         return layer.drop_path(layer.layer_scale1(attention.o_proj(join_heads(values))))
     return attention.out_proj(join_heads(values))
 
@@ -221,15 +220,32 @@ def _norms(layer: Any) -> tuple[Any, Any]:
     return layer.layer_norm1, layer.layer_norm2
 
 
+def query_probabilities(attention: Any, queries: Tensor, x: Tensor) -> Tensor:
+    """Return the probabilities (N, heads, L) of learned queries in an attention pooling.
+
+    Args:
+        attention: `nn.MultiheadAttention`, or open_clip 4's class with the same parameters.
+        queries: Queries (Q, D); the mean over their probabilities is returned.
+        x: Keys (N, L, D).
+    """
+    q = split_heads(_project(attention, 0, queries[None]), attention.num_heads)
+    k = split_heads(_project(attention, 1, x), attention.num_heads)
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(2)
+
+
 def single_token_value(attention: Any, x: Tensor) -> Tensor:
-    """Pass each token (N, L, D) alone through `nn.MultiheadAttention`.
+    """Pass each token (N, L, D) alone through an attention pooling.
 
     With one key, attention returns its value for any query.
     """
-    width = attention.embed_dim
+    return project_attention(attention, _project(attention, 2, x))
+
+
+def _project(attention: Any, part: int, x: Tensor) -> Tensor:
+    """Compute the queries (part 0), keys (1) or values (2) of `nn.MultiheadAttention`."""
     if attention.in_proj_weight is None:
-        weight = attention.v_proj_weight
+        weight = getattr(attention, f"{'qkv'[part]}_proj_weight")
     else:
-        weight = attention.in_proj_weight[2 * width :]
-    bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
-    return project_attention(attention, F.linear(x, weight, bias))
+        weight = attention.in_proj_weight.chunk(3)[part]
+    bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[part]
+    return F.linear(x, weight, bias)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message
-from captum_clip_surgery.models._internals import find_checkpoint
+from captum_clip_surgery.models._internals import build_image_tower, find_checkpoint
 from captum_clip_surgery.models._schema import ListOf, Table, check_links, check_table, read_json
 from captum_clip_surgery.models._transformers_files import build_text_tower, check_text_tower
 
@@ -249,16 +251,50 @@ def _parameters(config: Mapping[str, Any]) -> int:
     Raises:
         Exception: If open_clip raises it.
     """
+    count = 0
+    if config["text_cfg"].get("hf_model_name"):
+        with torch.device("meta"):
+            count = _size(build_text_tower(Path(config["text_cfg"]["hf_model_name"])))
+    return max(count, _size(build_on_meta(config)))
+
+
+def build_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """Build the model of a configuration as open_clip does, without values.
+
+    Raises:
+        Exception: If open_clip raises it.
+    """
     parts = copy.deepcopy(dict(config))
     parts["vision_cfg"]["timm_model_pretrained"] = False  # as open_clip does when it loads weights
     kind: Any = CLIP
     if parts.pop("custom_text", False) or "hf_model_name" in parts["text_cfg"]:
         kind = CoCa if "multimodal_cfg" in parts else CustomTextCLIP
-    with torch.device("meta"):
-        count = 0
-        if parts["text_cfg"].get("hf_model_name"):
-            count = _size(build_text_tower(Path(parts["text_cfg"]["hf_model_name"])))
-        return max(count, _size(kind(**parts)))
+    with torch.device("meta"), quiet_timm():
+        model: nn.Module = kind(**parts)
+    return model
+
+
+def build_image_tower_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """Build the image tower of a configuration as open_clip does, without values.
+
+    Raises:
+        Exception: If open_clip raises it.
+    """
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    with torch.device("meta"), quiet_timm():
+        return build_image_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+
+
+@contextmanager
+def quiet_timm() -> Iterator[None]:
+    """Silence timm's warnings of pretrained configurations, which are not used here."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _size(model: nn.Module) -> int:

@@ -96,13 +96,20 @@ def family_of(model: nn.Module) -> Family | None:
     return None
 
 
-def describe_refused(name: str) -> str:
-    """Describe why a class of transformers is not supported."""
+def describe_refused(name: str, short: bool = False) -> str:
+    """Describe why a class of transformers is not supported.
+
+    Args:
+        name: Name of the class.
+        short: Whether to return the reason alone.
+    """
     reason = next((why for start, why in REFUSED.items() if name.startswith(start)), "")
     for end in ("VisionModel", "TextModel"):
         if end in name and not reason:
             reason = f"it is one tower of a dual encoder; load {name.partition(end)[0]}Model"
     reason = reason or "no adapter covers it"
+    if short:
+        return reason
     return f"{name} of transformers is not supported: {reason}. Supported: {', '.join(FAMILIES)}"
 
 
@@ -134,7 +141,7 @@ class TransformersText(nn.Module):
             self.add_module(name, part)
         config = self.text_model.config
         self.family = family
-        self.pad_id = getattr(config, "pad_token_id", None)
+        self.pad_id: Any = getattr(config, "pad_token_id", None)
         self.vocab_size = config.vocab_size
         self.context_length = int(config.max_position_embeddings)
         if family.prefix == "AltCLIP":  # positions are counted from the id of padding
@@ -153,7 +160,7 @@ class TransformersText(nn.Module):
 
     def mask(self, tokens: Tensor) -> Tensor:
         """Return which tokens (P, L) are not padding."""
-        return tokens != self.pad_id
+        return tokens.ne(self.pad_id)
 
 
 class TransformersCLIP(nn.Module):

@@ -34,7 +34,7 @@ _STRINGS = (
 _TOKEN_IDS = ("bos", "eos", "pad", "sep", "decoder_start", "forced_bos", "forced_eos")
 
 #: Options that do not affect a model's size: older versions of transformers wrote them for all.
-_ANY: Table = {
+ANY: Table = {
     "architectures?": WORDS,
     **{f"{word}?": str for word in _STRINGS},
     **{f"{flag}?": (False,) for flag in _OFF},
@@ -50,7 +50,7 @@ _ANY: Table = {
     "label2id?": {"*": VOCABULARY},
 }
 _TEXT: Table = {
-    **_ANY,
+    **ANY,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": WIDTH,
     "classifier_dropout?": float,
@@ -119,7 +119,7 @@ TEXT_TOWERS: Mapping[str, Table] = {
     kind: table for table in (_BERT, _T5, _M2M) for kind in table["model_type"]
 }
 _SAM_PART: Table = {
-    **_ANY,
+    **ANY,
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": WIDTH,
@@ -130,7 +130,7 @@ _SAM_PART: Table = {
     "patch_size": range(16, 1_025),  # as SAM's: its attention takes the fourth power of the grid
 }
 SAM: Table = {
-    **_ANY,
+    **ANY,
     "model_type": ("sam",),
     "vision_config": {
         **_SAM_PART,
@@ -205,8 +205,8 @@ _TOKENS: Table = {
 #: Tokenizers whose class transformers may import by name.
 _TOKENIZED = (
     "Bert", "Roberta", "XLMRoberta", "T5", "Nllb", "Gemma", "CLIP", "Siglip", "DistilBert",
-    "MPNet", "Albert", "Camembert", "Electra", "DebertaV2", "GPT2", "Bart", "MBart", "M2M100",
-    "Llama", "Qwen2", "PreTrained",
+    "Siglip2", "MPNet", "Albert", "Camembert", "Electra", "DebertaV2", "GPT2", "Bart", "MBart",
+    "M2M100", "Llama", "Qwen2", "PreTrained",
 )  # fmt: skip
 TOKENIZERS = (
     *(f"{name}{end}" for name in _TOKENIZED for end in ("Tokenizer", "TokenizerFast")),
@@ -248,7 +248,10 @@ TOKENIZER: Table = {
     "spm_file?": (),
 }
 #: Further types of model whose tokenizer a folder may name by `model_type`.
-OTHER_TOKENIZERS = ("clip", "siglip", "siglip2", "t5", "gemma", "distilbert", "mpnet", "albert")
+OTHER_TOKENIZERS = (
+    "clip", "siglip", "siglip2", "metaclip_2", "altclip", "chinese_clip", "tipsv2", "t5", "gemma",
+    "distilbert", "mpnet", "albert",
+)  # fmt: skip
 TOKENIZER_FILES: Mapping[str, Table] = {
     "tokenizer_config.json": TOKENIZER,
     "special_tokens_map.json": _TOKENS,

@@ -20,8 +20,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+
+from captum_clip_surgery.models._checkpoints import ARRAYS
+from captum_clip_surgery.models._state_dicts import (
+    AmbiguousCheckpointError,
+    StateDict,
+    find_state_dict,
+)
 
 #: Numbers that only OpenAI's archives have among their weights; open_clip keeps them there.
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
@@ -71,23 +78,22 @@ def recognize_activation(path: Path) -> tuple[bool, str] | None:
 
 @contextmanager
 def loadable_file(path: str) -> Iterator[str]:
-    """Yield a file that open_clip can load: OpenAI's weights rewritten, any other file as it is.
+    """Yield a file that open_clip can load, which is a temporary one if weights are rewritten.
+
+    They are if they are OpenAI's, or stand under other names or in a table of a checkpoint.
 
     Args:
         path: The checkpoint file.
 
     Raises:
+        AmbiguousCheckpointError: If it has weights of several models, or of transformers.
         ValueError: If a TorchScript archive contains more than modules and weights.
         OSError: If temporary files cannot be written.
     """
-    if not _is_torchscript(Path(path)) and not _holds_openai_weights(Path(path)):
+    weights = _rewritten(Path(path))
+    if weights is None:
         yield path
         return
-    weights = {
-        name: tensor
-        for name, tensor in _state_dict(Path(path)).items()
-        if name not in OPENAI_KEYS and not name.endswith("attn_mask")  # which the model computes
-    }
     with TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pt"
         torch.save(weights, file)
@@ -95,11 +101,32 @@ def loadable_file(path: str) -> Iterator[str]:
         yield str(file)
 
 
-def _holds_openai_weights(path: Path) -> bool:
+def _rewritten(path: Path) -> dict[str, Tensor] | None:
+    """Return weights in the form that open_clip reads, or None if it reads the file as it is."""
+    if path.suffix in ARRAYS:
+        return None
+    if _is_torchscript(path):
+        state, is_native = _read_torchscript(path), False
+    else:
+        try:
+            state, is_native = _read_state_dict(path)
+            is_native = is_native and not _is_openai(state)
+        except AmbiguousCheckpointError:
+            raise
+        except Exception:  # open_clip reads it next, and reports what is wrong with it
+            return None
+    if is_native:
+        return None
+    computed = (*OPENAI_KEYS, "attn_mask")  # by the model
+    return {name: tensor for name, tensor in state.items() if not name.endswith(computed)}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights in a file by name; none if it cannot be read."""
     try:
-        return _is_openai(_state_dict(path))
+        return {name: tuple(tensor.shape) for name, tensor in _state_dict(path).items()}
     except Exception:  # open_clip reads it next, and reports what is wrong with it
-        return False
+        return {}
 
 
 def _is_openai(state: Mapping[str, Any]) -> bool:
@@ -121,19 +148,15 @@ def _is_openai(state: Mapping[str, Any]) -> bool:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file by name; values are read from disk only when they are used."""
+    return _read_torchscript(path) if _is_torchscript(path) else _read_state_dict(path).tensors
+
+
+def _read_state_dict(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            return (
-                {name: file.get_tensor(name) for name in names} if OPENAI_KEYS[0] in names else {}
-            )
-    if _is_torchscript(path):
-        return _read_torchscript(path)
-    content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    state = content.get("state_dict", content)
-    if next(iter(state), "").startswith("module."):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return dict(state)
+        content = load_file(path)
+    else:
+        content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return find_state_dict(content, path)
 
 
 # --- TorchScript archives ------------------------------------------------------------------------

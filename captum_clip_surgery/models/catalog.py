@@ -1,23 +1,23 @@
-"""The catalog of open_clip's configurations, and whether surgery is defined on each."""
+"""The catalog of open_clip's configurations and transformers' classes that can be explained."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.timm_model import TimmModel
 from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.models._internals import build_image_tower
+from captum_clip_surgery.models._config_check import build_image_tower_on_meta
+from captum_clip_surgery.models._dual_encoder_tables import OTHER_TYPES
+from captum_clip_surgery.models._dual_encoders import FAMILIES, describe_refused
 from captum_clip_surgery.models.image import Tower
-from captum_clip_surgery.models.image._registry import get_tower_class
+from captum_clip_surgery.models.image._registry import TOWER_CLASSES, get_tower_class
+from captum_clip_surgery.models.image._transformers import TransformersTower
 from captum_clip_surgery.models.loading import text_needs
 
 __all__ = ["ModelEntry", "list_models"]
@@ -84,13 +84,38 @@ def list_models(names: Iterable[str] | None = None, progress: bool = False) -> l
     return [_entry(name) for name in tqdm(chosen, disable=not progress, leave=False, unit="model")]
 
 
+def list_transformers_models() -> list[ModelEntry]:
+    """List the classes of models of transformers that are known, and whether they are supported.
+
+    Sizes are those of single models, so that blocks, patches and grids are left out.
+
+    Example::
+
+        >>> [entry.name for entry in list_transformers_models() if entry.supported][:2]
+        ['CLIPModel', 'MetaClip2Model']
+    """
+    entries = []
+    for name, family in FAMILIES.items():
+        (tower,) = (
+            each
+            for each in TOWER_CLASSES
+            if issubclass(each, TransformersTower) and family.prefix in each.prefixes
+        )
+        text = "tokenizer"
+        entries.append(ModelEntry(name, tower.family, True, "", str(tower.pooling), text=text))
+    for name in OTHER_TYPES.values():
+        reason = describe_refused(name, short=True)
+        entries.append(ModelEntry(name, "transformers", False, reason, text="tokenizer"))
+    return entries
+
+
 def _entry(name: str) -> ModelEntry:
     tower, tokenizer = text_needs(name)
     text = "tower" if tower else "tokenizer" if tokenizer else "open_clip"
     if "vision_cfg" not in (open_clip.get_model_config(name) or {}):
         return ModelEntry(name, "none", False, "it has no image tower", text=text)
     try:
-        visual = _build_on_meta(name)
+        visual = build_image_tower_on_meta(open_clip.get_model_config(name))
     except Exception as error:  # a user's own configuration can fail in any way
         return ModelEntry(name, "unknown", False, f"open_clip cannot build it: {error}", text=text)
     try:
@@ -98,26 +123,6 @@ def _entry(name: str) -> ModelEntry:
     except TypeError as error:
         return ModelEntry(name, _family(visual), False, str(error), text=text)
     return _describe(name, tower_class(visual), text)
-
-
-def _build_on_meta(name: str) -> nn.Module:
-    config = open_clip.get_model_config(name)
-    with torch.device("meta"), _quiet():
-        return build_image_tower(
-            config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence timm's warnings of pretrained configurations, which are not used here."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _family(visual: nn.Module) -> str:
@@ -162,6 +167,20 @@ def to_markdown(entries: Sequence[ModelEntry]) -> str:
             refused.setdefault(entry.reason, []).append(entry.name)
     for reason, names in refused.items():
         lines += ["", f"Not {', '.join(names)}: {reason}."]
+    return "\n".join(lines)
+
+
+def transformers_markdown(entries: Sequence[ModelEntry]) -> str:
+    """Return a table of the supported classes of transformers, and the others with the reasons.
+
+    Args:
+        entries: Entries as `list_transformers_models` returns them.
+    """
+    supported = [(e.name, e.family, e.pooling) for e in entries if e.supported]
+    lines = [markdown(("model of transformers", "image tower", "pooled by"), supported, left=3)]
+    for entry in entries:
+        if not entry.supported:
+            lines += ["", f"Not {entry.name}: {entry.reason}."]
     return "\n".join(lines)
 
 

@@ -1,79 +1,122 @@
-"""Load models by name as open_clip does, and report its silent failures."""
+"""The one door to models: by name, from files, folders and repositories, of both libraries."""
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message, rust_panics_as_errors
 from captum_clip_surgery.models._activations import choose_activation, note_activation
-from captum_clip_surgery.models._checkpoints import check_checkpoint
+from captum_clip_surgery.models._checkpoints import ARRAYS, check_checkpoint
 from captum_clip_surgery.models._config_check import (
     LOCAL,
     TOKENIZER,
+    build_image_tower_on_meta,
     check_folder,
     find_weights,
     read_configuration,
 )
+from captum_clip_surgery.models._file_kinds import check_kind
+from captum_clip_surgery.models._internals import get_hub_config
 from captum_clip_surgery.models._schema import check_table
+from captum_clip_surgery.models._shapes import check_shapes
+from captum_clip_surgery.models._sources import (
+    HUB,
+    SCHEMES,
+    Source,
+    fetch_repository,
+    find_source,
+)
 from captum_clip_surgery.models._transformers_files import tokenizer_options
-from captum_clip_surgery.models._weight_files import loadable_file
+from captum_clip_surgery.models._transformers_folder import check_options, load_folder
+from captum_clip_surgery.models._weight_files import loadable_file, read_shapes
+from captum_clip_surgery.models.image import build_tower
 from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 
-__all__ = ["load"]
+__all__ = ["Loaded", "load"]
 
-SCHEMES = (LOCAL, "hf-hub:")
+
+class Loaded(NamedTuple):
+    """A model in eval mode, its tokenizer, and what it was loaded from."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    origin: str
 
 
 def load(
-    name: str,
-    pretrained: str | PathLike[str] | None,
+    name: str | PathLike[str],
+    pretrained: str | PathLike[str] | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     interpolation: str | None = None,
     tokenizer: Tokenizer | None = None,
     **options: Any,
-) -> tuple[nn.Module, Tokenizer]:
-    """Load a model in eval mode and its tokenizer.
+) -> Loaded:
+    """Load a model of open_clip or transformers in eval mode.
 
     Args:
-        name: An open_clip name, `hf-hub:org/repo` or `local-dir:folder`.
-        pretrained: An open_clip tag or a checkpoint file; None if `name` has a scheme.
+        name: Name of a configuration of open_clip, a folder or a repository; see `find_source`.
+        pretrained: For a configuration, a tag of open_clip or a checkpoint file.
         mean: Mean of pixels in 0..1 per channel, instead of the model's own.
         std: Standard deviation per channel, likewise.
         interpolation: "bicubic", "bilinear" or "nearest", likewise.
         tokenizer: Tokenizer to return instead of the model's own.
-        **options: For `open_clip.create_model_and_transforms`.
+        **options: For `open_clip.create_model_and_transforms`; for models of transformers `device`,
+            `precision`, `cache_dir`, `revision` and `token`.
 
     Raises:
-        ImportError: If the text tower or tokenizer is Hugging Face's and transformers is not
-            installed.
+        ImportError: If transformers is needed and not installed.
         FileNotFoundError: If a checkpoint file or folder does not exist.
-        TypeError: If `name` is not a string.
-        ValueError: If open_clip does not know the model or tag, the configuration is invalid, or
-            the weights do not load.
+        OSError: If a hub cannot be reached.
+        TypeError: If `name` is not a string or path, an option is not known, or surgery is not
+            defined on the image tower.
+        ValueError: If nothing or more than one thing has the name, the configuration is invalid, or
+            the weights do not load or are not of the configuration.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"the model's name is a {type(name).__name__}, expected a string")
-    pretrained = None if pretrained is None else str(pretrained)
-    if not name.startswith(SCHEMES):
-        name = name.replace("/", "-")  # as open_clip does: ViT-B/16
-    _check_exists(name, pretrained)
-    _check_transformers(name, tokenizer)
-    local = check_folder(Path(name.removeprefix(LOCAL))) if name.startswith(LOCAL) else {}
+    if not isinstance(name, (str, PathLike)):
+        raise TypeError(f"the model's name is a {type(name).__name__}, expected a string or path")
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
         raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")
+    source = find_source(str(name), pretrained is not None, options)
+    if source.library == "open_clip":
+        named = None if pretrained is None else str(pretrained)
+        return _load_open_clip(source, named, mean, std, interpolation, tokenizer, **options)
+    if pretrained is not None:
+        raise ValueError(
+            f"{name} has weights of its own, so that pretrained={str(pretrained)!r} has no meaning:"
+            " leave it out, or save the weights in a folder of their own by save_pretrained"
+        )
+    check_options(options)
+    folder = fetch_repository(source.name, options) if source.is_remote else Path(source.name)
+    model, tokenizer, kind = load_folder(folder, mean, std, interpolation, tokenizer, **options)
+    return Loaded(model, tokenizer, f"{source.what}, {kind} of transformers")
+
+
+def _load_open_clip(
+    source: Source,
+    pretrained: str | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: str | None,
+    tokenizer: Tokenizer | None,
+    **options: Any,
+) -> Loaded:
+    name = source.name
+    _check_weights(name, pretrained)
+    _check_transformers(name, tokenizer)
+    local = check_folder(Path(name.removeprefix(LOCAL))) if name.startswith(LOCAL) else {}
+    _check_image_tower(name, options)
     if mean is None or std is None:
         _warn_of_preprocessing(name, pretrained)
     activation = choose_activation(name, pretrained, options)
@@ -83,6 +126,7 @@ def load(
             warnings.filterwarnings("ignore", "QuickGELU mismatch", UserWarning)
             for file in _files(name, weights, options):
                 check_checkpoint(file)
+            _check_shapes(name, pretrained, weights, options)
             model, _, _ = open_clip.create_model_and_transforms(
                 name,
                 pretrained=weights,
@@ -102,15 +146,55 @@ def load(
             reason = f"{reason[:1000]}... ({len(reason)} characters)"
         raise ValueError(f"{pretrained or name} does not load as {name}: {reason}") from error
     note_activation(activation, model)
-    return model.eval(), tokenizer or _tokenizer(name)
+    return Loaded(model.eval(), tokenizer or _tokenizer(name), _origin(source, pretrained))
+
+
+def _origin(source: Source, pretrained: str | None) -> str:
+    if pretrained is None or source.name.startswith(SCHEMES):
+        return f"{source.what}, in open_clip's form"
+    kind = "tag" if _is_tag(source.name, pretrained) else "file"
+    return f"{source.what} of open_clip, {kind} {pretrained}"
 
 
 def _weights(name: str, pretrained: str | None) -> AbstractContextManager[str | None]:
     """Return what open_clip loads: a tag as it is, a checkpoint file in a form that it reads."""
-    if pretrained is None or name.startswith(SCHEMES):
+    if name.startswith(LOCAL):
+        check_kind(find_weights(Path(name.removeprefix(LOCAL))))
+    if pretrained is None or name.startswith(SCHEMES) or _is_tag(name, pretrained):
         return nullcontext(pretrained)
-    tag = open_clip.get_pretrained_cfg(name, pretrained)  # preferred to a file of that name
-    return nullcontext(pretrained) if tag else loadable_file(pretrained)
+    check_kind(Path(pretrained))
+    return loadable_file(pretrained)
+
+
+def _check_image_tower(name: str, options: Mapping[str, Any]) -> None:
+    """Check that surgery is defined on the image tower, before weights are downloaded.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if name.startswith(LOCAL):
+        return  # there is nothing to download
+    try:
+        if name.startswith(HUB):
+            content = get_hub_config(name.removeprefix(HUB), cache_dir=options.get("cache_dir"))
+            config = content["model_cfg"]
+        else:
+            config = open_clip.get_model_config(name)
+        visual = build_image_tower_on_meta(config)
+    except Exception:  # open_clip builds it next, and reports what is wrong
+        return
+    build_tower(visual)
+
+
+def _check_shapes(
+    name: str, pretrained: str | None, weights: str | None, options: Mapping[str, Any]
+) -> None:
+    """Check the shapes in a checkpoint file, unless an option changes those of the model."""
+    if weights is None or name.startswith(SCHEMES) or _is_tag(name, str(pretrained)):
+        return
+    changed = any(key.startswith("force_") or key.endswith("_cfg") for key in options)
+    if Path(weights).suffix not in ARRAYS and not changed:
+        check_shapes(name, read_shapes(Path(weights)), Path(str(pretrained)).name)
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -158,13 +242,10 @@ def _check_transformers(name: str, tokenizer: Tokenizer | None) -> None:
         )
 
 
-def _check_exists(name: str, pretrained: str | None) -> None:
+def _check_weights(name: str, pretrained: str | None) -> None:
+    """Check that there are weights: a folder's, or the tag or file that the user named."""
     if name.startswith(LOCAL):
         find_weights(Path(name.removeprefix(LOCAL)))
-    elif not name.startswith(SCHEMES) and name not in open_clip.list_models():
-        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise ValueError(f"open_clip has no model {name!r}{hint}")
     if name.startswith(SCHEMES):
         return
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -173,8 +254,19 @@ def _check_exists(name: str, pretrained: str | None) -> None:
             f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
-    if Path(pretrained).is_file() or _is_tag(name, pretrained):
+    is_file, is_tag = Path(pretrained).is_file(), _is_tag(name, pretrained)
+    if is_file and is_tag:
+        raise ValueError(
+            f"{pretrained!r} is a tag of {name} and a file here: write ./{pretrained} for the file,"
+            " or rename it for the tag"
+        )
+    if is_file or is_tag:
         return
+    if Path(pretrained).is_dir():
+        raise ValueError(
+            f"{pretrained} is a folder, expected a tag or file of weights; a folder with a model is"
+            f" named alone: from_pretrained({pretrained!r}, texts=...)"
+        )
     if "/" in pretrained or "." in pretrained:
         raise FileNotFoundError(f"no checkpoint file at {pretrained}")
     known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
@@ -215,5 +307,5 @@ def _warn_of_preprocessing(name: str, pretrained: str | None) -> None:
         warnings.warn(
             f"a checkpoint file records no preprocessing, so {name} gets OpenAI's; its published "
             f"weights use mean={mean}. Pass mean=, std= and interpolation=",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery._utils.tensors import check_real
+from captum_clip_surgery.attr._coverage import covered_size
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.tasks._images import Size
 from captum_clip_surgery.tasks._regions import components, nearest, peaks, unit_range
 
 #: Side of SAM's low-resolution masks.
@@ -47,6 +50,17 @@ class Prompt:
     box: np.ndarray | None
     mask: np.ndarray | None
     score: float
+
+    def foreground(self, size: Size) -> np.ndarray:
+        """Return where the mask is positive, without the padding, (h, w) of bool.
+
+        Args:
+            size: (height, width) of the image.
+        """
+        rows, columns = mask_sides(size, size)
+        if self.mask is None:
+            return np.zeros((rows, columns), dtype=bool)
+        return self.mask[:rows, :columns] > 0
 
     def for_predictor(self) -> dict[str, np.ndarray]:
         """Return the keyword arguments of `segment_anything.SamPredictor.predict`.
@@ -109,10 +123,10 @@ class PromptMaker:
 
     size: tuple[int, int]
     covered: Sides
-    threshold: float
-    down_sample: int
-    boxes: bool
-    masks: bool
+    threshold: float = 0.8
+    down_sample: int = 2
+    boxes: bool = False
+    masks: bool = False
 
     def evidence(self, values: Tensor, instances: str) -> list[Evidence]:
         """Return the evidence of one object or of every instance, the strongest first.
@@ -141,6 +155,19 @@ class PromptMaker:
             score = values[seeds].max().item()
             evidence.append(Evidence(positive, negative, region, scaled.where(area, 0.0), score))
         return sorted(evidence, key=lambda one: -one.score)
+
+    def prompts(
+        self, texts: Sequence[str], maps: Tensor, instances: str = "one", union: bool = False
+    ) -> list[Prompt]:
+        """Return the prompts of maps (K, h, w) of an image for K texts; see `tasks.prompts`."""
+        evidence = [
+            (text, one)
+            for text, attribution in zip(texts, maps, strict=True)
+            for one in self.evidence(check_map(attribution), instances)
+        ]
+        if union:
+            evidence = [("+".join(texts), unite([one for _, one in evidence]))]
+        return [self.prompt(text, one) for text, one in evidence]
 
     def prompt(self, text: str, evidence: Evidence) -> Prompt:
         """Return the prompt for a text."""
@@ -180,6 +207,19 @@ def published_points(
     return [_centers(indices, cells.shape, covered) for indices in chosen]
 
 
+def covered_part(clip: ZeroShotClassifier, maps: Tensor, shown: Size, size: Size) -> Sides:
+    """Return the height and width in pixels of an image that its maps cover.
+
+    Args:
+        clip: The classifier.
+        maps: The maps (..., h, w).
+        shown: (height, width) at which the model saw the image.
+        size: (height, width) of the image.
+    """
+    mapped = covered_size(clip, maps, shown)
+    return size[0] * mapped[0] / shown[0], size[1] * mapped[1] / shown[1]
+
+
 def _centers(indices: Tensor, grid: Sequence[int], covered: Sides) -> Tensor:
     """Return the pixels x, y (P, 2) at the center of cells with these indices in reading order."""
     (rows, columns), (height, width) = grid, covered
@@ -201,8 +241,14 @@ def make_box(inside: Tensor, covered: Sides) -> np.ndarray:
     return np.array(first + last, dtype=np.float32)
 
 
-def _mask(scaled: Tensor, size: Sides, covered: Sides) -> np.ndarray:
+def mask_sides(covered: Sides, size: Sides) -> tuple[int, int]:
+    """Return the rows and columns of a mask that a part of an image fills."""
     rows, columns = (max(1, int(MASK_SIDE * side / max(size) + 0.5)) for side in covered)
+    return rows, columns
+
+
+def _mask(scaled: Tensor, size: Sides, covered: Sides) -> np.ndarray:
+    rows, columns = mask_sides(covered, size)
     # A thin strip has fewer rows of the mask than of the map, and none may be skipped.
     fewer = min(rows, scaled.shape[0]), min(columns, scaled.shape[1])
     reduced = F.adaptive_max_pool2d(scaled[None, None], fewer)

@@ -186,6 +186,11 @@ class Segmenter:
         if log_total is not None and vocabulary.threshold is not None:
             probability = (self.scale * best.float() - log_total).exp()
             labels = labels.where(probability >= vocabulary.threshold, vocabulary.background)
+        if vocabulary.min_area is not None:
+            counts = torch.bincount(labels.flatten(), minlength=len(vocabulary.classes))
+            foreground = labels.numel() - counts[vocabulary.background]
+            small = counts < vocabulary.min_area * foreground
+            labels = labels.masked_fill(small[labels], vocabulary.background)
         kept = self.class_scores(scores, size) if self.keep_scores else None
         return Segmentation(labels, vocabulary.classes, kept)
 

@@ -28,6 +28,8 @@ class Vocabulary:
         threshold: Probability in 0..1 below which a pixel is background, of a softmax over all
             names ("max") or classes ("mean"). None stands for no threshold.
         background: Label of the background.
+        min_area: Share in 0..1 of the pixels that are not background; a class that covers less
+            becomes background. None keeps all classes.
     """
 
     clip: ZeroShotClassifier
@@ -36,6 +38,7 @@ class Vocabulary:
     merge: str = "max"
     threshold: float | None = None
     background: int = 0
+    min_area: float | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -62,6 +65,7 @@ def make_vocabulary(
     merge: str = "max",
     threshold: float | None = None,
     allow_single: bool = False,
+    min_area: float | None = None,
 ) -> Vocabulary:
     """Check the options of `segment` that concern classes, and build their vocabulary.
 
@@ -72,6 +76,8 @@ def make_vocabulary(
         merge: One of `MERGES`.
         threshold: A threshold besides texts of the background.
         allow_single: Whether one class without a background is allowed.
+        min_area: Share of the pixels that are not background, below which a class becomes
+            background.
 
     Raises:
         TypeError: If `background` is a string or `classes` is not a mapping of lists of texts.
@@ -85,7 +91,13 @@ def make_vocabulary(
     members = _members(clip, classes)
     _check_disjoint(members)
     names = tuple(members)
+    if min_area is not None and (isinstance(min_area, bool) or not 0 <= min_area <= 1):
+        raise ValueError(f"min_area must be a share from 0 to 1, got {min_area!r}")
     if background is None:
+        if min_area is not None:
+            raise ValueError(
+                f"min_area {min_area!r} makes small classes background; pass background= as well"
+            )
         if threshold is not None:
             raise ValueError(
                 f"threshold {threshold!r} needs texts of the background; without them pass "
@@ -111,10 +123,12 @@ def make_vocabulary(
                 f"one class, {names[1]!r}, whose probability is 1 everywhere; a threshold needs "
                 "more, or pass background=[...], texts for everything else"
             )
-        return Vocabulary(clip, names, ((), *texts), merge, _check_threshold(background))
+        return Vocabulary(
+            clip, names, ((), *texts), merge, _check_threshold(background), min_area=min_area
+        )
     extended, added = _with_background(clip, background)
     limit = None if threshold is None else _check_threshold(threshold)
-    return Vocabulary(extended, names, (added, *texts), merge, limit)
+    return Vocabulary(extended, names, (added, *texts), merge, limit, min_area=min_area)
 
 
 def _members(

@@ -172,4 +172,7 @@ def _draw_points(axis: Axes, prompt: Prompt, color: tuple[float, float, float]) 
     for points, marker, width in kinds:
         if len(points):  # an empty plot would still take room, at the figure's corner
             x, y = points.T
-            axis.plot(x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False)
+            (marks,) = axis.plot(
+                x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False
+            )
+            marks.set_in_layout(False)  # marks at the border would shrink the panel

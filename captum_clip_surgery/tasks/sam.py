@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method, attribute_many
-from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._transformers_files import check_sam
 from captum_clip_surgery.models._validation import resolve_indices
@@ -24,8 +23,8 @@ from captum_clip_surgery.tasks._prompts import (
     PromptMaker,
     check_map,
     check_rule,
+    covered_part,
     published_points,
-    unite,
 )
 
 __all__ = ["Prompt", "Sam", "points_from_map", "prompts", "sam_inputs"]
@@ -168,18 +167,10 @@ def prompts(
         with torch.no_grad():
             maps = attribute_many({"": explainer}, batch, chosen)[""]
         shown = (batch.shape[-2], batch.shape[-1])
-        mapped = covered_size(clip, maps, shown)
         for image_maps, full in zip(maps, sizes, strict=True):
-            covered = full[0] * mapped[0] / shown[0], full[1] * mapped[1] / shown[1]
+            covered = covered_part(clip, maps, shown, full)
             maker = PromptMaker(full, covered, threshold, down_sample, boxes, masks)
-            evidence = [
-                (text, one)
-                for text, attribution in zip(texts, image_maps, strict=True)
-                for one in maker.evidence(check_map(attribution), instances)
-            ]
-            if union:
-                evidence = [("+".join(texts), unite([one for _, one in evidence]))]
-            results.append([maker.prompt(text, one) for text, one in evidence])
+            results.append(maker.prompts(texts, image_maps, instances, union))
     return results
 
 

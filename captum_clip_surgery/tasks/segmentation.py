@@ -56,6 +56,7 @@ class Options(TypedDict, total=False):
     method: Method | None
     threshold: float | None
     scale: float | None
+    min_area: float | None
 
 
 @overload
@@ -83,6 +84,7 @@ def segment(
     longest: int | None = None,
     threshold: float | None = None,
     scale: float | None = None,
+    min_area: float | None = None,
 ) -> Tensor | list[Segmentation]:
     """Assign every pixel to the class whose text it resembles most.
 
@@ -121,6 +123,8 @@ def segment(
         threshold: With texts as `background`, also a threshold for it.
         scale: Factor of the scores in the softmax of a threshold; None stands for the model's logit
             scale.
+        min_area: With a background, the share in 0..1 of the pixels that are not background; a
+            class that covers less becomes background.
 
     Returns:
         For images, a `Segmentation` each, of the image's own size; for a batch, labels (N, H, W),
@@ -149,7 +153,7 @@ def segment(
         >>> segment(clip, torch.zeros(2, 3, 64, 96)).shape
         torch.Size([2, 64, 96])
     """
-    vocabulary = make_vocabulary(clip, classes, background, merge, threshold)
+    vocabulary = make_vocabulary(clip, classes, background, merge, threshold, min_area=min_area)
     segmenter = Segmenter(
         vocabulary,
         {"": choose_method(method, num_blocks, feature_surgery, None)},

@@ -24,6 +24,8 @@ Color = tuple[float, float, float]
 #: Largest number of classes in a legend.
 MAX_NAMES = 12
 OPACITY = 0.65
+#: Smallest longer side in pixels of labels with outlines, and how much darker outlines are.
+OUTLINE_SIDE, SHADE = 256, 0.45
 #: Color-blind-safe palette of Okabe and Ito, "Color Universal Design" (2008). Matplotlib's own
 #: qualitative color maps are not.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
@@ -130,7 +132,7 @@ def labels_figure(
 def show_labels(
     axis: Axes, image: np.ndarray, labels: np.ndarray, colors: Mapping[int, Color]
 ) -> None:
-    """Draw labels in colors over an image in pale gray.
+    """Draw labels in colors, with outlines, over an image in pale gray.
 
     Args:
         axis: The axis to draw on.
@@ -140,10 +142,26 @@ def show_labels(
     """
     small = downsample(labels)
     overlay = np.zeros((*small.shape, 4), dtype=np.float32)
+    times = -(-OUTLINE_SIDE // max(small.shape))  # outlines of few pixels would be thick
+    large = small.repeat(times, 0).repeat(times, 1)
+    edges, outlines = _edges(large), np.zeros((*large.shape, 4), dtype=np.float32)
     for label, color in colors.items():
         overlay[small == label] = (*color, OPACITY)
+        outlines[(large == label) & edges] = (*(SHADE * channel for channel in color), 1.0)
     show_image(axis, pale_gray(image), image)
-    axis.imshow(overlay, extent=extent(image), interpolation="nearest")
+    for layer in (overlay, outlines):
+        axis.imshow(layer, extent=extent(image), interpolation="nearest")
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """Return which pixels (h, w) have another label beside, above or below them."""
+    edges = np.zeros(labels.shape, dtype=bool)
+    down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= down
+    edges[:-1] |= down
+    edges[:, 1:] |= across
+    edges[:, :-1] |= across
+    return edges
 
 
 def add_legend(axis: Axes, entries: Sequence[tuple[str, Color | None]], more: str = "") -> None:

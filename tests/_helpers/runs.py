@@ -8,10 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import sqlite3
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -117,45 +115,43 @@ def _work(
     cli.main()
 
 
-def pieces(output: Path) -> Counter[str]:
-    """How often each piece lies in the files of a journal, read without the package."""
-    found: Counter[str] = Counter()
-    for path in (output / "journal").glob("*.sqlite"):
-        with closing(sqlite3.connect(path)) as connection:
-            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                found.update(key for (key,) in connection.execute("SELECT key FROM pieces"))
-    return found
-
-
 # --- what a process does before it begins ---------------------------------------------------------
 
 
+def small_pieces(rank: int) -> None:
+    """Pieces of two images."""
+    from captum_clip_surgery.evaluation import _running
+
+    runner: Any = _running
+    runner.PIECE = 2
+
+
 def slowly(rank: int) -> None:
-    """A while for each batch, so that there is a time to be killed in."""
+    """A while for each image, so that there is a time to be killed in."""
     _before_measuring(lambda: time.sleep(0.3))
 
 
-def very_slowly(rank: int) -> None:
-    """Long enough to be killed between two batches for certain."""
-    _before_measuring(lambda: time.sleep(1.5))
-
-
 def hanging(rank: int) -> None:
-    """The second process never ends its first batch."""
-    if rank == 1:
-        _before_measuring(lambda: time.sleep(3600))
+    """The second process never ends its first image; the first one leaves it some."""
+    _before_measuring(lambda: time.sleep(3600 if rank == 1 else 1))
 
 
 def uneven(rank: int) -> None:
     """The second process takes its time, and gets on."""
     if rank == 1:
-        _before_measuring(lambda: time.sleep(2.5))
+        _before_measuring(lambda: time.sleep(1.5))
 
 
 def hanging_export(rank: int) -> None:
     """The second process never ends its first batch."""
     if rank == 1:
         _before_explaining(lambda: time.sleep(3600))
+
+
+def slow_export(rank: int) -> None:
+    """The second process takes its time for each batch."""
+    if rank == 1:
+        _before_explaining(lambda: time.sleep(0.4))
 
 
 def failing_export(rank: int) -> None:
@@ -169,10 +165,13 @@ def _fail() -> None:
 
 
 def full_disk(rank: int) -> None:
-    """No file of the second process grows past two pages of SQLite."""
-    if rank == 1:
+    """No file of the second process grows past a few kilobytes."""
+    if rank == 0:
+        slowly(rank)
+    else:
         import resource
 
+        small_pieces(rank)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
 
@@ -182,22 +181,23 @@ def restarted(rank: int) -> None:
 
 
 def _before_measuring(call: Callable[[], None]) -> None:
-    from captum_clip_surgery import evaluation
+    from captum_clip_surgery.evaluation import _running
 
-    runner: Any = evaluation.runner
-    plain = runner.measure_batch
+    runner: Any = _running
+    runner.PIECE = 2
+    plain = runner.measure_image
 
     def measuring(*arguments: Any) -> Any:
         call()
         return plain(*arguments)
 
-    runner.measure_batch = measuring
+    runner.measure_image = measuring
 
 
 def _before_explaining(call: Callable[[], None]) -> None:
     from captum_clip_surgery import export
 
-    runner: Any = export._run
+    runner: Any = export._plan
     plain = runner.explain_batch
 
     def explaining(*arguments: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,18 @@ FAMILIES = [kind for kind in TINY if TINY[kind].everywhere]
 MODELS = [*FAMILIES, pytest.param("coca", marks=marks_of("coca"))]
 #: The fixture `clip` on `MODELS` alone.
 on_models = pytest.mark.parametrize("clip", MODELS, indirect=True)
+
+
+def quick_on(quick: tuple[str, ...], kinds: Iterable[str]) -> list[Any]:
+    """Parameters of a test on some kinds, slow on the others."""
+    return [pytest.param(k, marks=() if k in quick else pytest.mark.slow) for k in kinds]
+
+
 #: The same kinds for what takes seconds: a transformer and a ResNet, and slow the others.
-TWO_MODELS = [
-    pytest.param(kind, marks=() if kind in ("vit", "resnet") else pytest.mark.slow)
-    for kind in (*FAMILIES, "coca")
-]
+TWO_MODELS = quick_on(("vit", "resnet"), (*FAMILIES, "coca"))
+TWO_TOWERS = quick_on(("vit", "resnet"), TINY)
+#: For what the kind of tower has no say in.
+ONE_MODEL = quick_on(("vit",), (*FAMILIES, "coca"))
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

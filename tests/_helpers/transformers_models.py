@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import string
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from open_clip.model import CustomTextCLIP
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from tests._helpers.tower_kinds import TINY
@@ -34,9 +33,9 @@ class Kind:
     """One class of model: its configuration, and the token ids of start, end and padding."""
 
     config: str
-    text: Mapping[str, Any] = field(default_factory=dict)
-    vision: Mapping[str, Any] = field(default_factory=dict)
-    others: Mapping[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
     special: tuple[int | None, int, int] = (0, 2, 1)
     images: str = "CLIPImageProcessor"
 
@@ -117,11 +116,13 @@ def tokenizer(name: str) -> Any:
     inner.pre_tokenizer = (
         pre_tokenizers.Metaspace() if metaspace else pre_tokenizers.WhitespaceSplit()
     )
+    inner.decoder = decoders.Metaspace() if metaspace else None
     template = "$A </s>" if start is None else "<s> $A </s>"
     inner.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(text, i) for i, text in names.items() if text != "<pad>"]
     )
-    return transformers.PreTrainedTokenizerFast(
+    make: Any = transformers.PreTrainedTokenizerFast
+    return make(
         tokenizer_object=inner,
         eos_token="</s>",
         pad_token=names[padding],
@@ -130,7 +131,7 @@ def tokenizer(name: str) -> Any:
     )
 
 
-class TinyProcessor(transformers.ProcessorMixin):  # type: ignore[misc]
+class TinyProcessor(transformers.ProcessorMixin):
     """A processor of any tokenizer; those of the families take their own."""
 
     attributes = ("image_processor", "tokenizer")
@@ -138,7 +139,8 @@ class TinyProcessor(transformers.ProcessorMixin):  # type: ignore[misc]
     tokenizer_class = "AutoTokenizer"
 
     def __init__(self, image_processor: Any, tokenizer: Any) -> None:
-        super().__init__(image_processor, tokenizer)
+        make: Any = super().__init__
+        make(image_processor, tokenizer)
 
 
 def processor(name: str) -> Any:
@@ -149,7 +151,8 @@ def processor(name: str) -> Any:
 def image_processor(name: str) -> Any:
     kind: Any = getattr(transformers, KINDS[name].images)
     side = {} if name == "Siglip2Model" else {"size": {"height": SIDE, "width": SIDE}}
-    return kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resample=2, **side)
+    crop = {"crop_size": side["size"]} if kind.__name__.startswith("CLIP") else {}
+    return kind(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resample=2, **side, **crop)
 
 
 def save(name: str, folder: Path) -> Any:
@@ -187,7 +190,7 @@ def clip_model(source: Any) -> Any:
         ),
         projection_dim=source.text_projection.shape[1],
     )  # fmt: skip
-    model = transformers.CLIPModel(config).eval()
+    model: Any = transformers.CLIPModel(config)
     visual, state = source.visual, {}
     state["logit_scale"] = source.logit_scale
     state["visual_projection.weight"] = visual.proj.T
@@ -204,7 +207,7 @@ def clip_model(source: Any) -> Any:
         for i, block in enumerate(transformer.resblocks):
             state |= _layer(f"{side}_model.encoder.layers.{i}", block)
     model.load_state_dict(state)
-    return model
+    return model.eval()
 
 
 def tiny_siglip() -> Any:
@@ -231,7 +234,7 @@ def siglip_model(source: Any) -> Any:
         vision_config=_VISION
         | dict(intermediate_size=trunk.blocks[0].mlp.fc1.out_features, hidden_act="gelu"),
     )
-    model = transformers.SiglipModel(config).eval()
+    model: Any = transformers.SiglipModel(config)
     pool, head = trunk.attn_pool, "vision_model.head"
     state = {
         "logit_scale": source.logit_scale[None],
@@ -263,7 +266,7 @@ def siglip_model(source: Any) -> Any:
     for i, block in enumerate(text.transformer.resblocks):
         state |= _layer(f"text_model.encoder.layers.{i}", block)
     model.load_state_dict(state)
-    return model
+    return model.eval()
 
 
 def _renamed(name: str, module: nn.Module) -> dict[str, Tensor]:

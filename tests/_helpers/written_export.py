@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import multiprocessing
-import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.export import ExportSummary, export_maps, load_maps
-from captum_clip_surgery.export._manifest import JOURNAL
-from captum_clip_surgery.export._shards import FOLDER, FORMATS, files_of
-from captum_clip_surgery.export._writing import entries
+from captum_clip_surgery.export import Explained, Plan, load_maps, plan
 
 TEXTS = ["dog", "pizza", "camera"]
 SHARD, BATCH = 4, 2
@@ -56,6 +49,13 @@ def write_folder(root: Path, count: int) -> list[str]:
     return sorted(names)
 
 
+def write_broken_folder(root: Path) -> Path:
+    """A folder in which one image is unreadable."""
+    names = write_folder(root, IMAGES)
+    (root / names[5]).write_bytes(b"broken")
+    return root
+
+
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
@@ -65,27 +65,34 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def export(source: Path | str, output: Path, **options: Any) -> ExportSummary:
-    given = {"shard_size": SHARD, "batch_size": BATCH, "workers": 0, "size": 64, "top": 2}
-    return export_maps(surgery(), source, output, **(given | options))
+def planned(source: Path | str, output: Path, **options: Any) -> Plan:
+    given = {"shard_size": SHARD, "batch_size": BATCH, "size": 64, "top": 2}
+    return plan(surgery(), source, output, **(given | options))
 
 
-def shards(output: Path) -> dict[str, bytes]:
-    """All files of all shards, and what is in them."""
-    found = {}
-    for path in sorted((output / FOLDER).iterdir()):
-        for file in files_of(path):
-            found[file.relative_to(output).as_posix()] = file.read_bytes()
-    return found
+def export(
+    source: Path | str,
+    output: Path,
+    workers: int = 0,
+    numbers: Iterable[int] | None = None,
+    **options: Any,
+) -> Explained:
+    """Export by a loop, some shards or all that are left."""
+    made = planned(source, output, **options)
+    done = made.explain(surgery(), made.left() if numbers is None else numbers, workers)
+    made.finish()
+    return done
 
 
-def states(output: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """What changes when a shard is written again."""
-    found = {}
-    for name in names:
-        state = (output / name).stat()
-        found[name] = (state.st_ino, state.st_mtime_ns)
-    return found
+def files(output: Path) -> dict[str, bytes]:
+    """Finished files of an export by name."""
+    return {path.name: path.read_bytes() for path in sorted((output / "data").glob("0*.parquet"))}
+
+
+def states(output: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a finished file is written again."""
+    found = {path.name: path.stat() for path in (output / "data").glob("0*.parquet")}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in found.items()}
 
 
 def forked(call: Callable[[], object]) -> BaseProcess:
@@ -96,55 +103,14 @@ def forked(call: Callable[[], object]) -> BaseProcess:
     return process
 
 
-def finished(output: Path) -> set[str]:
-    """Files of finished shards by the journal."""
-    if not (output / JOURNAL / "run.json").exists():
-        return set()
-    with CheckpointStore.open(output / JOURNAL) as journal:
-        known = entries(journal)
-    return {entry.file for of_piece in known.values() for entry in of_piece if entry.file}
-
-
 def assert_same(output: Path, whole: Path) -> None:
-    assert shards(output) == shards(whole)
+    """Check that two exports are equal to the last bit, and that nothing else remains."""
+    assert files(output) == files(whole)
+    assert not list((output / "data").glob(".*"))
     maps, wanted = load_maps(output), load_maps(whole)
     maps.verify()
     assert list(maps) == list(wanted)
     assert maps.unreadable == wanted.unreadable
-    assert all((maps[name] == wanted[name]).all() for name in wanted)
-    assert all(maps.top(name) == wanted.top(name) for name in wanted)
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, do: Any) -> None:
-    """Have a method do something else at its n-th call."""
-    original, calls = getattr(owner, name), 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            do()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-
-
-def full_disk() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def write_broken_folder(root: Path) -> Path:
-    """A folder of which one picture is unreadable."""
-    names = write_folder(root, IMAGES)
-    (root / names[5]).write_bytes(b"broken")
-    return root
-
-
-def export_whole(folder: Path, root: Path) -> dict[str, Path]:
-    """What an export comes to that nothing befalls, by format."""
-    for format in FORMATS:
-        export(folder, root / format, format=format)
-    return {format: root / format for format in FORMATS}
 
 
 def expected(pictures: list[Path | Image.Image]) -> np.ndarray:

@@ -155,14 +155,6 @@ def test_temporary_files(tmp_path: Path) -> None:
     assert Pieces(tmp_path, 4).left() == [0, 1, 2, 3]
 
 
-def test_waiting_ends_with_the_last_piece_or_names_what_is_missing(tmp_path: Path) -> None:
-    pieces = Pieces(tmp_path, 1)
-    with pytest.raises(TimeoutError, match="the 1 pieces left"):
-        pieces.wait(0.1)
-    pieces.write(0, TABLE)
-    pieces.wait(0.1)
-
-
 def test_a_job_array_takes_every_number_once() -> None:
     left = [0, 1, 2, 5, 7, 8, 11]
     tasks = [array_numbers(left, f"{task}/3") for task in range(3)]
@@ -243,6 +235,7 @@ class _Start:
         return self.worker.work
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ray_goes_on_without_killed_actors_and_raises_what_work_raises(tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -25,14 +25,14 @@ from tests._helpers.method_table import (
     sized_images,
     tiny_classifier,
 )
-from tests._helpers.tiny import MODELS
+from tests._helpers.tiny import TWO_MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require grad")
 
 TARGETS = [2, 0]  # a text for each image
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=TWO_MODELS)
 def clip(request: pytest.FixtureRequest) -> Iterator[ZeroShotClassifier]:
     clip = tiny_classifier(request.param)
     yield clip

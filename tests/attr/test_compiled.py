@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
 from tests._helpers.cases import each
-from tests._helpers.tiny import MODELS, TOWERS, tiny_model
+from tests._helpers.tiny import ONE_MODEL, TOWERS, quick_on, tiny_model
 from tests._helpers.tower_kinds import TINY
 
 TEXTS = ["dog", "cat"]
 TEMPLATES = ["a photo of a {}."]
 each_family = pytest.mark.parametrize("family", TOWERS)
-each_slowly = pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f != "vit")) for f in TINY]
-)
+each_slowly = pytest.mark.parametrize("family", quick_on(("vit",), TINY))
 
 
 @each_slowly
@@ -89,7 +87,7 @@ def _trace(module: nn.Module, *inputs: Tensor) -> nn.Module:
     return torch.jit.trace(module, inputs, check_trace=False, strict=False)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", ONE_MODEL)
 @each("convert", [_script, _trace])
 @each("what", ["model", "tower"])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
@@ -106,7 +104,7 @@ def test_scripted_models_are_refused(family, what, convert):
         ZeroShotClassifier(given, TEXTS, templates=TEMPLATES)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", ONE_MODEL)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_open_clip_scripts_is_refused(family, tmp_path):
     config = {"model_cfg": TINY[family].config, "preprocess_cfg": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,52 @@ def test_raw_attention_is_what_the_module_returns(clip, images):
         assert relative_error(maps, expected[:, None].expand_as(maps)) < TOLERANCE
         one = attention.LayerRawAttention(clip, block=block, head=1).attribute(images, target=2)
         assert relative_error(one[:, 0].flatten(1), weights[block][:, 1, 0, 1:]) < TOLERANCE
+
+
+@each("kind", ["siglip", "coca", "pe"])
+def test_raw_attention_of_a_pooling_is_what_weights_its_values(kind):
+    """Values of patches, weighted by the map's heads and put out, are the pooling's output."""
+    clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
+    tower, batch = clip.tower, random_images(clip)
+    whole = attention.LayerRawAttention(clip).attribute(batch, target=0)
+    heads = [
+        attention.LayerRawAttention(clip, head=h).attribute(batch, target=0).flatten(1)
+        for h in range(2)
+    ]
+    assert whole.shape == (2, 1, 4, 4)
+    with torch.no_grad():
+        tokens, _ = tower.enter(batch, len(tower.blocks))
+        weights = tower.pool_attention(tokens)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+        expected, count = pooled_by(kind, clip.model.visual, tokens, weights)
+    assert relative_error(count, expected) < TOLERANCE
+    patches = weights[..., tower.num_prefix_tokens :]
+    assert relative_error(whole.flatten(1), patches.mean(1)) < TOLERANCE
+    assert relative_error(heads[1], patches[:, 1]) < TOLERANCE
+    with pytest.raises(TypeError, match="block=-1 stands for the attention of its pooling, got 0"):
+        attention.LayerRawAttention(clip, block=0)
+
+
+def pooled_by(kind: str, visual: Any, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What the pooling's attention gives, and the same by its weights and raw parameters."""
+    if kind == "coca":
+        pooler, module = visual.attn_pool, visual.attn_pool.attn
+        keys = pooler.ln_k(tokens)
+        expected = pooler(tokens)[:, 0]
+        value, bias = module.v_proj_weight, module.in_proj_bias.chunk(3)[2]
+        project = module.out_proj
+    else:
+        pooler, keys = visual.trunk.attn_pool, visual.trunk.norm(tokens)
+        outputs: list[Tensor] = []
+        handle = pooler.proj.register_forward_hook(lambda _, args, out: outputs.append(out))
+        pooler(keys)
+        handle.remove()
+        expected = outputs[0][:, 0]
+        value, bias = pooler.kv.weight.chunk(2)[1], pooler.kv.bias.chunk(2)[1]
+        project = pooler.proj
+    values = (keys @ value.T + bias).unflatten(-1, (weights.shape[1], -1))  # (N, L, heads, d)
+    joined = torch.einsum("nhl,nlhd->nhd", weights, values).flatten(1)
+    return expected, joined @ project.weight.T + project.bias
 
 
 def test_rollout_is_the_product_of_the_blocks(clip, images):
@@ -264,7 +311,6 @@ def test_a_layer_is_the_block_where_the_method_begins(clip):
 NEEDS_CLASS_TOKEN = (
     attention.LayerAttentionRelevance,
     attention.LayerAttentionRollout,
-    attention.LayerRawAttention,
     LayerGradECLIP,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 
 import open_clip
 import pytest
@@ -14,8 +15,22 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr.words import METHODS, word_scores
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text._words import word_positions
-from tests._helpers.tiny import load_reference_model, random_images, relative_error, tiny_model
+from tests._helpers.tiny import (
+    load_reference_model,
+    random_images,
+    relative_error,
+    tiny_model,
+    with_preprocessing,
+)
 from tests._helpers.tower_kinds import TEXT, TINY
+from tests._helpers.transformers_models import (
+    build,
+    clip_model,
+    processor,
+    siglip_model,
+    tiny_siglip,
+)
+from tests._helpers.transformers_models import tokenizer as tokenizer_of
 
 TEXT_GIVEN = "a potted plant on a TV monitor"
 
@@ -177,6 +192,64 @@ def test_text_towers_that_are_not_causal_are_refused():
     features = ZeroShotClassifier.from_features(tiny_model("vit"), torch.randn(3, 24))
     with pytest.raises(TypeError, match="no text tower"):
         word_scores(features, random_images(features, 1), "a dog")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_models_of_transformers_give_the_scores_of_open_clip(kind):
+    """On the same weights; SigLIP's text towers are pooled at their last position."""
+    if kind == "CLIP":
+        source = tiny_model("vit")
+        pair, tokenizer = [source, clip_model(source)], None
+    else:
+        source = with_preprocessing(tiny_siglip())
+        pair, tokenizer = [source, siglip_model(source)], tokenizer_of("SiglipModel")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clips = [ZeroShotClassifier(m, ["dog"], tokenizer=tokenizer, templates=[]) for m in pair]
+    images = random_images(clips[0])
+    for method, num_blocks in (("relevance", 2), ("grad-eclip", 2), ("relevance", None)):
+        theirs, ours = (word_scores(c, images, "a dog sat", method, num_blocks) for c in clips)
+        assert ours.words == theirs.words == ("a", "dog", "sat")
+        assert relative_error(ours.scores, theirs.scores) < 1e-4
+        assert ours.scores.max() > 0
+
+
+def test_the_scores_of_siglip_are_the_last_positions_row():
+    """Relevance in one block, from raw parameters: attention to words of the pooled position."""
+    model = siglip_model(tiny_siglip())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = ZeroShotClassifier(
+            model, ["dog"], tokenizer=tokenizer_of("SiglipModel"), templates=[]
+        )
+    images = random_images(clip, 1)
+    image = clip.image_features(images).detach()[0]
+    tokens, text = clip.text_encoder.tokenize(["a dog"]), model.text_model
+    x = text.embeddings(tokens)
+    first, last = text.encoder.layers
+    x = first(x, attention_mask=None)
+    x = x[0] if isinstance(x, tuple) else x  # before version 5
+    inner = last.layer_norm1(x)
+    q, k, v = (
+        p(inner).unflatten(-1, (4, 8)).transpose(1, 2)
+        for p in (last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.v_proj)
+    )
+    attention = (q @ k.mT / 8**0.5).softmax(-1)
+    x = x + last.self_attn.out_proj((attention @ v).transpose(1, 2).flatten(2))
+    x = x + last.mlp(last.layer_norm2(x))
+    feature = F.normalize(text.head(text.final_layer_norm(x)[0, -1]), dim=-1)
+    (gradient,) = torch.autograd.grad(image @ feature, attention)
+    row = (gradient * attention).relu().mean(1)[0, -1]
+    expected = torch.stack([row[:2].sum(), row[2:6].sum()])  # "▁ a", "▁ d o g"
+    scores = word_scores(clip, images, "a dog", num_blocks=1).scores[0]
+    assert relative_error(scores, expected / expected.sum()) < 1e-4
+
+
+def test_bert_towers_have_no_word_scores():
+    model = build("ChineseCLIPModel")
+    clip = ZeroShotClassifier(model, ["dog"], processor=processor("ChineseCLIPModel"), templates=[])
+    with pytest.raises(TypeError, match="ChineseCLIPTextModel is not supported: words are scored"):
+        word_scores(clip, random_images(clip, 1), "a dog")
 
 
 #: A caption in each of 20 scripts, with its words separated by bars, in the model's spelling.

@@ -15,15 +15,14 @@ import typer
 from typer.testing import CliRunner
 
 from captum_clip_surgery import METHODS, tasks
-from captum_clip_surgery._utils.distributed import processes
+from captum_clip_surgery._utils.drivers import run_on_ray
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, app
 from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
-from captum_clip_surgery.export import export_maps
-from captum_clip_surgery.export._shards import FORMATS as SHARD_FORMATS
+from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES
 from captum_clip_surgery.visualization._saving import FORMATS
@@ -57,13 +56,11 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.FeatureSurgery) == (*VARIANTS, "none")
     assert get_args(_choices.AutoFeatureSurgery) == ("auto", *VARIANTS, "none")
     assert get_args(_choices.FigureFormat) == tuple(FORMATS)
-    assert get_args(_choices.ExportFormat) == tuple(SHARD_FORMATS)
     assert get_args(_choices.Instances) == INSTANCES
     assert get_args(_choices.Sign) == SIGNS
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS
     assert tuple(sorted(path.stem for path in protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
-    assert inspect.signature(processes).parameters["timeout"].default == _choices.TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -72,7 +69,8 @@ def test_choices_are_those_of_the_rooms() -> None:
         (_options.SegmentationOptions, tasks.segment),
         (_options.PromptOptions, tasks.prompts),
         (_options.WordOptions, tasks.word_maps),
-        (_options.ExportOptions, export_maps),
+        (_options.ExportOptions, plan),
+        (_options.RayOptions, run_on_ray),
         (_options.ServerOptions, serve),
     ],
 )

@@ -81,10 +81,10 @@ def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None
 
 def test_refused(clip: ZeroShotClassifier) -> None:
     with pytest.raises(
-        ValueError, match=r"measures must be of localization, faithfulness, grid, got \['msc'\]"
+        ValueError, match=r"measures must be one of localization, faithfulness, grid, got \['msc'\]"
     ):
         evaluate_scenes(clip, SCENES, SURGERY, measures=["msc"])
-    with pytest.raises(ValueError, match=r"measures must be of .*, got \[\]"):
+    with pytest.raises(ValueError, match=r"measures must be one of .*, got \[\]"):
         evaluate_scenes(clip, SCENES, SURGERY, measures=[])
     with pytest.raises(ValueError, match="a grid of 2 x 2 needs at least 4 scenes, got 3"):
         evaluate_scenes(clip, SCENES[:3], SURGERY, measures=["grid"])

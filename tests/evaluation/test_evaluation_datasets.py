@@ -28,7 +28,7 @@ from captum_clip_surgery.datasets import (
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
 from captum_clip_surgery.metrics import localization
-from captum_clip_surgery.tasks import recognize
+from captum_clip_surgery.tasks import prompts, recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
 SCENES = Scenes("test", 8, 224, objects=[2, 3])
@@ -291,3 +291,30 @@ def test_points_by_hand(clip: ZeroShotClassifier) -> None:
         assert [index for _, index in found.ranked_images["points"]] in ([0, 1], [1, 0])
     with pytest.raises(ValueError, match="no image has a positive point"):
         evaluate(clip, Given(FOUR, [GREY], [Points(())]), {"corner": corner}, view)
+
+
+def test_points_are_measured_on_what_prompts_gives(clip: ZeroShotClassifier) -> None:
+    picture = SCENES[0].image[:150]
+    rng = np.random.default_rng(0)
+    points = tuple(
+        Point(label, *rng.random(2).tolist(), bool(rng.random() < 0.5))
+        for label in (0, 2)
+        for _ in range(200)
+    )
+    data = Given("\n".join(nouns()), [picture], [Points(points)])
+    found = evaluate(
+        clip, data, {"CLIP": METHODS["CLIP"]}, way(points=View(size=128)), progress=False
+    ).results["CLIP"]
+    local = clip.with_texts(nouns())
+    (shown,) = prompts(local, [picture], [0, 2], masks=True, method=METHODS["CLIP"], size=128)
+    ious = []
+    for label, prompt in zip((0, 2), shown, strict=True):
+        hits = wrong = 0
+        for point in points:
+            if point.label == label:  # SAM's mask is of 256 cells along the longer side
+                inside = prompt.mask[int(point.y * 150 / 224 * 256), int(point.x * 256)] > 0
+                hits += inside and point.positive
+                wrong += inside != point.positive
+        ious.append(hits / (hits + wrong))
+    assert found.measures["p_miou"] == pytest.approx(100 * np.mean(ious), abs=1)
+    assert 10 < found.measures["p_miou"] < 90

@@ -128,7 +128,7 @@ def found_labels(clip: ZeroShotClassifier, data: Given, view: View) -> list[np.n
     predictor = SegmentationPredictor(clip, data, SURGERY, view)
     return [
         labels["CLIPSurgery"].numpy()
-        for batch in EvalDataLoader(clip, data, range(len(data)), view, 1)
+        for batch in EvalDataLoader(clip, data, [[(0, index)] for index in range(len(data))], view)
         for labels in predictor.predict(batch, [[]])
     ]
 
@@ -265,11 +265,53 @@ def test_what_is_evaluated_is_what_segment_gives(
         expected = plain[0].labels, order[full[0].labels]
         for view, labels in zip(views, expected, strict=True):
             predictor = SegmentationPredictor(clip, data, methods, view)
-            (batch,) = EvalDataLoader(clip, data, [index], view, 1)
+            (batch,) = EvalDataLoader(clip, data, [[(0, index)]], view)
             (found,) = predictor.predict(batch, [[]])
             assert torch.equal(found[name], labels)
             seen |= set(labels.unique().tolist())
     assert len(seen) > 1
+
+
+def test_small_classes_become_background_as_in_segment(
+    clip: ZeroShotClassifier, data: Given
+) -> None:
+    rows = list(data.classes.synonyms)
+    (background,) = rows.pop(BACKGROUND)
+    several = clip.with_texts([text for names in rows for text in names])
+    options = {"size": 80, "keep_aspect": True}
+    plain, view = (
+        View(**options, synonyms=True, background=0.6, scale=40, min_area=area)
+        for area in (None, 0.3)
+    )
+    order = torch.tensor([BACKGROUND, *(k for k in range(len(rows) + 1) if k != BACKGROUND)])
+    moved = 0
+    for picture, before, found in zip(
+        data.pictures, found_labels(clip, data, plain), found_labels(clip, data, view), strict=True
+    ):
+        (full,) = segment(
+            several, [picture], background=[background], threshold=0.6, scale=40,
+            classes={names[0]: names for names in rows}, min_area=0.3,
+            method=METHODS["CLIPSurgery"], **options,
+        )  # fmt: skip
+        assert np.array_equal(order[full.labels], found)
+        counts = np.bincount(before.ravel(), minlength=5)
+        small = counts < 0.3 * (before.size - counts[BACKGROUND])
+        assert np.array_equal(np.where(small[before], BACKGROUND, before), found)
+        moved += (before != found).sum()
+    assert moved > 0
+
+
+def test_the_name_of_the_background_is_left_out(clip: ZeroShotClassifier) -> None:
+    data = Given("ghost\nbackground, crown, carrot", [np.zeros((64, 64, 3), np.uint8)], [], 1)
+    texts = {}
+    for named in (True, False):
+        view = View(size=64, synonyms=True, background_name=named)
+        texts[named] = SegmentationPredictor(clip, data, SURGERY, view)._segmenter.vocabulary
+    assert texts[True].clip.texts == ("ghost", "background", "crown", "carrot")
+    assert texts[False].clip.texts == ("ghost", "crown", "carrot")
+    assert texts[False].members == ((0,), (1, 2))
+    with pytest.raises(ValueError, match="leaves the background without a name; set synonyms"):
+        SegmentationPredictor(clip, data, SURGERY, View(size=64, background_name=False))
 
 
 def test_without_a_scale_the_models_own(clip: ZeroShotClassifier, data: Given) -> None:

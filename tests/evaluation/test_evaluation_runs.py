@@ -17,13 +17,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import Evaluation, Protocol, View, _predictors, evaluate, read
+from captum_clip_surgery.evaluation import (
+    Evaluation,
+    Protocol,
+    StatisticsStore,
+    View,
+    _predictors,
+    _running,
+    evaluate,
+    read,
+)
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
+from captum_clip_surgery.evaluation.runner import draw_sample
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line
 from tests._helpers.cases import each
@@ -68,13 +77,20 @@ def test_workers_change_nothing(clip: ZeroShotClassifier, folder: Folder) -> Non
     assert ahead.ranked_images == alone.ranked_images
 
 
-def test_the_first_images_alone(clip: ZeroShotClassifier, folder: Folder, tmp_path: Path) -> None:
+def test_a_limit_draws_images_that_a_larger_one_draws_too(
+    clip: ZeroShotClassifier, folder: Folder, tmp_path: Path
+) -> None:
     found = run(clip, folder, "CLIP", limit=3)
-    alone = run(clip, scene_folder(SCENES[:3], tmp_path), "CLIP")
+    (ranked, _) = found.ranked_images.values()
+    drawn = sorted(index for _, index in ranked)
+    assert drawn != [0, 1, 2]
+    alone = run(clip, scene_folder([SCENES[index] for index in drawn], tmp_path), "CLIP")
     assert found.images == alone.images == 3
     assert found.results == alone.results
-    assert {index for ranked in found.ranked_images.values() for _, index in ranked} == {0, 1, 2}
-    assert run(clip, folder, "CLIP", limit=100).images == len(SCENES)
+    other = run(clip, folder, "CLIP", limit=3, seed=1, tasks=["localization"])
+    assert {index for _, index in other.ranked_images["localization"]} != set(drawn)
+    assert [draw_sample(7, limit, 0) for limit in (None, 7, 100)] == [range(7)] * 3
+    assert set(drawn) < set(draw_sample(7, 5, 0))
     assert found.images_per_second > 0
     assert 0 < found.data_wait_fraction < 1
 
@@ -114,10 +130,10 @@ def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
 def test_what_workers_are_given_can_be_sent(clip: ZeroShotClassifier, folder: Folder) -> None:
     """To processes that are spawned and share no memory."""
     policy = resize_policy(View(size=96), clip)
-    pictures = EvalDataset(folder, range(len(folder)), clip.preprocessing, policy)
-    sent = pickle.loads(pickle.dumps(pictures))
-    assert torch.equal(sent[2].pixels, pictures[2].pixels)
-    assert np.array_equal(sent[2].target.labels, folder[2].target.labels)
+    pictures = EvalDataset(folder, clip.preprocessing, policy)
+    sent = pickle.loads(pickle.dumps(pictures))[0, 2]
+    assert torch.equal(sent.pixels, pictures[0, 2].pixels)
+    assert np.array_equal(sent.target.labels, folder[2].target.labels)
 
 
 def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None:
@@ -133,7 +149,7 @@ def test_pixels_are_those_that_the_reader_gave(clip: ZeroShotClassifier) -> None
     picture = SCENES[0].image[:64]
     data = Noted("dog\ncat", [picture], [Labels(np.zeros(picture.shape[:2], np.int32))])
     assert dict(data[0].image.getexif()) == {0x0112: 6}
-    ((shown,),) = EvalDataLoader(clip, data, [0], View(size=96, keep_aspect=True), 1)
+    ((shown,),) = EvalDataLoader(clip, data, [[(0, 0)]], View(size=96, keep_aspect=True))
     assert shown.size == (64, 96)
     assert torch.equal(shown.pixels, clip.preprocess(picture, (96, 144))[0])
 
@@ -143,7 +159,7 @@ def test_truth_squashed_as_the_view_has_it(clip: ZeroShotClassifier) -> None:
     mask = labels > 4
     truths = [Labels(labels), Masks({1: mask}, {1: ~mask})]
     data = Given("dog\ncat", [SCENES[0].image[:6, :8]] * 2, truths)
-    ((first,), (second,)) = EvalDataLoader(clip, data, [0, 1], View(target_size=12), 1)
+    ((first,), (second,)) = EvalDataLoader(clip, data, [[(0, 0)], [(0, 1)]], View(target_size=12))
     expected = (np.arange(12).reshape(3, 4) - 1).repeat(4, 0).repeat(3, 1)
     assert np.array_equal(first.target.labels, expected)
     assert np.array_equal(second.target.masks[1], expected > 4)
@@ -154,14 +170,22 @@ def test_truth_squashed_as_the_view_has_it(clip: ZeroShotClassifier) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(
+def test_unreadable_images_are_left_out_and_listed(
     clip: ZeroShotClassifier, tmp_path: Path, workers: int
 ) -> None:
-    data = scene_folder(SCENES[:3], tmp_path)
-    path = tmp_path / "images" / "00001.png"
+    readable = run(clip, scene_folder(SCENES[1:3], tmp_path / "two"), "CLIP")
+    data = scene_folder(SCENES[:3], tmp_path / "three")
+    path = tmp_path / "three" / "images" / "00000.png"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"^image '00001' of folder .*00001.png cannot be read as"):
-        run(clip, data, "CLIP", workers=workers, batch_size=1)
+    found = run(clip, data, "CLIP", workers=workers)
+    assert found.results["CLIP"].measures == pytest.approx(dict(readable.results["CLIP"].measures))
+    assert list(found.unreadable) == ["00000"]
+    assert "00000.png cannot be read as" in found.unreadable["00000"]
+    assert found.images == 2
+    for other in path.parent.iterdir():
+        other.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 3 images of folder three can be read; the"):
+        run(clip, data, "CLIP")
 
 
 def test_a_method_that_fails_names_its_images(clip: ZeroShotClassifier, folder: Folder) -> None:
@@ -213,7 +237,34 @@ def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
         shown = [axes for axes in figure.axes if axes.images]
         assert len(shown) == 2 * 4  # two images; each, its truth and two methods
         assert task in figure.get_suptitle()
+        if task == "points":
+            for axis in shown[1::4]:  # points, at their places and within the image
+                assert axis.get_xlim() == (-0.5, 95.5)
+                assert axis.collections[0].get_offsets().tolist() == [
+                    pytest.approx([0.2 * 96 - 0.5, 0.3 * 96 - 0.5])
+                ]
+        if task == "segmentation":
+            legend = [text.get_text() for text in shown[3].get_legend().get_texts()]
+            assert set(legend) <= {"dog", "cat", "cow"}
+            assert len(legend) > 1
     assert not run(clip, data, "CLIP", protocol=way).figures
+
+
+def test_a_figure_shows_the_class_whose_score_it_gives(clip: ZeroShotClassifier) -> None:
+    masks = np.zeros((2, 96, 96), bool)
+    masks[0, :8, :8] = masks[1, 20:60, 30:70] = True
+    data = Given("dog\ncat\ncow", [SCENES[0].image], [Masks({0: masks[0], 1: masks[1]})])
+    way = Protocol("one", "tests", {"localization": View()}, {})
+    axes = run(clip, data, "CLIP", protocol=way, figures=True).figures["localization"].axes
+    scores = {
+        two.get_xlabel(): one.get_ylabel() for one, two in zip(axes[::3], axes[1::3], strict=True)
+    }
+    assert sorted(scores) == ["cat", "dog"]
+    for name, text in scores.items():
+        label = data.classes.first.index(name)
+        alone = Given("dog\ncat\ncow", [SCENES[0].image], [Masks({label: masks[label]})])
+        measures = run(clip, alone, "CLIP", protocol=way).results["CLIP"].measures
+        assert float(text.split("\n")[1]) == pytest.approx(measures["explanation_iou"], abs=0.06)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -245,10 +296,7 @@ def test_command(
     assert content["model"]["weights"] == weights_digest(clip.model)
     assert content["command"].startswith("clip-surgery evaluate --dataset folder")
     assert {"torch", "captum_clip_surgery"} <= content["versions"].keys()
-    assert {name for names in content["ranked_images"].values() for name in names} == {
-        "00000",
-        "00001",
-    }
+    assert len({name for names in content["ranked_images"].values() for name in names}) == 2
     expected = evaluate(
         clip, Folder(tmp_path / "data"), {"CLIP": METHODS["CLIP"]}, Protocol.load("paper"), limit=2
     ).results["CLIP"]
@@ -287,7 +335,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
         ),
         ("--dataset folder --root nowhere", "is incomplete at nowhere (no such folder)"),
         ("--dataset folder --root DATA --protocol BAD", "localization has the unknown key 'sise'"),
-        ("--root DATA --resume", "--root, --resume cannot be combined with --dataset scenes"),
+        ("--root DATA --no-resume", "--root, --resume cannot be combined with --dataset scenes"),
     ],
 )
 def test_command_refuses(
@@ -302,7 +350,7 @@ def test_command_refuses(
     assert isinstance(ended, str)
     assert ended.startswith("error: ")
     assert message in ended
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("part", ["ln_final", "visual.ln_post"])
@@ -324,11 +372,12 @@ def test_an_evaluation_is_of_one_model(
         return found
 
     monkeypatch.setattr(_predictors, "attribute_each", then_step)
-    journal = CheckpointStore(tmp_path / "journal", {}, False)
-    with journal, pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
-        run(clip, folder, "CLIP", batch_size=2, journal=journal)
-    with CheckpointStore(tmp_path / "journal", {}, True) as journal:
-        assert len(journal.completed()) == 1
+    store = StatisticsStore(tmp_path / "statistics", {}, {})
+    monkeypatch.setattr(_running, "PIECE", 2)
+    with pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
+        run(clip, folder, "CLIP", batch_size=2, store=store)
+    # The first piece is of the model as it was, and of the second nothing is kept.
+    assert len(list(tmp_path.rglob("*.parquet"))) <= 1
 
 
 def test_a_task_on_many_batches_is_of_one_model(

@@ -40,7 +40,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_those_that_come_with_the_package():
-    assert SHIPPED == ["dense", "imagenet-segmentation", "paper", "present"]
+    assert SHIPPED == ["clearclip", "dense", "imagenet-segmentation", "paper", "present", "sclip"]
     for name in SHIPPED:
         protocol = Protocol.load(name)
         assert protocol.name == name
@@ -83,6 +83,43 @@ def test_dense_is_what_naclip_configures(dataset):
     assert view.synonyms == (dataset in OWN_CLASSES)
     assert dense.templates == "imagenet"
     assert len(TEMPLATE_SETS["imagenet"]) == 80
+
+
+#: Shorter side, window, stride, scale, threshold and area threshold of the papers.
+SCLIP = {
+    "voc21": (336, 224, 112, 65, 0.1, 0.1),
+    "voc20": (336, 224, 112, 40, None, None),
+    "context60": (336, 224, 112, 50, 0.1, None),
+    "context59": (336, 224, 112, 40, None, None),
+    "coco-object": (336, 224, 112, 50, 0.1, None),
+    "coco-stuff171": (448, 224, 112, 40, None, None),
+    "cityscapes": (560, 224, 112, 40, None, None),
+    "ade20k": (336, 224, 112, 40, None, None),
+}
+CLEARCLIP = {
+    dataset: (448, 448, 224, 50, threshold, None)
+    for dataset, threshold in dict.fromkeys(SCLIP).items()
+} | {
+    "voc21": (448, 448, 224, 50, 0.5, None),
+    "context60": (448, 448, 224, 50, 0.4, None),
+    "coco-object": (448, 448, 224, 50, 0.15, None),
+    "cityscapes": (448, 224, 224, 50, None, None),
+}
+
+
+@each(("name", "dataset"), [(name, d) for name in ("sclip", "clearclip") for d in SCLIP])
+def test_protocols_of_other_dense_methods(name, dataset):
+    view = Protocol.load(name).view("segmentation", dataset)
+    values = view.size, view.window, view.stride, view.scale, view.background, view.min_area
+    assert values == {"sclip": SCLIP, "clearclip": CLEARCLIP}[name][dataset]
+    assert (view.keep_aspect, view.longest) == (True, 2048)
+    dense = Protocol.load("dense").view("segmentation", dataset)
+    names = (view.classes, view.synonyms, view.background_name)
+    if name == "sclip":
+        assert names == (dense.classes, dense.synonyms, dense.background_name)
+        assert view.background_name == (dataset not in ("voc21", "coco-object"))
+    else:
+        assert names == (None, False, True)
 
 
 @each("dataset", OWN_CLASSES)

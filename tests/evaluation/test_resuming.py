@@ -1,21 +1,25 @@
-"""`evaluate --resume` from the command line: what it refuses, and damage to its journal."""
+"""`evaluate` again in the same folder: what is reused, what is refused, and damage."""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import captum_clip_surgery
+from captum_clip_surgery import evaluation
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
+from captum_clip_surgery.evaluation import Evaluation, _running, read
 from tests._helpers.command_line import run
 from tests._helpers.written_scenes import scene_folder
 
@@ -60,10 +64,31 @@ class Evaluated:
     def found(self) -> bytes:
         return (self.folder / "out" / "results.csv").read_bytes()
 
-    @property
-    def pieces(self) -> Path:
-        (path,) = (self.folder / "out" / "journal").glob("*.sqlite")
-        return path
+    def check_table(self) -> None:
+        """A method alone in a pass differs in the last bits of its maps."""
+        expected, found = (
+            pandas.read_csv(io.BytesIO(table)) for table in (self.table, self.found())
+        )
+        pandas.testing.assert_frame_equal(found, expected, rtol=1e-5)
+
+    def pieces(self) -> dict[str, bytes]:
+        """The content of every file of statistics."""
+        folder = self.folder / "out" / "statistics"
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.par*")}
+
+    def measured(self, *more: str) -> dict[tuple[str, str], int]:
+        """How many images a run measures, by task and method."""
+        plain, counts = evaluation.evaluate, {}
+
+        def spy(*args: Any, **options: Any) -> Evaluation:
+            found = plain(*args, **options)
+            counts.update(found.measured)
+            return found
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(evaluation, "evaluate", spy)
+            assert self(*more) == 0
+        return counts
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +126,8 @@ def edit_code(run: Evaluated) -> None:
     run.monkeypatch.setattr(captum_clip_surgery, "__file__", str(edited / "__init__.py"))
 
 
-def draw_over(run: Evaluated) -> None:
-    Image.new("RGB", (96, 96)).save(run.folder / "data" / "images" / "00001.png")
-
-
 def other_size(run: Evaluated) -> None:
     (run.folder / "own.toml").write_text('source = "tests"\n[localization]\nsize = 128\n')
-
-
-def option(name: str, value: str) -> Callable[[Evaluated], None]:
-    return lambda run: run.options.update({name: value})
 
 
 @pytest.mark.parametrize(
@@ -119,78 +136,124 @@ def option(name: str, value: str) -> Callable[[Evaluated], None]:
         (train, "model.weights was"),
         (other_activation, 'model.activation was "GELU", is "QuickGELU"'),
         (edit_code, "code was"),
-        (draw_over, "dataset.files was"),
-        (other_size, "protocol.views.localization.size was 96, is 128"),
-        (option("--methods", "CLIP"), 'methods was ["CLIP", "CLIPSurgery"], is ["CLIP"]'),
-        (option("--limit", "3"), "limit was null, is 3"),
-        (option("--batch-size", "3"), "batch_size was 2, is 3"),
+        (other_size, "view.size was 96, is 128"),
     ],
-    ids=["weights", "activation", "code", "picture", "protocol", "methods", "limit", "batch"],
+    ids=["weights", "activation", "code", "protocol"],
 )
 def test_what_has_changed_is_said(
     evaluated: Evaluated, change: Callable[[Evaluated], None], said: str
 ) -> None:
-    before = evaluated.pieces.read_bytes()
+    before = evaluated.pieces()
     change(evaluated)
     ended = evaluated("--resume")
     assert isinstance(ended, str)
-    journal = evaluated.folder / "out" / "journal"
-    assert ended.startswith(f"error: the run in {journal} cannot be resumed, because its settings")
-    differences = ended.partition("settings differ: ")[2].split("; ")
+    folder = evaluated.folder / "out" / "statistics" / "settings" / "localization" / "CLIP"
+    assert ended.startswith(f"error: {folder} holds another run: ")
+    differences = ended.partition("another run: ")[2].partition(". Choose")[0].split("; ")
     assert differences[0].startswith(said)
     # And nothing else, but for the class of the activation, which is among the model's settings.
     assert len(differences) == 1 + (change is other_activation)
     assert all(text.startswith("model.settings was") for text in differences[1:])
     assert evaluated.found() == evaluated.table
-    assert evaluated.pieces.read_bytes() == before
+    assert evaluated.pieces() == before
+    if change is other_size:  # all anew
+        assert list(evaluated.measured("--no-resume").values()) == [IMAGES, IMAGES]
 
 
-def test_nothing_changed_goes_on(evaluated: Evaluated) -> None:
+def test_nothing_changed_nothing_measured(evaluated: Evaluated) -> None:
     (evaluated.folder / "out" / "results.csv").unlink()
-    before = evaluated.pieces.read_bytes()
-    assert evaluated("--resume") == 0
+    before = evaluated.pieces()
+    assert evaluated.measured() == {}
     assert evaluated.found() == evaluated.table
-    assert evaluated.pieces.read_bytes() == before  # and no other file has come
-
-
-def test_without_resume_nothing_is_written_over(evaluated: Evaluated) -> None:
-    assert "--resume to continue it" in str(evaluated())
-    assert evaluated.found() == evaluated.table
-
-
-def flip(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :]
-
-
-@pytest.mark.parametrize(
-    "cut", [0.6, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (0.3, 0.95))]
-)
-def test_a_truncated_journal_is_done_again(evaluated: Evaluated, cut: float) -> None:
-    content = evaluated.pieces.read_bytes()
-    evaluated.pieces.write_bytes(content[: int(cut * len(content))])
-    with pytest.warns(UserWarning, match="computed again"):
-        assert evaluated("--resume") == 0
+    assert evaluated.pieces() == before
+    # Neither by files that are no images, nor by a new time.
+    (evaluated.folder / "data" / "notes.txt").write_text("good ones")
+    (evaluated.folder / "data" / "images" / "00002.png").touch()
+    assert evaluated.measured("--resume", "--batch-size", "3") == {}
     assert evaluated.found() == evaluated.table
 
 
-def test_a_flipped_bit_is_found_by_its_checksum_and_done_again(evaluated: Evaluated) -> None:
-    with closing(sqlite3.connect(evaluated.pieces)) as connection, connection:
-        (content,) = connection.execute(
-            "SELECT content FROM pieces WHERE key = 'localization 2'"
-        ).fetchone()
-        connection.execute(
-            "UPDATE pieces SET content = ? WHERE key = 'localization 2'",
-            (flip(content, len(content) - 9),),
-        )
-    with pytest.warns(UserWarning, match="'localization 2' in .* fails its checksum"):
-        assert evaluated("--resume") == 0
-    assert evaluated.found() == evaluated.table
+def test_what_is_asked_besides_is_measured_alone(evaluated: Evaluated) -> None:
+    evaluated.options["--methods"] = "CLIP,MaskCLIP"
+    assert evaluated.measured() == {("localization", "MaskCLIP"): IMAGES}
+    evaluated.options["--methods"] = "CLIP,CLIPSurgery"
+    assert evaluated.measured("--limit", "3") == {}
+    assert evaluated.found() != evaluated.table
+    assert evaluated.measured() == {}
+    evaluated.check_table()
 
 
-def test_a_journal_that_does_not_say_what_it_is_of(evaluated: Evaluated) -> None:
-    about = evaluated.folder / "out" / "journal" / "run.json"
-    about.write_bytes(about.read_bytes()[:-20])
-    assert "is damaged" in str(evaluated("--resume"))
-    about.unlink()
-    assert "holds pieces of a run, but no run.json" in str(evaluated("--resume"))
-    assert evaluated.found() == evaluated.table
+def test_images_that_change_are_named_and_measured_again(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = evaluated.folder / "data" / "images" / "00001.png"
+    picture = path.read_bytes()
+    one = {("localization", "CLIP"): 1, ("localization", "CLIPSurgery"): 1}
+    path.write_bytes(picture[:100])
+    assert evaluated.measured() == {}
+    printed = capsys.readouterr().out
+    assert "files of the data set that have changed since (1): images/00001.png; all" in printed
+    assert "unreadable: 00001: " in printed
+    assert "\n4 images, " in printed
+    path.write_bytes(picture)
+    assert evaluated.measured() == one
+    evaluated.check_table()
+    Image.new("RGB", (96, 96)).save(path)
+    assert evaluated.measured() == one
+    assert evaluated.found() != evaluated.table
+
+
+def test_a_refused_call_leaves_nothing(evaluated: Evaluated) -> None:
+    evaluated.options["--output"] = str(evaluated.folder / "other")
+    own = evaluated.folder / "own.toml"
+    plain = own.read_text()
+    own.write_text(plain + "keep_aspect = true\n")
+    assert isinstance(evaluated(), str)
+    assert not (evaluated.folder / "other").exists()
+    own.write_text(plain)
+    assert evaluated() == 0
+
+
+def test_parts_of_a_job_array_give_the_same_table(
+    evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated.monkeypatch.setattr(_running, "PIECE", 2)
+    for task in ("2/3", "0/3", "1/3"):
+        assert evaluated("--array", task, *(["--no-resume"] if task == "2/3" else [])) == 0
+        left = {"2/3": 4, "0/3": 2, "1/3": 0}[task]
+        assert (f"{left} images are left to other tasks" in capsys.readouterr().out) == bool(left)
+    evaluated.check_table()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "not Parquet"])
+def test_damage_is_done_again(evaluated: Evaluated, damage: str) -> None:
+    path = evaluated.folder / "out" / "statistics" / "localization" / "CLIP" / "000000.parquet"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "cut": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :],
+            "not Parquet": b"PAR1" * 9,
+        }[damage]
+    )
+    warned = pytest.warns(UserWarning, match=r"000000\.parquet is damaged .* measured again")
+    with nullcontext() if damage == "cut" else warned:
+        assert evaluated.measured() == {("localization", "CLIP"): IMAGES}
+    evaluated.check_table()
+
+
+def test_rows_are_what_pandas_reads(evaluated: Evaluated) -> None:
+    rows = pandas.read_parquet(evaluated.folder / "out" / "statistics" / "localization" / "CLIP")
+    assert set(rows["image"]) == {f"{number:05}" for number in range(IMAGES)}
+    result = read(evaluated.folder / "out")["CLIP"].measures
+    assert 100 * rows["msc"].mean() == pytest.approx(result["msc"], rel=1e-12)
+    per_class = pandas.read_csv(evaluated.folder / "out" / "per_class.csv")
+    asked = per_class.query("method == 'CLIP' and measure == 'msc'").set_index("class")["value"]
+    expected = 100 * rows.groupby("class")["msc"].mean()
+    assert asked.to_dict() == pytest.approx(expected.to_dict(), rel=1e-12)
+    per_image = pandas.read_csv(evaluated.folder / "out" / "per_image.csv", dtype={"image": str})
+    of_images = per_image.query("method == 'CLIP' and measure == 'msc'").set_index("image")["value"]
+    assert of_images.to_dict() == pytest.approx(
+        (100 * rows.groupby("image")["msc"].mean()).to_dict(), rel=1e-12
+    )

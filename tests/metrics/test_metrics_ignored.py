@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.pairs import PairMeasures
+from captum_clip_surgery.metrics.pairs import PairMeasures, pair_stats
 from tests._helpers.cases import each
 
 #: The highest pixel lies outside the mask, two pixels from it, and is ignored.
@@ -96,7 +96,7 @@ def test_refused(ignored: Tensor) -> None:
         measured(MAP, MASK, ignored)
 
 
-# --- records -------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def test_states_add_up() -> None:
@@ -105,15 +105,13 @@ def test_states_add_up() -> None:
     whole, parts = PairMeasures(), PairMeasures()
     empty = torch.zeros(6, 6, dtype=torch.bool)
     for image, pairs in enumerate((2, 0, 1, 3)):
-        one = PairMeasures()
         for _ in range(pairs):
             attribution = torch.randn(3, 3, generator=generator)
             mask = torch.rand(6, 6, generator=generator) > 0.5
             whole.update(attribution, mask, image)
-            one.update(attribution, mask, 0)
+            parts.add(pair_stats(attribution, mask), image)
         whole.update(torch.rand(3, 3), empty, image)
-        one.update(torch.rand(3, 3), empty, 0)
-        parts.add_stats(image, one.stats(0))
+        parts.add(pair_stats(torch.rand(3, 3), empty), image)
     assert parts.compute() == whole.compute()
     assert parts.confidence(resamples=50) == whole.confidence(resamples=50)
     assert (parts.n_pairs, parts.skipped) == (6, 4)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.models._activations import describe_activation
 from tests._helpers.cases import each
-from tests._helpers.tiny import relative_error, with_preprocessing
+from tests._helpers.tiny import quick_on, relative_error, with_preprocessing
 from tests._helpers.tower_kinds import TINY
 
 TEXTS = ["a dog", "a cat"]
@@ -368,7 +368,10 @@ def held(state: dict[str, Tensor]) -> torch.jit.ScriptModule:
         return torch.jit.script(root)
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu"])
+ARCHIVES = ["ViT-B-32", "ViT-B-32-quickgelu", "RN50", "RN50-quickgelu"]
+
+
+@pytest.mark.parametrize("name", quick_on(("ViT-B-32", "RN50-quickgelu"), ARCHIVES))
 @pytest.mark.parametrize("quick", [True, False])
 def test_an_archive_is_built_as_its_program_computes(tiny, expected, tmp_path, name, quick):
     path = traced(kind_of(name), quick, tmp_path / "ViT.pt")

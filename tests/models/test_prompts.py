@@ -107,7 +107,7 @@ def test_refused_templates(template, error, message):
 
 
 def test_one_string_for_templates():
-    with pytest.raises(TypeError, match=r"pass \['a photo of a {}'\]"):
+    with pytest.raises(TypeError, match=r"got 'a photo of a {}'; pass \['a photo of a {}'\]"):
         ZeroShotClassifier(tiny_model("vit"), ["a dog"], templates="a photo of a {}")
 
 

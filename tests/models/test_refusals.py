@@ -66,7 +66,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no CLIP": (
         lambda: nn.Linear(2, 2),
         TypeError,
-        "but Linear has no visual, encode_image, .*create_model_and_",
+        "CLIP of open_clip or transformers, but Linear has no visual, encode_image, .*create_model",
     ),
     "an image tower": (
         lambda: tiny_model("vit").visual,
@@ -96,7 +96,7 @@ REFUSED_MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tower": (
         lambda: with_visual(nn.Identity()),
         TypeError,
-        f"Identity is not supported: no supported family has its class.*{WORKS}",
+        f"Identity is not supported: no family of towers has its class.*{WORKS}",
     ),
     "other vocabulary": (
         lambda: built(text=dict(vocab_size=100)),

@@ -226,7 +226,7 @@ def test_an_unreachable_hub_says_what_to_pass(monkeypatch, tmp_path):
     monkeypatch.setattr(open_clip, "get_tokenizer", unreachable)
     model = TINY["vit"].build()
     monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *a, **k: (model, 0, 0))
-    (tmp_path / "weights.pt").touch()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(
         OSError, match=r"tokenizer of ViT-B-32 could not be loaded.*\nPass tokenizer="
     ):

@@ -20,7 +20,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-TARGETS = ("template", "configuration", "journal", "image")
+TARGETS = ("template", "configuration", "run", "image")
 #: Of one input, beyond which it is a finding: seconds of the processor, and megabytes in all.
 SECONDS, MEGABYTES = 5, 2000
 #: What is instrumented: the package, and what reads formats in Python.

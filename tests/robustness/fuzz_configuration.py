@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -95,47 +93,27 @@ def whole(name: str) -> bytes:
     return (exported() / name).read_bytes()
 
 
-def restored(name: str) -> Path:
-    """The export's folder, of whose files one may be changed."""
-    for each in ("manifest.json", "index.sqlite"):
-        before = whole(each)
-        if each != name:
-            (exported() / each).write_bytes(before)
-    return exported()
-
-
-def manifests(data: bytes) -> None:
-    path = restored("manifest.json") / "manifest.json"
+def descriptions(data: bytes) -> None:
+    """What says of an export what it is of."""
+    path = exported() / "run.json"
+    whole("run.json")
     path.write_bytes(data)
-    with may_refuse(f"{path} is no manifest", "which the manifest does not"):
+    with may_refuse(str(path)):
         maps = load_maps(exported())
-        with may_refuse("are not as they were written"):
-            maps.verify()
-        assert isinstance(len(maps), int)
+        maps.verify()
         assert maps["x.png"].ndim == 3
 
 
-COLUMNS = ("file", "place", "size", "top", "scores")
-
-
-def indices(data: bytes) -> None:
-    """Texts of an index in the columns of its one image."""
-    where = restored("index.sqlite")
-    values = data.decode("utf-8", "replace").split("\x1e")
-    with contextlib.closing(sqlite3.connect(where / "index.sqlite")) as database, database:
-        for column, value in zip(COLUMNS, values, strict=False):
-            database.execute(f"UPDATE images SET {column} = ?", (value,))
-    maps = load_maps(where)
-    with may_refuse("index.sqlite", "'x.png'", "out of the export", errors=(ValueError, OSError)):
+def tables(data: bytes) -> None:
+    """The file of an export's first images."""
+    (exported() / "run.json").write_bytes(whole("run.json"))
+    path = exported() / "data" / "000000.parquet"
+    path.write_bytes(data)
+    with may_refuse(str(path), "000000.parquet (", "x.png"):
+        maps = load_maps(exported())
+        maps.verify()
         assert maps["x.png"].ndim == 3
         assert all(text in maps.texts for text, _ in maps.top("x.png"))
-        assert len(maps.size("x.png")) == 2
-
-
-def index_seed() -> bytes:
-    with contextlib.closing(sqlite3.connect(exported() / "index.sqlite")) as database:
-        (row,) = database.execute(f"SELECT {', '.join(COLUMNS)} FROM images").fetchall()
-    return "\x1e".join(row).encode()
 
 
 def measures(data: bytes) -> None:
@@ -157,7 +135,7 @@ def configuration_seeds() -> list[bytes]:
         *((protocols, path.read_bytes()) for path in sorted(FOLDER.glob("*.toml"))),
         (settings, set_up.to_json()), (views, view(PageImage(PICTURE, "x.png"), set_up).content),
         (views, view(PageImage(PICTURE, "x", 0), example).content), (links, example.to_json()),
-        (manifests, whole("manifest.json")), (indices, index_seed()),
+        (descriptions, whole("run.json")), (tables, whole("data/000000.parquet")),
         (measures, {"methods": {"CLIP": measured | {"measures": {"pointing": 0.5}}}}),
     ]  # fmt: skip
     return [as_bytes(content) + bytes([PARTS.index(part)]) for part, content in seeds]
@@ -169,5 +147,5 @@ def as_bytes(content: Any) -> bytes:
     return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
-PARTS = (configures, protocols, settings, views, links, manifests, indices, measures)
+PARTS = (configures, protocols, settings, views, links, descriptions, tables, measures)
 CONFIGURATION = Target(PARTS, configuration_seeds, by_token, 6000)

@@ -12,7 +12,6 @@ import re
 import sqlite3
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,15 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery._utils.pieces import start_run
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes, serialize, to_bytes
-from captum_clip_surgery.export._shards import ImageRecord
-from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text._cache import FILE, TextCache
 from captum_clip_surgery.models.text.templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model
 from tests.robustness.fuzz_configuration import CONFIGURATION, PICTURE
 from tests.robustness.fuzz_inputs import (
-    MOST_TOLD,
     Target,
     by_byte,
     by_token,
@@ -126,60 +121,18 @@ def template_seeds() -> list[bytes]:
     return [seed + bytes([part]) for seed in seeds for part in range(5)]
 
 
-# --- journals -------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 ABOUT = {"images": 3, "model": {"name": "ViT", "weights": "ab"}, "methods": ["CLIP"]}
-PIECES = {"0": b"a", "1": b"b\0c", "2": b"", "000003 ab": b"d" * 600}
-NAMES = ["CLIP", "CLIPSurgery"]
-
-
-def journals(data: bytes) -> None:
-    """A file of pieces: what is found is what was kept, and what is not is told."""
-    where = folder("journal")
-    (where / "run.json").write_text(json.dumps(ABOUT))
-    (where / "x.sqlite").write_bytes(data)
-    with (
-        warnings.catch_warnings(record=True) as told,
-        CheckpointStore(where, ABOUT, resume=True) as journal,
-    ):
-        warnings.simplefilter("always")
-        found = list(journal.read())
-        for key, content in found:
-            # The fuzzer sees what checksums are held against, and puts them in.
-            forged = hashlib.sha256(key.encode() + b"\0" + content).digest() in data
-            assert forged or PIECES.get(key) == content
-            assert (key, journal.reload(key)) in found
-    for warning in told:
-        assert warning.category is UserWarning
-        assert str(where / "x.sqlite") in str(warning.message)
-        assert len(str(warning.message)) <= MOST_TOLD
 
 
 def beginnings(data: bytes) -> None:
     """What a run was of."""
     where = folder("beginning")
     (where / "run.json").write_bytes(data)
-    with may_refuse(str(where)), CheckpointStore(where, ABOUT, resume=True) as journal:
+    with may_refuse(str(where)):
+        start_run(where, ABOUT)
         assert json.loads(data) == ABOUT
-        assert journal.completed() == {}
-
-
-def entries(data: bytes) -> None:
-    """What an export keeps of a piece; its rows are compressed here, so that changes reach them."""
-    line, _, rows = data.partition(b"\n")
-    content = line + b"\n" + zlib.compress(rows)
-    with may_refuse("a piece of the journal is none of an export"):
-        found = ShardRecord.unpacked(content)
-        assert isinstance(found.key, str)
-        again = ShardRecord.unpacked(found.packed(rows_of(content)))
-        assert repr(again) == repr(found)  # NaN is not itself
-
-
-def records(data: bytes) -> None:
-    with may_refuse("holds no statistics of images"):
-        row = from_bytes(data)
-        found = deserialize(row, NAMES)
-        assert all(list(record) == NAMES for record in found.values())
 
 
 KEYS = [b"k" * 32, b"l" * 32]
@@ -209,28 +162,14 @@ def database(write: Callable[[Path], object], size: int) -> bytes:
         return path.read_bytes()
 
 
-def _write_pieces(where: Path) -> None:
-    with CheckpointStore(where, ABOUT) as journal:
-        for key, content in PIECES.items():
-            journal.add(key, content)
-
-
 def _write_features(where: Path) -> None:
     TextCache(where).put(dict.fromkeys(KEYS, torch.arange(3.0)))
 
 
-def journal_seeds() -> list[bytes]:
-    rows = [ImageRecord("x.png", (0, 9, 7), (8, 8), (0, 1), (0.5, 0.25))]
-    line, _, packed = (
-        ShardRecord(0, "shards/0.tar", "ab", 9, 1, [("y", "why")]).packed(rows).partition(b"\n")
-    )
-    record = {7: dict.fromkeys(NAMES, torch.ones(2, 3))}
+def run_seeds() -> list[bytes]:
     return [
-        *(database(_write_pieces, size) + b"\0" for size in (512, 1024, 4096)),
-        json.dumps(ABOUT).encode() + b"\1",
-        line + b"\n" + zlib.decompress(packed) + b"\2",
-        to_bytes(serialize(record, NAMES)) + b"\3",
-        *(database(_write_features, size) + b"\4" for size in (512, 4096)),
+        json.dumps(ABOUT).encode() + b"\0",
+        *(database(_write_features, size) + b"\1" for size in (512, 4096)),
     ]
 
 
@@ -256,7 +195,7 @@ def opens(data: bytes) -> None:
         assert open_rgb(path).mode == "RGB"
     with may_refuse(f"{path} cannot be read as labels: "):
         assert open_labels(path).ndim == 2
-    with may_refuse("the file ", "the picture "):
+    with may_refuse("the file ", "the image "):
         assert read_image(data, "x.png").pixels.mode == "RGB"
 
 
@@ -284,8 +223,6 @@ TARGETS = {
         template_seeds, by_token, 1000,
     ),
     "configuration": CONFIGURATION,
-    "journal": Target(
-        (journals, beginnings, entries, records, features), journal_seeds, by_part, 2**14
-    ),
+    "run": Target((beginnings, features), run_seeds, by_part, 2**14),
     "image": Target((opens,), picture_seeds, resealed, 4096),
 }  # fmt: skip

@@ -39,7 +39,7 @@ def fuzzed(
     )
 
 
-@pytest.mark.parametrize("target", ["template", "configuration", "journal", "image"])
+@pytest.mark.parametrize("target", ["template", "configuration", "run", "image"])
 def test_a_few_hundred_inputs(target: str, tmp_path: Path) -> None:
     done = fuzzed(target, 400, tmp_path)
     said = re.search(rf"{target}: (\d+) executions, cov: (\d+) .*, 0 findings$", done.stdout)

@@ -8,21 +8,17 @@ import os
 import sqlite3
 import tarfile
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from captum_clip_surgery._utils.checkpoint import CheckpointStore
+from captum_clip_surgery._utils.pieces import Pieces, start_run
 from captum_clip_surgery.evaluation import results
-from captum_clip_surgery.evaluation._stats import deserialize, from_bytes
 from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps, open_source
-from captum_clip_surgery.export._shards import key_of
-from captum_clip_surgery.export._writing import ShardRecord, rows_of
 from captum_clip_surgery.models.text._cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
@@ -56,10 +52,7 @@ def test_names_in_archives_lead_nowhere(tmp_path: Path, name: str) -> None:
     assert list(maps) == [name]
     assert maps[name].shape == (3, 4, 4)
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
-    with tarfile.open(tmp_path / "out/shards/000000.tar") as archive:
-        for key in archive.getnames():
-            assert not key.startswith("/")
-            assert ".." not in key.split("/")
+    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["000000.parquet"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -116,18 +109,6 @@ def test_folders_of_links(tmp_path: Path) -> None:
     assert set(found) == {"dead.png", "pipe.png"}
 
 
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        (".", "%2E"), ("..", "%2E%2E"), ("/", "%2F"), ("//", "%2F%2F"), ("a/", "a%2F"),
-        ("/a", "%2Fa"), ("a//b", "a/%2Fb"), ("../x", "%2E%2E/x"), ("__x__", "%5F_x__"),
-        ("\0", "%00"), ("\n", "%0A"), ("C:\\x", "C%3A%5Cx"), ("\udcff", "%FF"), ("%2E", "%252E"),
-    ],
-)  # fmt: skip
-def test_names_as_keys(name: str, key: str) -> None:
-    assert key_of(name) == key
-
-
 # --- exports -------------------------------------------------------------------------------------
 
 
@@ -140,143 +121,62 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
-NONE = "manifest.json is no manifest of an export"
-MANIFESTS: dict[str, tuple[Any, str]] = {
-    "empty": ("", NONE), "null": ("null", NONE), "list": ("[]", NONE), "deep": (DEEP, NONE),
-    "nothing": ("{}", NONE), "long number": ('{"settings":' + "9" * 5000 + "}", NONE),
-    "settings list": ({"settings": []}, NONE), "texts text": ({"settings": {"texts": "dog"}}, NONE),
-    "texts numbers": ({"settings": {"texts": [1]}}, NONE), "images -1": ({"images": -1}, NONE),
-    "images text": ({"images": "x"}, NONE), "images 10^30": ({"images": 10**30}, NONE),
-    "images NaN": ({"images": float("nan")}, NONE), "images 1.5": ({"images": 1.5}, NONE),
-    "shards null": ({"shards": None}, NONE), "index null": ({"index": None}, NONE),
-    "shard above": ({"shards": [{"file": "../../x", "sha256": ""}]}, "leads out of the export"),
-    "shard elsewhere": ({"shards": [{"file": "/etc/passwd"}]}, "leads out of the export"),
-    "index above": ({"index": {"file": "../x", "sha256": ""}}, "leads out of the export"),
-    "unreadable text": ({"unreadable": "x"}, NONE), "unreadable rows": ({"unreadable": [{}]}, NONE),
+NONE = r"run.json (does not describe an export|is damaged)"
+DESCRIPTIONS: dict[str, Any] = {
+    "empty": "", "null": "null", "list": "[]", "deep": DEEP, "nothing": "{}",
+    "long number": '{"model":' + "9" * 5000 + "}", "model list": {"model": []},
+    "texts text": {"model": {"texts": "dog"}}, "texts numbers": {"model": {"texts": [1]}},
+    "no source": {"source": None},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", MANIFESTS)
-def test_absurd_manifests(exported: Path, kind: str) -> None:
-    content, message = MANIFESTS[kind]
-    path = exported / "manifest.json"
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_absurd_descriptions_of_exports(exported: Path, kind: str) -> None:
+    content = DESCRIPTIONS[kind]
+    path = exported / "run.json"
     before = path.read_text()
     whole = content if isinstance(content, str) else json.dumps(json.loads(before) | content)
+    if kind == "no source":
+        (exported / "listing.parquet").rename(exported / "listing")
     try:
         path.write_text(whole)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=NONE) as caught:
             load_maps(exported)
-    finally:
-        path.write_text(before)
-
-
-DAMAGED = "index.sqlite is damaged: it holds|the map of 'x.png' is damaged"
-ROWS: list[tuple[str, Any, str]] = [
-    ("file", "../../x.tar", "leads out of the export"), ("file", "/x.tar", "leads out of the expo"),
-    ("file", "a\0", DAMAGED), ("file", "shards/9.tar", DAMAGED), ("file", b"\xff", DAMAGED),
-    ("file", "x" * 5000, DAMAGED), ("place", "9" * 5000, DAMAGED), ("size", "9" * 4000, DAMAGED),
-    ("place", "[-1, 10, 0]", DAMAGED), ("place", f"[0, {10**15}, 0]", DAMAGED),
-    ("place", f"[{10**15}, 9, 1]", DAMAGED), ("place", "[0, -1, 0]", DAMAGED),
-    ("place", '"x"', DAMAGED), ("place", "[1]", DAMAGED), ("place", "{", DAMAGED),
-    ("place", "[1.5, 2, 3]", DAMAGED), ("place", DEEP, DAMAGED), ("place", "[0, 10, 1]", DAMAGED),
-    ("top", "[99, 0]", DAMAGED), ("top", "[-1, 0]", DAMAGED), ("top", "[1]", DAMAGED),
-    ("top", "null", DAMAGED), ("scores", '["a", "b"]', DAMAGED), ("size", "[1]", DAMAGED),
-    ("size", "[1, 2, 3]", DAMAGED), ("size", "x", DAMAGED),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("column", "value", "message"), ROWS)
-def test_absurd_indices(exported: Path, column: str, value: str, message: str) -> None:
-    path = exported / "index.sqlite"
-    before = path.read_bytes()
-    try:
-        with sqlite3.connect(path) as database:
-            database.execute(f"UPDATE images SET {column} = ?", (value,))
-        database.close()
-        maps = load_maps(exported)
-        with pytest.raises(ValueError, match=message) as caught:
-            [maps["x.png"], maps.top("x.png"), maps.size("x.png")]
         assert len(str(caught.value)) < 600
     finally:
-        path.write_bytes(before)
+        path.write_text(before)
+        if kind == "no source":
+            (exported / "listing").rename(exported / "listing.parquet")
 
 
-ENTRY = dict(number=0, file=None, sha256="", size=0, images=0, unreadable=[])
-ENTRIES: dict[str, Any] = {
-    "no archive": b"junk", "nothing": b"", "list": [], "table": {}, "further": ENTRY | {"x": 1},
-    "deep": DEEP.encode(),
-    "unreadable triples": ENTRY | {"unreadable": [[1, 2, 3]]}, "number": 3,
-    "unreadable numbers": ENTRY | {"unreadable": [[1, 2]]}, "words": ENTRY | {"number": "x"},
-    "half": ENTRY | {"number": 1.5}, "no text": ENTRY | {"sha256": 3},
-    "no file": ENTRY | {"file": 0},
-    "long": b"\xff" * 9000, "long name": ENTRY | {"x" * 9000: 1},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ENTRIES)
-def test_absurd_entries_of_a_journal(kind: str) -> None:
-    content = ENTRIES[kind]
-    if not isinstance(content, bytes):
-        content = json.dumps(content).encode()
-    with pytest.raises(ValueError, match="a piece of the journal is none of an export") as caught:
-        ShardRecord.unpacked(content + b"\n" + zlib.compress(b"[]"))
-    assert len(str(caught.value)) < 600
-
-
-ROWS = {
-    "no archive": b"junk",
-    "nothing": b"",
-    "text": zlib.compress(b'"a"'),
-    "empty": zlib.compress(b"[{}]"),
-    "deep": zlib.compress(DEEP.encode()),
-    "name": zlib.compress(b'[{"name": 1, "place": [], "size": [], "top": [], "scores": []}]'),
-}
-
-
-@pytest.mark.parametrize("kind", ROWS)
-def test_absurd_rows_of_a_journal(kind: str) -> None:
-    with pytest.raises(ValueError, match="a piece of the journal is none of an export"):
-        rows_of(json.dumps(ENTRY).encode() + b"\n" + ROWS[kind])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("maps", b"abc"), ("maps_shape", [3, -1, 4]), ("maps_shape", [3, 4, 5]),
+     ("maps_shape", [10**9, 10**9, 4]), ("maps_shape", None), ("top_texts", ["dog"] * 9)],
+)  # fmt: skip
+def test_absurd_rows_of_exports(exported: Path, column: str, value: Any) -> None:
+    """With checksums that are right, as only somebody can write them who means harm."""
+    pieces = Pieces(exported / "data", 1)
+    before = pieces.read(0)
+    index = before.schema.get_field_index(column)
+    field = before.schema.field(index)
+    try:
+        pieces.write(0, before.set_column(index, field, pa.array([value], field.type)))
+        maps = load_maps(exported)
+        with pytest.raises(ValueError, match=r"000000\.parquet is damaged") as caught:
+            [maps["x.png"], maps.top("x.png"), maps.size("x.png"), list(maps.batches())]
+        assert len(str(caught.value)) < 600
+    finally:
+        pieces.write(0, before)
 
 
 @pytest.mark.parametrize("content", ["", "[", DEEP, "9" * 5000, "\0"], ids=lambda c: c[:5])
-def test_absurd_beginnings_of_a_journal(tmp_path: Path, content: str) -> None:
+def test_absurd_descriptions_of_runs(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(
         ValueError, match=r"run.json is damaged \(.*settings of the run are unknown"
     ):
-        CheckpointStore(tmp_path, {"a": 1}, resume=True)
-
-
-@pytest.mark.parametrize(
-    "numbers",
-    [[0.0, -1.0, 5.0], [np.nan], [0, np.inf], [0, 1, 1e18], [0, 2, 3, 4, 1], [0, 1e9], [0], [0, 1],
-     [0, 1, 1e300], [0, 2, 0, 1e300]],
-    ids=str,
-)  # fmt: skip
-def test_absurd_records(numbers: list[float]) -> None:
-    row = from_bytes(np.array(numbers, dtype="<f8").tobytes())
-    with pytest.raises(ValueError, match="holds no statistics of images"):
-        deserialize(row, ["CLIP"])
-
-
-def test_half_a_number_of_a_record() -> None:
-    with pytest.raises(ValueError, match="a row of 7 bytes holds no statistics of images"):
-        from_bytes(b"1234567")
-
-
-def test_a_piece_is_read_again_though_the_index_of_keys_is_damaged(tmp_path: Path) -> None:
-    """It was read once, so that a run gone on with does not do it anew."""
-    with CheckpointStore(tmp_path, {}) as journal:
-        journal.add("0", b"done")
-    (path,) = tmp_path.glob("*.sqlite")
-    content = bytearray(path.read_bytes())
-    assert content[2 * 4096] == 10  # the third page is a leaf of an index
-    content[2 * 4096 : 3 * 4096] = bytes(4096)
-    path.write_bytes(content)
-    with CheckpointStore(tmp_path, {}, resume=True) as journal:
-        assert journal.completed() == {"0": b"done"}
-        assert journal.reload("0") == b"done"
+        start_run(tmp_path, {"a": 1})
 
 
 @pytest.mark.parametrize("value", [0, 0x80, 0xFF])
@@ -303,19 +203,12 @@ def test_what_sqlite_says_of_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Some damage it takes for a lack of memory."""
-    with CheckpointStore(tmp_path, {}) as journal:
-        journal.add("0", b"done")
     TextCache(tmp_path)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(sqlite3, "connect", fail)
-    with (
-        CheckpointStore(tmp_path, {}, resume=True) as journal,
-        pytest.warns(UserWarning, match="is damag"),
-    ):
-        assert journal.completed() == {}
     with pytest.warns(UserWarning, match=f"{FILE} cannot be used .* Delete the file if it is dam"):
         assert TextCache(tmp_path).get([b"k"]) == {}
 

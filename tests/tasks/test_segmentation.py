@@ -480,6 +480,7 @@ def test_torchvision_reads_them_as_a_voc_target(tmp_path: Path, demo: ZeroShotCl
 # --- much ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_texts(demo: ZeroShotClassifier, images: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(10_000, demo.text_features().shape[1], generator=generator)

@@ -75,6 +75,32 @@ def test_points_of_one_kind_leave_the_image_its_size() -> None:
     assert figure.axes[1].get_window_extent().width > whole / 4
 
 
+def test_points_at_the_border_leave_the_panel_its_size() -> None:
+    picture = np.zeros((96, 128, 3), np.uint8)
+    extents = []
+    for point in ([64.0, 48.0], [0.0, 0.0], [127.0, 95.0]):
+        prompt = Prompt("dog", np.array([point]), np.array([1]), None, None, 0.4)
+        figure = figures.points_figure(picture, [prompt])
+        drawn(figure)
+        extents.append(figure.axes[1].get_window_extent().bounds)
+    for bounds in extents[1:]:
+        assert bounds == pytest.approx(extents[0])
+
+
+def test_segments_have_outlines() -> None:
+    """A color as gray as the image would not show otherwise."""
+    labels = torch.zeros(300, 400, dtype=torch.long)
+    labels[100:200, 100:250] = 1
+    figure = figures.segmentation_figure(
+        np.full((300, 400, 3), 128, np.uint8), Segmentation(labels, ("background", "car"))
+    )
+    outlines = figure.axes[1].images[-1].get_array()[..., 3]
+    expected = np.zeros((300, 400))
+    expected[100:200, 100:250] = 1
+    expected[101:199, 101:249] = 0
+    assert np.array_equal(outlines, expected)
+
+
 def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:
     names = ("background", *(f"class {i}" for i in range(20)))
     truth = torch.arange(21).repeat_interleave(torch.arange(21, 0, -1))[None]

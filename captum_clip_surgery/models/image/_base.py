@@ -148,6 +148,20 @@ class Tower(ABC):
     def pool(self, x: Tensor) -> Tensor:
         """Return the model's own embedding (N, C) for tokens (N, L, D) after the last block."""
 
+    def pool_attention(self, x: Tensor) -> Tensor:
+        """Return the attention of the pooling, if learned queries attend to the tokens.
+
+        Args:
+            x: Tokens (N, L, D) after the last block.
+
+        Returns:
+            Probabilities (N, heads, L).
+
+        Raises:
+            TypeError: If the family has no such pooling.
+        """
+        raise TypeError(f"{self.family} has no attention pooling that can be read")
+
     # --- shared by all families ------------------------------------------------------------------
 
     def grid(self, height: int, width: int) -> Grid:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from captum_clip_surgery.models._blocks import (
+    ATTENTIONS,
     AttentionInputs,
     Grid,
     block_attention_inputs,
     block_feed_forward,
     block_merge,
     describe_block_deviation,
+    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
@@ -47,15 +49,15 @@ class VisionTransformerTower(Tower):
     @classmethod
     def check_supported(cls, visual: Any) -> None:
         pooler = visual.attn_pool
-        checks: list[tuple[str, Any, type[nn.Module]]] = [
-            ("it", visual, cls.visual_class),
-            ("its transformer", visual.transformer, Transformer),
+        checks: list[tuple[str, Any, tuple[type[nn.Module], ...]]] = [
+            ("it", visual, (cls.visual_class,)),
+            ("its transformer", visual.transformer, (Transformer,)),
         ]
         if pooler is not None:
-            checks.append(("its attentional pooling", pooler, AttentionalPooler))
-            checks.append(("its attentional pooling", pooler.attn, nn.MultiheadAttention))
+            checks.append(("its attentional pooling", pooler, (AttentionalPooler,)))
+            checks.append(("its attentional pooling", pooler.attn, ATTENTIONS))
         for name, part, expected in checks:
-            if deviation := describe_deviation(part, expected):
+            if deviation := describe_deviation(part, *expected):
                 raise TypeError(f"{name} {deviation}, and {HINT}")
         if getattr(visual, "attn_pool_contrastive", None) is not None:
             raise TypeError(
@@ -147,6 +149,14 @@ class VisionTransformerTower(Tower):
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self._to_joint_space(pool_open_clip_tokens(self.visual, x))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        pooler = self.visual.attn_pool
+        queries = pooler.ln_q(pooler.query)
+        if self.visual.pool_type == "tok":  # the first query's output is the embedding
+            queries = queries[:1]
+        return query_probabilities(pooler.attn, queries, pooler.ln_k(x))
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj

@@ -129,7 +129,8 @@ def unwrap(module: nn.Module) -> Any:
     module = unwrap_parallel(module)
     if type(module).__module__.startswith("peft."):
         # Its layers stay within the model, whose modules are called.
-        module = unwrap_parallel(module.get_base_model())
+        model: Any = module
+        module = unwrap_parallel(model.get_base_model())
     if any(kind.__name__ in SHARDED for kind in type(module).__mro__):
         raise TypeError(
             f"the weights of {type(module).__name__} are spread over processes; explain a model "

@@ -34,6 +34,7 @@ from captum_clip_surgery.models._internals import (
 )
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
+from captum_clip_surgery.models.image._timm_pool import pooler_probabilities, value_path
 
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
 
@@ -44,6 +45,7 @@ UNSUPPORTED_TRUNKS = {
         "it mixes tokens by convolution, with self-attention at most in its last stage, so its "
         "blocks share no single grid"
     ),
+    "NaFlexVit": "it takes images as lists of patches, each on a grid of its own (NaFlex)",
     "SwinTransformer": (
         "it attends within windows, on grids that shrink from stage to stage, not over one grid"
     ),
@@ -245,13 +247,17 @@ class TimmTower(Tower):
     def project(self, x: Tensor) -> Tensor:
         x = self.trunk.norm(x)
         if self.trunk.attn_pool is not None:
-            x = _value_path(self.trunk.attn_pool, x)
+            x = value_path(self.trunk.attn_pool, x)
         x = self.trunk.head_drop(self.trunk.fc_norm(x))
         return self.visual.head(self.trunk.head(x))
 
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        return pooler_probabilities(self.trunk.attn_pool, self.trunk.norm(x))
 
 
 class TimmVisionTransformerTower(TimmTower):
@@ -381,16 +387,6 @@ def _rotate(x: Tensor, rope: Tensor, attention: Any) -> Tensor:
     rope = rope[..., : patches.shape[2], :]
     patches = apply_rot_embed_cat(patches, rope, half=attention.rotate_half)
     return torch.cat([prefix, patches], dim=2)
-
-
-def _value_path(pooler: Any, x: Tensor) -> Tensor:
-    """Pass each token alone through the pooler.
-
-    With one key, attention returns the value for any query.
-    """
-    values = slice(pooler.num_heads * pooler.head_dim, None)  # the keys come first
-    x = pooler.proj_drop(pooler.proj(linear_rows(pooler.kv, x, values)))
-    return x if pooler.mlp is None else x + pooler.mlp(pooler.norm(x))
 
 
 def _pair(size: Sequence[int]) -> Grid:

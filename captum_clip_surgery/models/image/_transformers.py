@@ -22,6 +22,7 @@ from captum_clip_surgery.models._blocks import (
     layer_attention_inputs,
     layer_feed_forward,
     layer_merge,
+    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
@@ -142,7 +143,8 @@ class TransformersTower(Tower):
     @override
     def run_block(self, index: int, x: Tensor, grid_spec: GridSpec) -> Tensor:
         block = self.blocks[index]
-        output = block(x, **_masks(type(block)))
+        kind: Any = type(block)
+        output = block(x, **_masks(kind))
         return output[0] if isinstance(output, tuple) else output  # a tuple before version 5
 
     @override
@@ -238,6 +240,11 @@ class SiglipTower(TransformersTower):
     @override
     def pool(self, x: Tensor) -> Tensor:
         return self.vision.head(self.vision.post_layernorm(x))
+
+    @override
+    def pool_attention(self, x: Tensor) -> Tensor:
+        head = self.vision.head
+        return query_probabilities(head.attention, head.probe[0], self.vision.post_layernorm(x))
 
 
 class Siglip2Tower(SiglipTower):

@@ -129,6 +129,18 @@ def pooled_at_end_of_text(tower: Any) -> bool:
     )
 
 
+def pooled_at_last_position(tower: Any) -> bool:
+    """Return whether a text's feature is that of the last position, padding or not (SigLIP)."""
+    if isinstance(tower, TransformersText):
+        return tower.family.text == "last"
+    return (
+        is_open_clip_transformer(tower)
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+        and _pool_type(tower) == "last"
+    )
+
+
 def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
     """Return the position (P,) of the end of each text, for token ids (P, L)."""
     if _pool_type(tower) == "argmax":

@@ -8,25 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.models._blocks import (
-    block_attention_inputs,
-    block_feed_forward,
-    block_merge,
-    describe_block_deviation,
-    join_heads,
-    split_heads,
-)
+from captum_clip_surgery.models._blocks import join_heads, split_heads
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._data import BlockTrace
 from captum_clip_surgery.models.text._encoder import PromptEncoder
-from captum_clip_surgery.models.text._towers import (
-    bypassed_hooks,
-    cast_dtype,
-    embed_tokens,
-    end_of_text,
-    pool_text,
-    pooled_at_end_of_text,
-)
+from captum_clip_surgery.models.text._text_steps import TextSteps, steps_of
+from captum_clip_surgery.models.text._towers import end_of_text, pooled_at_end_of_text
 
 
 @dataclass(frozen=True)
@@ -38,53 +25,50 @@ class TextTrace:
         attended: Attended values (1, L, D) of each block, before the output projection.
         feature: The text's unnormalized feature (1, C).
         modules: The blocks themselves.
+        steps: The parts of the tower.
     """
 
     blocks: list[BlockTrace]
     attended: list[Tensor]
     feature: Tensor
     modules: list[Any]
+    steps: TextSteps
 
     def merge(self, index: int, values: Tensor) -> Tensor:
         """Return what block `index` of the trace adds to the stream for values (N, heads, L, d)."""
-        return block_merge(self.modules[index], values)
+        return self.steps.merge(self.modules[index], values)
 
 
-def text_until_end(encoder: PromptEncoder, text: str) -> Tensor:
-    """Return the token ids (1, L) of a text, from its start to its end.
+def tokens_of_text(encoder: PromptEncoder, text: str) -> Tensor:
+    """Return the token ids (1, L) of a text, of which the last one's position is pooled.
 
     Raises:
-        TypeError: If the text tower is not pooled at the end of the text behind a causal mask.
+        TypeError: If the text tower is not supported.
         ValueError: If the text is longer than the context.
     """
-    if not pooled_at_end_of_text(encoder.tower):
-        raise TypeError(
-            f"the text tower {type(encoder.tower).__name__} is not supported: words are scored for "
-            "open_clip's causal text towers that are pooled at the end of the text"
-        )
+    steps_of(encoder.tower)
     tokens = encoder.tokenize([text])
+    if not pooled_at_end_of_text(encoder.tower):
+        return tokens
     return tokens[:, : int(end_of_text(encoder.tower, tokens)) + 1]
 
 
 def check_text_blocks(encoder: PromptEncoder, num_blocks: int) -> None:
     """Check that the blocks of a text tower can be rebuilt from their parameters.
 
-    Hooks that do not fire because the last `num_blocks` are rebuilt are named in a warning.
+    Hooks that do not fire because blocks are rebuilt are named in a warning.
 
     Raises:
         TypeError: If a block cannot be rebuilt.
     """
-    tower = encoder.tower
-    blocks = tower.transformer.resblocks
-    silent = bypassed_hooks(encoder.model, tower)
-    if has_hooks([tower.transformer]):
-        silent.append("the text transformer")
+    steps = steps_of(encoder.tower)
+    silent, blocks = steps.silent(encoder.model), steps.blocks
     for index, block in enumerate(blocks):
-        if deviation := describe_block_deviation(block):
+        if deviation := steps.deviation(block):
             raise TypeError(f"words cannot be scored: block {index} of the text tower {deviation}")
-        if index >= len(blocks) - num_blocks and has_hooks([block]):
+        if has_hooks([block]):
             silent.append(f"text block {index}")
-        if index >= len(blocks) - num_blocks and has_hooks([block.attn]):
+        if has_hooks([steps.attention(block)]):
             silent.append(f"the attention of text block {index}")
     warn_of_hooks(silent, stacklevel=4)
 
@@ -97,27 +81,27 @@ def trace_text_blocks(encoder: PromptEncoder, tokens: Tensor, num_blocks: int) -
 
     Args:
         encoder: The text side of the model.
-        tokens: Token ids (1, L) until the end of the text, on the tower's device.
+        tokens: Token ids (1, L) as `tokens_of_text` returns them, on the tower's device.
         num_blocks: Number of last blocks to expose, from 1.
     """
-    tower, length = encoder.tower, tokens.shape[1]
-    mask = tower.attn_mask[:length, :length].to(cast_dtype(tower))
-    modules = list(tower.transformer.resblocks)
+    steps = steps_of(encoder.tower)
+    modules = list(steps.blocks)
     with torch.no_grad():
-        x = embed_tokens(tower, tokens, slice(length))
-        for block in modules[:-num_blocks]:
-            x = block(x, attn_mask=mask)
+        x = steps.embed(tokens)
+    mask = steps.mask(x)
     traces, attended = [], []
-    for block in modules[-num_blocks:]:
-        heads = block_attention_inputs(block, x, (1, length))
-        logits = heads.q @ heads.k.mT * heads.q.shape[-1] ** -0.5 + mask
-        probabilities = logits.softmax(-1)
-        if not probabilities.requires_grad:
-            probabilities.requires_grad_()
-        values = join_heads(probabilities @ heads.v)
-        x = x + block_merge(block, split_heads(values, heads.v.shape[1]))
-        x = block_feed_forward(block, x)
-        traces.append(BlockTrace(heads, probabilities, x))
-        attended.append(values)
-    feature = pool_text(tower, tower.ln_final(x), tokens)
-    return TextTrace(traces, attended, feature, modules[-num_blocks:])
+    for index, block in enumerate(modules):
+        exposed = index >= len(modules) - num_blocks
+        with torch.set_grad_enabled(exposed and torch.is_grad_enabled()):
+            heads = steps.inputs(block, x)
+            logits = heads.q @ heads.k.mT * heads.q.shape[-1] ** -0.5
+            probabilities = (logits if mask is None else logits + mask).softmax(-1)
+            if exposed and not probabilities.requires_grad:
+                probabilities.requires_grad_()
+            values = join_heads(probabilities @ heads.v)
+            x = x + steps.merge(block, split_heads(values, heads.v.shape[1]))
+            x = steps.feed_forward(block, x)
+        if exposed:
+            traces.append(BlockTrace(heads, probabilities, x))
+            attended.append(values)
+    return TextTrace(traces, attended, steps.finish(x, tokens), modules[-num_blocks:], steps)

@@ -11,6 +11,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from captum_clip_surgery.models._internals import BPE_TOKENIZER
 from captum_clip_surgery.models.text._boundaries import Span, assign_tokens
+from captum_clip_surgery.models.text._transformers import TransformersTokenizer
 
 #: Name of the token that starts a text.
 START = "<start>"
@@ -18,6 +19,8 @@ START = "<start>"
 END = "<end>"
 #: Signs for a space in the vocabularies of sentencepiece and of byte-level BPE.
 SPACES = ("▁", "Ġ")
+#: CLIP's mark of the last token of a word.
+END_OF_WORD = "</w>"
 
 
 def word_positions(
@@ -26,7 +29,7 @@ def word_positions(
     """Return the words of a text, each with the positions of its tokens.
 
     Args:
-        tokenizer: open_clip's own tokenizer, or its wrapper of a Hugging Face one.
+        tokenizer: open_clip's own tokenizer, or one of transformers.
         tokens: Token ids of one text, padded or not.
         special: Also return the start, if there is one, and the end, as "<start>" and "<end>".
         text: The text, whose words are told apart by Unicode's rules. Without it, and for
@@ -93,7 +96,10 @@ def _spelling(tokenizer: Any) -> _Spelling:
     if isinstance(tokenizer, SimpleTokenizer):
         return _spelling_of_open_clip(tokenizer)
     if isinstance(tokenizer, HFTokenizer):
-        return _spelling_of_hugging_face(tokenizer)
+        others = {0} if tokenizer.strip_sep_token else set()  # in the separator's place
+        return _spelling_of_hugging_face(tokenizer.tokenizer, others, tokenizer.clean_fn)
+    if isinstance(tokenizer, TransformersTokenizer):
+        return _spelling_of_hugging_face(tokenizer.tokenizer, set(), str)
     raise TypeError(
         f"words cannot be told apart with a tokenizer of type {type(tokenizer).__name__}; use the "
         "one that open_clip.get_tokenizer(name) returns"
@@ -131,26 +137,32 @@ def _bytes_of(tokenizer: SimpleTokenizer, number: int) -> bytes:
     return bytes(tokenizer.byte_decoder[sign] for sign in signs)
 
 
-def _spelling_of_hugging_face(tokenizer: HFTokenizer) -> _Spelling:
-    inner = tokenizer.tokenizer
-    # A vocabulary marks either where words start, by a sign for the space before them, or where
-    # they continue.
+def _spelling_of_hugging_face(
+    inner: Any, others: set[int], clean: Callable[[str], str]
+) -> _Spelling:
+    # A vocabulary marks where words start, by a sign for the space before them, where they
+    # continue, or where they end.
     probe = inner.tokenize("a a")
     sign = next((s for s in SPACES if any(piece.startswith(s) for piece in probe)), None)
-    if any(piece.endswith("</w>") for piece in probe):
-        raise TypeError(
-            f"words cannot be told apart with {type(inner).__name__}; pass "
-            "tokenizer=open_clip.tokenize, open_clip's form of the same tokenizer"
-        )
+    marks_ends = any(piece.endswith(END_OF_WORD) for piece in probe)
 
     def starts(ids: Sequence[int]) -> list[bool]:
         pieces = inner.convert_ids_to_tokens(list(ids))
+        if marks_ends:
+            ends = [piece.endswith(END_OF_WORD) for piece in pieces]
+            return [True, *ends[:-1]] if ids else []
         return [p.startswith(sign) if sign else not p.startswith("##") for p in pieces]
+
+    def decode(ids: Sequence[int]) -> str:
+        if not marks_ends:
+            return inner.decode(list(ids)).strip()
+        pieces = inner.convert_ids_to_tokens(list(ids))
+        return inner.convert_tokens_to_string(pieces).replace(END_OF_WORD, " ").strip()
 
     def locate(text: str, ids: Sequence[int]) -> tuple[str, list[Span]] | None:
         if not getattr(inner, "is_fast", False):
             return None
-        cleaned = tokenizer.clean_fn(text)
+        cleaned = clean(text)
         found = inner(cleaned, add_special_tokens=False, return_offsets_mapping=True)
         if list(ids) != found["input_ids"][: len(ids)]:
             return None
@@ -162,7 +174,5 @@ def _spelling_of_hugging_face(tokenizer: HFTokenizer) -> _Spelling:
         return cleaned, spans
 
     special = {*inner.all_special_ids, inner.pad_token_id} - {inner.unk_token_id}
-    if tokenizer.strip_sep_token:
-        special.add(0)  # open_clip puts it in the separator's place
-    ends = frozenset(special)
-    return _Spelling(ends, ends, starts, lambda ids: inner.decode(list(ids)).strip(), locate)
+    ends = frozenset(special | others)
+    return _Spelling(ends, ends, starts, decode, locate)
