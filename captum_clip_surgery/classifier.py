@@ -13,6 +13,7 @@ from captum_clip_surgery.functional import full_precision
 from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._internals import is_exporting
 from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_features, check_finite
 from captum_clip_surgery.models.loading import load
@@ -298,7 +299,16 @@ class ZeroShotClassifier(ImageEncoder):
         """Return the L2-normalized features (texts + distractors, C), in that order.
 
         They are computed again when something that determines them has changed.
+
+        Raises:
+            TypeError: If `torch.export` traces, and the features are computed from texts.
         """
+        if is_exporting() and isinstance(self._text, EncodedTexts):
+            raise TypeError(
+                "torch.export needs fixed text features, and these are computed from texts; export "
+                "a method of ZeroShotClassifier.from_features(clip.model, clip.text_features(), "
+                "clip.empty_features())"
+            )
         return self._text.features()
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import Method, attribute_many
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import PairMeasures
@@ -216,7 +217,7 @@ def _explain(
         for part in images.split(BATCH_SIZE):
             explain = partial(attribute_many, explainers, part, targets)
             results, cost = profile_call(explain, images.device)
-            maps.append(results[""].detach().cpu())
+            maps.append(cover_image(clip, results[""], part).detach().cpu())
             costs.append(cost)
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
     seconds = sum(cost.seconds for cost in costs)

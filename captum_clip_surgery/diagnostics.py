@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
 from captum_clip_surgery.attr.clip_surgery import vv_attention
@@ -213,7 +214,7 @@ def _norms(tower: Tower, images: Tensor) -> Tensor:
     """Return the norms (blocks + 1, N, h*w) of patch tokens."""
 
     def patch_norms(tokens: Tensor) -> Tensor:
-        return tokens[:, tower.num_prefix_tokens :].double().norm(dim=-1).cpu()
+        return as_double(tokens[:, tower.num_prefix_tokens :]).norm(dim=-1).cpu()
 
     tokens, spec = tower.embed(images.to(tower.dtype))
     norms = [patch_norms(tokens)]

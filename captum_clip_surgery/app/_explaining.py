@@ -19,6 +19,7 @@ from captum_clip_surgery.attr import (
     LayerFeatureCLIPSurgery,
     attribute_many,
 )
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
 from captum_clip_surgery.attr.registry import choose
@@ -150,7 +151,8 @@ class Explainer:
     @cachedmethod(attrgetter("_maps"), lambda self, key, *_: key, attrgetter("_lock"))
     def _cached_map(self, key: Key, method: Method, images: Tensor, index: int) -> Tensor:
         """Return the map (h, w) of one text by a method with its own pass."""
-        return attribute_many({"": method}, images, [index])[""][0, 0].detach().cpu()
+        maps = attribute_many({"": method}, images, [index])[""]
+        return cover_image(self.clip, maps, images)[0, 0].detach().cpu()
 
     def _preprocess(self, image: PageImage, side: int | None) -> Tensor:
         if side is not None and not self._fits(side):
@@ -192,7 +194,8 @@ def _explain_together(
         explanation = Explanation(clip.texts, logits, logits.softmax(-1))
         for name, method in methods.items():
             try:
-                explanation.maps[name] = attribute_many({name: method}, images)[name][0].cpu()
+                maps = attribute_many({name: method}, images)[name]
+                explanation.maps[name] = cover_image(clip, maps, images)[0].cpu()
             except ValueError as error:
                 explanation.left_out[name] = str(error)
     return explanation

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
-import torch.nn.functional as F
 from captum.attr import Attribution, LayerAttribution
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_clip_surgery.attr._coverage import upsample_to_image
 from captum_clip_surgery.attr._engine import Explainer, forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models import _validation
+from captum_clip_surgery.models._internals import unwrap_parallel
 from captum_clip_surgery.models._validation import Target
 from captum_clip_surgery.models.image import PathConfig
 
@@ -199,11 +200,7 @@ class InputShapeMixin(PatchAttribution):
         super().__init__(check_classifier(forward_func))
 
     def _upsample(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        rows, columns = self.forward_func.tower.patch_size
-        covered = (maps.shape[-2] * rows, maps.shape[-1] * columns)
-        maps = F.interpolate(maps, covered, mode="bilinear", align_corners=False)
-        # A tower whose patches do not divide its native size never sees the last pixels.
-        return F.pad(maps, (0, size[1] - covered[1], 0, size[0] - covered[0]))
+        return upsample_to_image(self.forward_func, maps, size)
 
     def _expand_channels(self, maps: Tensor) -> Tensor:
         return (maps / 3).expand(-1, 3, -1, -1).contiguous()
@@ -215,9 +212,16 @@ def check_classifier(forward_func: object) -> ZeroShotClassifier:
     Raises:
         TypeError: If `forward_func` is not a `ZeroShotClassifier`.
     """
-    if not isinstance(forward_func, ZeroShotClassifier):
+    if isinstance(forward_func, ZeroShotClassifier):
+        return forward_func
+    kind = type(forward_func).__name__
+    if isinstance(unwrap_parallel(forward_func), ZeroShotClassifier):
         raise TypeError(
-            f"forward_func must be a ZeroShotClassifier, got {type(forward_func).__name__}; "
-            "wrap the model: ZeroShotClassifier(model, texts)"
+            f"forward_func must be a ZeroShotClassifier, got one inside {kind}; pass the "
+            "classifier itself. To compile, compile a method's attribute_all; to use several "
+            "devices, make a classifier on each"
         )
-    return forward_func
+    raise TypeError(
+        f"forward_func must be a ZeroShotClassifier, got {kind}; wrap the model: "
+        "ZeroShotClassifier(model, texts)"
+    )

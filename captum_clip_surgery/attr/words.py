@@ -94,7 +94,7 @@ def word_scores(
         raise ValueError(f"text must be a string that is not empty, got {text!r}")
     encoder = clip.text_encoder
     tokens = tokens_of_text(encoder, text).to(clip.device)
-    words = word_positions(encoder.tokenizer, tokens[0].tolist())
+    words = word_positions(encoder.tokenizer, tokens[0].tolist(), text=text)
     if not words:
         raise ValueError(f"text {text!r} contains no words that the model's tokenizer knows")
     blocks = steps_of(encoder.tower).blocks

@@ -113,6 +113,7 @@ def _open_store(
             "name": options.clip.model or "the embedded model",
             "pretrained": options.clip.pretrained,
             "tower": clip.tower.describe(),
+            "positions": clip.tower.positions,
             "activation": describe_activation(clip.model),
             "weights": weights_digest(clip.model),
             "settings": settings_digest(clip.model),

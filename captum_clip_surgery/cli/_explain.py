@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captum_clip_surgery import comparison
 from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
@@ -115,7 +116,8 @@ def _explain(
     maps = {}
     for name, method in bar:  # one by one, because the slow ones take many passes
         bar.set_description(name)
-        maps[name] = attribute_many({name: method}, batch)[name][0].detach().cpu()
+        found = attribute_many({name: method}, batch)[name]
+        maps[name] = cover_image(clip, found, batch)[0].detach().cpu()
     return maps
 
 

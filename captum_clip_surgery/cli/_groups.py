@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from captum_clip_surgery.cli._choices import METHODS, FigureFormat, Sign
+from captum_clip_surgery.cli._choices import METHODS, FigureFormat, Positions, Sign
 
 Images = Annotated[
     list[str],
@@ -72,6 +72,13 @@ class ModelOptions:
     pretrained: Annotated[
         str | None, Option(help="open_clip pretrained tag or checkpoint file.")
     ] = None
+    positions: Annotated[
+        Positions,
+        Option(
+            help="How positional embeddings are resized for other sizes than the native one: "
+            "'bilinear' as in CLIP Surgery, or 'bicubic' as in NACLIP and other dense methods."
+        ),
+    ] = "bilinear"
 
 
 @dataclass(frozen=True, kw_only=True)

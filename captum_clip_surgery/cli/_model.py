@@ -43,12 +43,14 @@ def load_model(
         precision: Precision of the model as open_clip names it, such as "bf16".
 
     Raises:
-        ValueError: If `--pretrained` is given without `--model`.
+        ValueError: If `--pretrained` or `--positions` is given without `--model`.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.model is None:
         if options.pretrained is not None:
             raise ValueError("--pretrained needs --model")
+        if options.positions != "bilinear":
+            raise ValueError("--positions needs --model")
         if not quiet:
             print(f"No --model given. {EMBEDDED_MODEL_NOTE}")
         clip = ZeroShotClassifier.demo(texts, distractors, templates).to(device)
@@ -61,6 +63,7 @@ def load_model(
         texts,
         distractors,
         templates,
+        positions=options.positions,
         device=device,
         precision=precision,
     )

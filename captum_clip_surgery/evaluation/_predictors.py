@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.attr import DualPathAttribution, Method, attribute_many
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import Explainer, attribute_each
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
@@ -105,7 +106,12 @@ class MapPredictor(Predictor):
             ]
         nothing = torch.zeros(0, 1, 1)
         return [
-            {name: by_method[name].cpu() if by_method else nothing for name in self.names}
+            {
+                name: cover_image(self.clip, by_method[name][None], images)[0].cpu()
+                if by_method
+                else nothing
+                for name in self.names
+            }
             for by_method in maps
         ]
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
@@ -143,7 +144,7 @@ def profile(
     """Return a method's maps (K, h, w) of one image on the CPU, and their cost."""
     with torch.no_grad():  # methods that need gradients enable them themselves
         maps, cost = profile_call(partial(explain_of(method(clip)), image), image.device)
-    return maps[0].detach().cpu(), cost
+    return cover_image(clip, maps, image)[0].detach().cpu(), cost
 
 
 def _with_distractors(
@@ -182,7 +183,7 @@ def _grid_shares(
     shares = {}
     for name, method in methods.items():
         with torch.no_grad():
-            maps = explain_of(method(local))(image, [local.index(noun)])
+            maps = cover_image(local, explain_of(method(local))(image, [local.index(noun)]), image)
         shares[name] = grid_pointing_game(maps[0, 0], GRID, GRID, cell)
     return shares
 

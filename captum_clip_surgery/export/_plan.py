@@ -324,6 +324,7 @@ def _describe(method: DualPathAttribution) -> dict[str, Any]:
         ),
         "method": repr(method),
         "tower": clip.tower.describe(),
+        "positions": clip.tower.positions,
         "activation": describe_activation(clip.model),
         "weights": weights_digest(clip.model),
         "settings": settings_digest(clip.model),

@@ -106,5 +106,7 @@ class PairMetric(PercentMean):
         for attribution, mask in zip(maps.detach().cpu(), masks.cpu(), strict=True):
             check_pair(attribution, mask)
             if is_measurable(mask):
-                stats = torch.as_tensor(self.measure(attribution, mask), dtype=torch.float64)
+                stats = torch.as_tensor(
+                    self.measure(attribution, mask), dtype=torch.float64, device="cpu"
+                )
                 self.add(stats.reshape(1, self.width))

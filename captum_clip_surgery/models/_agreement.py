@@ -21,6 +21,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.models._deviations import ImplementationSnapshot, describe_deviation
 from captum_clip_surgery.models._dual_encoders import LIBRARY, TransformersCLIP
 from captum_clip_surgery.models._internals import (
@@ -202,6 +203,12 @@ class TextTowerCheck:
         if self._verified is not None and self._verified.is_current(self.model):
             return
         part = tower.transformer if tower is self.model else tower
+        if any(hasattr(module, "_orig_mod") for module in part.modules()):
+            raise TypeError(
+                f"the text tower {type(tower).__name__} is compiled or has compiled parts, which "
+                "cannot be followed; pass the model as it was before torch.compile (`_orig_mod`): "
+                "texts are encoded once and cached"
+            )
         modules = [self.model, part, *_source_of(self.model)]
         present = _Verified.of(self.model, ("encode_text", "_encode_text"), modules)
         derived = tower is not self.model and isinstance(tower, TextTransformer)
@@ -311,7 +318,7 @@ def _compare(model: Any, side: str, actual: Tensor, expected: Any, tower: nn.Mod
             f"{tuple(actual.shape)}; {_cause(model, name)}; {ADVICE[side]}"
         )
     # Only directions enter the results. Compared in float64, whatever either computes in.
-    by_model, by_us = (F.normalize(each.detach().double(), dim=-1) for each in (expected, actual))
+    by_model, by_us = (F.normalize(as_double(each.detach()), dim=-1) for each in (expected, actual))
     distance = (by_model - by_us).norm(dim=-1).max().item()
     # Weights that give NaN or infinity are reported later, with the texts or images concerned.
     if not by_model.isfinite().all() or distance <= _tolerance(tower, expected):

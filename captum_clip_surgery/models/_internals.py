@@ -35,6 +35,7 @@ __all__ = [
     "has_forward_hooks",
     "has_global_hooks",
     "has_hooks",
+    "is_exporting",
     "parameters_of",
     "pool_open_clip_tokens",
     "shallow_copy",
@@ -108,6 +109,11 @@ def unwrap_parallel(module: Any) -> Any:
 def are_transforms_active() -> bool:
     """Return whether a transform of `torch.func` is running, whose tensors hide what they need."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_exporting() -> bool:
+    """Return whether `torch.export` traces; torch 2.6 cannot tell."""
+    return getattr(torch.compiler, "is_exporting", bool)()
 
 
 # --- hooks ---------------------------------------------------------------------------------------

@@ -132,24 +132,6 @@ def height_width(image: Image.Image) -> Size:
     return image.height, image.width
 
 
-def covered_size(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Size:
-    """Return the (height, width) in pixels that maps cover of the image that the model sees.
-
-    They cover all of it, except for maps on the patch grid of a tower whose patches do not divide
-    the image: its last rows and columns of pixels are in no patch.
-
-    Args:
-        clip: The classifier.
-        maps: Maps (..., h, w), on the patch grid or of another size.
-        shown: (height, width) of the image that the model sees.
-    """
-    grid = clip.tower.grid(*shown)
-    if maps.shape[-2:] != grid:
-        return shown
-    (rows, columns), (height, width) = grid, clip.tower.patch_size
-    return rows * height, columns * width
-
-
 def choose_method(
     method: Method | None, num_blocks: int | None, feature_surgery: str | None, default: str | None
 ) -> Method:

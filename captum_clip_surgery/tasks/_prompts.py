@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import check_real
+from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.tasks._images import Size, covered_size
+from captum_clip_surgery.tasks._images import Size
 from captum_clip_surgery.tasks._regions import components, nearest, peaks, unit_range
 
 #: Side of SAM's low-resolution masks.
@@ -247,7 +249,10 @@ def mask_sides(covered: Sides, size: Sides) -> tuple[int, int]:
 
 def _mask(scaled: Tensor, size: Sides, covered: Sides) -> np.ndarray:
     rows, columns = mask_sides(covered, size)
-    mask = F.interpolate(scaled[None, None], (rows, columns), mode="bilinear")[0, 0]
+    # A thin strip has fewer rows of the mask than of the map, and none may be skipped.
+    fewer = min(rows, scaled.shape[0]), min(columns, scaled.shape[1])
+    reduced = F.adaptive_max_pool2d(scaled[None, None], fewer)
+    mask = F.interpolate(reduced, (rows, columns), mode="bilinear")[0, 0]
     # SAM enlarges an image until its longer side fits, and pads it below or to the right.
     mask = F.pad(mask, (0, MASK_SIDE - columns, 0, MASK_SIDE - rows))
     return (LOGIT * (2 * mask - 1)).float().numpy()
@@ -262,6 +267,7 @@ def check_map(attribution: Tensor) -> Tensor:
     """
     if not isinstance(attribution, Tensor):
         raise TypeError(f"attribution must be a tensor (h, w), got {type(attribution).__name__}")
+    check_real(attribution, "attribution")
     if attribution.ndim != 2 or not attribution.numel():
         raise ValueError(
             f"attribution must be one map (h, w), such as "

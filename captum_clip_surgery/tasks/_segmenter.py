@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method, attribute_many
-from captum_clip_surgery.tasks._images import Size, covered_size
+from captum_clip_surgery.attr._coverage import covered_size
+from captum_clip_surgery.tasks._images import Size
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._upsample import (
     GUIDED_BYTES,

@@ -277,7 +277,7 @@ class _Caption:
 def _tokenize(encoder: PromptEncoder, captions: Sequence[str]) -> list[_Caption]:
     tokenized = []
     for text, tokens in zip(captions, encoder.tokenize(list(captions)), strict=True):
-        pairs = word_positions(encoder.tokenizer, tokens.tolist(), special=True)
+        pairs = word_positions(encoder.tokenizer, tokens.tolist(), True, text)
         words, positions = zip(*pairs, strict=True)
         caption = _Caption(tokens, words, positions)
         if not any(caption.inner):

@@ -11,6 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import check_real
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
@@ -117,6 +118,7 @@ def _check(n_images: int, texts: Sequence[str], maps: Mapping[str, Tensor]) -> N
             "of each"
         )
     for name, values in maps.items():
+        check_real(values, f"maps of {name}")
         if values.ndim != 4 or values.shape[:2] != (n_images, len(texts)):
             raise ValueError(
                 f"maps of {name} have shape {tuple(values.shape)}, expected "

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import check_real
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._images import downsample, extent, pale_gray, show_image
 from captum_clip_surgery.visualization._layout import image_pair
@@ -75,7 +76,9 @@ def winner_figure(
         >>> [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
         ['dog  50.0%', 'cat  50.0%']
     """
-    values = torch.as_tensor(maps).detach().cpu().double()
+    values = maps if isinstance(maps, Tensor) else torch.from_numpy(maps)
+    check_real(values, "maps")
+    values = values.detach().cpu().double()
     if values.ndim != 3 or len(values) != len(texts) or not values.numel():
         raise ValueError(
             f"maps have shape {tuple(values.shape)}, expected ({len(texts)}, h, w), one per text"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None},
 }
+#: Characters that a document of XML 1.0 cannot contain.
+NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\U00010000-\U0010ffff]")
 
 
 def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 150) -> Path:
@@ -38,5 +42,11 @@ def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 150) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     # Text stays text that can be searched, copied and edited; journals ask for TrueType fonts.
     with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.stem}):
-        figure.savefig(path, format=kind, dpi=dpi, metadata=FORMATS[kind])
+        if kind != "svg":
+            figure.savefig(path, format=kind, dpi=dpi, metadata=FORMATS[kind])
+            return path
+        drawing = StringIO()
+        figure.savefig(drawing, format=kind, dpi=dpi, metadata=FORMATS[kind])
+    # Texts can hold what XML has no place for, and Matplotlib writes it as it is.
+    path.write_text(NOT_XML.sub("\N{REPLACEMENT CHARACTER}", drawing.getvalue()), "utf-8")
     return path

@@ -12,6 +12,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import check_real
+
 #: Color map by sign. Each is ordered by lightness, so that color-blind readers and grayscale prints
 #: see the order. Strong values are bright in sequential maps and dark in the diverging one.
 COLORS = {
@@ -42,6 +44,7 @@ def as_map(attribution: Tensor | np.ndarray) -> np.ndarray:
         ValueError: If it has another shape, or contains NaN, infinity or values beyond 1e300.
     """
     if isinstance(attribution, Tensor):
+        check_real(attribution, "attribution")
         attribution = attribution.detach().cpu().double().numpy()
     if not isinstance(attribution, np.ndarray) or attribution.dtype.kind not in "fiub":
         kind = getattr(attribution, "dtype", type(attribution).__name__)

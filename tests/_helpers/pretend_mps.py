@@ -14,6 +14,10 @@ MPS = torch.device("mps", 0)
 #: Calls that take values off the device, and those that may read an index on the CPU.
 OFF = {Tensor.cpu, Tensor.numpy, Tensor.__array__}
 INDEXED = {Tensor.__getitem__, Tensor.__setitem__}
+#: What a tensor says about itself, which needs no values.
+ABOUT = {Tensor.is_inference, Tensor.stride, Tensor.data_ptr} | {
+    getattr(Tensor, name).__get__ for name in ("_version", "shape", "layout", "dtype", "ndim")
+}
 
 
 class OnMps(Tensor):
@@ -21,21 +25,32 @@ class OnMps(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in ABOUT:
+            with torch._C.DisableTorchFunction():
+                return func(*args)
         kwargs = dict(kwargs or {})
         if func == Tensor.device.__get__:
             return MPS
         flat = tree_flatten((args, kwargs))[0]
-        device = next((d for d in flat if isinstance(d, (str, torch.device))), None)
+        device = next(
+            (d for d in flat if isinstance(d, (str, torch.device)) and _is_device(d)), None
+        )
         if func is Tensor.to:
             other = args[1] if len(args) > 1 else kwargs.get("other")
             device = other.device if isinstance(other, Tensor) else device
-        if func in OFF or (func is Tensor.to and device and torch.device(device).type == "cpu"):
+        moved = func in (Tensor.to, torch.as_tensor) and device is not None
+        if func in OFF or (moved and torch.device(device).type == "cpu"):
             plain = args[0].as_subclass(Tensor)
             return func(plain, *args[1:], **kwargs)
-        if func not in INDEXED and not (func is Tensor.to or func is Tensor.copy_):
+        if func not in INDEXED and func not in (Tensor.to, Tensor.copy_):
             check_one_device(func, flat)
         args, kwargs = (tree_map_only((str, torch.device), _to_cpu, v) for v in (args, kwargs))
         return check_dtypes(super().__torch_function__(func, types, args, kwargs))  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnMps:
+        copied = to_mps(self.cpu().detach().clone())
+        copied = nn.Parameter(copied) if isinstance(self, nn.Parameter) else copied
+        return memo.setdefault(id(self), copied)
 
 
 class PretendMps(TorchFunctionMode):
@@ -43,11 +58,13 @@ class PretendMps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if any(issubclass(kind, OnMps) for kind in types):
+            return func(*args, **kwargs)
         flat = tree_flatten((args, kwargs))[0]
-        devices = [d for d in flat if isinstance(d, torch.device) or d == "mps"]
+        devices = [d for d in flat if isinstance(d, (str, torch.device)) and _is_device(d)]
         like = args[1] if func is Tensor.to and len(args) > 1 else None
         there = any(torch.device(d).type == "mps" for d in devices) or isinstance(like, OnMps)
-        if not there or any(issubclass(kind, OnMps) for kind in types):
+        if not there:
             return func(*args, **kwargs)
         args, kwargs = (tree_map_only((str, torch.device), _to_cpu, v) for v in (args, kwargs))
         result = func(*args, **kwargs)
@@ -90,5 +107,9 @@ def check_one_device(func: Any, values: Iterable[Any]) -> None:
         raise RuntimeError(f"Expected all tensors to be on the same device, in {func.__name__}")
 
 
-def _to_cpu(device: Any) -> Any:
-    return "cpu" if isinstance(device, torch.device) or device.startswith("mps") else device
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or value in ("cpu", "mps", "mps:0")
+
+
+def _to_cpu(value: Any) -> Any:
+    return torch.device("cpu") if _is_device(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 
 import open_clip
@@ -249,3 +250,65 @@ def test_bert_towers_have_no_word_scores():
     clip = ZeroShotClassifier(model, ["dog"], processor=processor("ChineseCLIPModel"), templates=[])
     with pytest.raises(TypeError, match="ChineseCLIPTextModel is not supported: words are scored"):
         word_scores(clip, random_images(clip, 1), "a dog")
+
+
+#: A caption in each of 20 scripts, with its words separated by bars, in the model's spelling.
+SCRIPTS = {
+    "Latin": "the| |12th| |dog's| |été| |3.5| |state|-|of",
+    "combining Latin": "e\u0301te\u0301| |ca\u0303o",
+    "Greek": "ένας| |σκύλος",
+    "Cyrillic": "большая| |собака|,| |7",
+    "Armenian": "մի| |շուն",
+    "Georgian": "ერთი| |ძაღლი",
+    "Hebrew": "כֶּלֶב| |גדול",
+    "Arabic": "كَلْب| |كبير",
+    "Persian": "کتاب\u200cها| |سگ",  # noqa: RUF001
+    "Devanagari": "हिन्दी| |नमस्ते",
+    "Bengali": "একটি| |কুকুর",
+    "Gurmukhi": "ਇੱਕ| |ਕੁੱਤਾ",
+    "Gujarati": "એક| |કૂતરો",
+    "Tamil": "தமிழ்| |நாய்",
+    "Telugu": "ఒక| |కుక్క",
+    "Kannada": "ಒಂದು| |ನಾಯಿ",
+    "Malayalam": "ഒരു| |നായ",
+    "Sinhala": "බල්ලා| |එක",
+    "Thai": "สุนัข| |ใหญ่",
+    "Khmer": "ខ្មែរ| |ឆ្កែ",
+    "Tibetan": "ཁྱི",
+    "Ethiopic": "አንድ| |ውሻ",
+    "Hangul": "큰| |강아지",
+    "Han": "大狗| |日本",
+    "Katakana": "イヌ",
+    "emoji": "👨\u200d👩\u200d👧| |🐶",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_words_of_many_scripts(script):
+    """Sub-words are merged at Unicode's boundaries; every token belongs to one word, in order."""
+    parts = SCRIPTS[script].split("|")
+    tokens = open_clip.tokenize("".join(parts))[0].tolist()
+    words = word_positions(open_clip.tokenize, tokens, text="".join(parts))
+    composed = [unicodedata.normalize("NFC", part) for part in parts if part != " "]
+    assert [word for word, _ in words] == composed
+    places = [place for _, positions in words for place in positions]
+    assert places == list(range(1, len(places) + 1))
+    assert tokens[len(places) + 1] == open_clip.tokenizer._tokenizer.eot_token_id
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a zero\u200bwidth \u200b space", ["a", "zero", "width", "space"]),
+        ("\u200ba dog\ufeff", ["a", "dog"]),
+        ("12 th", ["12", "th"]),  # the same tokens as 12th
+        ("tom &amp; jerry", ["tom", "&", "jerry"]),
+        ("wait... what", ["wait", "...", "what"]),
+        ("<start_of_text> a dog", ["<start_of_text>", "a", "dog"]),
+        ("a <start_of_text> dog", ["a", "<start_of_text>", "dog"]),
+    ],
+)
+def test_words_without_what_nobody_sees(text, words):
+    tokens = open_clip.tokenize(text)[0].tolist()
+    found = word_positions(open_clip.tokenize, tokens, special=True, text=text)
+    assert [word for word, _ in found] == ["<start>", *words, "<end>"]

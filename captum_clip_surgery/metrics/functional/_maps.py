@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import as_double, check_real
+
 #: Prepared scores are multiples of 1 / RESOLUTION: hundredths, which are thresholds, times 2**-24.
 #: That is a hundredth of the precision of float32, and fits int32, which sorts in half the time.
 RESOLUTION = 100 * 2**24
@@ -23,7 +25,8 @@ def prepare(attribution: Tensor, mask: Tensor) -> Tensor | None:
         mask: Mask (H, W) of bool.
 
     Returns:
-        Scores (H, W) of float64 in 0..1, or None for a constant map.
+        Scores (H, W) of float64 in 0..1, or None for a constant map. They are on the map's device,
+        or on the CPU if that device has no float64.
 
     Raises:
         TypeError: If the map or the mask is not a tensor.
@@ -45,7 +48,7 @@ def prepare_levels(attribution: Tensor, mask: Tensor) -> Tensor | None:
     Interpolation weights sum to 1 only up to rounding, so a plateau would get a spurious single
     maximum. Rounding to multiples of 1 / RESOLUTION keeps ties.
     """
-    values = attribution.double()
+    values = as_double(attribution)
     low, high = values.min(), values.max()
     if low == high:
         return None
@@ -64,7 +67,7 @@ def resize(values: Tensor, mask: Tensor) -> Tensor:
 
 def quantize(prepared: Tensor) -> Tensor:
     """Return prepared scores as int32, 0 to `RESOLUTION`."""
-    return (prepared.double() * RESOLUTION).round_().int()
+    return (as_double(prepared) * RESOLUTION).round_().int()
 
 
 def positive_part(attribution: Tensor) -> Tensor:
@@ -101,6 +104,7 @@ def check_pair(attribution: Tensor, mask: Tensor) -> None:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise TypeError(f"a {name} must be a tensor, got {kind}; use torch.as_tensor({name})")
+    check_real(attribution, "a map")
     shapes = f"{tuple(attribution.shape)} and {tuple(mask.shape)}"
     if attribution.ndim != 2 or mask.ndim != 2:
         raise ValueError(
@@ -152,6 +156,7 @@ def check_maps(maps: Tensor, count: int, name: str = "maps") -> None:
     """
     if not isinstance(maps, Tensor):
         raise TypeError(f"{name} must be a tensor (N, h, w), got {type(maps).__name__}")
+    check_real(maps, name)
     if maps.ndim != 3 or len(maps) != count or not maps.numel():
         raise ValueError(
             f"{name} have shape {tuple(maps.shape)}, expected ({count}, h, w), one per image; sum "

@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import double_device
 from captum_clip_surgery.metrics.functional._maps import RESOLUTION
 
 #: Thresholds of explanation IoU: 0, 0.01, ..., 1.
@@ -42,10 +43,12 @@ class RankedPixels:
             mask: Mask (H, W) of bool.
             valid: Pixels (H, W) of bool that count; None stands for all.
         """
+        device = double_device(levels.device)
+        levels, mask = levels.to(device), mask.to(device)
         if valid is None:
             ordered, places = levels.flatten().sort()
         else:  # ignored pixels come first and are cut off
-            ordered, places = ((levels + 1) * valid).flatten().sort()
+            ordered, places = ((levels + 1) * valid.to(device)).flatten().sort()
             ignored = valid.numel() - int(valid.sum())
             ordered, places = ordered[ignored:] - 1, places[ignored:]
         return cls(ordered, places, mask.flatten().index_select(0, places).nonzero()[:, 0])
@@ -62,7 +65,7 @@ class RankedPixels:
 
     def iou_curve(self) -> Tensor:
         """Return `iou_curve`, (101,)."""
-        steps = torch.arange(len(THRESHOLDS)).to(self.levels)
+        steps = torch.arange(len(THRESHOLDS), device="cpu").to(self.levels)
         below = torch.searchsorted(self.levels, steps * (RESOLUTION // (len(THRESHOLDS) - 1)))
         hits = len(self.ranks) - torch.searchsorted(self.ranks, below)
         return hits.double() / (len(self.levels) - below + len(self.ranks) - hits)

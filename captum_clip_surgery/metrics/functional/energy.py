@@ -51,9 +51,9 @@ def energy_pointing_game(attribution: Tensor, mask: Tensor) -> float:
 
 def energy_share(attribution: Tensor, mask: Tensor, valid: Tensor | None = None) -> float:
     """Return the fraction of the valid pixels' positive mass that is inside the mask."""
-    positive = resize(positive_part(attribution), mask)
+    positive, mask = resize(positive_part(attribution), mask), mask.cpu()
     if valid is not None:
-        positive = positive * valid
+        positive = positive * valid.cpu()
     return safe_fraction((positive * mask).sum(), positive.sum())
 
 

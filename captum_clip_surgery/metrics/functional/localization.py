@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import double_device
 from captum_clip_surgery.metrics.functional._maps import check_prepared, check_tolerance, quantize
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS, RankedPixels
 
@@ -42,7 +43,7 @@ def iou_curve(prepared: Tensor | None, mask: Tensor) -> Tensor:
     """
     check_prepared(prepared, mask)
     if prepared is None:
-        return torch.zeros_like(THRESHOLDS, device=mask.device)
+        return torch.zeros_like(THRESHOLDS, device=double_device(mask.device))
     return RankedPixels.of(quantize(prepared), mask).iou_curve()
 
 
@@ -107,6 +108,8 @@ def share_near(pixels: Tensor, mask: Tensor, tolerance: float) -> float:
         mask: Mask (H, W) of bool.
         tolerance: Distance in pixels.
     """
+    device = double_device(pixels.device)
+    pixels, mask = pixels.to(device), mask.to(device)
     near = mask.flatten()[pixels]
     others = pixels[~near]
     if tolerance and len(others):

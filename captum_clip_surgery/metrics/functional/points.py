@@ -53,7 +53,7 @@ def point_confusion(
         )
     rows, columns = _pixels(y, mask.shape[0]), _pixels(x, mask.shape[1])
     inside = mask.cpu()[rows, columns]
-    present = torch.as_tensor(positive, dtype=torch.bool)
+    present = _on_cpu(positive, torch.bool)
     counts = [inside & present, inside & ~present, ~inside & present, ~inside & ~present]
     return torch.stack([points.sum() for points in counts]).double()
 
@@ -85,9 +85,15 @@ def _to_mask(prediction: Tensor, threshold: float) -> Tensor:
     return prediction > threshold
 
 
+def _on_cpu(values: Sequence[float] | Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.cpu().to(dtype)  # cast on the CPU, as the device may not have float64
+    return torch.as_tensor(values, dtype=dtype, device="cpu")
+
+
 def _pixels(positions: Sequence[float], size: int) -> Tensor:
     """Return the pixel indices of positions in 0..1 of a side of `size` pixels."""
-    coordinates = torch.as_tensor(positions, dtype=torch.float64)
+    coordinates = _on_cpu(positions, torch.float64)
     if not ((coordinates >= 0) & (coordinates <= 1)).all():
         raise ValueError("points have coordinates outside 0..1")
     return (coordinates * size).long().clamp(max=size - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.metrics.functional._maps import check_prepared, quantize
 from captum_clip_surgery.metrics.functional._ranked import RankedPixels
 
@@ -99,6 +100,6 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 def _centered_ranks(values: Tensor) -> Tensor:
     """Return average ranks minus their mean, flattened, as float64."""
     _, level, counts = values.flatten().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    ranks = (last - (counts - 1) / 2)[level]
+    last = as_double(counts.cumsum(0))
+    ranks = (last - (counts.to(last) - 1) / 2)[level.to(last.device)]
     return ranks - (len(ranks) + 1) / 2

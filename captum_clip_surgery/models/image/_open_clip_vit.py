@@ -93,7 +93,7 @@ class VisionTransformerTower(Tower):
     @override
     @property
     def patch_size(self) -> tuple[int, int]:
-        rows, columns = self.visual.conv1.kernel_size
+        rows, columns = self.visual.conv1.weight.shape[-2:]  # adapters hide `kernel_size`
         return rows, columns
 
     @override

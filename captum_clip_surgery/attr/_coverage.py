@@ -1,0 +1,50 @@
+"""Which pixels of an image a map covers.
+
+A tower whose patches do not divide its native size never sees the last pixels: the 27 x 27 patches
+of ViT-SO400M-14-SigLIP-384 cover 378 of 384. A map stretched over the whole image would be off.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clip_surgery.classifier import ZeroShotClassifier
+
+Size = tuple[int, int]
+
+
+def covered_size(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Size:
+    """Return the (height, width) in pixels that maps cover of the image that the model sees.
+
+    Args:
+        clip: The classifier.
+        maps: Maps (..., h, w), on the patch grid or of another size, which cover all.
+        shown: (height, width) of the image that the model sees.
+    """
+    grid = clip.tower.grid(*shown)
+    if maps.shape[-2:] != grid:
+        return shown
+    (rows, columns), (height, width) = grid, clip.tower.patch_size
+    return rows * height, columns * width
+
+
+def upsample_to_image(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Tensor:
+    """Upsample maps (N, K, h, w) bilinearly to the image (N, K, *shown) that the model sees.
+
+    Where no patch is, the edge of the map continues: zeros could be its maximum.
+    """
+    covered = covered_size(clip, maps, shown)
+    maps = F.interpolate(maps, covered, mode="bilinear", align_corners=False)
+    margin = (0, shown[1] - covered[1], 0, shown[0] - covered[0])
+    return F.pad(maps, margin, mode="replicate") if any(margin) else maps
+
+
+def cover_image(clip: ZeroShotClassifier, maps: Tensor, images: Tensor) -> Tensor:
+    """Return maps (N, K, h, w) that cover all of images (N, 3, H, W).
+
+    Maps are unchanged, unless the last pixels of the images are in no patch.
+    """
+    shown = (images.shape[-2], images.shape[-1])
+    covers = covered_size(clip, maps, shown) == shown
+    return maps if covers else upsample_to_image(clip, maps, shown)

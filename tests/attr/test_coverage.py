@@ -1,0 +1,48 @@
+"""Maps of a tower that never sees an image's last pixels are drawn and measured where it looked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from captum_clip_surgery import CLIPSimilarity, LayerCLIPSimilarity, ZeroShotClassifier, compare
+from tests._helpers.tiny import random_images, with_preprocessing
+from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
+
+
+@pytest.fixture(scope="module")
+def clip() -> ZeroShotClassifier:
+    """As ViT-SO400M-14-SigLIP-384, which leaves out 6 pixels; this one the last 4 of 36."""
+    vision = _timm(_shrunk("vit_so400m_patch14_siglip_384", img_size=36), "map", "none")
+    model = Tiny("ViT-SO400M-14-SigLIP-384", vision | {"image_size": 36}, embed_dim=32).build()
+    return ZeroShotClassifier(with_preprocessing(model.eval()), ["a dog", "a cat"], templates=())
+
+
+def test_image_shaped_maps_continue_where_no_patch_is(clip):
+    """Zeros would be the maximum of a map of negative cosines."""
+    images = random_images(clip, 2)
+    grid = LayerCLIPSimilarity(clip).attribute_all(images)
+    maps = CLIPSimilarity(clip).attribute_all(images)
+    assert grid.shape[-2:] == (4, 4)
+    assert maps.shape[-2:] == (36, 36)
+    inner = F.interpolate(grid, (32, 32), mode="bilinear", align_corners=False)
+    assert torch.equal(maps[..., :32, :32], inner)
+    assert torch.equal(maps[..., 32:, :32], inner[..., -1:, :].expand(-1, -1, 4, -1))
+    assert torch.equal(maps[..., 32:], maps[..., 31:32].expand(-1, -1, -1, 4))
+
+
+def test_comparisons_and_measures_place_maps_where_the_patches_are(clip):
+    images = random_images(clip, 1)
+    expected = CLIPSimilarity(clip).attribute_all(images)
+    mask = torch.zeros(2, 36, 36, dtype=torch.bool)
+    for text in range(2):  # the only maximum of a map is exactly inside
+        mask[text].view(-1)[expected[0, text].flatten().argmax()] = True
+    compared = compare(clip, images, methods=["CLIP"], masks=[mask])
+    assert torch.equal(compared.maps["CLIP"], expected)
+    assert compared.measures["CLIP"]["pointing"] > 0
+
+
+def test_images_of_whole_patches_are_covered(clip):
+    images = torch.zeros(1, 3, 24, 16)
+    assert compare(clip, images, methods=["CLIP"]).maps["CLIP"].shape == (1, 2, 3, 2)
