@@ -303,12 +303,7 @@ class ZeroShotClassifier(ImageEncoder):
         Raises:
             TypeError: If `torch.export` traces, and the features are computed from texts.
         """
-        if is_exporting() and isinstance(self._text, EncodedTexts):
-            raise TypeError(
-                "torch.export needs fixed text features, and these are computed from texts; export "
-                "a method of ZeroShotClassifier.from_features(clip.model, clip.text_features(), "
-                "clip.empty_features())"
-            )
+        self._check_exportable()
         return self._text.features()
 
     @property
@@ -318,7 +313,16 @@ class ZeroShotClassifier(ImageEncoder):
 
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+        self._check_exportable()
         return self._text.empty_features()
+
+    def _check_exportable(self) -> None:
+        if is_exporting() and isinstance(self._text, EncodedTexts):
+            raise TypeError(
+                "torch.export needs fixed text features, and these are computed from texts; export "
+                "a method of ZeroShotClassifier.from_features(clip.model, clip.text_features(), "
+                "clip.empty_features())"
+            )
 
     @property
     def text_features_require_grad(self) -> bool:

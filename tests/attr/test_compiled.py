@@ -112,3 +112,36 @@ def test_what_open_clip_scripts_is_refused(family, tmp_path):
     save_file(tiny_model(family).state_dict(), tmp_path / "open_clip_model.safetensors")
     with pytest.raises(TypeError, match="ScriptModule, whose hooks never fire; load the model"):
         ZeroShotClassifier.from_pretrained(f"local-dir:{tmp_path}", None, TEXTS, jit=True)
+
+
+def test_wrapped_classifiers_and_compiled_text_towers_are_named():
+    clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=TEMPLATES)
+    for wrapped in (torch.compile(clip), nn.DataParallel(clip)):
+        with pytest.raises(TypeError, match=r"one inside .*; pass the classifier itself"):
+            LayerCLIPSurgery(wrapped)
+    model = tiny_model("vit")
+    model.transformer = torch.compile(model.transformer, backend="eager")
+    with pytest.raises(TypeError, match="the text tower CLIP is compiled or has compiled parts"):
+        ZeroShotClassifier(model, TEXTS, templates=TEMPLATES)
+
+
+def test_maps_of_fixed_text_features_are_exported():
+    clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=())
+    fixed = ZeroShotClassifier.from_features(
+        clip.model, clip.text_features(), clip.empty_features()
+    )
+    images = torch.randn(1, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
+
+    class Explained(nn.Module):
+        def __init__(self, given: ZeroShotClassifier) -> None:
+            super().__init__()
+            self.clip, self.surgery = given, LayerCLIPSurgery(given)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.surgery.attribute_all(images)
+
+    program = torch.export.export(Explained(fixed).eval(), (images,))
+    expected = LayerCLIPSurgery(clip).attribute_all(images)
+    torch.testing.assert_close(program.module()(images), expected)
+    with pytest.raises(TypeError, match=r"needs fixed text features.*from_features"):
+        torch.export.export(Explained(clip).eval(), (images,))

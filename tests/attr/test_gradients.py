@@ -315,3 +315,14 @@ def test_a_model_made_in_inference_mode(clip):
         with torch.no_grad():
             actual, expected = (make(c).attribute_all(images) for c in (made, clip))
         assert relative_error(actual, expected) < 1e-5
+
+
+@each("name", ["LeGrad", "AttentionRelevance", "GradECLIP", "GradCam"])
+def test_anomaly_detection_changes_nothing(name):
+    """Its check reads values, which batched gradients do not allow."""
+    clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=TEMPLATES)
+    images = image_of(clip, (3, 2)).float()
+    method = METHODS[name](clip)
+    with torch.autograd.set_detect_anomaly(True):
+        actual = method.attribute_all(images)
+    assert relative_error(actual, method.attribute_all(images)) < 1e-5

@@ -29,6 +29,7 @@ from captum_clip_surgery.tasks import (
     sam,
     sam_inputs,
 )
+from captum_clip_surgery.tasks._prompts import _mask
 from tests._helpers.cases import each
 from tests._helpers.tiny import DATA, on_models, random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
@@ -734,3 +735,10 @@ def test_two_of_ten_thousand_texts_and_one_of_two_alike() -> None:
         points, labels = points_from_map(attribution, (64, 64))
         assert prompt.points.tolist() == points.tolist()
         assert prompt.labels.tolist() == labels.tolist()
+
+
+def test_masks_of_thin_strips_keep_the_highest_patch():
+    scaled = torch.zeros(14, 14, dtype=torch.float64)
+    scaled[2, 5] = 1
+    mask = _mask(scaled, (10, 2560), (10, 2560))
+    assert mask.max() > 0

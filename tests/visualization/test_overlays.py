@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_clip_surgery.visualization import visualize_attribution, winner_figure
+from captum_clip_surgery.visualization import save_figure, visualize_attribution, winner_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import MAX_PIXELS
 from captum_clip_surgery.visualization._labels import label_color
@@ -376,3 +377,15 @@ def test_hues_of_texts_are_told_apart(deficiency: str | None) -> None:
     found = lab(np.array([label_color(index) for index in range(7)]), deficiency)
     apart = np.linalg.norm(found[:, None] - found[None], axis=-1)
     assert apart[~np.eye(7, dtype=bool)].min() > 10
+
+
+def test_texts_that_xml_cannot_hold(tmp_path):
+    figure = visualize_attribution(np.eye(4), method="heat_map", title="a\x00b\x1bc")
+    path = save_figure(figure, tmp_path / "map.svg")
+    texts = "".join(ElementTree.parse(path).getroot().itertext())
+    assert "a\ufffdb\ufffdc" in texts
+
+
+def test_complex_maps_have_no_colors():
+    with pytest.raises(TypeError, match=r"attribution must be real, got torch\.complex64"):
+        visualize_attribution(torch.ones(4, 4, dtype=torch.complex64), method="heat_map")
