@@ -38,8 +38,8 @@ class OnMps(Tensor):
         if func is Tensor.to:
             other = args[1] if len(args) > 1 else kwargs.get("other")
             device = other.device if isinstance(other, Tensor) else device
-        moved = func in (Tensor.to, torch.as_tensor) and device is not None
-        if func in OFF or (moved and torch.device(device).type == "cpu"):
+        moved = func in (Tensor.to, torch.as_tensor)
+        if func in OFF or (device is not None and moved and torch.device(device).type == "cpu"):
             plain = args[0].as_subclass(Tensor)
             return func(plain, *args[1:], **kwargs)
         if func not in INDEXED and func not in (Tensor.to, Tensor.copy_):
@@ -48,7 +48,7 @@ class OnMps(Tensor):
         return check_dtypes(super().__torch_function__(func, types, args, kwargs))  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnMps:
-        copied = to_mps(self.cpu().detach().clone())
+        copied: Any = to_mps(self.cpu().detach().clone())
         copied = nn.Parameter(copied) if isinstance(self, nn.Parameter) else copied
         return memo.setdefault(id(self), copied)
 
