@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captum_clip_surgery._utils.tensors import version_of
 from captum_clip_surgery.models._held_values import (
     MAX_HELD,
     attributes_of,
@@ -35,7 +36,6 @@ from captum_clip_surgery.models._held_values import (
     hook_values,
     is_table,
 )
-from captum_clip_surgery.models._identity import HeldObjects, tensor_entry
 from captum_clip_surgery.models._internals import (
     HOOK_OPTIONS,
     HOOKS,
@@ -103,7 +103,7 @@ class ModelState(NamedTuple):
     """The state of a module and all modules below it at one moment.
 
     Attributes:
-        held: The modules and what they hold.
+        modules: The modules.
         facts: What was read of each module.
         surroundings: Members of classes, global hooks, and the precision of matrix products.
         samples: Sampled values, one tensor per device and width.
@@ -111,17 +111,12 @@ class ModelState(NamedTuple):
         references: Every object compared by identity, so that no other object can get its `id`.
     """
 
-    held: HeldObjects
+    modules: list[nn.Module]
     facts: list[ModuleFact]
     surroundings: tuple[Any, ...]
     samples: list[Tensor]
     views: list[list[Tensor]]
     references: list[Any]
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The modules."""
-        return self.held.modules
 
     def same(self, other: ModelState) -> bool:
         """Return whether nothing differs."""
@@ -153,22 +148,16 @@ def read_state(
             that this one need not, and its views of the values are reused.
         samples: Whether to sample the values of all tensors, or of inference tensors only.
     """
-    if previous is not None and _Reader(root, without, keep=False).confirms(previous):
-        return previous._replace(samples=_sampled(previous.views))
     reader = _Reader(root, without, keep=previous is None)
-    facts = [reader.module(module) for module in reader.queue]  # the list grows meanwhile
+    facts = [reader.module(module) for module in reader.modules]  # the list grows meanwhile
     surroundings = reader.surroundings()
     if previous is not None and previous.facts == facts:
         views = previous.views
     else:
-        views = _sample_views(t for t in reader.held.tensors if samples or t.is_inference())
-    references = reader.references
-    return ModelState(reader.held, facts, surroundings, _sampled(views), views, references)
-
-
-def _sampled(views: list[list[Tensor]]) -> list[Tensor]:
+        views = _sample_views(t for t in reader.tensors if samples or t.is_inference())
     with torch.no_grad():
-        return [torch.cat(group) for group in views]
+        sampled = [torch.cat(group) for group in views]
+    return ModelState(reader.modules, facts, surroundings, sampled, views, reader.references)
 
 
 def precision() -> tuple[Any, ...]:
@@ -181,12 +170,12 @@ def precision() -> tuple[Any, ...]:
 
 
 class _Reader:
-    """One reading: the modules to read, what they hold, and the objects to keep alive."""
+    """One reading: the modules met so far, and the objects to keep alive."""
 
     def __init__(self, root: nn.Module, without: Sequence[Any], keep: bool) -> None:
-        self.queue = [root]
-        self.held = HeldObjects()
+        self.modules = [root]
         self.references: list[Any] = []
+        self.tensors: list[Tensor] = []
         self._keep = keep
         self._classes: dict[type, None] = {}
         self._skipped = {id(part) for part in without}
@@ -194,32 +183,26 @@ class _Reader:
         self._met: dict[int, int] = {}  # depth at which an object's content was read
         self._in_hook = False
 
-    def confirms(self, state: ModelState) -> bool:
-        """Return whether all is as it was, reading in full only what can change in place."""
-        if not state.held.are_current():
-            return False
-        self._classes = dict.fromkeys(state.held.kinds)
-        same = all(self._fact(value) == fact for value, fact in state.held.changeable)
-        return same and self.surroundings() == state.surroundings
-
     def module(self, module: nn.Module) -> ModuleFact:
         kind = type(module)
         self._classes[kind] = None
-        self.held.add(module)
         attributes = {k: v for k, v in module.__dict__.items() if k not in REGISTRIES}
         if not PLAIN.issuperset(map(type, attributes.values())):
             for name, value in attributes.items():
                 if type(value) not in PLAIN:
                     attributes[name] = self._fact(value)
-                    self.held.changeable.append((value, attributes[name]))
         hooks: list[Any] = []
-        if self.held.is_partial:
-            for registry in HOOKS:
-                hooks += self._hooks(registry, getattr(module, registry), attributes)
+        for registry in HOOKS:
+            registered = getattr(module, registry)
+            if registered:
+                hooks += self._hooks(registry, registered, attributes)
         if hooks:
             hooks += [(option, repr(getattr(module, option, None))) for option in HOOK_OPTIONS]
-        parameters, buffers = parameters_of(module), buffers_of(module)
-        children = children_of(module)
+        parameters, buffers, children = (
+            parameters_of(module),
+            buffers_of(module),
+            children_of(module),
+        )
         return ModuleFact(
             id(module),
             id(kind),
@@ -258,7 +241,7 @@ class _Reader:
     def _visit(self, module: nn.Module) -> None:
         if id(module) not in self._visited and id(module) not in self._skipped:
             self._visited.add(id(module))
-            self.queue.append(module)
+            self.modules.append(module)
 
     def _named(self, tensors: Mapping[str, Tensor | None]) -> Iterator[tuple[Any, ...]]:
         for name, tensor in tensors.items():
@@ -266,16 +249,20 @@ class _Reader:
                 yield name, *self._tensor(tensor)
 
     def _tensor(self, tensor: Tensor) -> tuple[Any, ...]:
-        self.held.tensors.append(tensor)
+        self.tensors.append(tensor)
         if self._keep:  # with its memory, which `tensor.data = ...` releases
             self.references.append(tensor.detach())
             if not self._in_hook:  # what it gathered may hold a graph
                 self.references.append(tensor)
-        fact = tensor_entry(tensor)
-        self.held.entries.append(fact)
+        fact = (
+            id(tensor),
+            _address(tensor),
+            version_of(tensor),
+            tensor.shape,
+            tensor.stride() if tensor.layout is torch.strided else (),
+        )
         if type(tensor) in SAMPLED_TYPES:
             return fact
-        self.held.is_partial = True
         return (*fact, self._fact(vars(tensor)))  # a subclass may wrap other tensors
 
     def _hooks(
@@ -358,6 +345,13 @@ class _Reader:
 
 
 # --- tensors -------------------------------------------------------------------------------------
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # without memory of its own: sparse, or a wrapper of other tensors
+        return 0
 
 
 def _sample_views(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
