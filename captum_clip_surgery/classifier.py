@@ -14,9 +14,9 @@ from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._internals import is_exporting
+from captum_clip_surgery.models._loading import load
 from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_features, check_finite
-from captum_clip_surgery.models.loading import load
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
 from captum_clip_surgery.models.text._tokenization import Tokenizer

@@ -15,7 +15,6 @@ from torch import Tensor
 __all__ = [
     "class_weights",
     "feature_surgery",
-    "normalized_vv_attention",
     "vv_attention",
 ]
 

@@ -39,10 +39,9 @@ from captum_clip_surgery.evaluation._store import Columns
 from captum_clip_surgery.metrics import (
     PairMeasures,
     PointMeasures,
-    point_confusion,
-    point_iou,
 )
 from captum_clip_surgery.metrics._bootstrap import percentiles, resample
+from captum_clip_surgery.metrics.functional._points import point_confusion, point_iou
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
 from captum_clip_surgery.metrics.pairs import MEANS, pair_stats
 

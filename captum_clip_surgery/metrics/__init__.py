@@ -6,19 +6,14 @@ are in `metrics.modules`, which is not imported here because torchmetrics is opt
 
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
-    confusion,
     energy_pointing_game,
     grid_pointing_game,
     iou_curve,
-    pixel_accuracy,
     pixel_auroc,
     pixel_average_precision,
-    point_confusion,
-    point_iou,
     pointing_game,
     prepare,
     score_contrast,
-    segmentation_miou,
 )
 from captum_clip_surgery.metrics.pairs import Localization, PairMeasures, localization
 from captum_clip_surgery.metrics.points import PointMeasures, PointResult
@@ -30,21 +25,16 @@ __all__ = [
     "PointMeasures",
     "PointResult",
     "Randomization",
-    "confusion",
     "energy_pointing_game",
     "flag_insensitive",
     "grid_pointing_game",
     "insertion_deletion",
     "iou_curve",
     "localization",
-    "pixel_accuracy",
     "pixel_auroc",
     "pixel_average_precision",
-    "point_confusion",
-    "point_iou",
     "pointing_game",
     "prepare",
     "randomization",
     "score_contrast",
-    "segmentation_miou",
 ]

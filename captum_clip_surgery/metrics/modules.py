@@ -21,20 +21,22 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics._pair_metric import PairMetric, PercentMean
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
-    confusion,
     energy_pointing_game,
     grid_pointing_game,
     iou_curve,
-    pixel_accuracy,
     pixel_auroc,
     pixel_average_precision,
     pointing_game,
     prepare,
     score_contrast,
-    segmentation_miou,
 )
 from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
+from captum_clip_surgery.metrics.functional._segmentation import (
+    confusion,
+    pixel_accuracy,
+    segmentation_miou,
+)
 from captum_clip_surgery.models._validation import Target
 
 __all__ = [

@@ -17,9 +17,9 @@ from captum_clip_surgery.metrics.functional._maps import (
     prepare_levels,
 )
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS, RankedPixels
+from captum_clip_surgery.metrics.functional._segmentation import pixel_accuracy, segmentation_miou
 from captum_clip_surgery.metrics.functional.energy import energy_share
 from captum_clip_surgery.metrics.functional.localization import share_near
-from captum_clip_surgery.metrics.functional.segmentation import pixel_accuracy, segmentation_miou
 
 __all__ = ["Localization", "PairMeasures", "localization"]
 

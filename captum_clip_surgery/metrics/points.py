@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.functional.points import THRESHOLD, point_confusion, point_iou
+from captum_clip_surgery.metrics.functional._points import THRESHOLD, point_confusion, point_iou
 
 __all__ = ["PointMeasures", "PointResult"]
 

@@ -15,10 +15,10 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.models._config_check import build_image_tower_on_meta
 from captum_clip_surgery.models._dual_encoder_tables import OTHER_TYPES
 from captum_clip_surgery.models._dual_encoders import FAMILIES, describe_refused
+from captum_clip_surgery.models._loading import text_needs
 from captum_clip_surgery.models.image import Tower
 from captum_clip_surgery.models.image._registry import TOWER_CLASSES, get_tower_class
 from captum_clip_surgery.models.image._transformers import TransformersTower
-from captum_clip_surgery.models.loading import text_needs
 
 __all__ = ["ModelEntry", "list_models"]
 

@@ -18,20 +18,22 @@ from torchmetrics.functional.classification import (
 )
 
 from captum_clip_surgery.metrics import (
-    confusion,
     energy_pointing_game,
     grid_pointing_game,
     iou_curve,
     localization,
-    pixel_accuracy,
     pixel_auroc,
     pixel_average_precision,
     pointing_game,
     prepare,
     score_contrast,
-    segmentation_miou,
 )
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
+from captum_clip_surgery.metrics.functional._segmentation import (
+    confusion,
+    pixel_accuracy,
+    segmentation_miou,
+)
 from tests._helpers.cases import each
 from tests._helpers.masked_maps import MASK, random_map, random_mask
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from captum_clip_surgery.metrics import PointMeasures, point_confusion, point_iou
+from captum_clip_surgery.metrics import PointMeasures
+from captum_clip_surgery.metrics.functional._points import point_confusion, point_iou
 from tests._helpers.cases import each
 
 #: 2 x 4, left half inside.

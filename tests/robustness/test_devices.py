@@ -17,6 +17,8 @@ from captum_clip_surgery.attr import word_scores
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.diagnostics import tower_report
 from captum_clip_surgery.metrics import modules
+from captum_clip_surgery.metrics.functional._points import point_confusion
+from captum_clip_surgery.metrics.functional._segmentation import confusion
 from captum_clip_surgery.visualization import visualize_attribution, winner_figure
 from tests._helpers.pretend_mps import PretendMps, model_to_mps
 
@@ -27,7 +29,6 @@ PREPARED = (
     "pointing_game",
     "pixel_auroc",
     "pixel_average_precision",
-    "confusion",
 )
 PAIR_METRICS = [
     kind
@@ -87,12 +88,12 @@ def results(clip: ZeroShotClassifier) -> dict[str, Any]:
             f"{name} of none": lambda name=name: getattr(metrics, name)(None, mask)
             for name in PREPARED
         },
+        "confusion": lambda: confusion(prepared, mask),
+        "confusion of none": lambda: confusion(None, mask),
         "near": lambda: metrics.pointing_game(prepared, mask, 2),
         "energy": lambda: metrics.energy_pointing_game(attribution, mask),
         "grid": lambda: metrics.grid_pointing_game(attribution, 2, 2, 1),
-        "point confusion": lambda: metrics.point_confusion(
-            mask, positions, positions, [True, False]
-        ),
+        "point confusion": lambda: point_confusion(mask, positions, positions, [True, False]),
         "pairs": lambda: [*measures.compute().values()],
         "confidence": lambda: [*measures.confidence().values()],
         "insertion": lambda: metrics.insertion_deletion(

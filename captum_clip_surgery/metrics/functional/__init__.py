@@ -10,26 +10,15 @@ from captum_clip_surgery.metrics.functional.localization import (
     pointing_game,
     score_contrast,
 )
-from captum_clip_surgery.metrics.functional.points import point_confusion, point_iou
 from captum_clip_surgery.metrics.functional.ranking import pixel_auroc, pixel_average_precision
-from captum_clip_surgery.metrics.functional.segmentation import (
-    confusion,
-    pixel_accuracy,
-    segmentation_miou,
-)
 
 __all__ = [
-    "confusion",
     "energy_pointing_game",
     "grid_pointing_game",
     "iou_curve",
-    "pixel_accuracy",
     "pixel_auroc",
     "pixel_average_precision",
-    "point_confusion",
-    "point_iou",
     "pointing_game",
     "prepare",
     "score_contrast",
-    "segmentation_miou",
 ]

@@ -6,7 +6,6 @@ from captum_clip_surgery.models.image._data import (
     GridSpec,
     PathConfig,
     TowerOutput,
-    resize_positions,
 )
 from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.models.image._registry import build_tower, register_tower
@@ -21,6 +20,5 @@ __all__ = [
     "build_tower",
     "join_heads",
     "register_tower",
-    "resize_positions",
     "split_heads",
 ]

@@ -43,8 +43,6 @@ from captum_clip_surgery.models.image import build_tower
 from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.preprocessing import INTERPOLATIONS
 
-__all__ = ["Loaded", "load"]
-
 
 class Loaded(NamedTuple):
     """A model in eval mode, its tokenizer, and what it was loaded from."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["point_confusion", "point_iou"]
-
 #: Value above which a map is foreground in the papers.
 THRESHOLD = 0.5
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from captum_clip_surgery.metrics.functional._maps import check_prepared, quantize
 from captum_clip_surgery.metrics.functional._ranked import RankedPixels
 
-__all__ = ["confusion", "pixel_accuracy", "segmentation_miou"]
-
 
 def confusion(prepared: Tensor | None, mask: Tensor) -> Tensor:
     """Count pixels as true and false positives, false and true negatives.
