@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.models import _sources, loading
+from captum_clip_surgery.models import _loading, _sources
 from captum_clip_surgery.models._shapes import matching_configurations
 from tests._helpers.cases import each
 from tests._helpers.model_folders import edit
@@ -418,7 +418,7 @@ def test_an_unreachable_hub_is_said_in_a_line(monkeypatch):
 def test_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     refused(ImportError, r"pip install 'captum_clip_surgery\[transformers\]'", folder)
-    assert loading.Loaded._fields == ("model", "tokenizer", "origin")
+    assert _loading.Loaded._fields == ("model", "tokenizer", "origin")
 
 
 def test_trust_is_never_passed_on(folder, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.models import loading
+from captum_clip_surgery.models import _loading
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from tests._helpers.cases import each
 from tests._helpers.text_towers import (
@@ -188,7 +188,7 @@ def test_a_tokenizer_of_ones_own_needs_a_length_where_the_tower_has_none(folder)
 def test_without_transformers_the_extra_is_named(name, part, monkeypatch, tmp_path):
     checkpoint = tmp_path / "weights.pt"
     checkpoint.touch()
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    monkeypatch.setattr(_loading, "find_spec", lambda _: None)
     message = rf"the {part} of {name} .* pip install 'captum_clip_surgery\[transformers\]'"
     with pytest.raises(ImportError, match=message):
         ZeroShotClassifier.from_pretrained(name, checkpoint, ["dog"])
@@ -209,7 +209,7 @@ def test_a_tokenizer_given_needs_no_transformers_and_no_hub(monkeypatch, tmp_pat
     try:
         model, _, _ = open_clip.create_model_and_transforms(name)
         torch.save(model.state_dict(), tmp_path / "weights.pt")
-        monkeypatch.setattr(loading, "find_spec", lambda _: None)
+        monkeypatch.setattr(_loading, "find_spec", lambda _: None)
         clip = ZeroShotClassifier.from_pretrained(
             name, tmp_path / "weights.pt", ["dog", "cat"], tokenizer=Words("t5"), templates=()
         )
