@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from captum_clip_surgery._utils.errors import error_message
 
 ARRAYS = (".npz", ".npy")  # which open_clip reads without pickle
+FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")  # in torch's message
 MAX_RATIO = 10  # of an archive's content to its size; torch does not compress, numpy may
 
 
@@ -38,9 +40,10 @@ def check_checkpoint(path: Path) -> None:
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # torch and pickle raise many types
-        raise ValueError(
-            f"{path} is not a checkpoint of weights only: {error_message(error):.800}"
-        ) from error
+        reason = error_message(error)
+        if found := FOREIGN.search(reason):
+            reason = f"it holds objects of {found[1]}; save the state dict alone"
+        raise ValueError(f"{path} is not a checkpoint of weights only: {reason:.800}") from error
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided:
             raise ValueError(f"{path}: {name} is sparse; save it dense")

@@ -26,23 +26,30 @@ def describe_problem(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(512)
-    text = start.lstrip().lower()
     if not size:
         return "empty; download or save it again"
-    if start.startswith(POINTER):
-        return "a pointer of Git LFS and not the weights; fetch them with git lfs pull"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML) and not the weights; download the file itself"
-    if text.startswith(b"<?xml"):
-        return "an XML document, perhaps a server's error message, and not the weights"
+    if stand_in := describe_stand_in(start):
+        return stand_in
     if path.suffix == ".safetensors":
         return _problem_of_safetensors(path, size, start)
     if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         return f"cut off: an archive of {size:,} bytes without its end; download or save it again"
     if start.startswith((b"\x1f\x8b", b"BZh", b"7z\xbc\xaf", b"\xfd7zXZ")):
         return "compressed; unpack it first"
-    if text.startswith((b"{", b"[")):
+    if start.lstrip().startswith((b"{", b"[")):
         return "JSON, perhaps a configuration, and not the weights"
+    return None
+
+
+def describe_stand_in(start: bytes) -> str | None:
+    """Describe what was downloaded in place of a file, from its first bytes; None if it was not."""
+    text = start.lstrip().lower()
+    if start.startswith(POINTER):
+        return "a pointer of Git LFS and not the file itself; fetch it with git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML) and not the file itself; download that"
+    if text.startswith(b"<?xml"):
+        return "an XML document, perhaps a server's error message, and not the file itself"
     return None
 
 

@@ -77,13 +77,18 @@ def load(
         ImportError: If transformers is needed and not installed.
         FileNotFoundError: If a checkpoint file or folder does not exist.
         OSError: If a hub cannot be reached.
-        TypeError: If `name` is not a string or path, an option is not known, or surgery is not
-            defined on the image tower.
+        TypeError: If `name` or `pretrained` is not a string or path, an option is not known, or
+            surgery is not defined on the image tower.
         ValueError: If nothing or more than one thing has the name, the configuration is invalid, or
             the weights do not load or are not of the configuration.
     """
     if not isinstance(name, (str, PathLike)):
         raise TypeError(f"the model's name is a {type(name).__name__}, expected a string or path")
+    if pretrained is not None and not isinstance(pretrained, (str, PathLike)):
+        raise TypeError(
+            f"pretrained is a {type(pretrained).__name__}, expected a tag or the path of a file; "
+            "if these are the texts, pass them by name: texts="
+        )
     if interpolation is not None and interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
         raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")

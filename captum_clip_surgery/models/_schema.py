@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from captum_clip_surgery._utils.files import read_text
+from captum_clip_surgery.models._file_kinds import describe_stand_in
 
 MAX_TEXT = 10_000
 TEMPLATES = "additional_chat_templates"  # a folder that transformers reads beside a tokenizer
@@ -40,7 +41,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        stand_in = describe_stand_in(path.read_bytes()[:512])
+        raise ValueError(f"{path} is {stand_in or f'not JSON: {error}'}") from None
 
 
 def check_table(where: str, table: Any, allowed: Table, prefix: str = "") -> None:

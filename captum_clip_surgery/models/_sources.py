@@ -32,6 +32,7 @@ HUB, TRANSFORMERS = "hf-hub:", "hf:"
 SCHEMES = (LOCAL, HUB, TRANSFORMERS)
 MODULES = "modules.json"  # of sentence-transformers
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+PLACES = (".", "/", "~")  # with which paths begin, and no repository
 TIMEOUT_S = 20
 #: Files of a repository in transformers' form that may be fetched, beside one form of weights.
 TEXT_FILES = ("*.json", "*.txt", "*.model")
@@ -91,11 +92,17 @@ def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source
     if Path(name).is_dir():
         return _of_folder(Path(name))
     if Path(name).is_file():
+        folder = Path(name).parent
+        if (folder / CONFIG).is_file() or (folder / FILE).is_file():
+            raise ValueError(
+                f"{name} is a file, and a model is named by its folder: "
+                f"from_pretrained({str(folder)!r}, ...)"
+            )
         raise ValueError(
             f"{name} is a file of weights; the name is that of its configuration: "
             f"from_pretrained('ViT-B-16', {name!r}, ...), or the folder of a model"
         )
-    if REPOSITORY.fullmatch(name) and not has_weights:
+    if name.startswith(PLACES) or (REPOSITORY.fullmatch(name) and not has_weights):
         return _of_repository(name, options)
     raise ValueError(_unknown(name, has_weights))
 
@@ -118,6 +125,8 @@ def _unknown(name: str, has_weights: bool) -> str:
         )
     close = close_names(name.replace("/", "-"), open_clip.list_models())
     message = f"open_clip has no model {name!r}{close}"
+    if has_weights and REPOSITORY.fullmatch(name) and not close:
+        return f"{message}; a repository of the hub is named alone, without pretrained="
     if has_weights:
         return message
     return f"{message}. Nor is it a folder here, or a repository of the hub (ORGANIZATION/NAME)"
@@ -195,6 +204,8 @@ def path_of_model(modules: Any, where: str) -> str:
 
 def _of_repository(name: str, options: dict[str, Any], prefer: str | None = None) -> Source:
     """Tell the form of a repository from its list of files and its configuration alone."""
+    if name.startswith(PLACES):
+        raise FileNotFoundError(f"no folder at {name}")
     files = _reached(name, lambda: set(_list_files(name, options)))
     forms = ["open_clip"] if FILE in files and prefer != "transformers" else []
     prefix = ""

@@ -23,6 +23,8 @@ from captum_clip_surgery.models._transformers_tables import (
 )
 
 CONFIG = "config.json"
+#: Files that make up a vocabulary, beside those of sentencepiece.
+VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 #: Parts of a `tokenizer.json` that rewrite a text.
 STEPS = ("normalizer", "pre_tokenizer")
 #: How many times longer a tokenizer may make a text before it splits it; known ones, 3 times.
@@ -78,11 +80,13 @@ def tokenizer_options(folder: Path) -> dict[str, Any]:
     `config.json` can be that of any model; only the type of tokenizer is read from it.
 
     Raises:
+        FileNotFoundError: If there is no vocabulary.
         ImportError: If transformers is not installed.
         ValueError: If an option is not allowed.
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
+    _check_vocabulary(folder)
     for name, allowed in TOKENIZER_FILES.items():
         if (folder / name).is_file():
             check_table(str(folder / name), read_json(folder / name), allowed)
@@ -99,6 +103,23 @@ def tokenizer_options(folder: Path) -> dict[str, Any]:
             config = CONFIG_MAPPING[content["model_type"]]()
         config.tokenizer_class = content.get("tokenizer_class")
     return {"config": config, "trust_remote_code": False, "local_files_only": True}
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Check that a folder has a vocabulary: transformers would make a tokenizer of no words.
+
+    Raises:
+        FileNotFoundError: If it has none.
+    """
+    names = {path.name for path in folder.iterdir()}
+    sentencepiece = any(name.endswith(".model") for name in names)
+    if sentencepiece or any(files <= names for files in VOCABULARIES):
+        return
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer (tokenizer.json, vocab.json with merges.txt, vocab.txt, or a "
+        ".model of sentencepiece); save the model's tokenizer there by save_pretrained, or pass "
+        "tokenizer="
+    )
 
 
 def _check_growth(path: Path) -> None:

@@ -22,6 +22,9 @@ DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
+#: Names of the probability in timm's DropPath, open_clip's PatchDropout, torch's attention, and the
+#: attention of transformers.
+PROBABILITIES = ("drop_prob", "prob", "dropout", "attention_dropout")
 
 
 def check_images(images: Tensor, tower: Tower, device: torch.device, finite: bool = True) -> None:
@@ -111,12 +114,9 @@ def check_modes(model: nn.Module) -> None:
 def _depends_on_mode(module: nn.Module) -> bool:
     if isinstance(module, BATCH_NORMS):
         return True
-    if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
     if isinstance(module, DROPOUTS):
         return module.p > 0
-    # The names of the probability in timm's DropPath and open_clip's PatchDropout.
-    for name in ("drop_prob", "prob"):
+    for name in PROBABILITIES:
         probability: Any = getattr(module, name, 0)
         if isinstance(probability, float) and probability > 0:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -192,6 +193,36 @@ def test_links_lead_nowhere(folder):
     refused(ValueError, "is a link that leads out of its folder", folder)
 
 
+@each("left", [(), ("vocab.json",), ("merges.txt", "tokenizer_config.json")])
+def test_a_folder_without_a_vocabulary_is_refused(saved, tmp_path_factory, left):
+    """transformers would make a tokenizer to which all words are the same."""
+    folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("words") / "model"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    for name in left:
+        (folder / name).write_text("{}")
+    refused(FileNotFoundError, "has no tokenizer .* or pass tokenizer=", folder)
+    own = transformers.AutoTokenizer.from_pretrained(saved)
+    assert torch.equal(load(folder, tokenizer=own).text_features(), load(saved).text_features())
+
+
+@each(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS .* git lfs pull"),
+        ("<!doctype html>", r"is a web page \(HTML\)"),
+        ("", "is not JSON"),
+    ],
+)
+def test_configurations_and_tokenizers_that_were_not_downloaded(
+    saved, tmp_path_factory, content, message
+):
+    for name in ("tokenizer.json", "preprocessor_config.json", "config.json"):
+        folder = Path(shutil.copytree(saved, tmp_path_factory.mktemp("cut") / "model"))
+        (folder / name).write_text(content)
+        refused(ValueError, f"{name} {message}", folder)
+
+
 def test_another_size_of_preprocessing_is_told(folder):
     edit(folder / "preprocessor_config.json", crop_size={"height": 64, "width": 64})
     with pytest.warns(UserWarning, match=r"prepares images of \[64\] pixels, .* built for 32"):
@@ -319,6 +350,13 @@ def test_checkpoints_with_two_models(registered, tmp_path, kind, message):
     refused(ValueError, message, SMALL, tmp_path / "weights.pt")
 
 
+def test_checkpoints_with_other_objects(registered, tmp_path):
+    content = checkpoint("lightning") | {"hyper_parameters": argparse.Namespace(rate=1)}
+    torch.save(content, tmp_path / "weights.ckpt")
+    message = "holds objects of argparse.Namespace; save the state dict alone"
+    refused(ValueError, message, SMALL, tmp_path / "weights.ckpt")
+
+
 def test_weights_of_transformers_under_a_name_of_open_clip(registered, tmp_path):
     torch.save(build("CLIPModel").state_dict(), tmp_path / "weights.pt")
     message = "weights of a model of transformers, without its configuration"
@@ -402,6 +440,13 @@ def test_names_that_are_nearly_right(registered, tmp_path, monkeypatch):
     refused(ValueError, "'openai' is a tag of ViT-B-16 and a file here", "ViT-B-16", "openai")
     refused(ValueError, "is a folder, expected a tag or file", "ViT-B-16", tmp_path)
     refused(TypeError, "the model's name is a int", 3)
+    refused(TypeError, "pretrained is a list, .* pass them by name: texts=", "ViT-B-16", TEXTS)
+    refused(ValueError, "named alone, without pretrained=", "openai/clip-vit-x", "openai")
+    for path in ("./nothing", "/nothing/here", "hf:/nothing"):
+        refused(FileNotFoundError, f"no folder at {path.removeprefix('hf:')}", path)
+    shutil.copytree(MODEL_FOLDER, "folder")
+    message = r"is a file, and a model is named by its folder: from_pretrained\('folder'"
+    refused(ValueError, message, "folder/open_clip_config.json")
     shutil.copytree(MODEL_FOLDER, SMALL)
     message = f"a configuration of open_clip and a folder with a model: write local-dir:{SMALL}"
     refused(ValueError, message, SMALL)
