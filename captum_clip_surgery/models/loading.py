@@ -160,7 +160,8 @@ def _load_open_clip(
         reason = error_message(error)
         if len(reason) > 1000:  # torch lists every missing key
             reason = f"{reason[:1000]}... ({len(reason)} characters)"
-        raise ValueError(f"{pretrained or name} does not load as {name}: {reason}") from error
+        what = "does not load" if pretrained is None else f"does not load as {name}"
+        raise ValueError(f"{pretrained or name} {what}: {reason}") from error
     note_activation(activation, model)
     return Loaded(model.eval(), tokenizer or _tokenizer(name), _origin(source, pretrained))
 
