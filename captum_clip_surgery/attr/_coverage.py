@@ -6,12 +6,16 @@ of ViT-SO400M-14-SigLIP-384 cover 378 of 384. A map stretched over the whole ima
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 
 Size = tuple[int, int]
+#: Number of pixels of maps that are padded together.
+CHUNK_PIXELS = 2**20
 
 
 def covered_size(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Size:
@@ -35,9 +39,16 @@ def upsample_to_image(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Te
     Where no patch is, the edge of the map continues: zeros could be its maximum.
     """
     covered = covered_size(clip, maps, shown)
-    maps = F.interpolate(maps, covered, mode="bilinear", align_corners=False)
     margin = (0, shown[1] - covered[1], 0, shown[0] - covered[0])
-    return F.pad(maps, margin, mode="replicate") if any(margin) else maps
+    upsample = partial(F.interpolate, size=covered, mode="bilinear", align_corners=False)
+    if not any(margin):
+        return upsample(maps)
+    filled = maps.new_empty(*maps.shape[:2], *shown)
+    step = max(1, CHUNK_PIXELS // (len(maps) * shown[0] * shown[1]))
+    for start in range(0, maps.shape[1], step):  # padding copies: all at once would double memory
+        texts = slice(start, start + step)
+        filled[:, texts] = F.pad(upsample(maps[:, texts]), margin, mode="replicate")
+    return filled
 
 
 def cover_image(clip: ZeroShotClassifier, maps: Tensor, images: Tensor) -> Tensor:

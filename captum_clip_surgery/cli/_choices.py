@@ -75,7 +75,7 @@ PROTOCOLS = (
     "present",
     "sclip",
 )
-TASKS = ("localization", "segmentation", "recognition", "points", "faithfulness")
+TASKS = ("localization", "segmentation", "recognition", "points", "faithfulness", "grid")
 
 #: Seconds that the processes of a run wait for each other.
 TIMEOUT_S = 1800.0

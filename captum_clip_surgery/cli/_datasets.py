@@ -52,6 +52,7 @@ def evaluate(options: Evaluate, root: Path) -> None:
         quiet=not run.is_main_process,
         templates=TEMPLATE_SETS[named] if named else None,
         device=run.device,
+        positions=protocol.positions or "bilinear",
     )
     methods, left_out = choose(clip, split_names(options.methods))
     # Once, because it reads every weight and looks at every file.

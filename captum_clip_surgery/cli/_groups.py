@@ -73,12 +73,13 @@ class ModelOptions:
         str | None, Option(help="open_clip pretrained tag or checkpoint file.")
     ] = None
     positions: Annotated[
-        Positions,
+        Positions | None,
         Option(
             help="How positional embeddings are resized for other sizes than the native one: "
-            "'bilinear' as in CLIP Surgery, or 'bicubic' as in NACLIP and other dense methods."
+            "'bilinear' as in CLIP Surgery, or 'bicubic' as in NACLIP and other dense methods "
+            "(default: as a protocol says, otherwise 'bilinear')."
         ),
-    ] = "bilinear"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ def load_model(
     templates: Sequence[Template] | None = None,
     device: str | None = None,
     precision: str = "fp32",
+    positions: str = "bilinear",
 ) -> ZeroShotClassifier:
     """Load the chosen model, or the embedded one if none is chosen.
 
@@ -41,6 +42,7 @@ def load_model(
         templates: Prompt templates; None stands for the model's usual ones.
         device: Device of the model; None stands for a GPU if there is one.
         precision: Precision of the model as open_clip names it, such as "bf16".
+        positions: How positional embeddings are resized where the options do not say it.
 
     Raises:
         ValueError: If `--pretrained` or `--positions` is given without `--model`.
@@ -49,7 +51,7 @@ def load_model(
     if options.model is None:
         if options.pretrained is not None:
             raise ValueError("--pretrained needs --model")
-        if options.positions != "bilinear":
+        if options.positions is not None:
             raise ValueError("--positions needs --model")
         if not quiet:
             print(f"No --model given. {EMBEDDED_MODEL_NOTE}")
@@ -63,7 +65,7 @@ def load_model(
         texts,
         distractors,
         templates,
-        positions=options.positions,
+        positions=options.positions or positions,
         device=device,
         precision=precision,
     )

@@ -79,6 +79,8 @@ class Evaluator(ABC):
 
     def __init__(self, data: ImageDataset) -> None:
         self.data = data
+        #: The images that methods are shown.
+        self.images = data
 
     def prepare(self, target: Target) -> Target:
         """Return an annotation as all methods are measured against it, once per image."""

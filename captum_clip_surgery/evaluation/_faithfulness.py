@@ -43,37 +43,29 @@ class FaithfulnessPredictor(MapPredictor):
         return torch.stack(areas).cpu() if areas else torch.zeros(0, 2)
 
 
-class FaithfulnessEvaluator(Evaluator):
-    """Insertion and deletion of every class that an image shows, without the background."""
+def shown_classes(target: Target) -> frozenset[int]:
+    """Return the classes that an image shows, by its labels, masks or tags."""
+    if isinstance(target, Labels):
+        target = target.masks()
+    if isinstance(target, Masks):
+        return frozenset(label for label, mask in target.masks.items() if mask.any())
+    assert isinstance(target, Tags)
+    return target.present
+
+
+class PairMeansEvaluator(Evaluator):
+    """Base class of measures that are means over pairs of an image and a class."""
 
     target_types = (Labels, Masks, Tags)
-    predictor = FaithfulnessPredictor
     has_figure = False
-    columns: ClassVar[Columns] = {"insertion": 1, "deletion": 1}
-
-    def prepare(self, target: Target) -> Target:
-        """Return the classes that an image shows."""
-        if isinstance(target, Labels):
-            target = target.masks()
-        if isinstance(target, Masks):
-            target = Tags(frozenset(label for label, mask in target.masks.items() if mask.any()))
-        return target
-
-    def labels(self, target: Target) -> list[int]:
-        """Return the classes that the image shows, without the background."""
-        assert isinstance(target, Tags)
-        return sorted(target.present - {self.data.background})
-
-    def stats(self, target: Target, prediction: Tensor) -> Tensor:
-        """Return insertion and deletion for every class."""
-        labels = torch.tensor(self.labels(target), dtype=torch.float64)
-        return torch.cat([labels[:, None], prediction.double()], 1)
+    #: Why there may be nothing to measure.
+    nothing: ClassVar[str] = "no image shows a class besides the background"
 
     def compute(self, stats: Sequence[Tensor]) -> Measures:
         """Return means over pairs of an image and a class."""
         rows = torch.cat(list(stats))[:, 1:]
         if not len(rows):
-            raise ValueError("no image shows a class besides the background")
+            raise ValueError(self.nothing)
         return dict(zip(self.columns, (100 * rows.mean(0)).tolist(), strict=True))
 
     def intervals(self, stats: Sequence[Tensor]) -> Intervals:
@@ -89,5 +81,25 @@ class FaithfulnessEvaluator(Evaluator):
         return percentiles(chunks, 0.95)
 
     def image_score(self, stats: Tensor) -> float | None:
-        """Return the image's mean insertion, or None if it shows no class."""
+        """Return the image's mean of the first measure, or None if it has no pair."""
         return float(stats[:, 1].mean()) if len(stats) else None
+
+
+class FaithfulnessEvaluator(PairMeansEvaluator):
+    """Insertion and deletion of every class that an image shows, without the background."""
+
+    predictor = FaithfulnessPredictor
+    columns: ClassVar[Columns] = {"insertion": 1, "deletion": 1}
+
+    def prepare(self, target: Target) -> Target:
+        """Return the classes that an image shows."""
+        return Tags(shown_classes(target))
+
+    def labels(self, target: Target) -> list[int]:
+        """Return the classes that the image shows, without the background."""
+        return sorted(shown_classes(target) - {self.data.background})
+
+    def stats(self, target: Target, prediction: Tensor) -> Tensor:
+        """Return insertion and deletion for every class."""
+        labels = torch.tensor(self.labels(target), dtype=torch.float64)
+        return torch.cat([labels[:, None], prediction.double()], 1)

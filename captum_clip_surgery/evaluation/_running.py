@@ -149,7 +149,7 @@ class Runner:
             numbers = array_numbers(left, self.array)
         loader = EvalDataLoader(
             self.clip,
-            self.data,
+            task.evaluator.images,
             self._batches(task, numbers),
             task.view,
             self.workers,

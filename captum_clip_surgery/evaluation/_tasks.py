@@ -12,6 +12,7 @@ from captum_clip_surgery.evaluation._evaluators import (
     SegmentationEvaluator,
 )
 from captum_clip_surgery.evaluation._faithfulness import FaithfulnessEvaluator
+from captum_clip_surgery.evaluation._grids import GridEvaluator
 
 #: The tasks that can be evaluated, by name.
 EVALUATORS: Mapping[str, type[Evaluator]] = {
@@ -20,4 +21,5 @@ EVALUATORS: Mapping[str, type[Evaluator]] = {
     "recognition": RecognitionEvaluator,
     "points": PointEvaluator,
     "faithfulness": FaithfulnessEvaluator,
+    "grid": GridEvaluator,
 }

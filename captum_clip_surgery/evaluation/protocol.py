@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery.datasets import DATASETS
+from captum_clip_surgery.models.image._base import POSITION_MODES
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template
 
 __all__ = ["TASKS", "Protocol", "View"]
@@ -32,6 +33,7 @@ USES: dict[str, tuple[str, ...]] = {
     "recognition": ("size", "classes"),
     "points": ("size", "texts", "classes"),
     "faithfulness": ("size", "texts", "classes", "steps"),
+    "grid": ("size", "classes"),
 }
 TASKS = tuple(USES)
 #: Maximum side in pixels; a batch of one is 3 GB.
@@ -155,6 +157,9 @@ class Protocol:
         views: View of each task.
         changes: Views that replace those by task and data set.
         templates: A name in `TEMPLATE_SETS`, or None for the model's own templates.
+        positions: How positional embeddings are resized, "bilinear" or "bicubic"; None leaves it
+            open. `evaluate` takes a classifier made with these and the templates, as
+            `clip-surgery evaluate` does.
     """
 
     name: str
@@ -162,14 +167,15 @@ class Protocol:
     views: Mapping[str, View]
     changes: Mapping[tuple[str, str], View]
     templates: str | None = None
+    positions: str | None = None
 
     @classmethod
     def load(cls, name: str | Path) -> Protocol:
         """Load a protocol of the package, or a TOML file.
 
-        A file has the key `source`, optionally `templates`, and a table for each task, with the
-        fields of `View` that the task uses. A table inside, named after a data set, changes some of
-        them for it; "none" resets a field to None.
+        A file has the key `source`, optionally `templates` and `positions`, and a table for each
+        task, with the fields of `View` that the task uses. A table inside, named after a data set,
+        changes some of them for it; "none" resets a field to None.
 
         Args:
             name: Name of a protocol, or path of a file that ends in ".toml".
@@ -193,12 +199,18 @@ class Protocol:
 
     @classmethod
     def _parse(cls, name: str, content: dict[str, Any]) -> Protocol:
-        source, templates = content.pop("source", None), content.pop("templates", None)
+        source, templates, positions = (
+            content.pop(key, None) for key in ("source", "templates", "positions")
+        )
         if not isinstance(source, str) or not source:
             raise ValueError("source must be a text that is not empty")
         if templates is not None and templates not in list(TEMPLATE_SETS):
             raise ValueError(
                 f"templates must be one of {', '.join(TEMPLATE_SETS)}, got {templates!r}"
+            )
+        if positions is not None and positions not in POSITION_MODES:
+            raise ValueError(
+                f"positions must be one of {', '.join(POSITION_MODES)}, got {positions!r}"
             )
         _check_keys(content, TASKS, "the file")
         if not content:
@@ -217,7 +229,7 @@ class Protocol:
                     )
                 changed = values | table[dataset]
                 changes[task, dataset] = _view(changed, task, f"{task}.{dataset}")
-        return cls(name, source, views, changes, templates)
+        return cls(name, source, views, changes, templates, positions)
 
     def view(self, task: str, dataset: str) -> View:
         """Return how a task shows a data set.

@@ -22,8 +22,8 @@ from captum_clip_surgery.export._summary import read_summary
 class MapStore(Mapping[str, np.ndarray]):
     """Exported maps by image name, read lazily.
 
-    Values are arrays (K, h, w), float16. A store can be pickled and shared by threads and workers.
-    Use `load_maps` to open one.
+    Values are arrays (K, h, w), float16, of the part of an image that `covered` returns. A store
+    can be pickled and shared by threads and workers. Use `load_maps` to open one.
 
     Args:
         path: Folder of the export.
@@ -43,9 +43,14 @@ class MapStore(Mapping[str, np.ndarray]):
             texts = self.settings["model"]["texts"]
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise TypeError("its texts are not a list of strings")
+            covered, shown = self.settings["covered"], self.settings["options"]["size"]
+            pairs = zip(covered, shown, strict=True)
+            self._covered = tuple(float(part / whole) for part, whole in pairs)
+            if len(self._covered) != 2 or not all(0 < share <= 1 for share in self._covered):
+                raise TypeError(f"its maps cover {covered!r:.80} of {shown!r:.80} pixels")
             if not isinstance(count, int):
                 raise TypeError(f"it has {count!r:.80} shards")
-        except (KeyError, TypeError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path / RUN} does not describe an export: {error!r:.200}") from None
         self.texts = tuple(texts)
         self._pieces = Pieces(path / DATA, count)
@@ -109,6 +114,18 @@ class MapStore(Mapping[str, np.ndarray]):
             KeyError: If there is no such image.
         """
         return self._row(name, lambda *sides: sides, "height", "width")
+
+    def covered(self, name: str) -> tuple[float, float]:
+        """Return height and width in pixels of the part of an original image that its maps cover.
+
+        It begins at the upper left. It is smaller than the image if the last pixels that the model
+        sees are in no patch: the 27 x 27 patches of ViT-SO400M-14-SigLIP-384 cover 378 of 384.
+
+        Raises:
+            KeyError: If there is no such image.
+        """
+        (height, width), (rows, columns) = self.size(name), self._covered
+        return height * rows, width * columns
 
     def embedding(self, name: str) -> np.ndarray:
         """Return the L2-normalized embedding (C,) of an image, float32.

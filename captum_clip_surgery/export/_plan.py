@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from captum.attr import LayerAttribution
 
 from captum_clip_surgery._utils.pieces import RUN, Pieces, differences, read_run, start_run
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
+from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.export._explaining import Paths, explain_batch
 from captum_clip_surgery.export._listing import LISTING, Listing, list_source
@@ -246,7 +248,6 @@ def plan(
         )
     clip, folder = method.forward_func, Path(output).absolute()
     sides = _sides(size, clip.native_size)
-    clip.tower.grid(*sides)
     options = {
         "top": top,
         "maps": maps,
@@ -257,7 +258,14 @@ def plan(
         "fast": fast,
         "compile": compile,
     }
-    settings = {**(about or {}), "model": _describe(method), "options": options}
+    shape = clip.tower.grid(*sides) if isinstance(method, LayerAttribution) else sides
+    covered = covered_size(clip, torch.empty(shape, device="meta"), sides)
+    settings = {
+        **(about or {}),
+        "model": _describe(method),
+        "options": options,
+        "covered": list(covered),
+    }
     pieces, listing = Pieces(folder / DATA, 0), folder / LISTING
     if (folder / DATA).exists() and not (folder / RUN).exists():
         raise ValueError(

@@ -133,11 +133,13 @@ class ModuleContents:
         if kind in self._classes:
             return self._classes[kind]
         content: list[Any] = [kind.__qualname__]
+        self._classes[kind] = [kind.__qualname__]  # an enumeration holds members of its own class
         for base in kind.__mro__[:-1]:
             content.append(self._origin(place, base.__module__))
             if base is not nn.Module:  # libraries add methods to it as they are imported
                 content += self._members(f"{place}: {base.__name__}", base)
-        return self._classes.setdefault(kind, content)
+        self._classes[kind] = content
+        return content
 
     def _members(self, place: str, kind: type) -> Iterator[list[Any]]:
         for name, member in vars(kind).items():

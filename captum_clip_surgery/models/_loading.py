@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import torch
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message, rust_panics_as_errors
@@ -52,6 +53,20 @@ class Loaded(NamedTuple):
     origin: str
 
 
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Build on the CPU in float32, whatever torch's defaults: `device` and `precision` choose."""
+    dtype, device = torch.get_default_dtype(), torch.empty(0).device.type
+    on_cpu = nullcontext() if device == "cpu" else torch.device("cpu")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with on_cpu:
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@_plain_defaults()
 def load(
     name: str | PathLike[str],
     pretrained: str | PathLike[str] | None = None,

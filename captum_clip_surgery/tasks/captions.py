@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_clip_surgery.attr import LayerCLIPSurgery, attribute_many
 from captum_clip_surgery.attr._base import check_classifier
+from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
@@ -32,8 +33,9 @@ class WordMaps:
 
     Attributes:
         words: The words.
-        maps: Maps (words, h, w) on the patch grid, raw and signed, in float32 or wider, on the
-            model's device.
+        maps: Maps (words, h, w), raw and signed, in float32 or wider, on the model's device. They
+            are on the patch grid, or of the size that the model sees if its last pixels are in no
+            patch.
         size: (height, width) of the image in pixels.
         importance: Importance (words,): the drop of the cosine of image and caption when the word
             is left out. Negative values mean that the caption fits better without the word. It is 0
@@ -156,6 +158,7 @@ def word_maps(
                 for i, caption in enumerate(batch):
                     cosines = text_features[i].to(pooled.dtype) @ pooled[i]
                     maps = _by_word(scores[i], caption, common)
+                    maps = cover_image(clip, maps[None], pixels[i : i + 1])[0]
                     importance = _importance(cosines, caption)
                     shown = [special or word not in (START, END) for word in caption.words]
                     words = tuple(compress(caption.words, shown))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from captum_clip_surgery import CLIPSimilarity, LayerCLIPSimilarity, ZeroShotClassifier, compare
+from captum_clip_surgery import (
+    CLIPSimilarity,
+    LayerCLIPSimilarity,
+    ZeroShotClassifier,
+    compare,
+)
+from captum_clip_surgery.export import load_maps, plan
+from captum_clip_surgery.tasks import word_maps
 from tests._helpers.tiny import random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
 
@@ -46,3 +55,23 @@ def test_comparisons_and_measures_place_maps_where_the_patches_are(clip):
 def test_images_of_whole_patches_are_covered(clip):
     images = torch.zeros(1, 3, 24, 16)
     assert compare(clip, images, methods=["CLIP"]).maps["CLIP"].shape == (1, 2, 3, 2)
+
+
+def test_exports_say_which_pixels_their_maps_cover(clip, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (72, 90, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "one.png")
+    for method, covered in ((LayerCLIPSimilarity, (64, 80)), (CLIPSimilarity, (72, 90))):
+        export = plan(method(clip), tmp_path / "images", tmp_path / method.__name__)
+        export.explain(method(clip), export.left(), workers=0)
+        export.finish()
+        maps = load_maps(tmp_path / method.__name__)
+        assert maps.covered("one.png") == pytest.approx(covered)
+        assert maps.settings["covered"] == ([32, 32] if covered == (64, 80) else [36, 36])
+
+
+def test_maps_of_words_continue_where_no_patch_is(clip):
+    images = random_images(clip, 1)
+    (words,) = word_maps(clip, images, "a dog", common=True)
+    assert words.maps.shape == (2, 36, 36)
+    assert torch.equal(words.maps[:, 32:], words.maps[:, 31:32].expand(-1, 4, -1))

@@ -10,6 +10,7 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -27,7 +28,8 @@ from captum_clip_surgery.datasets import (
 )
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
-from captum_clip_surgery.metrics import insertion_deletion, localization
+from captum_clip_surgery.evaluation._grids import GridDataset
+from captum_clip_surgery.metrics import grid_pointing_game, insertion_deletion, localization
 from captum_clip_surgery.tasks import prompts, recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
@@ -367,3 +369,48 @@ def test_insertion_and_deletion_by_the_public_function(clip: ZeroShotClassifier)
     assert found.measures == pytest.approx(expected, rel=1e-5)
     for name, (low, high) in found.intervals.items():
         assert low <= found.measures[name] <= high
+
+
+# --- grids ---------------------------------------------------------------------------------------
+
+
+def test_grids_of_images_of_which_one_shows_the_class(clip: ZeroShotClassifier) -> None:
+    scenes = Scenes("test", 6, 112, objects=[1])
+    names = list(dict.fromkeys(noun for scene in scenes for noun in scene.nouns))
+    truths = [Tags(frozenset([names.index(scene.nouns[0])])) for scene in scenes]
+    data = Given("\n".join(names), [scene.image for scene in scenes], truths)
+    methods = {"CLIPSurgery": METHODS["CLIPSurgery"]}
+    protocol = way(grid=View(size=224))
+    result = evaluate(clip, data, methods, protocol, progress=False, batch_size=4)
+    local, grids, shares = clip.with_texts(names), GridDataset(data), []
+    for index, truth in enumerate(truths):
+        grid = grids[index]
+        assert isinstance(grid.target, Masks)
+        ((label, mask),) = grid.target.masks.items()
+        assert {label} == truth.present
+        (rows, columns), half = np.nonzero(mask), mask.shape[0] // 2
+        assert mask.sum() == half**2
+        y, x = rows.min(), columns.min()
+        tile = Image.fromarray(data.pictures[index]).resize((half, half), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(grid.image)[y : y + half, x : x + half], np.asarray(tile))
+        image = local.preprocess(grid.image, 224)
+        maps = methods["CLIPSurgery"](local).attribute_all(image, [label])  # type: ignore[union-attr]
+        cell = 2 * int(y > 0) + int(x > 0)
+        shares.append(grid_pointing_game(maps[0, 0].detach(), 2, 2, cell))
+    found = result.results["CLIPSurgery"]
+    assert found.measures == pytest.approx({"grid_pointing": 100 * np.mean(shares)}, rel=1e-4)
+    assert found.measures["grid_pointing"] > 40
+    low, high = found.intervals["grid_pointing"]
+    assert low <= found.measures["grid_pointing"] <= high
+
+
+def test_no_grid_holds_the_class_twice_or_perhaps() -> None:
+    pictures = [np.full((8, 8, 3), 40 * number, np.uint8) for number in range(5)]
+    tags = [Tags(frozenset([0])), Tags(frozenset([0])), Tags(frozenset([1]), frozenset([0]))]
+    tags += [Tags(frozenset([2])), Tags(frozenset())]
+    grids = GridDataset(Given("a\nb\nc", pictures, tags))
+    assert [len(grid.target.masks) for grid in grids] == [0, 0, 1, 1, 0]  # type: ignore[union-attr]
+    again = [np.asarray(grid.image) for grid in grids]
+    assert all(
+        np.array_equal(one, np.asarray(grid.image)) for one, grid in zip(again, grids, strict=True)
+    )

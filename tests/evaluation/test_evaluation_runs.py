@@ -20,7 +20,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.provenance import weights_digest
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
-from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 from captum_clip_surgery.evaluation import (
     Evaluation,
     Protocol,
@@ -319,6 +319,22 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
     assert command(monkeypatch, *options, "--methods", "clip", "--output", tmp_path / "out") == 0
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["protocol"]["views"]["segmentation"]["size"] == 96
+
+
+@each(("options", "expected"), [([], "bicubic"), (["--positions", "bilinear"], "bilinear")])
+def test_a_protocol_says_how_positions_are_resized_unless_an_option_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    scene_folder(SCENES[:1], tmp_path / "data")
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'source = "t"\ntemplates = "none"\npositions = "bicubic"\n[segmentation]\nsize = 64\n'
+    )
+    options = ["--model", f"local-dir:{MODEL_FOLDER}", "--protocol", str(own), *options]
+    out = tmp_path / expected
+    given = ["--dataset", "folder", "--root", tmp_path / "data", "--output", out]
+    assert command(monkeypatch, *given, "--methods", "clip", *options) == 0
+    assert json.loads((out / "results.json").read_text())["model"]["positions"] == expected
 
 
 @each(

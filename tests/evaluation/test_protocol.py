@@ -83,6 +83,7 @@ def test_dense_is_what_naclip_configures(dataset):
     assert (view.keep_aspect, view.longest, view.scale) == (True, 2048, 40)
     assert view.synonyms == (dataset in OWN_CLASSES)
     assert dense.templates == "imagenet"
+    assert dense.positions == "bicubic"
     assert len(TEMPLATE_SETS["imagenet"]) == 80
 
 
@@ -196,6 +197,10 @@ MISTAKES = {
     "templates are a list": (
         HEAD + 'templates = ["a {}"]\n[segmentation]',
         r"templates must be one of .*, got \['a \{\}'\]$",
+    ),
+    "positions": (
+        HEAD + 'positions = "nearest"\n[segmentation]',
+        "positions must be one of bilinear, bicubic, got 'nearest'$",
     ),
     "unknown task": (
         HEAD + "[detection]",

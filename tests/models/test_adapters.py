@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import open_clip
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,25 @@ def test_as_the_model_itself(wrap, matters: bool) -> None:  # type: ignore[no-un
             LayerCLIPSurgery(before, feature_surgery=None).attribute_all(images),
         )
     assert (changed > 1e-2) == matters
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_lora_on_the_first_convolution(family: str) -> None:
+    """Peft's wrapper has a weight, but no `kernel_size`."""
+    plain = tiny_model(family)
+    model = copy.deepcopy(plain)
+    settings = peft.LoraConfig(r=2, target_modules=["conv1"], init_lora_weights=False)
+    peft.inject_adapter_in_model(settings, model)
+    clip = ZeroShotClassifier(model.eval(), TEXTS, templates=())
+    assert type(model.visual.conv1).__module__.startswith("peft")
+    assert clip.tower.patch_size == ZeroShotClassifier(plain, TEXTS, templates=()).tower.patch_size
+    images = random_images(clip, 2)
+    with torch.no_grad():
+        assert relative_error(clip.image_features(images), model.encode_image(images, True)) < 1e-5
+        assert relative_error(plain.encode_image(images), model.encode_image(images)) > 1e-2
+    assert LayerCLIPSurgery(clip).attribute_all(images).shape[-2:] == clip.tower.grid(
+        *clip.native_size
+    )
 
 
 def test_attention_that_is_wrapped_says_what_to_do() -> None:

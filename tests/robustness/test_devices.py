@@ -169,14 +169,29 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(
-    "default", [torch.device("meta"), default_dtype(torch.bfloat16)], ids=["device", "dtype"]
+each_default = pytest.mark.parametrize(
+    "default",
+    [lambda: torch.device("meta"), lambda: default_dtype(torch.bfloat16)],
+    ids=["device", "dtype"],
 )
+
+
+@each_default
+def test_models_are_loaded_whatever_the_default(demo, default):
+    with default():
+        loaded = ZeroShotClassifier.demo(demo.texts)
+    state = loaded.model.state_dict()
+    for name, value in demo.model.state_dict().items():
+        assert torch.equal(state[name], value), name
+    assert torch.equal(loaded.text_features(), demo.text_features())
+
+
+@each_default
 def test_whatever_the_default(demo, expected, default):
     texts = ZeroShotClassifier(
         demo.model, demo.texts, tokenizer=demo.text_encoder.tokenizer, templates=demo.templates
     )
-    with default:
+    with default():
         fresh = ZeroShotClassifier(
             demo.model, demo.texts, tokenizer=demo.text_encoder.tokenizer, templates=demo.templates
         )

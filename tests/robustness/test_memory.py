@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier, functional
 from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, TWO_TOWERS, relative_error, tiny_model
-from tests._helpers.tower_kinds import TINY
+from tests._helpers.tower_kinds import TINY, Tiny, _shrunk, _timm
 
 VARIANTS = ("release", "paper", "empty", None)
 TOWER_ENDS = "the image tower ends"
@@ -182,6 +182,24 @@ def test_a_thousand_texts_on_vit_b_16_at_512_pixels(tmp_path):
     clip = with_random_features(model, 1000, 512)
     for form in VARIANTS:
         scores_fit(clip, model.visual.ln_post, torch.randn(1, 3, 512, 512), form, tmp_path)
+
+
+@pytest.mark.slow
+@each("sides", [(96, 96), (100, 100)])
+def test_image_shaped_maps_are_held_once(sides, tmp_path):
+    """Also where the last pixels are in no patch, and the edge of maps continues."""
+    tower = _timm(_shrunk("vit_so400m_patch14_siglip_384", img_size=sides[0]), "map", "none")
+    vision = tower | {"image_size": sides[0]}
+    model = Tiny("ViT-SO400M-14-SigLIP-384", vision, embed_dim=32).build().eval()
+    clip = with_random_features(model, 1000, 32)
+    assert clip.native_size == sides
+    method, maps = CLIPSurgery(clip), []
+    images = torch.randn(1, 3, *sides)
+    with torch.no_grad():
+        sizes = allocations(lambda: maps.append(method.attribute_all(images)), tmp_path)
+    whole = maps[0].numel() * maps[0].element_size()
+    assert maps[0].shape == (1, 1000, *sides)
+    assert whole <= peak(sizes, whole // 100) < 1.6 * whole
 
 
 @each("method", [CLIPSurgery, LayerCLIPSurgery])

@@ -431,15 +431,34 @@ def test_texts_of_the_background_and_a_threshold(demo: ZeroShotClassifier, image
     assert ((found == 0) & (labels > 0)).any()
 
 
-def test_distractors_compete_beside_texts_of_the_background(
-    demo: ZeroShotClassifier, images: Tensor
+@pytest.mark.parametrize("variant", [None, "empty", "paper", "release"])
+def test_distractors_compete_in_feature_surgery_and_are_no_classes(
+    demo: ZeroShotClassifier, variant: str | None
 ) -> None:
+    """With any background: in "release" and "paper" they change scores, otherwise nothing."""
     clip = demo.with_texts(demo.texts, ["duck", "camera"])
-    found = segment(clip, images, background=["a background"], feature_surgery="release")
-    whole = clip.with_texts([*clip.texts, "a background"], clip.distractors)
-    scores = LayerCLIPSurgery(whole, feature_surgery="release").attribute_all(images).detach()
-    expected = enlarged(scores[:, [4, 0, 1, 2, 3]], (96, 128)).argmax(1)
-    assert torch.equal(found, expected)
+    pixels, image = SCENE.image, demo.preprocess(SCENE.image, 224)
+    for background in (None, 0.5, ["a background"]):
+        added = background if isinstance(background, list) else []
+        expected, without = (
+            enlarged(
+                LayerCLIPSurgery(
+                    demo.with_texts([*demo.texts, *added], distractors), feature_surgery=variant
+                ).attribute_all(image),
+                pixels.shape[:2],
+            )[0].detach()
+            for distractors in (clip.distractors, ())
+        )
+        order = [*range(len(demo.texts), len(expected)), *range(len(demo.texts))]
+        (found,) = segment(
+            clip, pixels, size=224, background=background, scores=True, feature_surgery=variant
+        )
+        assert found.scores is not None
+        assert torch.allclose(found.scores, expected[order], atol=1e-5)
+        changed = not torch.allclose(expected, without, atol=1e-4)
+        assert changed == (variant in ("paper", "release"))
+        if background != 0.5:
+            assert (found.labels != expected[order].argmax(0)).float().mean() < 1e-3
 
 
 # --- kept ----------------------------------------------------------------------------------------
