@@ -50,12 +50,13 @@ def arrow() -> Any:
         ) from error
 
 
-def start_run(folder: Path, settings: Mapping[str, Any]) -> None:
+def start_run(folder: Path, settings: Mapping[str, Any], replace: bool = False) -> None:
     """Describe a new run in its folder, or check that the run in the folder is the same one.
 
     Args:
         folder: Folder of the run, created if needed.
         settings: Everything that determines the results, as JSON.
+        replace: Whether this run replaces any in the folder, which must not have results.
 
     Raises:
         ValueError: If the folder holds another run, or its description is damaged; the message
@@ -63,12 +64,14 @@ def start_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN
-    if not path.exists():
-        # Linking fails if another process was faster, where a rename would replace its file.
+    if replace or not path.exists():
         part = _temporary(path)
         write_synced(part, json.dumps(settings, indent=2) + "\n")
         try:
-            path.hardlink_to(part)
+            if replace:
+                part.replace(path)
+            else:  # linking fails if another process was faster
+                path.hardlink_to(part)
         except FileExistsError:
             pass
         except OSError:  # a file system without links

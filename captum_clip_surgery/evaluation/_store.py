@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clip_surgery._utils.pieces import RUN, Pieces, start_run, write_synced
+from captum_clip_surgery._utils.pieces import Pieces, start_run, write_synced
 from captum_clip_surgery.datasets import Labels, Masks, Sample
 
 #: Names of a task's columns with their widths; statistics are their concatenation.
@@ -201,9 +201,9 @@ class StatisticsStore:
             ValueError: If the files were computed with other settings; the message lists them.
         """
         folder, described = self.folder / task / method, self.folder / "settings" / task / method
-        if not any(folder.glob("*.parquet")):  # of a run that was given up
-            (described / RUN).unlink(missing_ok=True)
-        start_run(described, {**self.settings, **settings, "task": task, "method": method})
+        settings = {**self.settings, **settings, "task": task, "method": method}
+        # A run that was given up without results does not bind this one.
+        start_run(described, settings, replace=not any(folder.glob("*.parquet")))
         table.pieces = Pieces(folder, count)
         table.pieces.clean(warn=False)
         table.load()

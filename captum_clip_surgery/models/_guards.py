@@ -157,7 +157,7 @@ def assert_parameters_unchanged(model: Any, whole: bool = False) -> Iterator[Non
 
     A training step, another adapter or another mode, set by another thread or a hook, would leave
     results that are half of the old model and half of the new one. Reading the state of ViT-B/16's
-    image tower twice takes 1.6 ms. Not detected: writes through `p.data` (`p.data.mul_()`; but
+    image tower twice takes 1.7 ms. Not detected: writes through `p.data` (`p.data.mul_()`; but
     `p.data = new` is), what is changed and changed back, and changes from within a compiled graph.
 
     Args:

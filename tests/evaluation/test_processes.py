@@ -129,8 +129,10 @@ def test_a_process_that_hangs_is_waited_for_no_longer_than_said(root: Path, tmp_
     run.workers[0].join(90)
     assert run.workers[0].exitcode == 1
     run.kill()
-    (line,) = (line for line in run.printed().splitlines() if line.startswith("error:"))
-    assert "process 0 of 2 waited 4 s for others, which have finished" in line
+    # The second process may end by itself, as the store has gone with the first one.
+    lines = [line for line in run.printed().splitlines() if line.startswith("error:")]
+    expected = "process 0 of 2 waited 4 s for others, which have finished"
+    assert sum(expected in line for line in lines) == 1
 
 
 @pytest.mark.slow

@@ -47,6 +47,11 @@ TEXTS = ["a dog", "a cat", "a tree"]
 TEMPLATES = ["a photo of {}."]
 # Sides in patches: native for no kind, and not square.
 OTHER_GRIDS = ((3, 5), (1, 2))
+Grids = tuple[tuple[int, int] | None, ...]
+#: One size, and all of them in the slow tests.
+on_grids = pytest.mark.parametrize(
+    "grids", [OTHER_GRIDS[:1], pytest.param((None, *OTHER_GRIDS), marks=pytest.mark.slow)]
+)
 
 on_two_models = pytest.mark.parametrize("clip", TWO_MODELS, indirect=True)
 
@@ -93,10 +98,13 @@ JOBS: dict[str, Job] = {
 }
 
 
-def run_all(clip: ZeroShotClassifier) -> dict[str, Tensor]:
-    """Results of every job, with gradients on."""
-    images = resized(clip, OTHER_GRIDS[0])
-    return {name: job(clip, images).detach() for name, job in JOBS.items()}
+def run_all(clip: ZeroShotClassifier, grids: Grids = OTHER_GRIDS[:1]) -> dict[str, Tensor]:
+    """Results of every job at every size, with gradients on."""
+    return {
+        f"{name} {grid}": job(clip, resized(clip, grid)).detach()
+        for grid in grids
+        for name, job in JOBS.items()
+    }
 
 
 def assert_equal(
@@ -108,6 +116,10 @@ def assert_equal(
 
 
 # --- after success -------------------------------------------------------------------------------
+
+
+def _plain(model: nn.Module) -> None:
+    pass
 
 
 def _with_gradients(model: nn.Module) -> None:
@@ -140,19 +152,22 @@ def test_untouched_after_success(clip, grid):
         assert not differences(before, snapshot(clip.model)), name
 
 
-@each(
-    "prepare",
-    [_with_gradients, _frozen, _train_mode_where_harmless],
-)
+@on_grids
 @on_two_models
-def test_state_of_the_model_stays_and_does_not_matter(clip, prepare):
-    expected = run_all(clip)
+def test_state_of_the_model_stays_and_does_not_matter(clip, grids):
+    states = [_with_gradients, _frozen, _train_mode_where_harmless]
+    expected = run_all(clip, grids)
+    for prepare in states if len(grids) == 1 else [_plain, *states]:
+        check_state(clip, prepare, expected, grids)
+
+
+def check_state(clip, prepare, expected, grids):
     model = copy.deepcopy(clip.model)
     prepare(model)
     before = snapshot(model)
     prepared = ZeroShotClassifier(model, TEXTS, distractors=["a car"], templates=TEMPLATES)
     # Where nothing needs gradients, nn.MultiheadAttention takes another way to the same numbers.
-    assert_equal(run_all(prepared), expected, tolerance=1e-5)
+    assert_equal(run_all(prepared, grids), expected, tolerance=1e-5)
     assert not differences(before, snapshot(model))
 
 
@@ -319,13 +334,14 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @each("duplicate", COPIES)
+@on_grids
 @on_two_models
-def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplicate):
+def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, grids, duplicate):
     clip.token_grid(0)
-    expected = run_all(clip)
+    expected = run_all(clip, grids)
     before = snapshot(clip.model)
     twin = COPIES[duplicate](clip)
-    assert_equal(run_all(twin), expected)
+    assert_equal(run_all(twin, grids), expected)
     assert (twin.texts, twin.distractors, repr(twin)) == (clip.texts, clip.distractors, repr(clip))
     assert twin.tower.visual is twin.model.visual is not clip.model.visual
     assert twin.text_encoder.model is twin.model
@@ -333,7 +349,7 @@ def test_a_copied_classifier_gives_equal_results_and_is_independent(clip, duplic
     for parameter in twin.model.parameters():
         parameter.zero_()
     assert not differences(before, snapshot(clip.model))
-    assert_equal(run_all(clip), expected)
+    assert_equal(run_all(clip, grids), expected)
 
 
 @each("duplicate", COPIES)
