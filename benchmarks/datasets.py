@@ -29,13 +29,8 @@ from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import (
-    ALL_COLUMNS,
-    Protocol,
-    View,
-    evaluate,
-    evaluate_scenes,
-)
+from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
+from captum_clip_surgery.evaluation.results import ALL_COLUMNS
 from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 DENSE = (

@@ -27,8 +27,8 @@ from PIL import Image
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.export import open_source
 from captum_clip_surgery.export._reading import Prefetcher
+from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import Preprocess, read_image
 
 REPEATS = 3

@@ -2,13 +2,14 @@
 
 A driver only decides who takes which number. Processes that `torchrun` starts and Ray's actors take
 the next number when they are free, so none waits for a slow one. A number that is lost with its
-process stays undone, and the next round or run takes it.
+process stays undone, and another actor or the next run takes it.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,9 +21,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from captum_clip_surgery._utils import progress
+
 Item = TypeVar("Item")
-#: A function that computes pieces, taking their numbers as it comes to them.
-Work = Callable[[Iterable[int]], Any]
 #: Seconds between two looks at what other processes have finished.
 INTERVAL_S = 0.1
 
@@ -188,6 +189,17 @@ def refuse_several(work: str) -> None:
         )
 
 
+def check_ray_alone(array: str | None) -> None:
+    """Check that Ray alone shares out the work.
+
+    Raises:
+        ValueError: If a job array or `torchrun` would do so too.
+    """
+    if array is not None:
+        raise ValueError("--array and --engine ray both share out the work; give one of them")
+    refuse_several("--engine ray")
+
+
 @contextmanager
 def _lost_store(run: Torchrun) -> Iterator[None]:
     """Turn errors of the store, which ends with torchrun, into a ConnectionError."""
@@ -224,107 +236,122 @@ def array_numbers(left: Iterable[int], task: str) -> list[int]:
 
 
 def run_on_ray(
-    start: Callable[[], Work],
-    left: Callable[[], Sequence[int]],
+    work: Callable[[Torchrun], Item],
     actors: int = 1,
     num_gpus: float = 0.0,
-    num_cpus: float = 1.0,
     address: str | None = None,
     retries: int = 3,
-) -> list[Any]:
-    """Compute all pieces on Ray actors, each of which starts once and takes number after number.
+) -> list[Item]:
+    """Run work on Ray actors that share its numbers, and print what they have taken so far.
 
     Args:
-        start: Function that loads the model in an actor and returns the work; picklable.
-        left: Function that returns the numbers of the pieces that are not done.
-        actors: Number of actors.
+        work: Function that loads the model and computes the numbers of the run it is given;
+            picklable. It must pass over numbers that are done: those of a lost actor are handed out
+            again.
+        actors: Number of actors, of one CPU core each.
         num_gpus: GPUs of an actor.
-        num_cpus: CPU cores of an actor.
         address: Address of a cluster ("auto" finds a running one); None starts Ray here.
         retries: How many actors may be lost, killed or out of memory, before the run ends.
 
     Returns:
-        What the works returned, in no particular order.
+        What `work` returned in each actor that was not lost, in no particular order.
 
     Raises:
         ImportError: If Ray is not installed.
         RuntimeError: If more than `retries` actors are lost.
         Exception: If work fails in an actor; its exception.
     """
-    ray = _ray()
+    ray, results, lost, start = _ray(), list[Item](), 0, time.monotonic()
     here = not ray.is_initialized()
     if here:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
-        return _on_actors(ray, start, left, actors, num_gpus, num_cpus, retries)
+        queue = ray.remote(num_cpus=0)(_Queue).remote()
+        actor_class = ray.remote(num_cpus=1, num_gpus=num_gpus)(_Actor)
+
+        def launch(rank: int) -> tuple[Any, Any]:
+            actor = actor_class.remote()
+            run = _RayRun(rank, actors, queue=queue)
+            return actor.run.remote(work, run), (rank, actor)  # Ray ends actors without a reference
+
+        running = dict(launch(rank) for rank in range(1, actors + 1))
+        shown: dict[str, tuple[int, int]] = {}
+        while running:
+            done, _ = ray.wait(list(running), timeout=progress.INTERVAL_S)
+            counts = ray.get(queue.counts.remote())
+            for name, (taken, total) in counts.items() if counts != shown else ():
+                seconds = time.monotonic() - start
+                line = progress.progress_line(name, taken, total, seconds, "piece")
+                print(line, file=sys.stderr, flush=True)
+            shown = counts
+            for result in done:
+                rank, _ = running.pop(result)
+                try:
+                    results.append(ray.get(result))
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except ray.exceptions.RayError as error:  # the actor was killed or lost
+                    lost += 1
+                    if lost > retries:
+                        raise RuntimeError(
+                            f"{lost} Ray actors were lost, the last one because: {error}. Finished "
+                            "pieces are complete: run the same command again to go on"
+                        ) from error
+                    ray.get(queue.give_back.remote(rank))
+                    running.update([launch(rank)])
     finally:
         if here:
             ray.shutdown()
-
-
-def _on_actors(
-    ray: Any,
-    start: Callable[[], Work],
-    left: Callable[[], Sequence[int]],
-    actors: int,
-    num_gpus: float,
-    num_cpus: float,
-    retries: int,
-) -> list[Any]:
-    queue_class = ray.remote(num_cpus=0)(_Numbers)
-    actor_class = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(_Actor)
-    results, lost = [], 0
-    while numbers := left():  # again for numbers that were lost with their actors
-        before = lost
-        queue = queue_class.remote(numbers)
-
-        def launch(queue: Any = queue) -> tuple[Any, Any]:
-            actor = actor_class.remote(start)  # kept, as Ray ends actors that nothing refers to
-            return actor.run.remote(queue), actor
-
-        running = dict(launch() for _ in range(min(actors, len(numbers))))
-        while running:
-            (done, *_), _ = ray.wait(list(running))
-            running.pop(done)
-            try:
-                results.append(ray.get(done))
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except ray.exceptions.RayError as error:  # the actor was killed or lost
-                lost += 1
-                if lost > retries:
-                    raise RuntimeError(
-                        f"{lost} Ray actors were lost, the last one because: {error}. Finished "
-                        "pieces are complete: run the same command again to go on"
-                    ) from error
-                running.update([launch()])
-        if lost == before and left() == numbers:
-            raise RuntimeError(
-                f"the actors ended, but {len(numbers)} pieces are not done; do all machines share "
-                "the folder?"
-            )
     return results
 
 
-class _Numbers:
+@dataclass(frozen=True)
+class _RayRun(Torchrun):
+    """An actor of Ray, which is never the main process: the driver plans and reports."""
+
+    queue: Any = None
+
+    def numbers(self, name: str, left: Sequence[int]) -> Iterator[int]:
+        get = _ray().get
+        get(self.queue.offer.remote(name, left))
+        while (number := get(self.queue.take.remote(name, self.rank))) is not None:
+            yield number
+
+
+class _Queue:
     """Ray actor that hands out numbers."""
 
-    def __init__(self, numbers: Sequence[int]) -> None:
-        self.numbers = iter(numbers)
+    def __init__(self) -> None:
+        self.left: dict[str, list[int]] = {}
+        self.totals: dict[str, int] = {}
+        self.taken: dict[int, list[tuple[str, int]]] = {}
 
-    def next(self) -> int | None:
-        return next(self.numbers, None)
+    def offer(self, name: str, numbers: Sequence[int]) -> None:
+        if name not in self.left:
+            self.left[name], self.totals[name] = list(reversed(numbers)), len(numbers)
+
+    def take(self, name: str, rank: int) -> int | None:
+        if not self.left[name]:
+            return None
+        number = self.left[name].pop()
+        self.taken.setdefault(rank, []).append((name, number))
+        return number
+
+    def give_back(self, rank: int) -> None:
+        """Hand out again what a lost actor had taken."""
+        for name, number in self.taken.pop(rank, ()):
+            self.left[name].append(number)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return how many numbers of each name were taken, and how many there are."""
+        return {name: (n - len(self.left[name]), n) for name, n in self.totals.items()}
 
 
 class _Actor:
-    """Ray actor that holds what the work needs, as the model, and takes numbers."""
+    """Ray actor that works in a process of its own."""
 
-    def __init__(self, start: Callable[[], Work]) -> None:
-        self.work = start()
-
-    def run(self, queue: Any) -> Any:
-        ray = _ray()
-        return self.work(iter(lambda: ray.get(queue.next.remote()), None))
+    def run(self, work: Callable[[Torchrun], Item], run: Torchrun) -> Item:
+        return work(run)
 
 
 def _ray() -> Any:

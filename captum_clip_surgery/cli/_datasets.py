@@ -1,32 +1,28 @@
-"""`evaluate` on data sets on disk, by one process, those of `torchrun`, or a job array."""
+"""`evaluate` on data sets on disk, by one process, those of `torchrun`, a job array, or Ray."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from captum_clip_surgery import evaluation
-from captum_clip_surgery._utils.drivers import Torchrun
+from captum_clip_surgery._utils.drivers import Torchrun, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
+from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
-from captum_clip_surgery.evaluation import (
-    ALL_COLUMNS,
-    Evaluation,
-    Protocol,
-    StatisticsStore,
-    to_markdown,
-    write,
-    write_details,
-)
+from captum_clip_surgery.evaluation import Evaluation, Protocol, StatisticsStore, to_markdown
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
+from captum_clip_surgery.evaluation.results import ALL_COLUMNS, write, write_details
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.visualization import save_figure
@@ -42,19 +38,13 @@ def evaluate(options: Evaluate, root: Path) -> None:
         options: Options of the command.
         root: Folder of the data set.
     """
-    run = Torchrun.join(options.timeout)
+    run, on_ray = Torchrun.join(options.timeout), options.engine == "ray"
+    if on_ray:
+        check_ray_alone(options.array)
+        root = root.absolute()
     protocol = Protocol.load(options.protocol or "paper")
-    data = open_dataset(options.dataset, root, options.split)
-    named = options.clip.model and protocol.templates
-    clip = load_model(
-        options.clip,
-        ["dog"],
-        quiet=not run.is_main_process,
-        templates=TEMPLATE_SETS[named] if named else None,
-        device=run.device,
-        positions=protocol.positions or "bilinear",
-    )
-    methods, left_out = choose(clip, split_names(options.methods))
+    loaded = _load(options, root, protocol, "cpu" if on_ray else run.device, run.is_main_process)
+    data, clip, left_out = loaded.data, loaded.clip, loaded.left_out
     # Once, because it reads every weight and looks at every file.
     store = run.broadcast("store", lambda: _open_store(options, root, data, clip))
     if run.is_main_process:
@@ -65,10 +55,68 @@ def evaluate(options: Evaluate, root: Path) -> None:
                 f"files of the data set that have changed since ({len(store.changed)}): {some}; "
                 "all images are read, and those that differ are measured again"
             )
-    result = evaluation.evaluate(
-        clip,
-        data,
-        methods,
+    actors = []
+    if on_ray:
+        work = partial(_work, options, root, protocol, store)
+        actors = run_on_ray(work, **vars(options.ray))
+        store.finish()
+        store = replace(store)  # in which nothing is changed any more
+    result = _measure(options, protocol, loaded, store, run)
+    if actors:
+        result = replace(
+            result,
+            images_per_second=fmean(each.images_per_second for each in actors),
+            data_wait_fraction=fmean(each.data_wait_fraction for each in actors),
+        )
+    if run.is_main_process:
+        about = {
+            **store.settings,
+            "protocol": {
+                "name": protocol.name,
+                "source": protocol.source,
+                "views": {t: asdict(protocol.view(t, options.dataset)) for t in protocol.views},
+            },
+            "limit": options.limit,
+            "seed": options.seed,
+            "left_out": left_out | dict(result.left_out),
+            **environment_info(clip.device),
+        }
+        _report(result, data, options.output, about)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What is measured, and on what."""
+
+    data: ImageDataset
+    clip: ZeroShotClassifier
+    methods: Mapping[str, Method]
+    left_out: Mapping[str, str]
+
+
+def _load(
+    options: Evaluate, root: Path, protocol: Protocol, device: str, is_main_process: bool
+) -> _Loaded:
+    named = options.clip.model and protocol.templates
+    clip = load_model(
+        options.clip,
+        ["dog"],
+        quiet=not is_main_process,
+        templates=TEMPLATE_SETS[named] if named else None,
+        device=device,
+        positions=protocol.positions or "bilinear",
+    )
+    methods, left_out = choose(clip, split_names(options.methods))
+    return _Loaded(open_dataset(options.dataset, root, options.split), clip, methods, left_out)
+
+
+def _measure(
+    options: Evaluate, protocol: Protocol, loaded: _Loaded, store: StatisticsStore, run: Torchrun
+) -> Evaluation:
+    return evaluation.evaluate(
+        loaded.clip,
+        loaded.data,
+        loaded.methods,
         protocol,
         options.dataset,
         split_names(options.tasks) if options.tasks else None,
@@ -84,20 +132,14 @@ def evaluate(options: Evaluate, root: Path) -> None:
         seed=options.seed,
         timeout=options.timeout,
     )
-    if run.is_main_process:
-        about = {
-            **store.settings,
-            "protocol": {
-                "name": protocol.name,
-                "source": protocol.source,
-                "views": {t: asdict(protocol.view(t, options.dataset)) for t in protocol.views},
-            },
-            "limit": options.limit,
-            "seed": options.seed,
-            "left_out": left_out | dict(result.left_out),
-            **environment_info(clip.device),
-        }
-        _report(result, data, options.output, about)
+
+
+def _work(
+    options: Evaluate, root: Path, protocol: Protocol, store: StatisticsStore, run: Torchrun
+) -> Evaluation:
+    """Measure images in an actor of Ray."""
+    loaded = _load(options, root, protocol, run.device, run.is_main_process)
+    return _measure(options, protocol, loaded, store, run)
 
 
 def _open_store(
@@ -122,9 +164,11 @@ def _open_store(
         },
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],
-        "device": clip.device.type,
+        "device": ("cuda" if options.ray.num_gpus else "cpu")
+        if options.engine == "ray"
+        else clip.device.type,
     }
-    folder = options.output / "statistics"
+    folder = options.output.absolute() / "statistics"
     files = file_states(root, options.output)
     if not options.resume:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,14 +13,9 @@ from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import (
-    ALL_COLUMNS,
-    DEFAULT_COLUMNS,
-    MEASURES,
-    evaluate_scenes,
-    to_markdown,
-    write,
-)
+from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation.results import ALL_COLUMNS, DEFAULT_COLUMNS, write
+from captum_clip_surgery.evaluation.scenes import MEASURES
 
 NUM_SCENES = 500
 #: Options that scenes do not have, and those that only they have.
@@ -32,6 +27,7 @@ DATASET_OPTIONS = (
     "workers",
     "resume",
     "array",
+    "engine",
     "seed",
     "timeout",
 )

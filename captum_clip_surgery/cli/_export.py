@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
-from captum_clip_surgery._utils.drivers import Torchrun, Work, array_numbers, run_on_ray
+from captum_clip_surgery._utils.drivers import Torchrun, array_numbers, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.pieces import Pieces
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr import LayerCLIPSurgery
@@ -14,7 +14,8 @@ from captum_clip_surgery.cli._digests import code_digest
 from captum_clip_surgery.cli._groups import ModelOptions
 from captum_clip_surgery.cli._model import load_model, read_lines, read_texts
 from captum_clip_surgery.cli._options import Export
-from captum_clip_surgery.export import Explained, Plan, load_maps, plan
+from captum_clip_surgery.export import Plan, load_maps, plan
+from captum_clip_surgery.export._plan import Explained
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,23 @@ def export(options: Export) -> None:
 
 
 def _export_on_ray(options: Export, method: _Method) -> None:
+    check_ray_alone(options.array)
     # The actors hold the models; here one is loaded to say which model it is.
-    made, _ = _plan(options, method.load("cpu"), warn=True)
-    if not options.plan:
-        start = partial(_start, made, method, options.workers)
-        _report(made, run_on_ray(start, made.left, **vars(options.ray)), " by Ray's actors")
+    made, left = _plan(options, method.load("cpu"), warn=True)
+    if options.plan:
+        return
+    work = partial(_work, made, left, method, options.workers)
+    _report(made, run_on_ray(work, **vars(options.ray)) if left else [], " by Ray's actors")
+    if made.left():
+        raise RuntimeError(
+            f"the actors ended, but {len(made.left())} files are not in {made.folder}; do all "
+            "machines share the folder?"
+        )
 
 
-def _start(made: Plan, method: _Method, workers: int) -> Work:
-    """Load the model in an actor of Ray."""
-    return partial(made.explain, method.load(quiet=True), workers=workers)
+def _work(made: Plan, left: list[int], method: _Method, workers: int, run: Torchrun) -> Explained:
+    """Explain images in an actor of Ray."""
+    return made.explain(method.load(run.device, quiet=True), run.numbers("export", left), workers)
 
 
 def _plan(options: Export, surgery: LayerCLIPSurgery, warn: bool) -> tuple[Plan, list[int]]:

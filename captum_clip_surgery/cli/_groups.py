@@ -11,7 +11,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from captum_clip_surgery.cli._choices import METHODS, FigureFormat, Positions, Sign
+from captum_clip_surgery.cli._choices import METHODS, Engine, FigureFormat, Positions, Sign
 
 Images = Annotated[
     list[str],
@@ -54,6 +54,7 @@ Array = Annotated[
     str | None,
     Option(help="Task i of n of a job array, as i/n from 0; all share the output folder."),
 ]
+RunBy = Annotated[Engine, Option(help="This process or those of torchrun, or Ray's actors.")]
 Output = Annotated[Path, Option(help="Folder for the results.")]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
 

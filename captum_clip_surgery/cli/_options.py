@@ -23,7 +23,6 @@ from captum_clip_surgery.cli._choices import (
     TIMEOUT_S,
     AutoFeatureSurgery,
     Dataset,
-    ExportEngine,
     FeatureSurgery,
     Instances,
     Precision,
@@ -42,6 +41,7 @@ from captum_clip_surgery.cli._groups import (
     RayOptions,
     RequiredText,
     Resume,
+    RunBy,
     Size,
     Text,
     TextOptions,
@@ -270,6 +270,8 @@ class Evaluate:
     clip: ModelOptions
     resume: Resume = True
     array: Array = None
+    engine: RunBy = "processes"
+    ray: RayOptions
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
 
@@ -325,9 +327,7 @@ class Export:
         bool, Option("--plan", help="Only list the collection and say how much is left.")
     ] = False
     array: Array = None
-    engine: Annotated[
-        ExportEngine, Option(help="This process or those of torchrun, or Ray's actors.")
-    ] = "processes"
+    engine: RunBy = "processes"
     ray: RayOptions
     timeout: Timeout = TIMEOUT_S
 

@@ -251,9 +251,9 @@ def _combine(
                     per_class[name, method, classes[label]] = values
                 for image, part in rows.items():
                     per_image[name, method, image] = evaluator.of_image(part)
-    if len(errors) == len(runs):
-        raise next(iter(errors.values()))
     unreadable, missing = runner.unreadable(runs), runner.missing(runs)
+    if len(errors) == len(runs) and not missing:  # others may have measured nothing yet
+        raise next(iter(errors.values()))
     num_measured = sum(max(task.measured.values(), default=0) for task in runs.values())
     return Evaluation(
         results={m: Result(measures[m], intervals[m], None, None) for m in methods},

@@ -6,19 +6,13 @@
 
 from captum_clip_surgery.export._explaining import BatchResult, explain_batch
 from captum_clip_surgery.export._maps import MapStore, load_maps
-from captum_clip_surgery.export._plan import Explained, Plan, plan
-from captum_clip_surgery.export._sources import Sample, Shard, Source, open_source
+from captum_clip_surgery.export._plan import Plan, plan
 
 __all__ = [
     "BatchResult",
-    "Explained",
     "MapStore",
     "Plan",
-    "Sample",
-    "Shard",
-    "Source",
     "explain_batch",
     "load_maps",
-    "open_source",
     "plan",
 ]

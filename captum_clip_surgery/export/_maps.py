@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,7 @@ class MapStore(Mapping[str, np.ndarray]):
     def __iter__(self) -> Iterator[str]:
         new = {place: name for name, place in self._summary.repeated.items()}
         for number in self._summary.numbers:
-            for row, (name, reason) in enumerate(
-                _names(self._pieces, number, self._changed(number))
-            ):
+            for row, (name, reason) in enumerate(self._names(number)):
                 if reason is None:
                     yield new.get((number, row), name)
 
@@ -167,6 +166,10 @@ class MapStore(Mapping[str, np.ndarray]):
                 "--verify to compute them anew"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Hashes differ from process to process.
+        return {name: value for name, value in vars(self).items() if name != "_index"}
+
     def __repr__(self) -> str:
         return f"MapStore({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
 
@@ -200,17 +203,44 @@ class MapStore(Mapping[str, np.ndarray]):
         if name in summary.repeated:
             return summary.repeated[name]
         reason = None
-        for number, first, last in zip(summary.numbers, summary.first, summary.last, strict=True):
-            if first <= name <= last:
-                for row, (other, why) in enumerate(
-                    _names(self._pieces, number, self._changed(number))
-                ):
-                    if other == name and why is None:
-                        return number, row
-                    reason = why if other == name else reason
+        for number in self._candidates(name):
+            for row, (other, why) in enumerate(self._names(number)):
+                if other == name and why is None:
+                    return number, row
+                reason = why if other == name else reason
         if reason is not None:
             raise KeyError(f"{name}: {reason}")
         return None
+
+    def _candidates(self, name: str) -> Sequence[int]:
+        """Return the numbers of the files that may hold a name, nearly always one at most."""
+        summary = self._summary
+        if summary.is_sorted:
+            place = bisect_right(summary.first, name) - 1
+            within = place >= 0 and name <= summary.last[place]
+            return summary.numbers[place : place + 1] if within else ()
+        hashes, numbers, unread = self._index
+        start, end = (np.searchsorted(hashes, hash(name), side) for side in ("left", "right"))
+        return sorted({*numbers[start:end].tolist(), *unread})
+
+    @cached_property
+    def _index(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Hashes of all names in order, the files they are in, and files that cannot be read.
+
+        That is 12 bytes an image. Only names whose order is not that of the files need it.
+        """
+        hashes, numbers, unread = [], [], []
+        for number in self._summary.numbers:
+            try:
+                names = self._pieces.read(number, ["name"])["name"].to_pylist()
+            except (FileNotFoundError, ValueError):  # said if a name is not found elsewhere
+                unread.append(number)
+                continue
+            hashes.append(np.fromiter(map(hash, names), np.int64, len(names)))
+            numbers.append(np.full(len(names), number, np.int32))
+        merged = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
+        order = np.argsort(merged, kind="stable")
+        return merged[order], np.concatenate(numbers)[order] if numbers else merged, unread
 
 
 def _to_array(content: bytes | None, shape: Sequence[int] | None) -> np.ndarray | None:

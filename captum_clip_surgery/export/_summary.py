@@ -6,6 +6,8 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from operator import lt
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ class Summary:
     first: list[str]
     last: list[str]
     repeated: dict[str, tuple[int, int]]
+
+    @cached_property
+    def is_sorted(self) -> bool:
+        """Whether every name in a file is greater than all in the files before, as in folders."""
+        return all(map(lt, self.last, self.first[1:]))
 
 
 def summarize(pieces: Pieces) -> Summary:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.export import Explained, Plan, load_maps, plan
+from captum_clip_surgery.export import Plan, load_maps, plan
+from captum_clip_surgery.export._plan import Explained
 
 TEXTS = ["dog", "pizza", "camera"]
 SHARD, BATCH = 4, 2

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -204,53 +205,35 @@ def test_processes_of_torchrun_take_numbers_when_they_are_free(
     assert len(taken[0]) > max(len(taken[rank]) for rank in range(1, world_size))
 
 
-class _Worker:
+def _write(pieces: Pieces, deadly: list[int], bad: int, run: Torchrun) -> None:
     """Work that kills its process once for every number in `deadly`, or raises at `bad`."""
-
-    def __init__(self, pieces: Pieces, deadly: list[int], bad: int = -1) -> None:
-        self.pieces, self.deadly, self.bad = pieces, deadly, bad
-
-    def __call__(self) -> _Worker:
-        return self
-
-    def work(self, numbers) -> int:
-        done = 0
-        for number in numbers:
-            flag = self.pieces.folder / f"killed-{number}"
-            if number in self.deadly and not flag.exists():
-                flag.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if number == self.bad:
-                raise ValueError(f"piece {number} cannot be computed")
-            self.pieces.write(number, pyarrow.table({"number": [number]}))
-            done += 1
-        return done
-
-
-class _Start:
-    def __init__(self, worker: _Worker) -> None:
-        self.worker = worker
-
-    def __call__(self):
-        return self.worker.work
+    for number in run.numbers("numbers", pieces.left()):
+        flag = pieces.folder / f"killed-{number}"
+        if number in deadly and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == bad:
+            raise ValueError(f"piece {number} cannot be computed")
+        pieces.write(number, pyarrow.table({"number": [number]}))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ray_goes_on_without_killed_actors_and_raises_what_work_raises(tmp_path: Path) -> None:
+def test_ray_goes_on_without_killed_actors_and_raises_what_work_raises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ray")
     pieces = Pieces(tmp_path, 12)
-    tmp_path.joinpath("here").touch()
-    run_on_ray(_Start(_Worker(pieces, [3, 8])), pieces.left, actors=2)
+    run_on_ray(partial(_write, pieces, [3, 8], -1), actors=2)
     assert pieces.left() == []
     assert len(list(tmp_path.glob("killed-*"))) == 2
     assert [pieces.read(n)["number"].to_pylist() for n in range(12)] == [[n] for n in range(12)]
+    assert "numbers: 12 of 12 pieces, " in capsys.readouterr().err
 
     for number in (1, 5, 6):
         pieces.path(number).unlink()
     with pytest.raises(ValueError, match="piece 5 cannot be computed"):
-        run_on_ray(_Start(_Worker(pieces, [], bad=5)), pieces.left, actors=1)
+        run_on_ray(partial(_write, pieces, [], 5))
     assert pieces.left() == [5, 6]
-    (tmp_path / "killed-5").unlink(missing_ok=True)
     with pytest.raises(RuntimeError, match="1 Ray actors were lost"):
-        run_on_ray(_Start(_Worker(pieces, [5])), pieces.left, actors=1, retries=0)
+        run_on_ray(partial(_write, pieces, [5], -1), retries=0)

@@ -21,7 +21,9 @@ from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, app
 from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.datasets import DATASETS
-from captum_clip_surgery.evaluation import MEASURES, TASKS, protocol
+from captum_clip_surgery.evaluation import protocol
+from captum_clip_surgery.evaluation.protocol import TASKS
+from captum_clip_surgery.evaluation.scenes import MEASURES
 from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES

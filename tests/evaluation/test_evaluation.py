@@ -15,14 +15,8 @@ from captum_clip_surgery._utils.profiling import ProfileResult
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
-from captum_clip_surgery.evaluation import (
-    ALL_COLUMNS,
-    Result,
-    evaluate_scenes,
-    read,
-    to_markdown,
-    write,
-)
+from captum_clip_surgery.evaluation import Result, evaluate_scenes, to_markdown
+from captum_clip_surgery.evaluation.results import ALL_COLUMNS, read, write
 from captum_clip_surgery.evaluation.scenes import _odd_one_out
 from captum_clip_surgery.metrics import insertion_deletion, localization
 from tests._helpers.tiny import peak_where_told

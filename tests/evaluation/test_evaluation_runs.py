@@ -29,9 +29,9 @@ from captum_clip_surgery.evaluation import (
     _predictors,
     _running,
     evaluate,
-    read,
 )
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
+from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.runner import draw_sample
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line

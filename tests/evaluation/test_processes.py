@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery._utils.drivers import Torchrun
 from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.cli import _datasets
+from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import Folder
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.evaluation import Protocol, evaluate
+from captum_clip_surgery.evaluation import Protocol, StatisticsStore, _running, evaluate
 from captum_clip_surgery.evaluation._tasks import EVALUATORS
-from tests._helpers import runs
+from tests._helpers import command_line, runs
 from tests._helpers.waiting import wait_until
 from tests._helpers.written_scenes import scene_folder
 
@@ -175,3 +181,76 @@ def test_torchrun_starts_again_by_itself(root: Path, tmp_path: Path) -> None:
     for name in METHODS_MEASURED:
         measures = dict(alone.results[name].measures)
         assert found[name].to_dict() == pytest.approx(measures, rel=1e-5)
+
+
+def test_a_task_of_an_array_may_have_nothing_to_do(
+    root: Path,
+    table: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = arguments(root, tmp_path, "--array", "1/2")  # 7 images are one piece, that of task 0
+    assert command_line.run(monkeypatch, *given) == 0
+    assert "7 images are left to other tasks of the array" in capsys.readouterr().out
+    assert command_line.run(monkeypatch, *given[:-1], "0/2") == 0
+    check(tmp_path, table)
+
+
+# --- Ray ------------------------------------------------------------------------------------------
+
+
+def work_or_die(
+    flag: Path,
+    options: Evaluate,
+    root: Path,
+    protocol: Protocol,
+    store: StatisticsStore,
+    run: Torchrun,
+) -> object:
+    """What an actor does, one of which is killed at its third image."""
+    runs.small_pieces(run.rank)
+    plain, count = _running.measure_image, itertools.count(1)
+
+    def measuring(*arguments: Any) -> Any:
+        if next(count) == 3 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*arguments)
+
+    runner: Any = _running
+    runner.measure_image = measuring
+    return WORK(options, root, protocol, store, run)
+
+
+WORK = _datasets._work
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_two_actors_one_of_which_is_killed(
+    root: Path,
+    table: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(_datasets, "_work", partial(work_or_die, tmp_path / "killed"))
+    monkeypatch.setattr(_running, "PIECE", 2)
+    given = arguments(root, tmp_path, "--engine", "ray", "--actors", 2)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert command_line.run(monkeypatch, *given) == 0
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "killed").exists()
+    assert len(files(tmp_path)) == PIECES * len(METHODS_MEASURED)
+    check(tmp_path, table)
+    printed = capsys.readouterr()
+    assert printed.out.count("7 images, ") == 1
+    assert "4 of 4 pieces, " in printed.err
+    before = files(tmp_path)
+    assert command_line.run(monkeypatch, *given[:-4]) == 0
+    assert files(tmp_path) == before  # the driver and further runs reuse what the actors measured
+    assert "give one of them" in str(command_line.run(monkeypatch, *given, "--array", "0/2"))

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 import captum_clip_surgery
 from captum_clip_surgery import evaluation
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
-from captum_clip_surgery.evaluation import Evaluation, _running, read
+from captum_clip_surgery.evaluation import Evaluation, _running
+from captum_clip_surgery.evaluation.results import read
 from tests._helpers.command_line import run
 from tests._helpers.written_scenes import scene_folder
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from captum_clip_surgery._utils.drivers import run_on_ray
+from captum_clip_surgery._utils.drivers import Torchrun, run_on_ray
 from captum_clip_surgery.cli import _export
 from captum_clip_surgery.export import Plan
 from tests._helpers import runs
@@ -259,14 +259,10 @@ def ray() -> Iterator[Any]:
     ray.shutdown()
 
 
-def start(made: Plan, killed: Path | None = None) -> Callable[..., Any]:
-    """Load the model in an actor."""
-    method = surgery()
-
-    def work(numbers: Iterator[int]) -> Any:
-        return made.explain(method, _dying(numbers, killed) if killed else numbers, workers=0)
-
-    return work
+def explain_or_die(made: Plan, killed: Path, run: Torchrun) -> int:
+    """What an actor does, one of which is killed."""
+    numbers = run.numbers("export", made.left())
+    return made.explain(surgery(), _dying(numbers, killed), workers=0).images
 
 
 def _dying(numbers: Iterator[int], killed: Path) -> Iterator[int]:
@@ -283,9 +279,9 @@ def test_ray_two_actors_one_of_which_is_killed(
     ray: Any, folder: Path, whole: Path, tmp_path: Path
 ) -> None:
     made = planned(folder, tmp_path / "out")
-    done = run_on_ray(partial(start, made, tmp_path / "killed"), made.left, actors=2)
+    done = run_on_ray(partial(explain_or_die, made, tmp_path / "killed"), actors=2)
     assert (tmp_path / "killed").exists()
-    assert sum(each.images for each in done) <= IMAGES - 1  # those of the killed one do not return
+    assert sum(done) <= IMAGES - 1  # those of the killed one do not return
     assert made.finish()
     made.pieces.clean()
     assert_same(tmp_path / "out", whole)

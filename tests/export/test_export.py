@@ -6,6 +6,7 @@ import json
 import pickle
 import platform
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery
+from captum_clip_surgery._utils import pieces
 from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.export import MapStore, Plan, explain_batch, load_maps, plan
+from captum_clip_surgery.export import MapStore, Plan, _maps, explain_batch, load_maps, plan
 from tests._helpers import command_line
 from tests._helpers.written_export import (
     TEXTS,
@@ -34,6 +36,7 @@ from tests._helpers.written_export import (
     states,
     surgery,
     write_folder,
+    write_tar,
 )
 
 COUNT = 11
@@ -138,6 +141,36 @@ def test_reading_is_lazy_and_may_be_shared(folder: Path, tmp_path: Path) -> None
     assert (again["a/s000.png"] == first).all()
     with pytest.raises(FileNotFoundError, match=r"000002\.parquet"):
         again["b/s009.png"]
+
+
+def test_many_lookups_read_names_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of tars come in any order, so that each may be in any file by its first and last."""
+    for number in range(3):
+        some = {f"{7 * index % 12:02}{number}.png": encoded(scene(index)) for index in range(12)}
+        write_tar(tmp_path / f"{number}.tar", some)
+    export(f"{tmp_path}/*.tar", tmp_path / "out")
+    reads: list[Path] = []
+    plain = pieces.Pieces.read
+
+    def read(self: pieces.Pieces, number: int, *columns: Any) -> Any:
+        reads.append(self.path(number))
+        return plain(self, number, *columns)
+
+    maps = load_maps(tmp_path / "out")
+    _maps._names.cache_clear()
+    monkeypatch.setattr(pieces.Pieces, "read", read)
+    monkeypatch.setattr(_maps, "read_summary", None)
+    with ThreadPoolExecutor(4) as pool:
+        names = [f"{index:02}{number}" for number in range(3) for index in range(12)]
+        found = list(pool.map(maps.__getitem__, names * 5))
+    assert "000 " not in maps
+    # Four threads may each build the index; what they build is the same.
+    assert len(reads) <= 4 * 2 * 3
+    again = pickle.loads(pickle.dumps(maps))
+    assert "_index" in vars(maps)
+    assert "_index" not in vars(again)  # hashes are of this process alone
+    assert all((again[name] == array).all() for name, array in zip(names, found, strict=False))
+    assert close(maps["072"], expected([scene(1)])[0])
 
 
 def test_a_plan_is_small_and_may_be_sent(folder: Path, exported: Path, tmp_path: Path) -> None:

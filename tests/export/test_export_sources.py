@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from captum_clip_surgery.export import load_maps, open_source
+from captum_clip_surgery.export import load_maps
+from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import load_image
 from tests._helpers.written_export import (
     close,

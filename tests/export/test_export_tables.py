@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip_surgery.export import load_maps, open_source
-from captum_clip_surgery.export._sources import Source
+from captum_clip_surgery.export import load_maps
+from captum_clip_surgery.export._sources import Source, open_source
 from captum_clip_surgery.export._tables import load_shards
 from tests._helpers.written_export import encoded, export, scene, surgery
 

@@ -20,7 +20,8 @@ from captum_clip_surgery.evaluation import results
 from captum_clip_surgery.evaluation._evaluators import SegmentationEvaluator
 from captum_clip_surgery.evaluation._store import Table
 from captum_clip_surgery.evaluation.protocol import Protocol
-from captum_clip_surgery.export import _sources, load_maps, open_source
+from captum_clip_surgery.export import _sources, load_maps
+from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
 from tests._helpers.written_export import encoded, export, scene, write_tar
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, features
 
 from captum_clip_surgery.datasets import open_labels, open_rgb
-from captum_clip_surgery.export import open_source
+from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

@@ -17,7 +17,7 @@ from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.datasets import open_dataset, open_labels, open_rgb
 from captum_clip_surgery.datasets._files import image_size
-from captum_clip_surgery.export import open_source
+from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import load_image, open_image
 from tests._helpers.written_city import write_city
 from tests._helpers.written_coco import write_coco
