@@ -78,7 +78,7 @@ def evaluate(options: Evaluate, root: Path) -> None:
             },
             "limit": options.limit,
             "seed": options.seed,
-            "left_out": left_out | dict(result.left_out),
+            "left_out": {**left_out, **result.left_out},
             **environment_info(clip.device),
         }
         _report(result, data, options.output, about)
