@@ -91,7 +91,7 @@ class _Loaded:
     data: ImageDataset
     clip: ZeroShotClassifier
     methods: Mapping[str, Method]
-    left_out: Mapping[str, str]
+    left_out: dict[str, str]
 
 
 def _load(
