@@ -66,7 +66,6 @@ def _plain_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-@_plain_defaults()
 def load(
     name: str | PathLike[str],
     pretrained: str | PathLike[str] | None = None,
@@ -110,7 +109,8 @@ def load(
     source = find_source(str(name), pretrained is not None, options)
     if source.library == "open_clip":
         named = None if pretrained is None else str(pretrained)
-        return _load_open_clip(source, named, mean, std, interpolation, tokenizer, **options)
+        with _plain_defaults():
+            return _load_open_clip(source, named, mean, std, interpolation, tokenizer, **options)
     if pretrained is not None:
         raise ValueError(
             f"{name} has weights of its own, so that pretrained={str(pretrained)!r} has no meaning:"
@@ -118,7 +118,9 @@ def load(
         )
     check_options(options)
     folder = fetch_repository(source.name, options) if source.is_remote else Path(source.name)
-    model, tokenizer, kind = load_folder(folder, mean, std, interpolation, tokenizer, **options)
+    with _plain_defaults():
+        loaded = load_folder(folder, mean, std, interpolation, tokenizer, **options)
+    model, tokenizer, kind = loaded
     return Loaded(model, tokenizer, f"{source.what}, {kind} of transformers")
 
 
