@@ -138,6 +138,7 @@ def hanging(rank: int) -> None:
 
 def uneven(rank: int) -> None:
     """The second process takes its time, and gets on."""
+    small_pieces(rank)  # the same in both, or they would share different pieces
     if rank == 1:
         _before_measuring(lambda: time.sleep(1.5))
 
