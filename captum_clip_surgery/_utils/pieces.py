@@ -65,19 +65,7 @@ def start_run(folder: Path, settings: Mapping[str, Any], replace: bool = False) 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN
     if replace or not path.exists():
-        part = _temporary(path)
-        write_synced(part, json.dumps(settings, indent=2) + "\n")
-        try:
-            if replace:
-                part.replace(path)
-            else:  # linking fails if another process was faster
-                path.hardlink_to(part)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            part.replace(path)
-        part.unlink(missing_ok=True)
-        sync_folder(folder)
+        write_text(path, json.dumps(settings, indent=2) + "\n", replace)
     changed = list(differences("", read_run(folder), json.loads(json.dumps(settings))))
     if changed:
         raise ValueError(
@@ -277,12 +265,41 @@ def write_parquet(path: Path, schema: Any, **options: Any) -> Iterator[Write]:
                 part.unlink(missing_ok=True)
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a text file and flush it to the disk."""
-    with _write_errors(path), path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def write_text(path: Path, text: str, replace: bool = True) -> None:
+    """Write a text file, which gets its name when it is complete.
+
+    Args:
+        path: The file.
+        text: Its content.
+        replace: Whether to replace a file of this name; otherwise the earlier one stays.
+
+    Raises:
+        OSError: If the file cannot be written, as on a full disk.
+    """
+    part = _temporary(path)
+    with _write_errors(path):
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace or not _link(part, path):
+                part.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _link(part: Path, path: Path) -> bool:
+    """Name a file unless the name is taken; return whether the file system has links."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:  # another process was faster
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

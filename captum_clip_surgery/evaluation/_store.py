@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captum_clip_surgery._utils.pieces import Pieces, start_run, write_synced
+from captum_clip_surgery._utils.pieces import Pieces, start_run, write_text
 from captum_clip_surgery.datasets import Labels, Masks, Sample
 
 #: Names of a task's columns with their widths; statistics are their concatenation.
@@ -211,5 +211,4 @@ class StatisticsStore:
     def finish(self) -> None:
         """Note that the statistics are those of the files as they are now."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_synced(self.folder / f".{FILES}", json.dumps(self.files))
-        (self.folder / f".{FILES}").replace(self.folder / FILES)
+        write_text(self.folder / FILES, json.dumps(self.files))

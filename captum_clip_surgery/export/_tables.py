@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.files import read_json
-from captum_clip_surgery._utils.pieces import arrow, write_synced
+from captum_clip_surgery._utils.pieces import arrow, write_text
 from captum_clip_surgery.export._entries import Entry, Shard, describe, raise_passing
 
 #: Names of columns that hold the path of an image.
@@ -178,9 +177,7 @@ def save_shards(path: Path, shards: Sequence[Shard]) -> None:
         for shard in shards
         if isinstance(shard, TableShard)
     ]
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    write_synced(part, json.dumps(rows))
-    part.replace(path)
+    write_text(path, json.dumps(rows))
 
 
 def load_shards(path: Path) -> list[TableShard]:
