@@ -152,26 +152,28 @@ class Torchrun:
             TimeoutError: If none is finished for `timeout` seconds.
             ConnectionError: If torchrun has ended.
         """
-        # The main process may hold the store, so it leaves last.
-        goals = {f"{name}, finished": count, f"{name}, seen": self.world_size}
-        for key, goal in goals.items() if self.store is not None else ():
-            finished, since = -1, time.monotonic()
-            while finished < goal:
-                with _lost_store(self):
-                    now = self.store.add(key, 0)
-                if now > finished:
-                    finished, since = now, time.monotonic()
-                elif time.monotonic() - since > timeout:
-                    raise TimeoutError(
-                        f"{self} waited {timeout:g} s for others, which have finished {finished} "
-                        f"of {goal} parts of {name}. Run the same command again"
-                    )
-                time.sleep(INTERVAL_S)
-            if key.endswith("finished"):
-                with _lost_store(self):
-                    self.store.add(f"{name}, seen", 1)
-                if not self.is_main_process:
-                    return
+        if self.store is None:
+            return
+        self._wait(f"{name}, finished", count, name, timeout)
+        with _lost_store(self):
+            self.store.add(f"{name}, seen", 1)
+        if self.is_main_process:  # it may hold the store, so it leaves last
+            self._wait(f"{name}, seen", self.world_size, name, timeout)
+
+    def _wait(self, key: str, goal: int, name: str, timeout: float) -> None:
+        """Wait until a count in the store reaches a number."""
+        finished, since = -1, time.monotonic()
+        while finished < goal:
+            with _lost_store(self):
+                now = self.store.add(key, 0)
+            if now > finished:
+                finished, since = now, time.monotonic()
+            elif time.monotonic() - since > timeout:
+                raise TimeoutError(
+                    f"{self} waited {timeout:g} s for others, which have finished {finished} "
+                    f"of {goal} parts of {name}. Run the same command again"
+                )
+            time.sleep(INTERVAL_S)
 
 
 def refuse_several(work: str) -> None:
