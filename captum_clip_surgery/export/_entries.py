@@ -46,21 +46,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An image as upright RGB, or the reason why it cannot be read.
-
-    Attributes:
-        name: Name of the image in the export.
-        picture: The image; None if it cannot be read.
-        reason: Why it cannot be read.
-    """
-
-    name: str
-    picture: Image.Image | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class Shard(ABC):
     """Images that make one shard of the export.
 
@@ -78,13 +63,6 @@ class Shard(ABC):
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
         """Yield the images in order, not decoded yet."""
-
-    def samples(self) -> Iterator[Sample]:
-        """Yield the images in order; unreadable ones come with the reason."""
-        for entry in self.entries():
-            picture = attempt(entry, decode)
-            reason = picture if isinstance(picture, str) else ""
-            yield Sample(entry.name, None if isinstance(picture, str) else picture, reason)
 
 
 def decode(entry: Entry, at_least: tuple[int, int] | None = None) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from captum_clip_surgery.export._entries import Entry, Sample, Shard, attempt, decode
+from captum_clip_surgery.export._entries import Entry, Shard, attempt, decode
 from captum_clip_surgery.preprocessing import Preprocess
 
 
@@ -74,13 +74,13 @@ class _Batches(IterableDataset[Batch]):
 
     def _of(self, piece: Shard) -> Iterator[Batch]:
         # A batch is of one piece, so that results depend on no other, whoever makes it.
-        waiting: list[Sample | _Shown] = []
+        waiting: list[Entry | _Shown] = []
         for entry in piece.entries():
             if len(waiting) == self.batch_size:
                 yield _batch(piece, waiting, last=False)
                 waiting = []
             shown = attempt(entry, self._shown)
-            waiting.append(Sample(entry.name, None, shown) if isinstance(shown, str) else shown)
+            waiting.append(Entry(entry.name, None, shown) if isinstance(shown, str) else shown)
         yield _batch(piece, waiting, last=True)
 
     def _shown(self, entry: Entry) -> _Shown:
@@ -90,14 +90,14 @@ class _Batches(IterableDataset[Batch]):
         return _Shown(entry.name, (height, width), pixels)
 
 
-def _batch(piece: Shard, samples: Sequence[Sample | _Shown], last: bool) -> Batch:
+def _batch(piece: Shard, samples: Sequence[Entry | _Shown], last: bool) -> Batch:
     shown = [sample for sample in samples if isinstance(sample, _Shown)]
     return Batch(
         piece.number,
         tuple(sample.name for sample in shown),
         tuple(sample.size for sample in shown),
         torch.stack([sample.pixels for sample in shown]) if shown else None,
-        tuple((sample.name, sample.reason) for sample in samples if isinstance(sample, Sample)),
+        tuple((sample.name, sample.reason) for sample in samples if isinstance(sample, Entry)),
         last,
     )
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from captum_clip_surgery._utils.files import read_lines, state_of, walk
 from captum_clip_surgery._utils.images import SUFFIXES, is_image_name
-from captum_clip_surgery.export._entries import Entry, Sample, Shard, describe, raise_passing
+from captum_clip_surgery.export._entries import Entry, Shard, describe, raise_passing
 from captum_clip_surgery.export._extras import webdataset
 from captum_clip_surgery.export._tables import SPLITS, STATE, open_parquet, open_saved
 
-__all__ = ["FileShard", "Sample", "Shard", "Source", "TarShard", "open_source"]
+__all__ = ["FileShard", "Shard", "Source", "TarShard", "open_source"]
 
 TARS = (".tar", ".tar.gz", ".tgz")
 PARQUET = (".parquet", ".pq")

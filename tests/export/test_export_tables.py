@@ -16,6 +16,7 @@ from PIL import Image
 from captum_clip_surgery.export import load_maps
 from captum_clip_surgery.export._sources import Source, open_source
 from captum_clip_surgery.export._tables import load_shards
+from tests._helpers.decoded import samples
 from tests._helpers.written_export import encoded, export, scene, surgery
 
 pa = pytest.importorskip("pyarrow")
@@ -31,8 +32,7 @@ def read(source: Source) -> dict[str, Any]:
     for number, piece in enumerate(source.pieces):
         assert piece.number == number
         assert pickle.loads(pickle.dumps(piece)) == piece
-        samples = list(piece.samples())
-        for sample in samples:
+        for sample in samples(piece):
             assert sample.name not in found
             picture = sample.picture
             found[sample.name] = picture.getpixel((0, 0)) if picture else sample.reason
@@ -120,11 +120,11 @@ def test_a_damaged_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     content[content.index(files[3]) + 100] ^= 255
     path.write_bytes(content)
     first, second, third = open_source(path, 2).pieces
-    assert [sample.reason for sample in first.samples()] == ["", ""]
-    (sample,) = second.samples()
+    assert [sample.reason for sample in samples(first)] == ["", ""]
+    (sample,) = samples(second)
     assert (sample.name, sample.picture) == ("a.parquet", None)
     assert "read no further than row 2" in sample.reason
-    assert [sample.reason for sample in third.samples()] == ["", ""]
+    assert [sample.reason for sample in samples(third)] == ["", ""]
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
         open_source(path)

@@ -23,6 +23,7 @@ from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps
 from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
+from tests._helpers import decoded
 from tests._helpers.written_export import encoded, export, scene, write_tar
 
 DEEP = "[" * 100_000
@@ -41,7 +42,9 @@ def member(name: str, kind: bytes, target: str = "", size: int = 0) -> tarfile.T
 
 def samples(source: Path) -> dict[str, str]:
     """Why each image cannot be read; nothing where it can."""
-    return {s.name: s.reason for piece in open_source(source).pieces for s in piece.samples()}
+    return {
+        s.name: s.reason for piece in open_source(source).pieces for s in decoded.samples(piece)
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image, features
 from captum_clip_surgery.datasets import open_labels, open_rgb
 from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import load_image
+from tests._helpers.decoded import samples
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -148,7 +149,7 @@ def test_files_that_lie(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=f"x.png cannot be read as an image: .*{why}"):
         load_image(path)
     (piece,) = open_source(tmp_path).pieces
-    (sample,) = piece.samples()
+    (sample,) = samples(piece)
     assert sample.picture is None
     assert "cannot be read as an image" in sample.reason
 

@@ -19,6 +19,7 @@ from captum_clip_surgery.datasets import open_dataset, open_labels, open_rgb
 from captum_clip_surgery.datasets._files import image_size
 from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.preprocessing import load_image, open_image
+from tests._helpers.decoded import samples
 from tests._helpers.written_city import write_city
 from tests._helpers.written_coco import write_coco
 from tests._helpers.written_imagenet_s import write_imagenet_s
@@ -123,7 +124,7 @@ def exported(root: Path, content: bytes, packed: bool) -> object:
             archive.add(path, "x.png")
         path.unlink()
     (piece,) = open_source(root).pieces
-    (sample,) = piece.samples()
+    (sample,) = samples(piece)
     assert sample.picture is None
     raise ValueError(sample.reason)
 
