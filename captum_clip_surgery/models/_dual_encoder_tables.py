@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from captum_clip_surgery.models._schema import ListOf, Table
-from captum_clip_surgery.models._transformers_tables import ANY, LAYERS, VOCABULARY, WIDTH, WORDS
+from captum_clip_surgery.models._transformers_tables import (
+    ANY,
+    LAYERS,
+    UNREAD,
+    VOCABULARY,
+    WIDTH,
+    WORDS,
+)
 
 SIDE = range(1, 2**14)
 
@@ -62,12 +69,7 @@ _TEXT: Table = {
     "type_vocab_size": WIDTH,
     "position_embedding_type": ("absolute",),
     "classifier_dropout?": float,
-    "directionality": str,
-    "pooler_fc_size": WIDTH,
-    "pooler_num_attention_heads": WIDTH,
-    "pooler_num_fc_layers": WIDTH,
-    "pooler_size_per_head": WIDTH,
-    "pooler_type": str,
+    **UNREAD,
     # TIPS v2
     "scale_sqrt_depth": bool,
     "pooling_epsilon": float,

@@ -117,7 +117,7 @@ def load(
             " leave it out, or save the weights in a folder of their own by save_pretrained"
         )
     check_options(options)
-    folder = fetch_repository(source.name, options) if source.is_remote else Path(source.name)
+    folder = fetch_repository(source, options) if source.patterns else Path(source.name)
     with _plain_defaults():
         loaded = load_folder(folder, mean, std, interpolation, tokenizer, **options)
     model, tokenizer, kind = loaded

@@ -47,13 +47,15 @@ class Source:
         name: Name for open_clip, with a scheme unless it is that of a configuration; or the folder
             or repository for transformers.
         what: Description for `repr`.
-        is_remote: Whether `name` is a repository for transformers, whose files are to be fetched.
+        prefix: Of a repository for transformers, where in it the model's files are.
+        patterns: Patterns of these files, which are to be fetched; empty for what is here.
     """
 
     library: str
     name: str
     what: str
-    is_remote: bool = False
+    prefix: str = ""
+    patterns: tuple[str, ...] = ()
 
 
 def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source:
@@ -229,34 +231,27 @@ def _of_repository(name: str, options: dict[str, Any], prefer: str | None = None
         )
     if forms == ["open_clip"]:
         return Source("open_clip", f"{HUB}{name}", f"{name} of the hub")
-    return Source("transformers", name, f"{name} of the hub", is_remote=True)
+    # Of several forms of weights one is fetched: safetensors if there are any.
+    weights = PICKLED
+    if prefix + SAFE in files:
+        weights = SAFE
+    elif prefix + INDEX in files:
+        weights = "model-*.safetensors"
+    patterns = tuple(prefix + each for each in (*TEXT_FILES, weights))
+    return Source("transformers", name, f"{name} of the hub", prefix, patterns)
 
 
-def fetch_repository(name: str, options: dict[str, Any]) -> Path:
-    """Fetch the files of a repository in transformers' form, and return the model's folder.
-
-    Of several forms of weights one is fetched: safetensors if there are any.
-    """
+def fetch_repository(source: Source, options: dict[str, Any]) -> Path:
+    """Fetch the files of a repository in transformers' form, and return the model's folder."""
     import huggingface_hub
 
-    files = _reached(name, lambda: set(_list_files(name, options)))
-    prefix = ""
-    if MODULES in files:
-        prefix = path_of_model(_read(name, MODULES, options), f"{name}/{MODULES}")
-        prefix += "/" if prefix else ""
-    weights = [PICKLED]
-    if prefix + SAFE in files:
-        weights = [SAFE]
-    elif prefix + INDEX in files:
-        weights = ["model-*.safetensors"]
-    patterns = [prefix + each for each in (*TEXT_FILES, *weights)]
     folder = _reached(
-        name,
+        source.name,
         lambda: huggingface_hub.snapshot_download(
-            name, allow_patterns=patterns, **_hub_options(options)
+            source.name, allow_patterns=list(source.patterns), **_hub_options(options)
         ),
     )
-    return Path(folder) / prefix
+    return Path(folder) / source.prefix
 
 
 def _list_files(name: str, options: dict[str, Any]) -> Iterable[str]:

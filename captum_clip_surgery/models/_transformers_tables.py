@@ -55,6 +55,15 @@ _TEXT: Table = {
     "max_position_embeddings": WIDTH,
     "classifier_dropout?": float,
 }
+#: Options that Chinese BERTs write and no code reads.
+UNREAD: Table = {
+    "directionality": str,
+    "pooler_fc_size": WIDTH,
+    "pooler_num_attention_heads": WIDTH,
+    "pooler_num_fc_layers": WIDTH,
+    "pooler_size_per_head": WIDTH,
+    "pooler_type": str,
+}
 _BERT: Table = {
     **_TEXT,
     "model_type": ("bert", "roberta", "xlm-roberta"),
@@ -68,13 +77,7 @@ _BERT: Table = {
     "type_vocab_size": WIDTH,
     "layer_norm_eps": float,
     "position_embedding_type": ("absolute",),
-    # written by Chinese BERTs, and not read by any code
-    "directionality": str,
-    "pooler_fc_size": WIDTH,
-    "pooler_num_attention_heads": WIDTH,
-    "pooler_num_fc_layers": WIDTH,
-    "pooler_size_per_head": WIDTH,
-    "pooler_type": str,
+    **UNREAD,
 }
 _T5: Table = {
     **_TEXT,
