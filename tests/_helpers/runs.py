@@ -128,11 +128,13 @@ def small_pieces(rank: int) -> None:
 
 def slowly(rank: int) -> None:
     """A while for each image, so that there is a time to be killed in."""
+    small_pieces(rank)
     _before_measuring(lambda: time.sleep(0.3))
 
 
 def hanging(rank: int) -> None:
     """The second process never ends its first image; the first one leaves it some."""
+    small_pieces(rank)
     _before_measuring(lambda: time.sleep(3600 if rank == 1 else 1))
 
 
@@ -185,7 +187,6 @@ def _before_measuring(call: Callable[[], None]) -> None:
     from captum_clip_surgery.evaluation import _running
 
     runner: Any = _running
-    runner.PIECE = 2
     plain = runner.measure_image
 
     def measuring(*arguments: Any) -> Any:
