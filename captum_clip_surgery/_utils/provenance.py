@@ -6,7 +6,8 @@ import hashlib
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ import torch
 from torch import nn
 
 PACKAGES = ("captum_clip_surgery", "captum", "open_clip_torch", "timm", "torch", "numpy", "pillow")
+#: Packages that results depend on where they are installed.
+OPTIONAL_PACKAGES = ("transformers",)
 
 
 def environment_info(device: torch.device) -> dict[str, Any]:
     """Return the command, versions, device and number of threads, as JSON."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    for package in OPTIONAL_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions,
         "device": f"{device.type} {name or platform.machine()}",
         "threads": torch.get_num_threads(),
     }

@@ -295,7 +295,7 @@ def test_command(
     assert content["protocol"]["views"]["segmentation"]["size"] == 512
     assert content["model"]["weights"] == weights_digest(clip.model)
     assert content["command"].startswith("clip-surgery evaluate --dataset folder")
-    assert {"torch", "captum_clip_surgery"} <= content["versions"].keys()
+    assert {"torch", "transformers", "captum_clip_surgery"} <= content["versions"].keys()
     assert len({name for names in content["ranked_images"].values() for name in names}) == 2
     expected = evaluate(
         clip, Folder(tmp_path / "data"), {"CLIP": METHODS["CLIP"]}, Protocol.load("paper"), limit=2
