@@ -42,6 +42,7 @@ Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 METHODS = (
     "CLIP",
     "CLIPSurgery",
+    "CLIPSurgeryFine",
     "ArchitectureSurgery",
     "FeatureSurgery",
     "MaskCLIP",

@@ -32,6 +32,7 @@ from captum_clip_surgery.cli._groups import (
     BatchSize,
     Distractors,
     DrawingOptions,
+    Fine,
     Images,
     Json,
     Methods,
@@ -69,6 +70,7 @@ class Explain:
     distractors: Distractors = None
     clip: ModelOptions
     size: Size = None
+    fine: Fine = False
     feature_surgery: Annotated[
         AutoFeatureSurgery,
         Option(help="Variant of feature surgery; 'auto' chooses by the number of texts."),
@@ -88,6 +90,7 @@ class Compare:
     distractors: Distractors = None
     clip: ModelOptions
     size: Size = None
+    fine: Fine = False
     shared: Annotated[
         bool, Option("--shared", help="Use one color scale for all maps of a method.")
     ] = False
@@ -127,6 +130,7 @@ class SegmentationOptions:
         FeatureSurgery, Option(help="Variant of feature surgery; the paper uses none.")
     ] = "none"
     num_blocks: NumBlocks = None
+    fine: Fine = False
 
 
 @dataclass(frozen=True, kw_only=True)

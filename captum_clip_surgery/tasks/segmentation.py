@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr.registry import fine as averaged
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import check_images
@@ -57,6 +58,7 @@ class Options(TypedDict, total=False):
     threshold: float | None
     scale: float | None
     min_area: float | None
+    fine: bool
 
 
 @overload
@@ -85,6 +87,7 @@ def segment(
     threshold: float | None = None,
     scale: float | None = None,
     min_area: float | None = None,
+    fine: bool = False,
 ) -> Tensor | list[Segmentation]:
     """Assign every pixel to the class whose text it resembles most.
 
@@ -125,6 +128,8 @@ def segment(
             scale.
         min_area: With a background, the share in 0..1 of the pixels that are not background; a
             class that covers less becomes background.
+        fine: Whether to average the scores of shifted and enlarged copies of the whole image, see
+            `TestTimeAugmentation`. Windows average as well, but each shows the model a part.
 
     Returns:
         For images, a `Segmentation` each, of the image's own size; for a batch, labels (N, H, W),
@@ -154,9 +159,10 @@ def segment(
         torch.Size([2, 64, 96])
     """
     vocabulary = make_vocabulary(clip, classes, background, merge, threshold, min_area=min_area)
+    chosen = choose_method(method, num_blocks, feature_surgery, None)
     segmenter = Segmenter(
         vocabulary,
-        {"": choose_method(method, num_blocks, feature_surgery, None)},
+        {"": averaged(chosen) if fine else chosen},
         Windows(window, stride),
         stepwise=keep_aspect,
         scale=scale,
