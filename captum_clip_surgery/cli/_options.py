@@ -26,6 +26,7 @@ from captum_clip_surgery.cli._choices import (
     FeatureSurgery,
     Instances,
     Precision,
+    Refinement,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
@@ -124,8 +125,12 @@ class SegmentationOptions:
         bool, Option("--keep-aspect", help="Keep the aspect ratio instead of squashing images.")
     ] = False
     refine: Annotated[
-        bool, Option("--refine", help="Align the segments with image edges (needs kornia).")
-    ] = False
+        Refinement | None,
+        Option(
+            help="Align the segments with image edges, by a guided filter (needs kornia) or by "
+            "pixel-adaptive mask refinement."
+        ),
+    ] = None
     feature_surgery: Annotated[
         FeatureSurgery, Option(help="Variant of feature surgery; the paper uses none.")
     ] = "none"

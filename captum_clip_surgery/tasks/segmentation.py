@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
     stride: int | None
     keep_aspect: bool
     longest: int | None
-    refine: bool
+    refine: str | None
     scores: bool
     dtype: torch.dtype
     num_blocks: int | None
@@ -77,7 +77,7 @@ def segment(
     window: int | None = None,
     stride: int | None = None,
     keep_aspect: bool = False,
-    refine: bool = False,
+    refine: str | None = None,
     scores: bool = False,
     dtype: torch.dtype = torch.float32,
     num_blocks: int | None = None,
@@ -111,8 +111,9 @@ def segment(
             upsampled to pixels and averaged where windows overlap.
         stride: Pixels from one window to the next; None stands for half of the window.
         keep_aspect: Keep the aspect ratio of images when they are resized.
-        refine: Let classes follow the image's edges, by a guided filter of the scores of those that
-            are the best somewhere. It needs kornia (extra `refine`).
+        refine: Filter by which classes follow the image's edges: "guided", the guided filter of
+            kornia (extra `refine`), applied to classes that are the best somewhere; or "pamr",
+            pixel-adaptive mask refinement as NACLIP's table uses it. None keeps the scores.
         scores: Keep each class's scores, not refined, in the `Segmentation`. For a batch, use
             `class_scores`.
         dtype: Dtype of the upsampled scores; float16 halves their memory.
@@ -139,9 +140,9 @@ def segment(
         TypeError: If an argument is of the wrong type.
         ValueError: If images do not fit the model or cannot be read, one class is left without an
             alternative, a text or class occurs twice, a name is not a text of the classifier, a
-            threshold is out of range, or a window or stride does not fit.
+            threshold is out of range, a window or stride does not fit, or `refine` is unknown.
         FileNotFoundError: If a path does not exist.
-        ImportError: If `refine` is set and kornia is not installed.
+        ImportError: If `refine` is "guided" and kornia is not installed.
 
     References:
         Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
