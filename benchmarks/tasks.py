@@ -158,7 +158,10 @@ def _segmentation_table(
     ways: list[dict[str, Any]] = [
         {"feature_surgery": None},
         {"feature_surgery": "release"},
-        {"feature_surgery": "release", "refine": True},
+        {"feature_surgery": "release", "refine": "guided"},
+        {"feature_surgery": "release", "refine": "pamr"},
+        {"feature_surgery": "release", "fine": True},
+        {"feature_surgery": "release", "fine": True, "refine": "pamr"},
     ]
     rows = []
     for size in sizes:
@@ -168,11 +171,12 @@ def _segmentation_table(
                 for own in (False, True)
                 for background in (None, *BACKGROUNDS)
             ]
-            refined = "guided" if way.get("refine") else "-"
+            maps = "fine" if way.get("fine") else "-"
             cells = [f"{figure:.1f}" for figure in figures]
-            rows.append([str(size), way["feature_surgery"] or "none", refined, *cells])
+            options = [way["feature_surgery"] or "none", maps, way.get("refine") or "-"]
+            rows.append([str(size), *options, *cells])
     columns = [f"{which}{name}" for which in ("all", "own") for name in ("", *TITLES)]
-    return markdown(["size", "feature surgery", "refined", *columns], rows, left=3)
+    return markdown(["size", "feature surgery", "maps", "refined", *columns], rows, left=4)
 
 
 if __name__ == "__main__":

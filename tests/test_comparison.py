@@ -14,6 +14,7 @@ from captum.attr import IntegratedGradients, Occlusion, Saliency
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, comparison
 from captum_clip_surgery._utils import profiling
 from captum_clip_surgery.attr import registry
+from captum_clip_surgery.attr._passes import images_per_pass
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
@@ -91,7 +92,7 @@ def test_passes_at_once_follow_from_the_size(clip):
     sizes = {224: 20, 512: 4, 2048: 1}
     for side, count in sizes.items():
         images = torch.empty(1, 3, side, side, device="meta")
-        assert registry.images_per_pass(clip, images) == count
+        assert images_per_pass(clip, images) == count
 
 
 def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch):
@@ -135,7 +136,7 @@ def test_integrated_gradients_at_512_pixels_stay_under_eight_gibibytes():
     model = open_clip.create_model("ViT-B-16").eval()
     clip = ZeroShotClassifier.from_features(model, torch.randn(1, 512))
     images = torch.randn(1, 3, 512, 512)
-    at_once = registry.images_per_pass(clip, images)
+    at_once = images_per_pass(clip, images)
 
     def explain():
         # Of its 50 steps no more than these are in memory at once.

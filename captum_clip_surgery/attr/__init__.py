@@ -20,6 +20,7 @@ from captum_clip_surgery.attr.attention import (
     LayerRawAttention,
     RawAttention,
 )
+from captum_clip_surgery.attr.augmentation import TestTimeAugmentation
 from captum_clip_surgery.attr.clip_surgery import (
     CLIPSimilarity,
     CLIPSurgery,
@@ -87,6 +88,7 @@ __all__ = [
     "PatchAttribution",
     "PathConfig",
     "RawAttention",
+    "TestTimeAugmentation",
     "TokenGradCam",
     "TowerAttribution",
     "WordScores",

@@ -21,11 +21,13 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_clip_surgery.attr._base import Method
+from captum_clip_surgery.attr._passes import images_per_pass
 from captum_clip_surgery.attr.attention import (
     LayerAttentionRelevance,
     LayerAttentionRollout,
     LayerRawAttention,
 )
+from captum_clip_surgery.attr.augmentation import TestTimeAugmentation
 from captum_clip_surgery.attr.clip_surgery import (
     LayerCLIPSimilarity,
     LayerCLIPSurgery,
@@ -46,29 +48,11 @@ from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
 
 __all__ = ["METHODS"]
 
-#: Tokens in one pass of a method that runs many: bounds memory for ViT-B/16 at 512 pixels.
-TOKENS_PER_PASS = 4096
-#: A ResNet's feature maps weigh more than tokens: RN50x64 at 448 pixels runs one image per pass.
-RESNET_WEIGHT = 4
 KERNEL_SHAP_SAMPLES = 100
 #: Seed of the samples that KernelShap draws.
 SEED = 0
 #: Occluded cells per side of the image, at most.
 MAX_CELLS = 7
-
-
-def _num_tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
-    """Return the tokens of one image; a ResNet's pixels count as patches of 16 x 16."""
-    height, width = images.shape[-2:]
-    if isinstance(clip.tower, ModifiedResNetTower):
-        return RESNET_WEIGHT * height * width // 256
-    rows, columns = clip.tower.grid(height, width)
-    return rows * columns
-
-
-def images_per_pass(clip: ZeroShotClassifier, images: Tensor) -> int:
-    """Return how many images one pass of a Captum method may hold, given their size."""
-    return max(1, TOKENS_PER_PASS // _num_tokens(clip, images))
 
 
 class CaptumMethod:
@@ -153,9 +137,23 @@ def _kernel_shap(clip: ZeroShotClassifier) -> Any:
     return KernelShap(clip)
 
 
+def fine(method: Method) -> Method:
+    """Return a method whose maps are averaged by `TestTimeAugmentation` with its defaults.
+
+    Args:
+        method: Creates the method for a classifier.
+    """
+
+    def make(clip: ZeroShotClassifier) -> TestTimeAugmentation:
+        return TestTimeAugmentation(method(clip))
+
+    return make
+
+
 METHODS: dict[str, Method] = {
     "CLIP": LayerCLIPSimilarity,
     "CLIPSurgery": LayerCLIPSurgery,
+    "CLIPSurgeryFine": fine(LayerCLIPSurgery),
     "ArchitectureSurgery": partial(LayerCLIPSurgery, feature_surgery=None),
     "FeatureSurgery": LayerFeatureCLIPSurgery,
     "MaskCLIP": LayerMaskCLIP,

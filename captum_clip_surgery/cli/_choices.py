@@ -36,12 +36,14 @@ FigureFormat = Literal["png", "svg", "pdf"]
 Engine = Literal["processes", "ray"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Instances = Literal["one", "components", "peaks"]
+Refinement = Literal["guided", "pamr"]
 Positions = Literal["bilinear", "bicubic"]
 Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 
 METHODS = (
     "CLIP",
     "CLIPSurgery",
+    "CLIPSurgeryFine",
     "ArchitectureSurgery",
     "FeatureSurgery",
     "MaskCLIP",

@@ -12,9 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import comparison
-from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
+from captum_clip_surgery.attr import (
+    METHODS,
+    LayerCLIPSurgery,
+    TestTimeAugmentation,
+    attribute_many,
+)
 from captum_clip_surgery.attr._coverage import cover_image
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS
+from captum_clip_surgery.attr._engine import Explainer
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import ImageFiles
@@ -66,7 +72,11 @@ def demo(options: _options.Demo) -> None:
 def explain(options: _options.Explain) -> None:
     """Run the command."""
     clip = load_model(options.clip, options.text, read_lines(options.distractors))
-    surgery = LayerCLIPSurgery(clip, feature_surgery=feature_surgery_of(options.feature_surgery))
+    surgery: Explainer = LayerCLIPSurgery(
+        clip, feature_surgery=feature_surgery_of(options.feature_surgery)
+    )
+    if options.fine:
+        surgery = TestTimeAugmentation(surgery)
     files = ImageFiles(options.images)
     for path, image in files:
         stem = options.output / files.stems[path]
@@ -92,10 +102,11 @@ def compare(options: _options.Compare) -> None:
     if not images:
         files.exit_if_unreadable()
     comparison.check_rows(len(images), len(clip.texts))  # before the work, not after it
-    result = comparison.compare(
-        clip, images, methods=split_names(options.methods), size=options.size
-    )
-    report_left_out(result.left_out)
+    methods, left_out = choose(clip, split_names(options.methods))
+    if options.fine:
+        methods = {name: fine(method) for name, method in methods.items()}
+    result = comparison.compare(clip, images, methods=methods, size=options.size)
+    report_left_out(left_out | dict(result.left_out))
     table = result.to_markdown()
     print(table)
     figure = result.figure(options.shared, options.drawing.sign)
@@ -106,10 +117,10 @@ def compare(options: _options.Compare) -> None:
 
 
 def _explain(
-    clip: ZeroShotClassifier, batch: Tensor, surgery: LayerCLIPSurgery | None = None
+    clip: ZeroShotClassifier, batch: Tensor, surgery: Explainer | None = None
 ) -> dict[str, Tensor]:
     """Return the maps (K, h, w) of the default methods for one image (1, 3, H, W), by name."""
-    methods = {name: METHODS[name](clip) for name in DEFAULT_METHODS}
+    methods: dict[str, Explainer] = {name: METHODS[name](clip) for name in DEFAULT_METHODS}
     if surgery is not None:
         methods["CLIPSurgery"] = surgery
     bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())

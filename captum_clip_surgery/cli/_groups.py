@@ -27,6 +27,14 @@ Distractors = Annotated[
 Methods = Annotated[
     str, Option(help=f"Comma-separated method names, or 'all': {', '.join(METHODS)}.")
 ]
+Fine = Annotated[
+    bool,
+    Option(
+        "--fine",
+        help="Average maps over four shifted copies of the enlarged image: finer maps, about six "
+        "times the work.",
+    ),
+]
 Size = Annotated[
     int | None,
     Option(min=1, help="Side in pixels of the images the model sees (default: its native size)."),

@@ -26,12 +26,14 @@ from captum_clip_surgery.cli._choices import (
     FeatureSurgery,
     Instances,
     Precision,
+    Refinement,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
     BatchSize,
     Distractors,
     DrawingOptions,
+    Fine,
     Images,
     Json,
     Methods,
@@ -69,6 +71,7 @@ class Explain:
     distractors: Distractors = None
     clip: ModelOptions
     size: Size = None
+    fine: Fine = False
     feature_surgery: Annotated[
         AutoFeatureSurgery,
         Option(help="Variant of feature surgery; 'auto' chooses by the number of texts."),
@@ -88,6 +91,7 @@ class Compare:
     distractors: Distractors = None
     clip: ModelOptions
     size: Size = None
+    fine: Fine = False
     shared: Annotated[
         bool, Option("--shared", help="Use one color scale for all maps of a method.")
     ] = False
@@ -121,12 +125,17 @@ class SegmentationOptions:
         bool, Option("--keep-aspect", help="Keep the aspect ratio instead of squashing images.")
     ] = False
     refine: Annotated[
-        bool, Option("--refine", help="Align the segments with image edges (needs kornia).")
-    ] = False
+        Refinement | None,
+        Option(
+            help="Align the segments with image edges, by a guided filter (needs kornia) or by "
+            "pixel-adaptive mask refinement."
+        ),
+    ] = None
     feature_surgery: Annotated[
         FeatureSurgery, Option(help="Variant of feature surgery; the paper uses none.")
     ] = "none"
     num_blocks: NumBlocks = None
+    fine: Fine = False
 
 
 @dataclass(frozen=True, kw_only=True)

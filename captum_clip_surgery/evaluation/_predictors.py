@@ -181,6 +181,7 @@ class SegmentationPredictor(Predictor):
             Windows(view.window, view.stride),
             stepwise=view.keep_aspect,
             scale=view.scale,
+            refine=view.refine,
         )
 
     def predict(

@@ -11,6 +11,7 @@ from typing import Any
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.models.image._base import POSITION_MODES
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template
+from captum_clip_surgery.tasks.refinement import check_refinement
 
 __all__ = ["TASKS", "Protocol", "View"]
 
@@ -29,6 +30,7 @@ USES: dict[str, tuple[str, ...]] = {
         "background",
         "min_area",
         "scale",
+        "refine",
     ),
     "recognition": ("size", "classes"),
     "points": ("size", "texts", "classes"),
@@ -76,6 +78,7 @@ class View:
         min_area: Share in 0..1 of the pixels that are not background; a class that covers less
             becomes background.
         scale: Factor of the scores in that softmax; None stands for the model's logit scale.
+        refine: Filter by which classes follow the image's edges, "guided" or "pamr"; None for none.
         steps: Number of steps of insertion and deletion.
         target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,
             before maps are compared with them; None keeps their size.
@@ -96,6 +99,7 @@ class View:
     background: float | None = None
     min_area: float | None = None
     scale: float | None = None
+    refine: str | None = None
     target_size: int | None = None
     steps: int = 10
 
@@ -116,6 +120,7 @@ class View:
         if self.texts not in ("classes", "present"):
             raise ValueError(f'texts must be "classes" or "present", got {self.texts!r}')
         self._check_shape()
+        check_refinement(self.refine)
         for name, limit in (("background", 1.0), ("min_area", 1.0), ("scale", float("inf"))):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -5,6 +5,7 @@ Figures of the results are in `tasks.figures`.
 
 from captum_clip_surgery.tasks.captions import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.recognition import Recognition, recognize
+from captum_clip_surgery.tasks.refinement import refine_maps
 from captum_clip_surgery.tasks.sam import Prompt, Sam, points_from_map, prompts, sam_inputs
 from captum_clip_surgery.tasks.segmentation import Segmentation, class_scores, segment
 
@@ -19,6 +20,7 @@ __all__ = [
     "points_from_map",
     "prompts",
     "recognize",
+    "refine_maps",
     "sam_inputs",
     "segment",
     "word_maps",

@@ -15,14 +15,9 @@ from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.tasks._images import Size
 from captum_clip_surgery.tasks._sliding import Windows
-from captum_clip_surgery.tasks._upsample import (
-    GUIDED_BYTES,
-    ImageScores,
-    guided_filter,
-    streaming_argmax,
-    upsample,
-)
+from captum_clip_surgery.tasks._upsample import ImageScores, streaming_argmax, upsample
 from captum_clip_surgery.tasks._vocabulary import Vocabulary
+from captum_clip_surgery.tasks.refinement import FILTERS, REFINED_BYTES, check_refinement
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,13 @@ class Segmenter:
             windows are, instead of in one step.
         scale: Factor of the scores in the softmax that the vocabulary's threshold is compared with;
             None stands for the model's logit scale.
-        refine: Whether classes follow the image's edges.
+        refine: Filter by which scores follow the image's edges, a name in `FILTERS`, or None.
         keep_scores: Whether each `Segmentation` holds its scores.
         dtype: Dtype of the upsampled scores.
 
     Raises:
-        ValueError: If a window is smaller than a patch, or `scale` is not positive.
+        ValueError: If a window is smaller than a patch, `scale` is not positive, or `refine` is
+            unknown.
     """
 
     def __init__(
@@ -101,13 +97,14 @@ class Segmenter:
         *,
         stepwise: bool = False,
         scale: float | None = None,
-        refine: bool = False,
+        refine: str | None = None,
         keep_scores: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         clip = vocabulary.clip
         if scale is not None and not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a positive number, got {scale!r}")
+        check_refinement(refine)
         self.windows = windows or Windows()
         self.windows.check_patch(clip.tower.patch_size)
         self.vocabulary = vocabulary
@@ -174,14 +171,7 @@ class Segmenter:
         """Return the best class of every pixel."""
         vocabulary = self.vocabulary
         scale = None if vocabulary.threshold is None else self.scale
-        rows, best, log_total = streaming_argmax(upsample(scores, size, self.dtype), scale)
-        if self.refine:
-            # Filtering every row would be slow; one that is nowhere the best gains no pixel.
-            candidates = rows.unique()
-            guide = vocabulary.clip.unnormalize(image)
-            chunks = upsample(scores.select(candidates), size, self.dtype, GUIDED_BYTES)
-            places, best, _ = streaming_argmax(guided_filter(guide, chunks, size))
-            rows = candidates[places]
+        rows, best, log_total = self._best_rows(scores, image, size, scale)
         labels = self._labels[rows]
         if log_total is not None and vocabulary.threshold is not None:
             probability = (self.scale * best.float() - log_total).exp()
@@ -193,6 +183,24 @@ class Segmenter:
             labels = labels.masked_fill(small[labels], vocabulary.background)
         kept = self.class_scores(scores, size) if self.keep_scores else None
         return Segmentation(labels, vocabulary.classes, kept)
+
+    def _best_rows(
+        self, scores: ImageScores, image: Tensor, size: Size, scale: float | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `streaming_argmax` does, of scores that are refined if requested."""
+        if self.refine is None:
+            return streaming_argmax(upsample(scores, size, self.dtype), scale)
+        guide = self.vocabulary.clip.unnormalize(image)
+        refined = FILTERS[self.refine]
+        if self.refine != "guided":
+            chunks = upsample(scores, size, self.dtype, REFINED_BYTES)
+            return streaming_argmax(refined(guide, chunks, size), scale)
+        # Guiding every row would be slow; one that is nowhere the best gains no pixel.
+        rows, _, log_total = streaming_argmax(upsample(scores, size, self.dtype), scale)
+        candidates = rows.unique()
+        chunks = upsample(scores.select(candidates), size, self.dtype, REFINED_BYTES)
+        places, best, _ = streaming_argmax(refined(guide, chunks, size))
+        return candidates[places], best, log_total
 
     def class_scores(self, scores: ImageScores, size: Size) -> Tensor:
         """Return the upsampled scores (K, H, W) of all classes that have texts."""

@@ -14,12 +14,6 @@ from captum_clip_surgery.tasks._sliding import Box
 
 #: Bytes of upsampled scores that are held at once.
 CHUNK_BYTES = 64 << 20
-#: The guided filter's radius as a fraction of the image's shorter side, and its regularization.
-GUIDED_FRACTION, GUIDED_EPSILON = 16, 1e-4
-#: Its coefficients are computed on every second pixel (He and Sun, 2015).
-GUIDED_STEP = 2
-#: Like `CHUNK_BYTES`: the filter holds many times the size of its input.
-GUIDED_BYTES = 8 << 20
 
 #: The index of the first row, and upsampled scores (k, H, W) of rows from there.
 Chunk = tuple[int, Tensor]
@@ -77,12 +71,12 @@ def upsample(
     for start in range(0, scores.num_rows, step):
         grids = [grid[start : start + step].to(dtype) for grid in scores.grids]
         if scores.boxes:
-            yield start, _resize(_average(grids, scores.boxes, scores.shown), size)
+            yield start, resize(_average(grids, scores.boxes, scores.shown), size)
         else:
             yield start, _extend(grids[0], size, scores)
 
 
-def _resize(values: Tensor, size: Size) -> Tensor:
+def resize(values: Tensor, size: Size) -> Tensor:
     """Resize (k, h, w) bilinearly."""
     if values.shape[-2:] == size:
         return values
@@ -95,7 +89,7 @@ def _average(grids: Sequence[Tensor], boxes: Sequence[Box], shown: Size) -> Tens
     count = grids[0].new_zeros(shown)
     for grid, (rows, columns) in zip(grids, boxes, strict=True):
         side = (rows.stop - rows.start, columns.stop - columns.start)
-        total[:, rows, columns] += _resize(grid, side)
+        total[:, rows, columns] += resize(grid, side)
         count[rows, columns] += 1
     return total / count
 
@@ -105,7 +99,7 @@ def _extend(grid: Tensor, size: Size, scores: ImageScores) -> Tensor:
     sides = zip(size, scores.covered, scores.shown, strict=True)
     height, width = (max(1, round(side * covered / shown)) for side, covered, shown in sides)
     margin = (0, size[1] - width, 0, size[0] - height)
-    values = _resize(grid, (height, width))
+    values = resize(grid, (height, width))
     return F.pad(values[None], margin, mode="replicate")[0] if any(margin) else values
 
 
@@ -138,38 +132,3 @@ def streaming_argmax(
     assert rows is not None
     assert best is not None
     return rows, best, log_total
-
-
-def guided_filter(guide: Tensor, chunks: Iterable[Chunk], size: Size) -> Iterator[Chunk]:
-    """Let scores follow the edges of an image.
-
-    Args:
-        guide: The image (3, h, w) in 0..1, of any size.
-        chunks: The scores.
-        size: (height, width) of the scores.
-
-    Yields:
-        Filtered chunks; unchanged if the image is too small to have edges.
-
-    Raises:
-        ImportError: If kornia is not installed.
-
-    References:
-        He, Sun, Tang: Guided Image Filtering. ECCV 2010, as implemented in kornia.
-    """
-    try:
-        from kornia.filters import guided_blur
-    except ImportError as error:
-        raise ImportError(
-            "refine needs kornia; install the extra: pip install 'captum_clip_surgery[refine]'"
-        ) from error
-    window = 2 * (min(size) // GUIDED_FRACTION // 2) + 1
-    guide = _resize(guide.float(), size)[None]
-    for start, scores in chunks:
-        if window < 3:
-            yield start, scores
-            continue
-        filtered = guided_blur(
-            guide, scores[None].float(), window, GUIDED_EPSILON, subsample=GUIDED_STEP
-        )
-        yield start, filtered[0].to(scores.dtype)

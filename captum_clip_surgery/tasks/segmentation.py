@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr.registry import fine as averaged
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._validation import check_images
@@ -48,7 +49,7 @@ class Options(TypedDict, total=False):
     stride: int | None
     keep_aspect: bool
     longest: int | None
-    refine: bool
+    refine: str | None
     scores: bool
     dtype: torch.dtype
     num_blocks: int | None
@@ -57,6 +58,7 @@ class Options(TypedDict, total=False):
     threshold: float | None
     scale: float | None
     min_area: float | None
+    fine: bool
 
 
 @overload
@@ -75,7 +77,7 @@ def segment(
     window: int | None = None,
     stride: int | None = None,
     keep_aspect: bool = False,
-    refine: bool = False,
+    refine: str | None = None,
     scores: bool = False,
     dtype: torch.dtype = torch.float32,
     num_blocks: int | None = None,
@@ -85,6 +87,7 @@ def segment(
     threshold: float | None = None,
     scale: float | None = None,
     min_area: float | None = None,
+    fine: bool = False,
 ) -> Tensor | list[Segmentation]:
     """Assign every pixel to the class whose text it resembles most.
 
@@ -108,8 +111,9 @@ def segment(
             upsampled to pixels and averaged where windows overlap.
         stride: Pixels from one window to the next; None stands for half of the window.
         keep_aspect: Keep the aspect ratio of images when they are resized.
-        refine: Let classes follow the image's edges, by a guided filter of the scores of those that
-            are the best somewhere. It needs kornia (extra `refine`).
+        refine: Filter by which classes follow the image's edges: "guided", the guided filter of
+            kornia (extra `refine`), applied to classes that are the best somewhere; or "pamr",
+            pixel-adaptive mask refinement as NACLIP's table uses it. None keeps the scores.
         scores: Keep each class's scores, not refined, in the `Segmentation`. For a batch, use
             `class_scores`.
         dtype: Dtype of the upsampled scores; float16 halves their memory.
@@ -125,6 +129,8 @@ def segment(
             scale.
         min_area: With a background, the share in 0..1 of the pixels that are not background; a
             class that covers less becomes background.
+        fine: Whether to average the scores of shifted and enlarged copies of the whole image, see
+            `TestTimeAugmentation`. Windows average as well, but each shows the model a part.
 
     Returns:
         For images, a `Segmentation` each, of the image's own size; for a batch, labels (N, H, W),
@@ -134,9 +140,9 @@ def segment(
         TypeError: If an argument is of the wrong type.
         ValueError: If images do not fit the model or cannot be read, one class is left without an
             alternative, a text or class occurs twice, a name is not a text of the classifier, a
-            threshold is out of range, or a window or stride does not fit.
+            threshold is out of range, a window or stride does not fit, or `refine` is unknown.
         FileNotFoundError: If a path does not exist.
-        ImportError: If `refine` is set and kornia is not installed.
+        ImportError: If `refine` is "guided" and kornia is not installed.
 
     References:
         Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
@@ -154,9 +160,10 @@ def segment(
         torch.Size([2, 64, 96])
     """
     vocabulary = make_vocabulary(clip, classes, background, merge, threshold, min_area=min_area)
+    chosen = choose_method(method, num_blocks, feature_surgery, None)
     segmenter = Segmenter(
         vocabulary,
-        {"": choose_method(method, num_blocks, feature_surgery, None)},
+        {"": averaged(chosen) if fine else chosen},
         Windows(window, stride),
         stepwise=keep_aspect,
         scale=scale,

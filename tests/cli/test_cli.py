@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import captum_clip_surgery
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, TestTimeAugmentation, ZeroShotClassifier
 from captum_clip_surgery.attr import registry
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
@@ -81,18 +81,26 @@ def test_options_reach_the_method(
 ) -> None:
     distractors = tmp_path / "distractors.txt"
     distractors.write_text("dog\n\n  pizza  \n")
-    options = ["--size", 160, "--feature-surgery", "release", "--distractors", distractors]
+    options = [
+        "--size",
+        160,
+        "--feature-surgery",
+        "release",
+        "--distractors",
+        distractors,
+        "--fine",
+    ]
     model = ["--model", f"local-dir:{MODEL_FOLDER}"]
     code = explain(monkeypatch, photo, "--npz", "--output", tmp_path, *options, *model)
     assert code == 0
     clip = ZeroShotClassifier.from_pretrained(
         f"local-dir:{MODEL_FOLDER}", None, SCENE.nouns, ["dog", "pizza"]
     )
-    method = LayerCLIPSurgery(clip, feature_surgery="release")
+    method = TestTimeAugmentation(LayerCLIPSurgery(clip, feature_surgery="release"))
     with torch.no_grad():
         expected = method.attribute_all(clip.preprocess(photo, 160))[0]
     found = np.load(tmp_path / "photo-maps.npz")["CLIPSurgery"]
-    assert found.shape == (2, 10, 10)
+    assert found.shape == (2, 24, 24)  # 1.25 * 160 pixels are 12 patches, at two positions each
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
 
 
@@ -247,7 +255,7 @@ def test_compare_draws_and_says_what_it_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = [option for noun in SCENE.nouns for option in ("--text", noun)]
-    options = ("--methods", "CLIP,GuidedGradCam,LeGrad", "--output", tmp_path, "--shared")
+    options = ("--methods", "CLIP,GuidedGradCam,LeGrad", "--output", tmp_path, "--shared", "--fine")
     assert run(monkeypatch, "compare", photo, *texts, *options) == 0
     captured = capsys.readouterr()
     assert "left out: GuidedGradCam: GuidedGradCam is not defined on" in captured.err

@@ -50,6 +50,16 @@ def test_segment_a_folder(monkeypatch, tmp_path, folder, capsys, clip) -> None:
         assert Image.open(tmp_path / "out" / f"{number}-segments.png").size[0] > 500
 
 
+def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip) -> None:
+    options = ("--size", 96, "--fine", "--refine", "pamr", "--output", tmp_path, "--json")
+    assert run(monkeypatch, "segment", folder / "0.png", *TEXTS, *options) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    (expected,) = segment(clip, folder / "0.png", size=96, fine=True, refine="pamr")
+    assert np.array_equal(np.asarray(Image.open(entry["labels"])), expected.labels.numpy())
+    (coarse,) = segment(clip, folder / "0.png", size=96, refine="pamr")
+    assert not torch.equal(coarse.labels, expected.labels)
+
+
 @pytest.mark.parametrize("background", [None, ["a background"]])
 def test_segment_with_a_threshold(monkeypatch, tmp_path, folder, capsys, clip, background) -> None:
     texts = [] if background is None else ["--background", *background]

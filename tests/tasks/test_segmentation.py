@@ -20,6 +20,7 @@ from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.tasks import Segmentation, _upsample, class_scores, segment, segmentation
 from captum_clip_surgery.tasks._segmenter import voc_palette
 from captum_clip_surgery.tasks._sliding import starts
+from captum_clip_surgery.tasks.refinement import guided_filter
 from captum_clip_surgery.tasks.segmentation import dense_size
 from tests._helpers.cases import each
 from tests._helpers.tiny import MODELS, peak_where_told, random_images, tiny_model
@@ -366,7 +367,7 @@ def test_refined_scores_follow_the_image() -> None:
     """On a scene, borders of classes come to lie on the object's."""
     pytest.importorskip("kornia")
     scenes = Scenes("validation", 6, size=224, objects=[1])
-    overlap = {False: 0.0, True: 0.0}
+    overlap = dict.fromkeys([None, "guided", "pamr"], 0.0)
     for scene in scenes:
         clip = ZeroShotClassifier.demo(scene.nouns)
         mask = torch.from_numpy(scene.masks[0])
@@ -374,7 +375,8 @@ def test_refined_scores_follow_the_image() -> None:
             (found,) = segment(clip, scene.image, background=["a background"], refine=refine)
             inside = found.labels == 1
             overlap[refine] += float((inside & mask).sum() / (inside | mask).sum()) / len(scenes)
-    assert overlap[True] > overlap[False] + 0.02, overlap
+    assert overlap["guided"] > overlap[None] + 0.02, overlap
+    assert overlap["pamr"] > overlap[None] + 0.02, overlap
 
 
 def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_images(
@@ -382,19 +384,19 @@ def test_a_guided_filter_keeps_a_constant_and_leaves_tiny_images(
 ) -> None:
     pytest.importorskip("kornia")
     scores = torch.full((2, 64, 64), 0.25)
-    ((_, found),) = _upsample.guided_filter(torch.rand(3, 32, 32), [(0, scores)], (64, 64))
+    ((_, found),) = guided_filter(torch.rand(3, 32, 32), [(0, scores)], (64, 64))
     torch.testing.assert_close(found, scores)
-    (small,) = segment(demo, Image.new("RGB", (5, 5)), refine=True)
+    (small,) = segment(demo, Image.new("RGB", (5, 5)), refine="guided")
     assert small.labels.shape == (5, 5)
 
 
 def test_refining_leaves_the_scores_and_knows_a_threshold(demo: ZeroShotClassifier) -> None:
     pytest.importorskip("kornia")
     (plainly,) = segment(demo, SCENE.image, scores=True)
-    (refined,) = segment(demo, SCENE.image, scores=True, refine=True)
+    (refined,) = segment(demo, SCENE.image, scores=True, refine="guided")
     assert torch.equal(plainly.scores, refined.scores)
     assert (plainly.labels != refined.labels).any()
-    (with_background,) = segment(demo, SCENE.image, background=0.6, refine=True)
+    (with_background,) = segment(demo, SCENE.image, background=0.6, refine="guided")
     labels = with_background.labels
     assert (labels == 0).any()
     assert torch.equal(labels[labels > 0] - 1, refined.labels[labels > 0])
@@ -405,7 +407,7 @@ def test_without_kornia_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
     with pytest.raises(ImportError, match=r"pip install 'captum_clip_surgery\[refine\]'"):
-        segment(demo, images, refine=True)
+        segment(demo, images, refine="guided")
 
 
 # --- other methods -------------------------------------------------------------------------------

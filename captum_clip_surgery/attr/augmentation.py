@@ -1,0 +1,383 @@
+"""Test-time augmentation: a method's maps averaged over sizes, sub-patch shifts and flips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import Attribution
+from captum.log import log_usage
+from torch import Tensor
+
+from captum_clip_surgery.attr._base import check_classifier
+from captum_clip_surgery.attr._coverage import Size, covered_size
+from captum_clip_surgery.attr._engine import forward_pass, path_of, tower_output
+from captum_clip_surgery.attr._passes import images_per_pass
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.models._validation import (
+    Target,
+    check_images,
+    resolve_indices,
+    resolve_target,
+)
+from captum_clip_surgery.models.image import PathConfig, TowerOutput
+from captum_clip_surgery.models.image._data import nearest_multiple
+
+__all__ = ["TestTimeAugmentation"]
+
+
+@dataclass(frozen=True)
+class _View:
+    """How resized images are moved and flipped.
+
+    Attributes:
+        offset: Rows and columns in pixels by which their content moves up and to the left.
+        flip: Whether they are then flipped horizontally.
+    """
+
+    offset: Size
+    flip: bool
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Return the transformed images (N, 3, H, W)."""
+        down, right = self.offset
+        if down or right:
+            images = F.pad(images, (0, right, 0, down), mode="reflect")[..., down:, right:]
+        return images.flip(-1) if self.flip else images
+
+    def invert(self, maps: Tensor, frame: _Frame) -> Tensor:
+        """Bring maps (N, K, h, w) of transformed images back to the geometry of the images."""
+        if not any(self.offset) and not self.flip and frame.is_of(maps):
+            return maps
+        if maps.shape[-2] > frame.size[0]:  # maps of enlarged pixels: sampling would skip some
+            maps = F.interpolate(
+                maps, frame.size, mode="bilinear", align_corners=False, antialias=True
+            )
+        # The cell of the result at g in -1..1 lies at factor * g + start in -1..1 of the map.
+        theta = torch.zeros(1, 2, 3, dtype=maps.dtype, device=maps.device)
+        for axis in (0, 1):
+            length = frame.shown[axis] * frame.part[axis]
+            factor = length / frame.covered[axis]
+            start = (length - 2 * self.offset[axis]) / frame.covered[axis] - 1
+            if axis == 1 and self.flip:
+                factor, start = -factor, 2 * (frame.shown[1] / frame.covered[1] - 1) - start
+            theta[0, 1 - axis, 1 - axis] = factor
+            theta[0, 1 - axis, 2] = start
+        points = F.affine_grid(theta, [1, 1, *frame.size], align_corners=False)
+        points = points.expand(len(maps), -1, -1, -1)
+        return F.grid_sample(maps, points, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where the maps of resized images lie, and where the result does.
+
+    Attributes:
+        shown: (height, width) of the resized images in pixels.
+        covered: (height, width) in pixels that the maps cover of them.
+        size: Rows and columns of the result.
+        part: The part of the images' height and width that the result covers, in 0..1.
+    """
+
+    shown: Size
+    covered: Size
+    size: Size
+    part: tuple[float, float]
+
+    def is_of(self, maps: Tensor) -> bool:
+        """Return whether the cells of the result are those of the maps."""
+        covered = (self.covered[0] / self.shown[0], self.covered[1] / self.shown[1])
+        return _size(maps) == self.size and covered == self.part
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Transformed copies of images.
+
+    Attributes:
+        images: The copies (M, 3, H, W).
+        views: How each was transformed.
+        indices: The image that each is a copy of.
+        resized: Whether they are of another size than the images.
+    """
+
+    images: Tensor
+    views: tuple[_View, ...]
+    indices: list[int]
+    resized: bool
+
+    def originals(self) -> Iterator[tuple[int, int]]:
+        """Yield the place and the index of each image that is not changed."""
+        for place, (view, index) in enumerate(zip(self.views, self.indices, strict=True)):
+            if not (self.resized or any(view.offset) or view.flip):
+                yield place, index
+
+
+#: Returns the maps (M, K, h, w) of copies.
+_Explain = Callable[[_Copies], Tensor]
+
+
+class TestTimeAugmentation(Attribution):
+    """A method's maps averaged over sizes, sub-patch shifts and flips of the images.
+
+    Each transformed copy of the images is explained by the method, its maps are brought back to the
+    images' geometry bilinearly, and their mean is returned, which is finer and steadier than one
+    map. Texts compete as they do without augmentation: feature surgery weights them by the
+    embedding of the image itself in every copy.
+
+    An image costs `num_passes` calls of the method. A copy of scale s has s² times the patches.
+
+    Args:
+        method: An attribution on a `ZeroShotClassifier`, from this package or from Captum.
+        scales: Sizes of the copies as factors of the images' size, each rounded to a multiple of
+            the patch.
+        shifts: The number of positions in each direction, at fractions 0, 1/shifts, ... of the
+            patch: shifts² copies per size. The border is continued by reflection.
+        flip: Whether each copy is also explained flipped horizontally.
+        internal_batch_size: Maximum number of copies that the method explains at once; None stands
+            for as many as have 4,096 patches together.
+
+    Raises:
+        TypeError: If `method` is not an attribution on a `ZeroShotClassifier`.
+        ValueError: If `scales` is empty or contains a number that is not positive and finite, or
+            `shifts` or `internal_batch_size` is below 1.
+
+    Example::
+
+        >>> from captum_clip_surgery import LayerCLIPSurgery
+        >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
+        >>> fine = TestTimeAugmentation(LayerCLIPSurgery(clip), scales=(1, 2), shifts=2)
+        >>> fine.num_passes, fine.attribute_all(torch.zeros(1, 3, 64, 64)).shape
+        (8, torch.Size([1, 2, 16, 16]))
+    """
+
+    __test__ = False  # pytest collects classes whose names begin with "Test"
+
+    def __init__(
+        self,
+        method: Any,
+        scales: Sequence[float] = (1.25,),
+        shifts: int = 2,
+        flip: bool = False,
+        internal_batch_size: int | None = None,
+    ) -> None:
+        if isinstance(method, type) or not hasattr(method, "forward_func"):
+            kind = method.__name__ if isinstance(method, type) else type(method).__name__
+            raise TypeError(
+                f"method must be an attribution such as LayerCLIPSurgery(clip), got {kind}"
+            )
+        super().__init__(check_classifier(method.forward_func))
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            raise ValueError(f"scales must be positive, finite numbers, got {scales!r}")
+        if shifts < 1:
+            raise ValueError(f"shifts must be at least 1, got {shifts!r}")
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(f"internal_batch_size must be at least 1, got {internal_batch_size!r}")
+        self.method = method
+        self.scales = tuple(scales)
+        self.shifts = shifts
+        self.flip = flip
+        self.internal_batch_size = internal_batch_size
+
+    @property
+    def num_passes(self) -> int:
+        """The number of copies of an image that the method explains."""
+        return len(self.scales) * len(self._views((1, 1)))
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        **options: Any,
+    ) -> Tensor | tuple[Tensor]:
+        """Return the averaged attribution of one text per image.
+
+        Args:
+            inputs: Images (N, 3, H, W), or a tuple that holds only this tensor. Gradients pass as
+                they pass the method.
+            target: Index of a text, or a tensor or list of one index per image.
+            additional_forward_args: Must be None; part of Captum's signature.
+            **options: Further arguments of the method's `attribute`, but no tensors: copies are of
+                several sizes.
+
+        Returns:
+            The attribution, as a tuple if the inputs were one: (N, 3, H, W) for input attributions;
+            for layer attributions on the finest grid, `shifts` times that of the largest copies.
+
+        Raises:
+            TypeError: If `inputs` or `target` has the wrong type, an option is a tensor, or
+                `additional_forward_args` is given.
+            ValueError: If the images do not fit the model, or `target` does not fit the batch.
+            IndexError: If a target is out of range.
+        """
+        if additional_forward_args is not None:
+            raise TypeError("additional_forward_args must be None: texts belong to the classifier")
+        if isinstance(inputs, tuple):
+            if len(inputs) != 1:
+                raise ValueError(
+                    f"inputs must be one tensor or a tuple of one, got a tuple of {len(inputs)}"
+                )
+            return (self.attribute(inputs[0], target, **options),)
+        tensors = [name for name, value in options.items() if isinstance(value, Tensor)]
+        if tensors:
+            raise TypeError(
+                f"{tensors[0]} must not be a tensor: the method explains copies of several sizes"
+            )
+        clip = self.forward_func
+        check_images(inputs, clip.tower, clip.device)
+        resolved = resolve_target(target, len(inputs), len(clip.texts), inputs.device)
+        chosen = resolved.flatten().expand(len(inputs))
+        return self._average(
+            inputs,
+            lambda copies: self.method.attribute(
+                copies.images, target=chosen[copies.indices], **options
+            ),
+        )
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
+        """Return the averaged maps of many texts.
+
+        Args:
+            inputs: Images (N, 3, H, W). Gradients pass as they pass the method.
+            targets: Indices of the texts to return; None stands for all.
+
+        Returns:
+            One map per text: (N, K, H, W) if the method's maps are of the images' size, otherwise
+            on the finest grid, `shifts` times that of the largest copies.
+
+        Raises:
+            TypeError: If `inputs` or `targets` has the wrong type, or the method has no
+                `attribute_all`, as Captum's own classes.
+            ValueError: If the images do not fit the model.
+            IndexError: If a target is out of range.
+        """
+        if not hasattr(self.method, "attribute_all"):
+            raise TypeError(
+                f"{type(self.method).__name__} has no attribute_all; call attribute(images, "
+                "target), or take the method from METHODS"
+            )
+        clip = self.forward_func
+        check_images(inputs, clip.tower, clip.device)
+        count = len(clip.texts)
+        wanted = range(count) if targets is None else targets
+        chosen = resolve_indices(wanted, count, inputs.device).tolist()
+        return self._average(
+            inputs, lambda copies: self.method.attribute_all(copies.images, chosen)
+        )
+
+    def _average(self, images: Tensor, explain: _Explain) -> Tensor:
+        """Return the mean of the maps of all copies of images (N, 3, H, W)."""
+        path = path_of(self.method)
+        if path is not None:
+            explain = _OneClassFeature(self.forward_func, path, images, explain)
+        sums: dict[int, Tensor] = {}
+        for copies in self._copies(images):
+            maps = explain(copies)
+            frame = self._frame(maps, _size(copies.images), _size(images))
+            for view, index, copy in zip(copies.views, copies.indices, maps.split(1), strict=True):
+                back = view.invert(copy, frame)
+                sums[index] = sums[index] + back if index in sums else back
+        return torch.cat([sums[index] for index in range(len(images))]) / self.num_passes
+
+    def _copies(self, images: Tensor) -> Iterator[_Copies]:
+        """Yield all copies of images, as many at a time as the method explains at once."""
+        # Unchanged images come first: all other copies use their embeddings.
+        for size in sorted(self._sizes(_size(images)), key=lambda size: size != _size(images)):
+            resized = _resize(images, size)
+            count = self.internal_batch_size or images_per_pass(self.forward_func, resized)
+            views = self._views(self.forward_func.tower.patch_size)
+            pairs = product(views, range(len(images)))
+            while chunk := list(islice(pairs, count)):
+                parts = [view.apply(resized[index : index + 1]) for view, index in chunk]
+                chosen, indices = zip(*chunk, strict=True)
+                yield _Copies(torch.cat(parts), chosen, list(indices), resized is not images)
+
+    def _sizes(self, size: Size) -> list[Size]:
+        """Return (height, width) in pixels of the copies of images of a size."""
+        sizes = []
+        for scale in self.scales:
+            sides = zip(size, self.forward_func.tower.patch_size, strict=True)
+            height, width = (nearest_multiple(scale * side, patch) for side, patch in sides)
+            sizes.append(size if scale == 1 else (height, width))
+        return sizes
+
+    def _views(self, patch_size: Size) -> list[_View]:
+        """Return how copies of each size are moved and flipped, unchanged ones first."""
+        steps = range(self.shifts)
+        rows, columns = ([patch * k // self.shifts for k in steps] for patch in patch_size)
+        flips = (False, True) if self.flip else (False,)
+        return [_View(offset, flip) for flip, *offset in product(flips, rows, columns)]
+
+    def _frame(self, maps: Tensor, shown: Size, size: Size) -> _Frame:
+        """Return where maps of copies of size `shown` lie, and their mean for images of `size`."""
+        clip = self.forward_func
+        covered = covered_size(clip, maps, shown)
+        if _size(maps) == shown:
+            return _Frame(shown, covered, size, (1.0, 1.0))
+        grids = [clip.tower.grid(*each) for each in self._sizes(size)]
+        finest = max(rows for rows, _ in grids), max(columns for _, columns in grids)
+        finest = finest[0] * self.shifts, finest[1] * self.shifts
+        whole = covered_size(clip, maps.new_empty(1, 1, *finest), size)
+        return _Frame(shown, covered, finest, (whole[0] / size[0], whole[1] / size[1]))
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.method!r}, scales={self.scales}, shifts={self.shifts}, "
+            f"flip={self.flip}), {self.num_passes} passes"
+        )
+
+
+class _OneClassFeature:
+    """Explains copies by a dual-path method, with the embeddings of the images themselves.
+
+    Args:
+        clip: The classifier.
+        path: The method's path.
+        images: The images (N, 3, H, W).
+        explain: Explains copies by the method.
+    """
+
+    def __init__(
+        self, clip: ZeroShotClassifier, path: PathConfig, images: Tensor, explain: _Explain
+    ) -> None:
+        self.clip = clip
+        self.path = path
+        self.images = images
+        self.explain = explain
+        self._pooled: dict[int, Tensor] = {}
+
+    def __call__(self, copies: _Copies) -> Tensor:
+        """Return the maps of copies."""
+        outputs: dict[PathConfig, TowerOutput] = {}
+        with forward_pass(self.clip, copies.images, [self.path], outputs):
+            output = tower_output(self.clip, copies.images, self.path)
+            for place, index in copies.originals():
+                self._pooled[index] = output.pooled[place]
+            pooled = torch.stack([self._embedding(index) for index in copies.indices])
+            outputs[self.path] = TowerOutput(output.patches, pooled, output.grid)
+            return self.explain(copies)
+
+    def _embedding(self, index: int) -> Tensor:
+        """Return the unnormalized embedding (C,) of an image."""
+        if index not in self._pooled:
+            image = self.images[index : index + 1]
+            self._pooled[index] = tower_output(self.clip, image, self.path).pooled[0]
+        return self._pooled[index]
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
+
+
+def _resize(images: Tensor, size: Size) -> Tensor:
+    if _size(images) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
