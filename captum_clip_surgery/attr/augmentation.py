@@ -156,6 +156,7 @@ class TestTimeAugmentation(Attribution):
         (8, torch.Size([1, 2, 16, 16]))
     """
 
+    forward_func: ZeroShotClassifier
     __test__ = False  # pytest collects classes whose names begin with "Test"
 
     def __init__(
@@ -314,7 +315,7 @@ class TestTimeAugmentation(Attribution):
         steps = range(self.shifts)
         rows, columns = ([patch * k // self.shifts for k in steps] for patch in patch_size)
         flips = (False, True) if self.flip else (False,)
-        return [_View(offset, flip) for flip, *offset in product(flips, rows, columns)]
+        return [_View((row, column), flip) for flip, row, column in product(flips, rows, columns)]
 
     def _frame(self, maps: Tensor, shown: Size, size: Size) -> _Frame:
         """Return where maps of copies of size `shown` lie, and their mean for images of `size`."""

@@ -81,15 +81,8 @@ def test_options_reach_the_method(
 ) -> None:
     distractors = tmp_path / "distractors.txt"
     distractors.write_text("dog\n\n  pizza  \n")
-    options = [
-        "--size",
-        160,
-        "--feature-surgery",
-        "release",
-        "--distractors",
-        distractors,
-        "--fine",
-    ]
+    options = ["--size", 160, "--fine", "--feature-surgery", "release"]
+    options += ["--distractors", distractors]
     model = ["--model", f"local-dir:{MODEL_FOLDER}"]
     code = explain(monkeypatch, photo, "--npz", "--output", tmp_path, *options, *model)
     assert code == 0

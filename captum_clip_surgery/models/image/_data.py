@@ -99,7 +99,7 @@ def resize_positions(positions: Tensor, native: Grid, grid: Grid, prefix: int, m
     return torch.cat([positions[:prefix], resized[0].flatten(1).T.to(positions.dtype)])
 
 
-def nearest_multiple(size: int, step: int) -> int:
+def nearest_multiple(size: float, step: int) -> int:
     """Return the positive multiple of `step` that is nearest to `size`.
 
     Example::
