@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
+    from captum_clip_surgery.decomposition import Decomposition, decompose, describe_head
     from captum_clip_surgery.diagnostics import TowerReport, tower_report
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
@@ -54,11 +55,14 @@ __version__ = "0.1.0"
 #: The modules of public names that are not in `attr`.
 _MODULES = {
     "Comparison": "comparison",
+    "Decomposition": "decomposition",
     "ModelEntry": "models",
     "TEMPLATES": "models.text",
     "TowerReport": "diagnostics",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
+    "decompose": "decomposition",
+    "describe_head": "decomposition",
     "list_models": "models",
     "tower_report": "diagnostics",
 }
@@ -75,6 +79,7 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "Comparison",
+    "Decomposition",
     "FeatureCLIPSurgery",
     "GradECLIP",
     "LayerAttentionRelevance",
@@ -100,6 +105,8 @@ __all__ = [
     "WordScores",
     "ZeroShotClassifier",
     "compare",
+    "decompose",
+    "describe_head",
     "functional",
     "list_models",
     "tower_report",
