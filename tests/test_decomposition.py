@@ -60,6 +60,10 @@ def test_all_views_sum_to_the_models_own_cosine(kind):
         in_blocks = in_blocks + by_kind["feed-forward"]
         assert torch.allclose(parts.feed_forward.sum(-1), by_kind["feed-forward"])
     assert torch.allclose(parts.by_block().sum(-1), in_blocks)
+    ledger = parts.figure().axes[2]
+    names = [label.get_text() for label in ledger.get_yticklabels()]
+    assert ("pooling" in names) == (clip.tower.pooling == "attention")
+    assert ("block 0" in names) == (clip.tower.pooling != "attention")
 
 
 def test_other_sizes_and_precisions(tiny):
@@ -246,9 +250,9 @@ def test_refusals(clip, scene):
         decompose(given, scene.image, ["dog"])
     with pytest.raises(ValueError, match="two or more images"):
         describe_head(clip, scene.image, 0, 0)
-    with pytest.raises(IndexError, match="block 8"):
+    with pytest.raises(IndexError, match="block must be from -8 to 7, got 8"):
         describe_head(clip, [scene.image] * 2, 8, 0)
-    with pytest.raises(IndexError, match="head 4"):
+    with pytest.raises(IndexError, match="head must be from -4 to 3, got 4"):
         describe_head(clip, [scene.image] * 2, 0, 4)
 
 

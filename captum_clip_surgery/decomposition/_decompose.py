@@ -91,8 +91,7 @@ def _decompose(
     features = clip.text_features()[: len(clip.texts)]
     with forward_pass(clip, images):
         effects = direct_effects(clip.tower, images.to(clip.tower.dtype), features, detailed=True)
-    if effects.by_head is None:
-        raise TypeError(f"{clip.tower.describe()}: no attention heads to take apart")
+    assert effects.by_head is not None
     embedding = as_double(effects.embedding).cpu()
     lengths = embedding.norm(dim=-1)  # (N,)
 
@@ -110,6 +109,7 @@ def _decompose(
         remainder={name: share(parts) for name, parts in effects.remainder.items()},
         logit_scale=float(clip.model.logit_scale.exp()),
         logit_bias=0.0 if bias is None else float(bias),
+        pooled_by_attention=clip.tower.pooling == "attention",
     )
 
 

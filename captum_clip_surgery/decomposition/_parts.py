@@ -63,6 +63,8 @@ class Decomposition:
             only those that the tower has.
         logit_scale: Factor from cosines to logits.
         logit_bias: What is added to get logits.
+        pooled_by_attention: Whether the only block is the pooling, whose heads read the tokens
+            after the last block: so on ResNets and towers such as SigLIP's.
         quantity: Name of what the parts sum to.
     """
 
@@ -75,6 +77,7 @@ class Decomposition:
     remainder: Mapping[str, Tensor]
     logit_scale: float
     logit_bias: float = 0.0
+    pooled_by_attention: bool = False
     quantity: str = "cosine"
 
     def sum(self) -> Tensor:
@@ -251,7 +254,7 @@ class Decomposition:
         strongest = by_head.flatten().abs().topk(min(heads, by_head.numel())).indices.tolist()
         maps = {}
         for block, head in (divmod(index, by_head.shape[1]) for index in strongest):
-            name = f"block {block}, head {head}: {by_head[block, head]:+.3f}"
+            name = f"{self._block_name(block)}, head {head}: {by_head[block, head]:+.3f}"
             maps[name] = self.map(block, head)[image, place].numpy()
         return ledger_figure(
             self.images[image],
@@ -271,6 +274,9 @@ class Decomposition:
             return places[0]
         return _index(text, len(self.texts), "text")
 
+    def _block_name(self, block: int) -> str:
+        return "pooling" if self.pooled_by_attention else f"block {block}"
+
     def _columns(self, image: int, text: int, patches: bool) -> dict[str, Any]:
         """Return the parts of an image and a text as columns, named as the fields of `Part`."""
         attention = self.attention[image, text]
@@ -284,7 +290,7 @@ class Decomposition:
         rows = [(ATTENTION, places, values.flatten().numpy())]
         remainder = dict(self.remainder)
         if self.feed_forward is not None:
-            del remainder[FEED_FORWARD]
+            del remainder[FEED_FORWARD]  # told by block
             of_blocks = self.feed_forward[image, text].numpy()
             places = np.full((len(of_blocks), 4), -1)
             places[:, 0] = np.arange(len(of_blocks))
@@ -311,7 +317,7 @@ class Decomposition:
             feed_forward = 0.0
             if self.feed_forward is not None:
                 feed_forward = float(self.feed_forward[image, text, block])
-            yield LedgerRow(f"block {block}", tuple(heads), feed_forward)
+            yield LedgerRow(self._block_name(block), tuple(heads), feed_forward)
 
 
 def _index(index: int, count: int, name: str) -> int:
