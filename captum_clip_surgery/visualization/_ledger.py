@@ -17,14 +17,14 @@ from captum_clip_surgery.visualization._layout import fit_text, inches
 from captum_clip_surgery.visualization._views import ABOVE, BELOW, View
 
 #: Width of a figure, height of a row of bars, and room for titles and axes, in inches.
-WIDTH, ROW, ROOM = 10.0, 0.235, 0.75
+WIDTH, ROW, ROOM = 10.0, 0.24, 0.8
 #: Shares of the width: the image and its map, the bars that add up, the bars of heads.
 SHARES = (1.0, 1.0, 1.15, 0.75)
 #: Color of parts that have no patch.
 OTHER = "#8c8c8c"
 LEGEND = {"attention, for": ABOVE, "attention, against": BELOW, "everything else": OTHER}
 #: Size of type in points; titles are one point larger.
-TYPE = 8
+TYPE = 9
 
 
 @dataclass(frozen=True)
