@@ -32,9 +32,10 @@ from captum_clip_surgery.models._internals import (
     buffers_of,
     shallow_copy,
 )
+from captum_clip_surgery.models.image._attention_pool import AttentionPool, TimmAttentionPool
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
-from captum_clip_surgery.models.image._timm_pool import pooler_probabilities, value_path
+from captum_clip_surgery.models.image._timm_pool import value_path
 
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
 
@@ -256,8 +257,15 @@ class TimmTower(Tower):
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
 
     @override
-    def pool_attention(self, x: Tensor) -> Tensor:
-        return pooler_probabilities(self.trunk.attn_pool, self.trunk.norm(x))
+    @property
+    def attention_pool(self) -> AttentionPool | None:
+        return None if self.trunk.attn_pool is None else TimmAttentionPool(self.visual)
+
+    @override
+    def describe_nonlinear_readout(self) -> str | None:
+        if getattr(self.visual.head, "mlp", None) is not None:
+            return "open_clip's head is an MLP, so that its embedding is not a sum of parts"
+        return None
 
 
 class TimmVisionTransformerTower(TimmTower):

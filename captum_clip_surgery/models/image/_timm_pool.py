@@ -6,16 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_clip_surgery.models._blocks import linear_rows, split_heads
-
-
-def pooler_probabilities(pooler: Any, x: Tensor) -> Tensor:
-    """Return the attention (N, heads, L) of the query to tokens (N, L, D)."""
-    width = pooler.num_heads * pooler.head_dim
-    q = split_heads(pooler.q(pooler.latent), pooler.num_heads)
-    k = split_heads(linear_rows(pooler.kv, x, slice(width)), pooler.num_heads)
-    logits = pooler.q_norm(q) @ pooler.k_norm(k).mT * pooler.scale
-    return logits.softmax(-1)[:, :, 0]
+from captum_clip_surgery.models._blocks import linear_rows
 
 
 def value_path(pooler: Any, x: Tensor) -> Tensor:
