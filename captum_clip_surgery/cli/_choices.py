@@ -49,6 +49,7 @@ METHODS = (
     "ClearCLIP",
     "NACLIP",
     "GEM",
+    "DirectEffect",
     "LeGrad",
     "AttentionRelevance",
     "AttentionRelevanceAll",

@@ -7,7 +7,11 @@ from captum_clip_surgery.models.image._data import (
     PathConfig,
     TowerOutput,
 )
-from captum_clip_surgery.models.image._direct_effects import DirectEffects, direct_effects
+from captum_clip_surgery.models.image._direct_effects import (
+    DirectEffects,
+    check_direct_effects,
+    direct_effects,
+)
 from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.models.image._registry import build_tower, register_tower
 
@@ -20,6 +24,7 @@ __all__ = [
     "TowerOutput",
     "VisionTransformerTower",
     "build_tower",
+    "check_direct_effects",
     "direct_effects",
     "join_heads",
     "register_tower",

@@ -11,6 +11,7 @@ from typing_extensions import override
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
     join_heads,
+    linear_rows,
     project_attention,
     query_attention_inputs,
     split_heads,
@@ -98,6 +99,16 @@ class TimmAttentionPool(AttentionPool):
     def pool(self, x: Tensor) -> Tensor:
         trunk = self.visual.trunk
         return self.visual.head(trunk.head(trunk.head_drop(trunk.fc_norm(x[:, 0]))))
+
+
+def value_path(pooler: Any, x: Tensor) -> Tensor:
+    """Pass each token alone through timm's pooler.
+
+    With one key, attention returns the value for any query.
+    """
+    values = slice(pooler.num_heads * pooler.head_dim, None)  # the keys come first
+    x = pooler.proj_drop(pooler.proj(linear_rows(pooler.kv, x, values)))
+    return x if pooler.mlp is None else x + pooler.mlp(pooler.norm(x))
 
 
 class SiglipAttentionPool(AttentionPool):
