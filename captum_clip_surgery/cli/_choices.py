@@ -37,6 +37,7 @@ Engine = Literal["processes", "ray"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Instances = Literal["one", "components", "peaks"]
 Positions = Literal["bilinear", "bicubic"]
+WordMethod = Literal["interactions", "surgery"]
 Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 
 METHODS = (

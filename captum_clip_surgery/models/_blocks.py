@@ -137,7 +137,12 @@ def block_merge(block: Any, values: Tensor) -> Tensor:
 
 def block_feed_forward(block: Any, x: Tensor) -> Tensor:
     """Return the stream (N, L, D) after an open_clip block's feed-forward."""
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block_update(block, x)
+
+
+def block_update(block: Any, x: Tensor) -> Tensor:
+    """Return what an open_clip block's feed-forward adds to the stream (..., D)."""
+    return block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def project_attention(attention: Any, x: Tensor) -> Tensor:
@@ -208,10 +213,15 @@ def layer_merge(layer: Any, values: Tensor) -> Tensor:
 
 def layer_feed_forward(layer: Any, x: Tensor) -> Tensor:
     """Return the stream (N, L, D) after a transformers layer's feed-forward."""
+    return x + layer_update(layer, x)
+
+
+def layer_update(layer: Any, x: Tensor) -> Tensor:
+    """Return what a transformers layer's feed-forward adds to the stream (..., D)."""
     update = layer.mlp(_norms(layer)[1](x))
     if hasattr(layer, "layer_scale2"):
         update = layer.drop_path(layer.layer_scale2(update))
-    return x + update
+    return update
 
 
 def _norms(layer: Any) -> tuple[Any, Any]:
