@@ -115,6 +115,7 @@ def _draw_sum(axis: Axes, rows: Sequence[LedgerRow], total: str) -> None:
             ends = place + offset - 0.2, place + offset + 0.6  # down to the next bar
             axis.plot([start, start], ends, color="black", linewidth=0.5)
     axis.barh(len(rows), start, 0.8, color="black")
+    axis.use_sticky_edges = False  # the longest bar ends within the axis
     axis.axvline(0, color="black", linewidth=0.5)
     names = [*(row.name for row in rows), "sum"]
     axis.set_yticks(range(len(names)), names, fontsize=TYPE)
