@@ -248,6 +248,8 @@ def test_refusals(clip, scene):
     assert decompose(given, given.preprocess(scene.image)).texts == given.texts
     with pytest.raises((TypeError, ValueError), match="from_features"):
         decompose(given, scene.image, ["dog"])
+    with pytest.raises(TypeError, match="'dog'"):
+        decompose(clip, scene.image, "dog")
     with pytest.raises(ValueError, match="two or more images"):
         describe_head(clip, scene.image, 0, 0)
     with pytest.raises(IndexError, match="block must be from -8 to 7, got 8"):

@@ -46,7 +46,8 @@ def decompose(
             sum of such parts.
         ValueError: If the images do not fit the model, or texts are given for a classifier that was
             made by `from_features`.
-        RuntimeError: If a parameter of the model changes during the call.
+        RuntimeError: If a parameter of the model changes during the call, or the parts do not sum
+            to the embedding because a layer of the image tower is not what its adapter promises.
 
     References:
         Gandelsman, Efros, Steinhardt: Interpreting CLIP's image representation via text-based
