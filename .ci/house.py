@@ -23,7 +23,7 @@ ORDER = [
     ["classifier"],
     ["attr", "metrics", "datasets"],
     ["visualization"],
-    ["tasks", "comparison", "diagnostics"],
+    ["tasks", "comparison", "decomposition", "diagnostics"],
     ["demo"],
     ["evaluation", "export"],
     ["app"],

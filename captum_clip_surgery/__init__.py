@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ClearCLIP,
         CLIPSimilarity,
         CLIPSurgery,
+        DirectEffect,
         FeatureCLIPSurgery,
         GradECLIP,
         LayerAttentionRelevance,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         LayerClearCLIP,
         LayerCLIPSimilarity,
         LayerCLIPSurgery,
+        LayerDirectEffect,
         LayerFeatureCLIPSurgery,
         LayerGEM,
         LayerGradECLIP,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     )
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
+    from captum_clip_surgery.decomposition import Decomposition, decompose, describe_head
     from captum_clip_surgery.diagnostics import TowerReport, tower_report
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
@@ -55,11 +58,14 @@ __version__ = "0.1.0"
 #: The modules of public names that are not in `attr`.
 _MODULES = {
     "Comparison": "comparison",
+    "Decomposition": "decomposition",
     "ModelEntry": "models",
     "TEMPLATES": "models.text",
     "TowerReport": "diagnostics",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
+    "decompose": "decomposition",
+    "describe_head": "decomposition",
     "list_models": "models",
     "tower_report": "diagnostics",
 }
@@ -76,6 +82,8 @@ __all__ = [
     "CLIPSurgery",
     "ClearCLIP",
     "Comparison",
+    "Decomposition",
+    "DirectEffect",
     "FeatureCLIPSurgery",
     "GradECLIP",
     "LayerAttentionRelevance",
@@ -83,6 +91,7 @@ __all__ = [
     "LayerCLIPSimilarity",
     "LayerCLIPSurgery",
     "LayerClearCLIP",
+    "LayerDirectEffect",
     "LayerFeatureCLIPSurgery",
     "LayerGEM",
     "LayerGradECLIP",
@@ -102,6 +111,8 @@ __all__ = [
     "WordScores",
     "ZeroShotClassifier",
     "compare",
+    "decompose",
+    "describe_head",
     "functional",
     "list_models",
     "tower_report",

@@ -174,7 +174,7 @@ def compare(
         >>> list(comparison.maps), comparison.left_out
         (['CLIP', 'CLIPSurgery'], {})
     """
-    batch, pixels = _batch(clip, images, size)
+    batch, pixels = load_batch(clip, images, size)
     count = len(clip.texts)
     wanted = range(count) if targets is None else targets
     indices = resolve_indices(wanted, count, batch.device).tolist()
@@ -224,12 +224,23 @@ def _explain(
     return torch.cat(maps), ProfileResult(seconds, max(peaks, default=None))
 
 
-def _batch(
+def load_batch(
     clip: ZeroShotClassifier,
     images: ImageInput | Sequence[ImageInput] | Tensor,
-    size: int | tuple[int, int] | None,
+    size: int | tuple[int, int] | None = None,
 ) -> tuple[Tensor, list[np.ndarray]]:
-    """Return images as a batch, and as arrays to draw."""
+    """Return images as a batch (N, 3, H, W), and as arrays (H, W, 3) to draw.
+
+    Args:
+        clip: The classifier.
+        images: Images as `clip.preprocess` takes them, or a batch from it.
+        size: Side or (height, width) in pixels to which images are resized; None stands for the
+            native size.
+
+    Raises:
+        TypeError: If the images have the wrong type.
+        ValueError: If the images do not fit the model, or a batch is given with a size.
+    """
     if isinstance(images, Tensor):
         if size is not None:
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "class_weights",
     "feature_surgery",
+    "text_span",
     "vv_attention",
 ]
 
@@ -147,6 +148,65 @@ def _select(weights: Tensor, targets: Tensor | None) -> Tensor:
     if targets is None:
         return weights
     return weights[:, targets] if targets.ndim == 1 else weights.gather(1, targets)
+
+
+def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tuple[int, float]]:
+    """Choose the texts whose directions explain most of the variance of outputs, one by one.
+
+    TextSpan: take the text r along which the outputs vary most, remove r's direction from the
+    outputs and from all texts, and repeat.
+
+    Args:
+        outputs: Outputs of one part of a model, such as an attention head, over a collection of
+            images, (N, C).
+        text_features: Features of the candidate texts (T, C).
+        count: Number of texts to choose, at least 1.
+
+    Returns:
+        Indices of texts in the order of choice, each with the share of the outputs' variance (0..1)
+        along its direction that no earlier text explains. There are fewer than `count` if the
+        texts chosen span all others or explain all variance.
+
+    Raises:
+        ValueError: If shapes do not fit, there are fewer than two outputs, or `count` is below 1.
+
+    References:
+        Gandelsman, Efros, Steinhardt: Interpreting CLIP's image representation via text-based
+        decomposition. ICLR 2024, Algorithm 1.
+
+    Example::
+
+        >>> outputs = torch.tensor([[3.0, 0.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> [index for index, _ in text_span(outputs, torch.eye(3))]
+        [0, 1]
+    """
+    shapes = tuple(outputs.shape), tuple(text_features.shape)
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"outputs and texts have shapes {shapes}, expected (N, C) and (T, C)")
+    if len(outputs) < 2:
+        raise ValueError(f"got {len(outputs)} outputs; a variance needs two or more images")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count!r}")
+    residual = outputs - outputs.mean(0)
+    texts = text_features.to(residual.dtype)
+    total = residual.square().sum()
+    tiny = 10 * torch.finfo(residual.dtype).eps
+    shortest = tiny * texts.norm(dim=-1).max()
+    chosen: list[tuple[int, float]] = []
+    while len(chosen) < min(count, len(texts)):
+        strengths = (residual @ texts.T).square().sum(0)  # (T,)
+        best = int(strengths.argmax())
+        if texts[best].norm() <= shortest:
+            break
+        direction = F.normalize(texts[best], dim=-1)
+        along = residual @ direction  # (N,)
+        share = along.square().sum() / total
+        if not share > tiny:
+            break
+        chosen.append((best, float(share)))
+        residual = residual - along[:, None] * direction
+        texts = texts - (texts @ direction)[:, None] * direction
+    return chosen
 
 
 def normalized(features: Tensor) -> Tensor:

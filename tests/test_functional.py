@@ -136,3 +136,49 @@ def test_full_precision_is_that_of_the_tensors() -> None:
         assert (values @ values).dtype == torch.bfloat16
         with functional.full_precision(values):
             assert (values @ values).dtype == torch.float32
+
+
+# --- texts that describe a part ------------------------------------------------------------------
+
+
+def test_planted_directions_are_named_in_order() -> None:
+    """Outputs vary along known texts, most along the first; the others are decoys."""
+    generator = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(20, 64, generator=generator, dtype=torch.float64), dim=-1)
+    coefficients = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    outputs = coefficients * torch.tensor([4.0, 2.0, 1.0]) @ texts[[7, 3, 12]] + 5 * texts[0]
+    chosen = functional.text_span(outputs, texts, 3)
+    assert [index for index, _ in chosen] == [7, 3, 12]
+    # Three directions hold all variance, and a constant output holds none.
+    assert sum(share for _, share in chosen) == pytest.approx(1)
+    assert chosen[0][1] > chosen[1][1] > chosen[2][1] > 0
+    assert functional.text_span(outputs, texts, 10) == chosen
+    # Lengths of outputs do not matter, nor where they are centered.
+    again = functional.text_span(1000 * outputs - 3, texts, 3)
+    assert [index for index, _ in again] == [7, 3, 12]
+
+
+def test_what_a_text_explains_is_taken_from_the_others() -> None:
+    """Two texts nearly alike: the second adds nothing once the first is chosen."""
+    outputs = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    texts = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), dim=-1)
+    chosen = functional.text_span(outputs, texts, 2)
+    assert [index for index, _ in chosen] == [0, 2]
+    assert [share for _, share in chosen] == pytest.approx([0.9, 0.1])
+    # The three lie in a plane, which two of them span.
+    assert functional.text_span(outputs, texts, 3) == chosen
+    assert functional.text_span(torch.ones(4, 2), texts) == []
+
+
+@pytest.mark.parametrize(
+    ("outputs", "texts", "count", "message"),
+    [
+        (torch.ones(4, 2), torch.ones(3, 5), 1, r"shapes \(\(4, 2\), \(3, 5\)\), expected"),
+        (torch.ones(4), torch.ones(3, 4), 1, "expected"),
+        (torch.ones(1, 2), torch.ones(3, 2), 1, "two or more images"),
+        (torch.ones(4, 2), torch.ones(3, 2), 0, "count must be at least 1, got 0"),
+    ],
+)
+def test_text_span_refusals(outputs: Tensor, texts: Tensor, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        functional.text_span(outputs, texts, count)

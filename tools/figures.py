@@ -1,6 +1,6 @@
 """Draw the figures in `docs/images` again, on the embedded model.
 
-    python -m tools.figures [demo] [check] [tasks] [app]     without a name: all
+    python -m tools.figures [demo] [check] [tasks] [ledger] [app]     without a name: all
 
 `app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results.png` is
 the chart that `clip-surgery evaluate` writes (docs/results.md), and `scaling.png` is drawn by
@@ -45,14 +45,24 @@ def draw_check() -> None:
     tower_report(clip, images).figure().savefig(IMAGES / "check.png", dpi=150)
 
 
-def draw_tasks() -> None:
-    """Draw the figures of docs/tasks.md by its own code."""
-    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+def draw_page(name: str, figures: tuple[str, ...]) -> None:
+    """Draw the figures of a page of docs/ by its own code."""
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     code = "\n".join(part.partition("```")[0] for part in page.split("```python\n")[1:])
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
-        for name in ("segments", "points", "words"):
-            shutil.copy(Path(folder) / f"{name}.png", IMAGES / f"{name}.png")
+        for figure in figures:
+            shutil.copy(Path(folder) / f"{figure}.png", IMAGES / f"{figure}.png")
+
+
+def draw_tasks() -> None:
+    """Draw the figures of docs/tasks.md."""
+    draw_page("tasks.md", ("segments", "points", "words"))
+
+
+def draw_ledger() -> None:
+    """Draw the figure of README and docs/ledger.md."""
+    draw_page("ledger.md", ("ledger",))
 
 
 def save_screenshot(page: Page, name: str, full_page: bool = False) -> None:
@@ -87,7 +97,13 @@ def draw_app() -> None:
         served.end(server)
 
 
-DRAW = {"demo": draw_demo, "check": draw_check, "tasks": draw_tasks, "app": draw_app}
+DRAW = {
+    "demo": draw_demo,
+    "check": draw_check,
+    "tasks": draw_tasks,
+    "ledger": draw_ledger,
+    "app": draw_app,
+}
 
 if __name__ == "__main__":
     for figure in sys.argv[1:] or DRAW:

@@ -41,6 +41,7 @@ from captum_clip_surgery.attr.dense import (
     LayerSCLIP,
     MaskCLIP,
 )
+from captum_clip_surgery.attr.direct_effect import DirectEffect, LayerDirectEffect
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, PathConfig
 from captum_clip_surgery.attr.gradient import (
     GradECLIP,
@@ -63,6 +64,7 @@ __all__ = [
     "CLIPSimilarity",
     "CLIPSurgery",
     "ClearCLIP",
+    "DirectEffect",
     "DualPathAttribution",
     "FeatureCLIPSurgery",
     "GradECLIP",
@@ -72,6 +74,7 @@ __all__ = [
     "LayerCLIPSimilarity",
     "LayerCLIPSurgery",
     "LayerClearCLIP",
+    "LayerDirectEffect",
     "LayerFeatureCLIPSurgery",
     "LayerGEM",
     "LayerGradECLIP",

@@ -110,18 +110,13 @@ class PatchAttribution(Attribution):
             IndexError: If a target is out of range.
             RuntimeError: If a parameter of the model changes during the call.
         """
-        if additional_forward_args is not None:
-            raise TypeError("additional_forward_args must be None: texts belong to the classifier")
+        images = single_input(inputs, additional_forward_args)
         if isinstance(inputs, tuple):
-            if len(inputs) != 1:
-                raise ValueError(
-                    f"inputs must be one tensor or a tuple of one, got a tuple of {len(inputs)}"
-                )
-            return (self.attribute(inputs[0], target),)
+            return (self.attribute(images, target),)
         clip = self.forward_func
-        with forward_pass(clip, inputs):
-            chosen = _validation.resolve_target(target, len(inputs), len(clip.texts), inputs.device)
-            return self._expand_channels(self._maps(inputs, chosen))
+        with forward_pass(clip, images):
+            chosen = _validation.resolve_target(target, len(images), len(clip.texts), images.device)
+            return self._expand_channels(self._maps(images, chosen))
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute_all(
@@ -157,7 +152,9 @@ class PatchAttribution(Attribution):
             return self._maps(inputs, chosen, check_finite)
 
     def _maps(self, images: Tensor, targets: Tensor, check_finite: bool = True) -> Tensor:
-        scores = self.scores(images, targets)
+        return self._shape(images, self.scores(images, targets), check_finite)
+
+    def _shape(self, images: Tensor, scores: Tensor, check_finite: bool = True) -> Tensor:
         if check_finite:
             _validation.check_finite(images, scores, "maps")
         maps = self._upsample(scores, (images.shape[-2], images.shape[-1]))
@@ -204,6 +201,24 @@ class InputShapeMixin(PatchAttribution):
 
     def _expand_channels(self, maps: Tensor) -> Tensor:
         return (maps / 3).expand(-1, 3, -1, -1).contiguous()
+
+
+def single_input(inputs: Tensor | tuple[Tensor], additional_forward_args: Any) -> Tensor:
+    """Return the tensor of images in Captum's `inputs`.
+
+    Raises:
+        TypeError: If `additional_forward_args` is given.
+        ValueError: If `inputs` is a tuple of another length than one.
+    """
+    if additional_forward_args is not None:
+        raise TypeError("additional_forward_args must be None: texts belong to the classifier")
+    if not isinstance(inputs, tuple):
+        return inputs
+    if len(inputs) != 1:
+        raise ValueError(
+            f"inputs must be one tensor or a tuple of one, got a tuple of {len(inputs)}"
+        )
+    return inputs[0]
 
 
 def check_classifier(forward_func: object) -> ZeroShotClassifier:

@@ -62,11 +62,7 @@ class DualPathAttribution(PatchAttribution):
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
     ) -> None:
         super().__init__(forward_func)
-        if feature_surgery not in ("auto", *functional.VARIANTS, None):
-            variants = ", ".join(map(repr, ("auto", *functional.VARIANTS)))
-            raise ValueError(
-                f"feature_surgery must be one of {variants} or None, got {feature_surgery!r}"
-            )
+        check_variant(feature_surgery)
         check_inverse_temperature(inverse_temperature)
         self._path_config = path_config
         self.feature_surgery = feature_surgery
@@ -85,11 +81,7 @@ class DualPathAttribution(PatchAttribution):
         Raises:
             ValueError: If the variant is not defined for them, see `check_feature_surgery`.
         """
-        variant = self.feature_surgery
-        if variant == "auto":
-            variant = "empty" if _num_competing(self.forward_func) < AUTO_TEXTS else "release"
-        check_feature_surgery(self.forward_func, variant, self.feature_surgery)
-        return variant
+        return resolve_variant(self.forward_func, self.feature_surgery)
 
     @override
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -128,6 +120,32 @@ class DualPathAttribution(PatchAttribution):
             f"feature_surgery={self.feature_surgery!r}{rule}, "
             f"inverse_temperature={self.inverse_temperature})"
         )
+
+
+def check_variant(feature_surgery: str | None) -> None:
+    """Check the option `feature_surgery` of a method.
+
+    Raises:
+        ValueError: If it is neither "auto", nor one of `functional.VARIANTS`, nor None.
+    """
+    if feature_surgery not in ("auto", *functional.VARIANTS, None):
+        variants = ", ".join(map(repr, ("auto", *functional.VARIANTS)))
+        raise ValueError(
+            f"feature_surgery must be one of {variants} or None, got {feature_surgery!r}"
+        )
+
+
+def resolve_variant(clip: ZeroShotClassifier, feature_surgery: str | None) -> str | None:
+    """Return the variant of feature surgery that an option stands for with a classifier's texts.
+
+    Raises:
+        ValueError: If the variant is not defined for them, see `check_feature_surgery`.
+    """
+    variant = feature_surgery
+    if variant == "auto":
+        variant = "empty" if _num_competing(clip) < AUTO_TEXTS else "release"
+    check_feature_surgery(clip, variant, feature_surgery)
+    return variant
 
 
 def check_feature_surgery(

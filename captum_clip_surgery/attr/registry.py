@@ -40,6 +40,7 @@ from captum_clip_surgery.attr.dense import (
     LayerNACLIP,
     LayerSCLIP,
 )
+from captum_clip_surgery.attr.direct_effect import LayerDirectEffect
 from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
@@ -161,6 +162,7 @@ METHODS: dict[str, Method] = {
     "ClearCLIP": LayerClearCLIP,
     "NACLIP": LayerNACLIP,
     "GEM": LayerGEM,
+    "DirectEffect": LayerDirectEffect,
     "LeGrad": LayerLeGrad,
     "AttentionRelevance": LayerAttentionRelevance,
     "AttentionRelevanceAll": partial(LayerAttentionRelevance, blocks="all"),

@@ -38,6 +38,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Instances = Literal["one", "components", "peaks"]
 Refinement = Literal["guided", "pamr"]
 Positions = Literal["bilinear", "bicubic"]
+WordMethod = Literal["interactions", "surgery"]
 Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
 
 METHODS = (
@@ -51,6 +52,7 @@ METHODS = (
     "ClearCLIP",
     "NACLIP",
     "GEM",
+    "DirectEffect",
     "LeGrad",
     "AttentionRelevance",
     "AttentionRelevanceAll",

@@ -27,6 +27,7 @@ from captum_clip_surgery.cli._choices import (
     Instances,
     Precision,
     Refinement,
+    WordMethod,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
@@ -220,11 +221,21 @@ class Points:
 class WordOptions:
     """Arguments of `tasks.word_maps`."""
 
+    method: Annotated[
+        WordMethod,
+        Option(
+            help="'interactions' splits the cosine of image and caption into words and patches; "
+            "'surgery' compares tokens of architecture surgery with those of the text."
+        ),
+    ] = "interactions"
     special: Annotated[bool, Option("--special", help="Add maps for the start and end tokens.")] = (
         False
     )
     size: Size = None
-    num_blocks: NumBlocks = None
+    num_blocks: Annotated[
+        int | None,
+        Option(min=0, help="With 'surgery': number of last blocks that it spans (default: 6)."),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,12 @@ def block_merge(block: Any, values: Tensor) -> Tensor:
 
 def block_feed_forward(block: Any, x: Tensor) -> Tensor:
     """Return the stream (N, L, D) after an open_clip block's feed-forward."""
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block_update(block, x)
+
+
+def block_update(block: Any, x: Tensor) -> Tensor:
+    """Return what an open_clip block's feed-forward adds to the stream (..., D)."""
+    return block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def project_attention(attention: Any, x: Tensor) -> Tensor:
@@ -208,10 +213,15 @@ def layer_merge(layer: Any, values: Tensor) -> Tensor:
 
 def layer_feed_forward(layer: Any, x: Tensor) -> Tensor:
     """Return the stream (N, L, D) after a transformers layer's feed-forward."""
+    return x + layer_update(layer, x)
+
+
+def layer_update(layer: Any, x: Tensor) -> Tensor:
+    """Return what a transformers layer's feed-forward adds to the stream (..., D)."""
     update = layer.mlp(_norms(layer)[1](x))
     if hasattr(layer, "layer_scale2"):
         update = layer.drop_path(layer.layer_scale2(update))
-    return x + update
+    return update
 
 
 def _norms(layer: Any) -> tuple[Any, Any]:
@@ -220,17 +230,19 @@ def _norms(layer: Any) -> tuple[Any, Any]:
     return layer.layer_norm1, layer.layer_norm2
 
 
-def query_probabilities(attention: Any, queries: Tensor, x: Tensor) -> Tensor:
-    """Return the probabilities (N, heads, L) of learned queries in an attention pooling.
+def query_attention_inputs(attention: Any, queries: Tensor, x: Tensor) -> AttentionInputs:
+    """Return the queries, keys and values of an attention pooling by learned queries.
 
     Args:
         attention: `nn.MultiheadAttention`, or open_clip 4's class with the same parameters.
-        queries: Queries (Q, D); the mean over their probabilities is returned.
-        x: Keys (N, L, D).
+        queries: Queries (Q, D).
+        x: Tokens (N, L, D) that they attend to.
     """
-    q = split_heads(_project(attention, 0, queries[None]), attention.num_heads)
-    k = split_heads(_project(attention, 1, x), attention.num_heads)
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(2)
+    q, k, v = (
+        split_heads(_project(attention, part, each), attention.num_heads)
+        for part, each in enumerate((queries[None], x, x))
+    )
+    return AttentionInputs(q.expand(len(x), -1, -1, -1), k, v, x, (1, x.shape[1]))
 
 
 def single_token_value(attention: Any, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "build_image_tower",
     "children_of",
     "copy_without_hooks",
+    "embed_masked_text",
     "find_checkpoint",
     "get_hub_config",
     "global_hooks",
@@ -165,6 +166,23 @@ def pool_open_clip_tokens(visual: Any, tokens: Tensor) -> Tensor:
     """Pool the tokens of open_clip's `VisionTransformer` as its forward pass does."""
     pooled, _ = visual._pool(tokens)
     return pooled
+
+
+def embed_masked_text(tower: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what enters the first block of open_clip's `TextTransformer`, and the mask.
+
+    For towers whose mask depends on the text: those with a class token (CoCa), which follows the
+    tokens, and those that mask the padding.
+
+    Args:
+        tower: The text tower.
+        tokens: Token ids (P, context).
+
+    Returns:
+        Tokens (P, L, D), and what is added to the logits (P, heads, L, L) of attention.
+    """
+    x, mask = tower._embeds(tokens)
+    return x, mask.unflatten(0, (len(tokens), -1))
 
 
 def add_timm_positions(trunk: Any, patches: Tensor) -> Any:

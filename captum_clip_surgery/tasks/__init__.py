@@ -8,14 +8,17 @@ from captum_clip_surgery.tasks.recognition import Recognition, recognize
 from captum_clip_surgery.tasks.refinement import refine_maps
 from captum_clip_surgery.tasks.sam import Prompt, Sam, points_from_map, prompts, sam_inputs
 from captum_clip_surgery.tasks.segmentation import Segmentation, class_scores, segment
+from captum_clip_surgery.tasks.words_by_patches import Interactions, interactions
 
 __all__ = [
+    "Interactions",
     "Prompt",
     "Recognition",
     "Sam",
     "Segmentation",
     "WordMaps",
     "class_scores",
+    "interactions",
     "maps_of_own_texts",
     "points_from_map",
     "prompts",

@@ -9,15 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from captum_clip_surgery.tasks._prompts import Prompt
 from captum_clip_surgery.tasks._segmenter import Segmentation
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
+from captum_clip_surgery.tasks.words_by_patches import Interactions
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
-from captum_clip_surgery.visualization._labels import add_legend, label_color, labels_figure
+from captum_clip_surgery.visualization._labels import (
+    add_legend,
+    label_color,
+    labels_figure,
+    winner_figure,
+)
 from captum_clip_surgery.visualization._layout import (
     fit_text,
     image_pair,
@@ -27,7 +34,16 @@ from captum_clip_surgery.visualization._layout import (
 )
 from captum_clip_surgery.visualization._views import View
 
-__all__ = ["points_figure", "recognition_figure", "segmentation_figure", "words_figure"]
+__all__ = [
+    "interactions_figure",
+    "points_figure",
+    "recognition_figure",
+    "segmentation_figure",
+    "words_figure",
+]
+
+#: Smallest map in a word's region, as a share of the highest value of all words.
+REGION_SHARE = 0.1
 
 
 def segmentation_figure(
@@ -146,10 +162,77 @@ def words_figure(
         ValueError: If `columns` is below 1, a map is not finite, the sign is unknown, or the
             opacity is out of range.
     """
+    view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
+    importances = [f"{value:+z.2f}" for value in word_maps.importance.tolist()]
+    return _words_grid(
+        image, word_maps.words, word_maps.maps, importances, view, columns=columns, width=width
+    )
+
+
+def interactions_figure(
+    image: np.ndarray,
+    interactions: Interactions,
+    columns: int = 6,
+    width: float | str | None = None,
+    *,
+    regions: bool = False,
+    centered: bool = True,
+) -> Figure:
+    """Draw an image, and over it the map of each word, with what the word adds to the cosine.
+
+    All maps share one scale around zero, because contributions compare between words.
+
+    Args:
+        image: The image (H, W, 3), uint8 or floats in 0..1.
+        interactions: Its interactions, as `tasks.interactions` returns them.
+        columns: Number of panels in a row, at least 1.
+        width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
+            stands for two inches per panel.
+        regions: Whether to draw the regions of words instead: each pixel has the color of the word
+            with the highest map, or none where no map reaches a tenth of the highest value.
+        centered: Whether to draw the maps without what the words have in common.
+
+    Returns:
+        A figure independent of pyplot; `save_figure` writes it.
+
+    Raises:
+        ValueError: If `columns` is below 1, a map is not finite, or the width does not hold the
+            columns.
+    """
+    if regions:
+        threshold = REGION_SHARE * max(0.0, float(interactions.maps.max()))
+        return winner_figure(image, interactions.maps, interactions.words, threshold, width)
+    maps = interactions.centered() if centered else interactions.maps
+    contributions = [f"{value:+z.3f}" for value in interactions.by_word().tolist()]
+    strongest = float(maps.abs().max()) or None
+    view = View(sign="all")
+    return _words_grid(
+        image,
+        interactions.words,
+        maps,
+        contributions,
+        view,
+        strongest,
+        columns=columns,
+        width=width,
+    )
+
+
+def _words_grid(
+    image: np.ndarray,
+    words: Sequence[str],
+    maps: Tensor,
+    notes: Sequence[str],
+    view: View,
+    scale: float | None = None,
+    *,
+    columns: int,
+    width: float | str | None,
+) -> Figure:
+    """Draw an image, and over it the map of each word, with a note behind the word."""
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns!r}")
-    view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
-    count = 1 + len(word_maps.words)
+    count = 1 + len(words)
     columns = min(columns, count)
     rows, aspect = -(-count // columns), panel_aspect(image)
     figure, axes = panel_grid(rows, columns, aspect, False, True, width)
@@ -157,11 +240,9 @@ def words_figure(
     show_image(axes.flat[0], image)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
-    importances = word_maps.importance.tolist()
-    panels = zip(axes.flat[1:], word_maps.words, word_maps.maps, importances, strict=False)
-    for axis, word, attribution, importance in panels:
-        show_map(axis, image, attribution, view)
-        title, size = fit_text(f"{word}  {importance:+z.2f}", side, title_size(side) - 1)
+    for axis, word, attribution, note in zip(axes.flat[1:], words, maps, notes, strict=False):
+        show_map(axis, image, attribution, view, scale)
+        title, size = fit_text(f"{word}  {note}", side, title_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
     return figure
 

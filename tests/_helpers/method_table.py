@@ -61,6 +61,8 @@ METHODS += (
     peer("ClearCLIP", "vit", "pe"),
     peer("NACLIP", "vit", "resnet", "siglip"),
     peer("GEM", "vit", "eva02"),
+    peer("DirectEffect", "vit", "resnet", "siglip", "clipa", "eva02-e", "coca"),
+    peer("DirectEffect", "vit", blocks=(-1, 0), heads=(1,), feature_surgery="release"),
     peer("LeGrad", "vit", "siglip", "coca"),
     peer("AttentionRelevance", "vit", "eva02"),
     peer("AttentionRelevance", "vit", "mobileclip", blocks="all"),
@@ -113,12 +115,13 @@ BASES = as_parameters(
 EVERY = as_parameters(Case(method, True, tower) for method in METHODS for tower in method.towers)
 #: Every method once.
 ONCE = as_parameters(Case(method, True, method.towers[0]) for method in METHODS)
-#: Six methods of different makes for what Captum's tools do with any of them.
+#: Seven methods of different makes for what Captum's tools do with any of them.
 REPRESENTATIVE = as_parameters(
     [
         Case(find_method("CLIPSurgery"), False, "vit"),
         Case(find_method("CLIPSurgery"), True, "resnet"),
         Case(find_method("SCLIP"), True, "vit"),
+        Case(find_method("DirectEffect"), False, "vit"),
         Case(find_method("LeGrad"), False, "siglip"),
         Case(find_method("GradECLIP"), True, "vit"),
         Case(find_method("TokenGradCam"), False, "vit"),

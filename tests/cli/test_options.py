@@ -26,6 +26,7 @@ from captum_clip_surgery.evaluation.protocol import TASKS
 from captum_clip_surgery.evaluation.scenes import MEASURES
 from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
+from captum_clip_surgery.tasks.captions import METHODS as WORD_METHODS
 from captum_clip_surgery.tasks.sam import INSTANCES
 from captum_clip_surgery.visualization._saving import FORMATS
 from captum_clip_surgery.visualization._scales import SIGNS
@@ -59,6 +60,7 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.AutoFeatureSurgery) == ("auto", *VARIANTS, "none")
     assert get_args(_choices.FigureFormat) == tuple(FORMATS)
     assert get_args(_choices.Instances) == INSTANCES
+    assert get_args(_choices.WordMethod) == WORD_METHODS
     assert get_args(_choices.Sign) == SIGNS
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS

@@ -51,6 +51,12 @@ scenes = Scenes("test", 500, size=256, objects=[2, 3])[:10]
 names = ["CLIP", "CLIPSurgery", "GradECLIP"]
 texts, model_options = ["dog"], []
 """,
+    "7_the_ledger": """
+picture, right = "street.png", "a bench"
+texts = ["a bench", "a person", "a dog", "a car"]
+captions = ["a dog on a bench", "a person on a bench"]
+collection = [("street.png", ["a bench", "a person"]), ("home.png", ["a dog"])]
+""",
 }
 OTHER_MODEL = """
 import open_clip

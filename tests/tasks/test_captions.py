@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text._words import word_positions
 from captum_clip_surgery.tasks import WordMaps, maps_of_own_texts, word_maps
+from captum_clip_surgery.tasks.captions import METHODS
 from captum_clip_surgery.tasks.figures import words_figure
 from tests._helpers.cases import each
 from tests._helpers.text_towers import KINDS, Words, manner, shrunk
@@ -108,8 +110,8 @@ def test_token_features_of_every_text_tower(name):
 def test_maps_are_cosines_with_tokens_before_pooling(clip):
     """On every kind of image tower; a word of several tokens has the mean of their maps."""
     images = random_images(clip, 3)
-    plain = word_maps(clip, images, CAPTIONS, common=True)
-    default = word_maps(clip, images, CAPTIONS)
+    plain = word_maps(clip, images, CAPTIONS, method="surgery", common=True)
+    default = word_maps(clip, images, CAPTIONS, method="surgery")
     for image, caption, found, centred in zip(images, CAPTIONS, plain, default, strict=True):
         cosines, end = naive_cosines(clip, image, caption)
         assert found.words == centred.words == tuple(caption.split())
@@ -126,11 +128,13 @@ def test_maps_are_cosines_with_tokens_before_pooling(clip):
         assert found.size == tuple(image.shape[-2:])
 
 
-def test_start_and_end_are_shown_on_request(vit):
+@pytest.mark.parametrize("method", METHODS)
+def test_start_and_end_are_shown_on_request(vit, method):
     images = random_images(vit, 2)
     captions = CAPTIONS[1:]
-    plain = word_maps(vit, images, captions)
-    for found, inner in zip(word_maps(vit, images, captions, special=True), plain, strict=True):
+    plain = word_maps(vit, images, captions, method=method)
+    both = word_maps(vit, images, captions, method=method, special=True)
+    for found, inner in zip(both, plain, strict=True):
         assert found.words == ("<start>", *inner.words, "<end>")
         assert torch.equal(found.maps[1:-1], inner.maps)
         assert torch.equal(found.importance[1:-1], inner.importance)
@@ -140,7 +144,7 @@ def test_start_and_end_are_shown_on_request(vit):
 
 def test_the_end_of_the_text_is_the_whole_caption(vit):
     images = random_images(vit, 1)
-    (found,) = word_maps(vit, images, CAPTIONS[2], special=True, common=True)
+    (found,) = word_maps(vit, images, CAPTIONS[2], method="surgery", special=True, common=True)
     surgery = LayerCLIPSurgery(vit.with_texts(CAPTIONS[2:]), feature_surgery=None)
     assert torch.allclose(found.maps[-1], surgery.attribute_all(images)[0, 0], atol=1e-6)
 
@@ -170,7 +174,7 @@ def test_the_words_shared_most():
 
 
 def test_results_are_written_as_json(vit):
-    (found,) = word_maps(vit, random_images(vit, 1), "a dog", num_blocks=1)
+    (found,) = word_maps(vit, random_images(vit, 1), "a dog")
     read = json.loads(json.dumps(found.to_dict()))
     assert read["words"] == ["a", "dog"]
     assert read["size"] == [32, 32]
@@ -181,13 +185,15 @@ def test_results_are_written_as_json(vit):
 # --- batches, sizes and the model ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["vit", "resnet", "coca", "siglip"])
-def test_batches_and_padding_change_nothing(kind):
+def test_batches_and_padding_change_nothing(kind, method):
     clip = ZeroShotClassifier(tiny_model(kind), ["dog"], templates=())
     images = random_images(clip, 3)
-    together = word_maps(clip, images, CAPTIONS)
-    alone = [word_maps(clip, images[i : i + 1], CAPTIONS[i])[0] for i in range(3)]
-    pairs = word_maps(clip, images, CAPTIONS, batch_size=2)
+    maps_of = partial(word_maps, clip, method=method)
+    together = maps_of(images, CAPTIONS)
+    alone = [maps_of(images[i : i + 1], CAPTIONS[i])[0] for i in range(3)]
+    pairs = maps_of(images, CAPTIONS, batch_size=2)
     assert all(map(same, together, alone))
     assert all(map(same, together, pairs))
     assert not torch.allclose(together[0].maps[0], together[1].maps[0], atol=1e-3)
@@ -226,15 +232,17 @@ def test_the_model_is_left_alone():
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions(dtype):
+def test_other_precisions(dtype, method):
     model = tiny_model("vit")
     single = ZeroShotClassifier(model, ["dog"], templates=())
     other = ZeroShotClassifier(copy.deepcopy(model).to(dtype), ["dog"], templates=())
     images = random_images(single, 2)
-    expected = word_maps(single, images, CAPTIONS[:2], common=True)
+    options = dict(method=method, common=True)
+    expected = word_maps(single, images, CAPTIONS[:2], **options)
     for found, one in zip(
-        word_maps(other, images.to(dtype), CAPTIONS[:2], common=True), expected, strict=True
+        word_maps(other, images.to(dtype), CAPTIONS[:2], **options), expected, strict=True
     ):
         assert found.maps.dtype == torch.promote_types(dtype, torch.float32)
         loose = 0.1 if dtype == torch.bfloat16 else 1e-4
@@ -419,7 +427,7 @@ def test_a_tower_pooled_at_its_last_place_with_its_own_tokenizer(tmp_path):
     clip = ZeroShotClassifier(model, ["dog"], tokenizer=tokenizer, templates=())
     images = random_images(clip, 2)
     captions = ["a xylophonist", "a dog a dog"]
-    found = word_maps(clip, images, captions, common=True, special=True)
+    found = word_maps(clip, images, captions, method="surgery", common=True, special=True)
     assert [one.words for one in found] == [(*c.split(), "<end>") for c in captions]
     features = naive_token_features(model, tokenizer(captions[:1]))[0]
     every = ZeroShotClassifier.from_features(model, features)
@@ -477,7 +485,11 @@ def test_other_arguments_that_are_refused(vit):
     with pytest.raises(
         ValueError, match="num_blocks must be an int from 0 to the tower's 3, got 4"
     ):
-        word_maps(vit, images, "a dog", num_blocks=4)
+        word_maps(vit, images, "a dog", method="surgery", num_blocks=4)
+    with pytest.raises(ValueError, match="num_blocks=2 is an option of surgery; pass method="):
+        word_maps(vit, images, "a dog", num_blocks=2)
+    with pytest.raises(ValueError, match="method must be one of interactions, surgery, got 'gem'"):
+        word_maps(vit, images, "a dog", method="gem")
     with pytest.raises(ValueError, match="contrasts texts, and there is only one"):
         maps_of_own_texts(vit, images, [["a"]], feature_surgery="release")
     with pytest.raises(ValueError, match=r"feature_surgery must be one of .*, got 'other'"):
@@ -508,7 +520,7 @@ def test_models_without_tokens_are_refused(vit, monkeypatch):
     foreign.transformer = nn.Identity()
     monkeypatch.setattr(_token_encoder, "text_tower_of", lambda model: foreign)
     with pytest.raises(TypeError, match=r"the text tower Module has no tokens.*open_clip's own"):
-        word_maps(vit, images, "a dog")
+        word_maps(vit, images, "a dog", method="surgery")
 
 
 def test_blank_and_tiny_images_have_maps_all_the_same() -> None:

@@ -7,17 +7,25 @@ from captum_clip_surgery.models.image._data import (
     PathConfig,
     TowerOutput,
 )
+from captum_clip_surgery.models.image._direct_effects import (
+    DirectEffects,
+    check_direct_effects,
+    direct_effects,
+)
 from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.models.image._registry import build_tower, register_tower
 
 __all__ = [
     "AttentionInputs",
+    "DirectEffects",
     "GridSpec",
     "PathConfig",
     "Tower",
     "TowerOutput",
     "VisionTransformerTower",
     "build_tower",
+    "check_direct_effects",
+    "direct_effects",
     "join_heads",
     "register_tower",
     "split_heads",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
+from captum_clip_surgery.models.image._attention_pool import AttentionPool
 from captum_clip_surgery.models.image._data import (
     BlockTrace,
     GridSpec,
@@ -160,7 +161,21 @@ class Tower(ABC):
         Raises:
             TypeError: If the family has no such pooling.
         """
-        raise TypeError(f"{self.family} has no attention pooling that can be read")
+        if self.attention_pool is None:
+            raise TypeError(f"{self.family} has no attention pooling that can be read")
+        return self.attention_pool.attention_inputs(x).probabilities().mean(2)
+
+    @property
+    def attention_pool(self) -> AttentionPool | None:
+        """The pooling by learned queries, or None where tokens are pooled otherwise."""
+        return None
+
+    def describe_undecomposable(self) -> str | None:
+        """Describe why embeddings cannot be split into parts that sum to them, or return None.
+
+        They can if only norms and linear layers follow the pooled tokens.
+        """
+        return None
 
     # --- shared by all families ------------------------------------------------------------------
 

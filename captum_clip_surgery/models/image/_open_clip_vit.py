@@ -18,11 +18,11 @@ from captum_clip_surgery.models._blocks import (
     block_feed_forward,
     block_merge,
     describe_block_deviation,
-    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
 from captum_clip_surgery.models._internals import pool_open_clip_tokens
+from captum_clip_surgery.models.image._attention_pool import AttentionPool, OpenCLIPAttentionPool
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
@@ -151,12 +151,9 @@ class VisionTransformerTower(Tower):
         return self._to_joint_space(pool_open_clip_tokens(self.visual, x))
 
     @override
-    def pool_attention(self, x: Tensor) -> Tensor:
-        pooler = self.visual.attn_pool
-        queries = pooler.ln_q(pooler.query)
-        if self.visual.pool_type == "tok":  # the first query's output is the embedding
-            queries = queries[:1]
-        return query_probabilities(pooler.attn, queries, pooler.ln_k(x))
+    @property
+    def attention_pool(self) -> AttentionPool | None:
+        return None if self.visual.attn_pool is None else OpenCLIPAttentionPool(self.visual)
 
     def _to_joint_space(self, x: Tensor) -> Tensor:
         return x if self.visual.proj is None else x @ self.visual.proj

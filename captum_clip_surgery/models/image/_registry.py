@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
+from open_clip.timm_model import TimmModel
 from torch import nn
 
 from captum_clip_surgery.models._internals import unwrap_parallel
@@ -14,7 +15,6 @@ from captum_clip_surgery.models.image._resnet import ModifiedResNetTower
 from captum_clip_surgery.models.image._timm import (
     EvaTower,
     TimmVisionTransformerTower,
-    describe_unsupported_trunk,
 )
 from captum_clip_surgery.models.image._transformers import (
     Siglip2Tower,
@@ -35,6 +35,22 @@ TOWER_CLASSES: list[type[Tower]] = [
     Siglip2Tower,
     Tipsv2Tower,
 ]
+#: Reasons why surgery is not defined on other trunks of open_clip's configurations.
+UNSUPPORTED_TRUNKS = {
+    "ConvNeXt": "it convolves and has no self-attention to repair",
+    "FastVit": (
+        "it mixes tokens by convolution, with self-attention at most in its last stage, so its "
+        "blocks share no single grid"
+    ),
+    "NaFlexVit": "it takes images as lists of patches, each on a grid of its own (NaFlex)",
+    "SwinTransformer": (
+        "it attends within windows, on grids that shrink from stage to stage, not over one grid"
+    ),
+    "VisionTransformerRelPos": (
+        "its attention is of relative positions as much as of content, and no v-v attention "
+        "without them is defined"
+    ),
+}
 #: torch's classes of modules of which each process holds only a part.
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
@@ -142,3 +158,12 @@ def unwrap(module: nn.Module) -> Any:
             "load the model with jit=False"
         )
     return module
+
+
+def describe_unsupported_trunk(visual: nn.Module) -> str | None:
+    """Describe why surgery is not defined on a TimmModel's trunk; None for other towers."""
+    if not isinstance(visual, TimmModel):
+        return None
+    trunk = type(visual.trunk).__name__
+    reason = UNSUPPORTED_TRUNKS.get(trunk, "no adapter covers its blocks")
+    return f"its trunk is timm's {trunk}: {reason}"

@@ -32,28 +32,15 @@ from captum_clip_surgery.models._internals import (
     buffers_of,
     shallow_copy,
 )
+from captum_clip_surgery.models.image._attention_pool import (
+    AttentionPool,
+    TimmAttentionPool,
+    value_path,
+)
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
-from captum_clip_surgery.models.image._timm_pool import pooler_probabilities, value_path
 
 POOLING = {"token": "class token", "avg": "average", "map": "attention"}
-
-#: Reasons why surgery is not defined on other trunks of open_clip's configurations.
-UNSUPPORTED_TRUNKS = {
-    "ConvNeXt": "it convolves and has no self-attention to repair",
-    "FastVit": (
-        "it mixes tokens by convolution, with self-attention at most in its last stage, so its "
-        "blocks share no single grid"
-    ),
-    "NaFlexVit": "it takes images as lists of patches, each on a grid of its own (NaFlex)",
-    "SwinTransformer": (
-        "it attends within windows, on grids that shrink from stage to stage, not over one grid"
-    ),
-    "VisionTransformerRelPos": (
-        "its attention is of relative positions as much as of content, and no v-v attention "
-        "without them is defined"
-    ),
-}
 
 
 class TimmTower(Tower):
@@ -256,8 +243,18 @@ class TimmTower(Tower):
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x)))
 
     @override
-    def pool_attention(self, x: Tensor) -> Tensor:
-        return pooler_probabilities(self.trunk.attn_pool, self.trunk.norm(x))
+    @property
+    def attention_pool(self) -> AttentionPool | None:
+        return None if self.trunk.attn_pool is None else TimmAttentionPool(self.visual)
+
+    @override
+    def describe_undecomposable(self) -> str | None:
+        if getattr(self.visual.head, "mlp", None) is not None:
+            return "open_clip's head is an MLP, so that its embedding is not a sum of parts"
+        whole = getattr(self.trunk, "pool_include_prefix", True)  # Eva pools all tokens
+        if self.trunk.attn_pool is not None and self.num_prefix_tokens and not whole:
+            return "its attention pooling leaves out the prefix tokens"
+        return None
 
 
 class TimmVisionTransformerTower(TimmTower):
@@ -357,15 +354,6 @@ class EvaTower(TimmTower):
         if block.gamma_2 is not None:
             update = block.gamma_2 * update
         return x + block.drop_path2(update)
-
-
-def describe_unsupported_trunk(visual: nn.Module) -> str | None:
-    """Describe why surgery is not defined on a TimmModel's trunk; None for other towers."""
-    if not isinstance(visual, TimmModel):
-        return None
-    trunk = type(visual.trunk).__name__
-    reason = UNSUPPORTED_TRUNKS.get(trunk, "no adapter covers its blocks")
-    return f"its trunk is timm's {trunk}: {reason}"
 
 
 def _project_qkv(attention: Any, x: Tensor, queries: int | None) -> Sequence[Tensor]:

@@ -22,11 +22,11 @@ from captum_clip_surgery.models._blocks import (
     layer_attention_inputs,
     layer_feed_forward,
     layer_merge,
-    query_probabilities,
     single_token_value,
 )
 from captum_clip_surgery.models._deviations import HINT, describe_deviation
 from captum_clip_surgery.models._dual_encoders import TransformersVisual, to_patches
+from captum_clip_surgery.models.image._attention_pool import AttentionPool, SiglipAttentionPool
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
@@ -242,9 +242,9 @@ class SiglipTower(TransformersTower):
         return self.vision.head(self.vision.post_layernorm(x))
 
     @override
-    def pool_attention(self, x: Tensor) -> Tensor:
-        head = self.vision.head
-        return query_probabilities(head.attention, head.probe[0], self.vision.post_layernorm(x))
+    @property
+    def attention_pool(self) -> AttentionPool:
+        return SiglipAttentionPool(self.vision)
 
 
 class Siglip2Tower(SiglipTower):

@@ -20,6 +20,7 @@ from captum_clip_surgery.models.text._towers import (
     pool_text,
     pooled_at_end_of_text,
     project_text,
+    text_lengths,
 )
 
 MAX_TOKENS = 2**14  # that pass through the text tower at once
@@ -42,7 +43,7 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
         model: An open_clip model.
         tokens: Token ids (P, context).
     """
-    lengths = _lengths(text_tower_of(model), tokens)
+    lengths = text_lengths(text_tower_of(model), tokens)
     order = lengths.argsort()
     chunks = (lengths[order].cumsum(0) - 1).div(MAX_TOKENS, rounding_mode="floor").bincount()
     rows = [chunk for chunk in order.split(chunks.tolist()) if len(chunk)]
@@ -66,7 +67,7 @@ def token_features(model: Any, tokens: Tensor) -> Tensor:
     """
     tower = text_tower_of(model)
     if isinstance(tower, TransformersText):
-        tokens = tokens[:, : int(_lengths(tower, tokens).max())].to(device_of(tower))
+        tokens = tokens[:, : int(text_lengths(tower, tokens).max())].to(device_of(tower))
         return normalized(tower.token_features(tokens))
     if not is_open_clip_transformer(tower):
         raise TypeError(
@@ -80,15 +81,6 @@ def token_features(model: Any, tokens: Tensor) -> Tensor:
     return normalized(project_text(tower, final_tokens(tower, tokens)))
 
 
-def _lengths(tower: Any, tokens: Tensor) -> Tensor:
-    """Return the number (P,) of positions that affect each text's feature."""
-    if pooled_at_end_of_text(tower):
-        return end_of_text(tower, tokens) + 1
-    if isinstance(tower, TransformersText) and tower.family.text == "masked":
-        return tower.masks(tokens)["attention_mask"].sum(1)
-    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
-
-
 def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:
     tower = text_tower_of(model)
     device = device_of(tower)
@@ -96,7 +88,7 @@ def _encode_chunk(model: Any, tokens: Tensor) -> Tensor:
         return model.encode_text(tokens.to(device))
     if shares_prefixes(tower):
         return encode_shared(tower, tokens, device)
-    tokens = tokens[:, : int(_lengths(tower, tokens).max())].to(device)
+    tokens = tokens[:, : int(text_lengths(tower, tokens).max())].to(device)
     if pooled_at_end_of_text(tower) and not isinstance(tower, TransformersText):
         return pool_text(tower, final_tokens(tower, tokens), tokens)
     return model.encode_text(tokens)

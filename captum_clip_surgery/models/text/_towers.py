@@ -123,8 +123,7 @@ def pooled_at_end_of_text(tower: Any) -> bool:
     return (
         is_open_clip_transformer(tower)
         and getattr(tower, "attn_mask", None) is not None
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
+        and not masks_depend_on_text(tower)
         and _pool_type(tower) in ("argmax", "eos")
     )
 
@@ -135,10 +134,48 @@ def pooled_at_last_position(tower: Any) -> bool:
         return tower.family.text == "last"
     return (
         is_open_clip_transformer(tower)
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
+        and not masks_depend_on_text(tower)
         and _pool_type(tower) == "last"
     )
+
+
+def masks_depend_on_text(tower: Any) -> bool:
+    """Return whether one of open_clip's own towers masks padding or has a class token (CoCa)."""
+    return getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
+
+
+def is_masked(tower: Any) -> bool:
+    """Return whether a tower of transformers masks padding, which then has no effect."""
+    return isinstance(tower, TransformersText) and tower.family.text == "masked"
+
+
+def pools_one_token(tower: Any) -> bool:
+    """Return whether a text's feature is that of one token, which `pooled_positions` tells."""
+    if isinstance(tower, TransformersText):
+        return tower.family.prefix != "Tipsv2"  # the mean over tokens
+    return getattr(tower, "cls_emb", None) is not None or _pool_type(tower) in (
+        "first",
+        "last",
+        "argmax",
+        "eos",
+    )
+
+
+def pooled_positions(tower: Any, tokens: Tensor) -> Tensor:
+    """Return the position (P,) of the token that becomes each text's feature.
+
+    Args:
+        tower: A tower for which `pools_one_token` is true.
+        tokens: Token ids (P, L); a class token follows them, at position L.
+    """
+    length = tokens.shape[1]
+    if getattr(tower, "cls_emb", None) is not None:
+        return torch.full_like(tokens[:, 0], length)
+    if pooled_at_last_position(tower) or _pool_type(tower) == "last":
+        return torch.full_like(tokens[:, 0], length - 1)
+    if _pool_type(tower) == "first" or is_masked(tower):
+        return torch.zeros_like(tokens[:, 0])
+    return end_of_text(tower, tokens)
 
 
 def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
@@ -148,6 +185,15 @@ def end_of_text(tower: Any, tokens: Tensor) -> Tensor:
     return tokens.eq(_end_of_text_id(tower)).int().argmax(-1)
 
 
+def text_lengths(tower: Any, tokens: Tensor) -> Tensor:
+    """Return the number (P,) of positions that affect each text's feature."""
+    if pooled_at_end_of_text(tower):
+        return end_of_text(tower, tokens) + 1
+    if is_masked(tower):
+        return tower.masks(tokens)["attention_mask"].sum(1)
+    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+
+
 def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
     """Return the tokens (P, L, D) after the final LayerNorm of one of open_clip's own towers.
 
@@ -155,7 +201,7 @@ def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
         tower: The text tower.
         tokens: Token ids (P, L).
     """
-    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+    if masks_depend_on_text(tower):
         # The tower computes masks that depend on the text.
         output = tower.forward_intermediates(
             tokens,

@@ -12,24 +12,32 @@ from captum_clip_surgery.models._blocks import join_heads, split_heads
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._data import BlockTrace
 from captum_clip_surgery.models.text._encoder import PromptEncoder
-from captum_clip_surgery.models.text._text_steps import TextSteps, steps_of
-from captum_clip_surgery.models.text._towers import end_of_text, pooled_at_end_of_text
+from captum_clip_surgery.models.text._text_steps import TextSteps, name_of, steps_of
+from captum_clip_surgery.models.text._towers import (
+    pooled_at_end_of_text,
+    pooled_at_last_position,
+    text_lengths,
+)
 
 
 @dataclass(frozen=True)
 class TextTrace:
-    """The last blocks of a text tower for one text, with attention exposed.
+    """The last blocks of a text tower for P texts, with attention exposed.
 
     Attributes:
+        start: The stream (P, L, D) that enters the first block of the tower.
         blocks: The blocks' attention and streams, first to last.
-        attended: Attended values (1, L, D) of each block, before the output projection.
-        feature: The text's unnormalized feature (1, C).
+        attended: Attended values (P, L, D) of each block, before the output projection.
+        positions: Positions (P,) of the tokens that become the features.
+        feature: The texts' unnormalized features (P, C).
         modules: The blocks themselves.
         steps: The parts of the tower.
     """
 
+    start: Tensor
     blocks: list[BlockTrace]
     attended: list[Tensor]
+    positions: Tensor
     feature: Tensor
     modules: list[Any]
     steps: TextSteps
@@ -46,11 +54,24 @@ def tokens_of_text(encoder: PromptEncoder, text: str) -> Tensor:
         TypeError: If the text tower is not supported.
         ValueError: If the text is longer than the context.
     """
-    steps_of(encoder.tower)
-    tokens = encoder.tokenize([text])
-    if not pooled_at_end_of_text(encoder.tower):
-        return tokens
-    return tokens[:, : int(end_of_text(encoder.tower, tokens)) + 1]
+    tower = encoder.tower
+    if not (pooled_at_end_of_text(tower) or pooled_at_last_position(tower)):
+        raise TypeError(
+            f"the text tower {name_of(tower)} is not supported: words are scored for towers that "
+            "are pooled at the end of the text behind a causal mask (CLIP), or at the last "
+            "position (SigLIP)"
+        )
+    return without_padding(tower, encoder.tokenize([text]))
+
+
+def without_padding(tower: Any, tokens: Tensor) -> Tensor:
+    """Return token ids (P, L) without positions that no feature of the texts depends on.
+
+    Args:
+        tower: The text tower.
+        tokens: Token ids (P, context).
+    """
+    return tokens[:, : int(text_lengths(tower, tokens).max())]
 
 
 def check_text_blocks(encoder: PromptEncoder, num_blocks: int) -> None:
@@ -74,21 +95,21 @@ def check_text_blocks(encoder: PromptEncoder, num_blocks: int) -> None:
 
 
 def trace_text_blocks(encoder: PromptEncoder, tokens: Tensor, num_blocks: int) -> TextTrace:
-    """Run a text through the tower, with attention of the last blocks exposed.
+    """Run texts through the tower, with attention of the last blocks exposed.
 
     If gradients are enabled, the feature can be differentiated with respect to the probabilities
     and the attended values.
 
     Args:
         encoder: The text side of the model.
-        tokens: Token ids (1, L) as `tokens_of_text` returns them, on the tower's device.
+        tokens: Token ids (P, L) as `without_padding` returns them, on the tower's device.
         num_blocks: Number of last blocks to expose, from 1.
     """
     steps = steps_of(encoder.tower)
     modules = list(steps.blocks)
     with torch.no_grad():
-        x = steps.embed(tokens)
-    mask = steps.mask(x)
+        x = start = steps.embed(tokens)
+    mask = steps.mask(x, tokens)
     traces, attended = [], []
     for index, block in enumerate(modules):
         exposed = index >= len(modules) - num_blocks
@@ -104,4 +125,6 @@ def trace_text_blocks(encoder: PromptEncoder, tokens: Tensor, num_blocks: int) -
         if exposed:
             traces.append(BlockTrace(heads, probabilities, x))
             attended.append(values)
-    return TextTrace(traces, attended, steps.finish(x, tokens), modules[-num_blocks:], steps)
+    positions = steps.pooled_positions(tokens)
+    feature = steps.finish(x[torch.arange(len(x), device=x.device), positions])
+    return TextTrace(start, traces, attended, positions, feature, modules[-num_blocks:], steps)

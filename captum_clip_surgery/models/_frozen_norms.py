@@ -1,0 +1,120 @@
+"""Steps of a forward pass as affine maps: each norm within them with its statistics frozen.
+
+With its mean and standard deviation frozen, a norm is affine, and so is every step from attended
+values to a tower's embedding. Its linear part is the same for all images and tokens, apart from the
+factors 1/sigma of its norms: directions are pulled back through it once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+LAYER_NORMS = (F.layer_norm, torch.layer_norm)
+RMS_NORMS = (F.rms_norm, torch.rms_norm)
+
+
+class FrozenNorms(TorchFunctionMode):
+    """Context that computes LayerNorm and RMSNorm with given factors 1/sigma, in order.
+
+    The model is not changed: the functions that its norms call are answered here. A norm that calls
+    others is not frozen, and the parts of an embedding then do not sum to it.
+
+    Args:
+        scales: The factors, one per call of a norm, as `scales` of another context holds them. None
+            computes them from the inputs.
+
+    Attributes:
+        scales: Factors (..., 1) of the calls so far.
+    """
+
+    def __init__(self, scales: Iterable[Tensor | float] | None = None) -> None:
+        super().__init__()
+        self.scales: list[Any] = []
+        self._given: Iterator[Any] | None = None if scales is None else iter(scales)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in LAYER_NORMS:
+            return self._layer_norm(*args, **kwargs)
+        if func in RMS_NORMS:
+            return self._rms_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _layer_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enable: bool = True,
+    ) -> Tensor:
+        normalized = self._scaled(input - input.mean(-1, keepdim=True), normalized_shape, eps)
+        normalized = normalized if weight is None else normalized * weight
+        return normalized if bias is None else normalized + bias
+
+    def _rms_norm(
+        self,
+        input: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        eps: float | None = None,
+    ) -> Tensor:
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        normalized = self._scaled(input, normalized_shape, eps)
+        return normalized if weight is None else normalized * weight
+
+    def _scaled(self, centered: Tensor, normalized_shape: Any, eps: float) -> Tensor:
+        if math.prod(normalized_shape) != centered.shape[-1]:
+            raise TypeError(
+                f"a norm spans dimensions of {tuple(normalized_shape)}, not the last one alone: "
+                "direct effects are not defined on it"
+            )
+        if self._given is None:
+            wide = centered.to(torch.promote_types(centered.dtype, torch.float32))
+            scale: Any = (wide.square().mean(-1, keepdim=True) + eps).rsqrt().to(centered.dtype)
+        else:
+            scale = next(self._given)
+        self.scales.append(scale)
+        return centered * scale
+
+
+def pull_back(
+    step: Callable[..., Tensor], directions: Tensor, *shapes: tuple[int, ...]
+) -> tuple[list[Tensor | None], int]:
+    """Pull directions back through the linear part of a step, with every 1/sigma set to 1.
+
+    Args:
+        step: Maps inputs (B, ...) to outputs (B, ..., C), affine once its norms are frozen.
+        directions: Directions (B, ..., C) at its output.
+        *shapes: The inputs' shapes without B.
+
+    Returns:
+        For each input, the directions (B, ...) at it, or None if the step does not read it; and the
+        number of norms within the step. They are differentiable with respect to the directions and
+        the step's parameters if gradients are enabled.
+    """
+    recorded = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        if not recorded:  # tensors of inference mode cannot be used here, their copies can
+            directions = directions.detach().clone()
+        inputs = [
+            directions.new_zeros(len(directions), *shape).detach().requires_grad_()
+            for shape in shapes
+        ]
+        with FrozenNorms(itertools.repeat(1.0)) as norms:
+            output = step(*inputs)
+        pulled = torch.autograd.grad(
+            output, inputs, directions, create_graph=recorded, allow_unused=True
+        )
+    return list(pulled), len(norms.scales)
