@@ -51,7 +51,7 @@ def draw_tasks() -> None:
     code = "\n".join(part.partition("```")[0] for part in page.split("```python\n")[1:])
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
-        for name in ("segments", "points", "words"):
+        for name in ("segments", "points", "words", "regions"):
             shutil.copy(Path(folder) / f"{name}.png", IMAGES / f"{name}.png")
 
 
