@@ -45,7 +45,7 @@ class _DirectEffectCore(PatchAttribution):
         forward_func: ZeroShotClassifier,
         blocks: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
-        feature_surgery: str | None = "auto",
+        feature_surgery: str | None = "empty",
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
     ) -> None:
         super().__init__(forward_func)
@@ -249,6 +249,7 @@ class LayerDirectEffect(_DirectEffectCore, LayerShapeMixin):
     layers, biases. The map of a text is the patches' share of the cosine, summed over blocks and
     heads; `remainder` returns the other parts, and all of them sum to the cosine. The statistics of
     norms are frozen at their values for the image. One forward pass, whatever the number of texts.
+    By default the cosine with the empty text is subtracted, part by part.
 
     On towers pooled by the attention of learned queries (SigLIP, CoCa, PE-Core) and on ResNets the
     pooling alone is taken apart: a patch's share is that of its last token.
@@ -258,10 +259,11 @@ class LayerDirectEffect(_DirectEffectCore, LayerShapeMixin):
         blocks: Indices of the blocks whose heads make up the map, where negative values count from
             the end; None stands for all. The others are in the remainder, as "other heads".
         heads: Indices of the heads in these blocks; None stands for all.
-        feature_surgery: What is taken off a text's score, as in `LayerCLIPSurgery`: "empty" (the
-            contributions to the score of the empty text), "release" or "paper" (what all texts and
-            distractors have in common), None, or "auto": "empty" below 8 texts, distractors
-            included, "release" from 8 on.
+        feature_surgery: What is subtracted from the contributions to a text's score: "empty" (those
+            to the score of the empty text; best on validation scenes of the embedded model for any
+            number of texts), "release" or "paper" (what all texts and distractors have in common,
+            see `functional.feature_surgery`), "auto" as in `LayerCLIPSurgery`, or None, with which
+            the parts sum to the cosine itself.
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
 
     Raises:

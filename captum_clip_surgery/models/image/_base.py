@@ -170,10 +170,10 @@ class Tower(ABC):
         """The pooling by learned queries, or None where tokens are pooled otherwise."""
         return None
 
-    def describe_nonlinear_readout(self) -> str | None:
-        """Describe a nonlinear layer behind the pooled tokens, or return None if there is none.
+    def describe_undecomposable(self) -> str | None:
+        """Describe why embeddings cannot be split into parts that sum to them, or return None.
 
-        Norms and linear layers alone let an embedding be split into the parts that sum to it.
+        They can if only norms and linear layers follow the pooled tokens.
         """
         return None
 

@@ -101,7 +101,7 @@ def check_direct_effects(tower: Tower) -> None:
     Raises:
         TypeError: If it is not; the message says why.
     """
-    reason = tower.describe_nonlinear_readout()
+    reason = tower.describe_undecomposable()
     if tower.attention_pool is None:
         if tower.pooling == "attention" and tower.num_pooled_tokens is None:
             reason = "its adapter does not take the attention of its pooling apart"
@@ -288,7 +288,7 @@ class _Ledger:
     def _read_out(self, x: Tensor) -> None:
         """Read the embedding off the pooled tokens (N, T, D), and how each of them counts."""
         pool = self.trace.pool
-        self.embedding = pool(x)
+        self.embedding = self.trace.embedding(x)
         with FrozenNorms() as norms:
             pool(x)
         with FrozenNorms(norms.scales):

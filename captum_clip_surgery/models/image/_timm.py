@@ -248,9 +248,12 @@ class TimmTower(Tower):
         return None if self.trunk.attn_pool is None else TimmAttentionPool(self.visual)
 
     @override
-    def describe_nonlinear_readout(self) -> str | None:
+    def describe_undecomposable(self) -> str | None:
         if getattr(self.visual.head, "mlp", None) is not None:
             return "open_clip's head is an MLP, so that its embedding is not a sum of parts"
+        whole = getattr(self.trunk, "pool_include_prefix", True)  # Eva pools all tokens
+        if self.trunk.attn_pool is not None and self.num_prefix_tokens and not whole:
+            return "its attention pooling leaves out the prefix tokens"
         return None
 
 

@@ -54,6 +54,10 @@ class Trace:
         """Return a block's queries, keys and values; in the last block queries of T tokens only."""
         raise NotImplementedError
 
+    def embedding(self, x: Tensor) -> Tensor:
+        """Return the model's own embedding (N, C), where T pooled tokens (N, T, D) come out."""
+        return self.pool(x)
+
 
 class _Blocks(Trace):
     """The residual blocks of a tower pooled by its class token or by average."""
@@ -79,6 +83,8 @@ class _Pooling(Trace):
 
     residual = False
     count = 1
+    #: The model's own pooling of the tokens, where the parts of it are called here.
+    _whole: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, tower: Tower, images: Tensor) -> None:
         pool = tower.attention_pool
@@ -93,8 +99,12 @@ class _Pooling(Trace):
             self.merge = lambda index, values, x: pool.merge(values)
             self.feed_forward = lambda index, x: pool.feed_forward(x)
             self.pool = pool.pool
+            self._whole = tower.pool
         self.num_pooled = self._inputs.q.shape[2]
         self.width = self.merge(0, self._inputs.v[:1, :, :1], self._inputs.x[:1, :1]).shape[-1]
 
     def attention_inputs(self, index: int, x: Tensor) -> AttentionInputs:
         return self._inputs
+
+    def embedding(self, x: Tensor) -> Tensor:
+        return self.pool(x) if self._whole is None else self._whole(self.tokens)
