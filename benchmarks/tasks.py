@@ -23,6 +23,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.demo.scenes import Scene
 from captum_clip_surgery.tasks import Prompt, prompts, recognize, segment, word_maps
+from captum_clip_surgery.tasks.captions import METHODS as WORD_METHODS
 
 VOID = -1
 #: Backgrounds that segmentation is measured with, besides ignoring the pixels of no object.
@@ -89,22 +90,26 @@ def _pixels(prompt: Prompt, label: int) -> list[tuple[int, int]]:
     return [(int(x), int(y)) for x, y in prompt.points[prompt.labels == label]]
 
 
-def words(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> tuple[float, float]:
-    """Return percents of objects: word's maximum inside, own word best inside."""
-    points_right, fits_best = [], []
-    for scene in tqdm(scenes, desc="words", leave=False):
-        (found,) = word_maps(clip, [scene.image], [scene.caption])
+def words(
+    clip: ZeroShotClassifier, scenes: Sequence[Scene], method: str, common: bool
+) -> tuple[float, float, float]:
+    """Return percents of objects: word's maximum inside, own word highest inside.
+
+    The latter for maps as they are, and for maps that are each scaled to 0..1.
+    """
+    flags: list[tuple[bool, ...]] = []
+    for scene in tqdm(scenes, desc=f"words {method}", leave=False):
+        (found,) = word_maps(clip, [scene.image], [scene.caption], method=method, common=common)
         size = scene.masks.shape[1:]
         maps = torch.nn.functional.interpolate(found.maps[None].cpu(), size, mode="bilinear")[0]
         low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
         scaled = (maps - low) / (high - low)
         for noun, mask in zip(scene.nouns, torch.from_numpy(scene.masks), strict=True):
             places = [i for i, word in enumerate(found.words) if word in noun.split()]
-            own = scaled[places].mean(0)
-            points_right.append(bool(mask.flatten()[own.argmax()]))
-            inside = scaled[:, mask].mean(1)
-            fits_best.append(int(inside.argmax()) in places)
-    return tuple(100 * sum(flags) / len(flags) for flags in (points_right, fits_best))  # type: ignore[return-value]
+            inside = bool(mask.flatten()[scaled[places].mean(0).argmax()])
+            best = (int(each[:, mask].mean(1).argmax()) in places for each in (maps, scaled))
+            flags.append((inside, *best))
+    return tuple((100 * torch.tensor(flags).double().mean(0)).tolist())  # type: ignore[return-value]
 
 
 def main(
@@ -142,8 +147,13 @@ def main(
             ],
         ),
         "words": lambda: markdown(
-            ["maps of words", "points inside", "own word fits best"],
-            [["caption", *(f"{value:.1f}" for value in words(clip, drawn))]],
+            ["method", "common", "points inside", "own word fits best", "each map in 0..1"],
+            [
+                [method, str(common), *(f"{v:.1f}" for v in words(clip, drawn, method, common))]
+                for method in WORD_METHODS
+                for common in (False, True)
+            ],
+            left=2,
         ),
     }
     table = "\n\n".join(parts[name]() for name in tasks.split(","))

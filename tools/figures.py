@@ -57,7 +57,7 @@ def draw_page(name: str, figures: tuple[str, ...]) -> None:
 
 def draw_tasks() -> None:
     """Draw the figures of docs/tasks.md."""
-    draw_page("tasks.md", ("segments", "points", "words"))
+    draw_page("tasks.md", ("segments", "points", "words", "regions"))
 
 
 def draw_ledger() -> None:

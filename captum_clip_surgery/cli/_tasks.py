@@ -105,7 +105,7 @@ def words(options: _options.Words) -> None:
         for word, score in maps.shared():
             echo(f"  {score:+.3f}  {word}", options.json)
         entries.append({"image": str(path), **maps.to_dict()})
-    content = {"caption": options.caption, "images": entries}
+    content = {"caption": options.caption, "method": options.words.method, "images": entries}
     _write_json(options.output / "words.json", content, indent=None)
     _finish(files, content, options.json)
 

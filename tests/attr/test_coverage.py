@@ -15,7 +15,7 @@ from captum_clip_surgery import (
     compare,
 )
 from captum_clip_surgery.export import load_maps, plan
-from captum_clip_surgery.tasks import word_maps
+from captum_clip_surgery.tasks import interactions, word_maps
 from tests._helpers.tiny import random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
 
@@ -75,3 +75,11 @@ def test_maps_of_words_continue_where_no_patch_is(clip):
     (words,) = word_maps(clip, images, "a dog", common=True)
     assert words.maps.shape == (2, 36, 36)
     assert torch.equal(words.maps[:, 32:], words.maps[:, 31:32].expand(-1, 4, -1))
+
+
+def test_interactions_stay_on_the_grid_and_say_which_pixels_it_covers(clip):
+    images = random_images(clip, 1)
+    (found,) = interactions(clip, images, "a dog")
+    assert found.maps.shape == (2, 4, 4)  # stretched, they would not sum to the cosine
+    seen = clip.unnormalize(images)[0, :, :32, :32].permute(1, 2, 0)
+    assert np.array_equal(found.pixels, seen.numpy())

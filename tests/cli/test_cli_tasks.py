@@ -12,7 +12,7 @@ from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import prompts, recognize, segment
+from captum_clip_surgery.tasks import prompts, recognize, segment, word_maps
 from tests._helpers.command_line import run
 
 SCENES = Scenes("test", 2, size=128, objects=[2])
@@ -180,13 +180,20 @@ def test_a_caption_may_fill_the_context(monkeypatch, tmp_path, folder) -> None:
     assert "is longer than the model's context of 24 tokens" in str(message)
 
 
-def test_words(monkeypatch, tmp_path, folder, capsys) -> None:
+@pytest.mark.parametrize("method", [None, "interactions", "surgery"])
+def test_words(monkeypatch, tmp_path, folder, capsys, method) -> None:
     caption = f"the {SCENES[0].nouns[0]} in the scene."
-    options = ("--caption", caption, "--output", tmp_path)
+    options = ("--caption", caption, "--output", tmp_path, *(["--method", method] * bool(method)))
     assert run(monkeypatch, "words", folder / "0.png", *options) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "words.json").read_text())
     assert content["caption"] == caption
+    assert content["method"] == (method or "interactions")
+    clip = ZeroShotClassifier.demo([caption])
+    arguments = {} if method is None else {"method": method}
+    (expected,) = word_maps(clip, [Image.open(folder / "0.png")], caption, **arguments)
+    maps = torch.tensor(content["images"][0]["maps"])
+    assert torch.allclose(maps, expected.maps, atol=1e-5)
     assert content["images"][0]["words"][:2] == caption.split()[:2]
     assert SCENES[0].nouns[0] in printed
     assert Image.open(tmp_path / "0-words.png").size[0] > 500
