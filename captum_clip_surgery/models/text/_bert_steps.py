@@ -92,4 +92,4 @@ class BertSteps(TextSteps):
         model: Any = self.tower.text_model
         if hasattr(model, "pre_LN"):  # AltCLIP
             x = model.transformation(model.pre_LN(x))
-        return self.tower.text_projection(x)  # type: ignore[operator]
+        return self.tower.text_projection(x)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._parts import apply_to_parts
-from captum_clip_surgery.models.text._text_steps import TextSteps, steps_of
+from captum_clip_surgery.models.text._steps import TextSteps
+from captum_clip_surgery.models.text._text_steps import steps_of
 from captum_clip_surgery.models.text._towers import device_of
 from captum_clip_surgery.models.text._tracing import (
     TextTrace,

@@ -136,7 +136,7 @@ class _TransformersSteps(TextSteps):
     def finish(self, x: Tensor) -> Tensor:
         normed = self.tower.text_model.final_layer_norm(x)
         if self.tower.family.text == "end":
-            return self.tower.text_projection(normed)  # type: ignore[operator]
+            return self.tower.text_projection(normed)
         return self.tower.text_model.head(normed)
 
 

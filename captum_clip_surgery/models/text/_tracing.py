@@ -12,7 +12,8 @@ from captum_clip_surgery.models._blocks import join_heads, split_heads
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._data import BlockTrace
 from captum_clip_surgery.models.text._encoder import PromptEncoder
-from captum_clip_surgery.models.text._text_steps import TextSteps, name_of, steps_of
+from captum_clip_surgery.models.text._steps import TextSteps
+from captum_clip_surgery.models.text._text_steps import name_of, steps_of
 from captum_clip_surgery.models.text._towers import (
     pooled_at_end_of_text,
     pooled_at_last_position,
