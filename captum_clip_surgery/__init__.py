@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
-    from captum_clip_surgery.diagnostics import TowerReport, tower_report
+    from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
 
@@ -57,10 +57,12 @@ _MODULES = {
     "ModelEntry": "models",
     "TEMPLATES": "models.text",
     "TowerReport": "diagnostics",
+    "TrustReport": "diagnostics",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
     "list_models": "models",
     "tower_report": "diagnostics",
+    "trust": "diagnostics",
 }
 
 __all__ = [
@@ -97,12 +99,14 @@ __all__ = [
     "RawAttention",
     "TokenGradCam",
     "TowerReport",
+    "TrustReport",
     "WordScores",
     "ZeroShotClassifier",
     "compare",
     "functional",
     "list_models",
     "tower_report",
+    "trust",
     "word_scores",
 ]
 
