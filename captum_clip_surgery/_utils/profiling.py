@@ -96,8 +96,9 @@ class Passes:
 
     Attributes:
         forward: Number of images that entered a tower.
-        backward: Number of these that entered with gradients enabled: where one text is explained
-            at a time, each of them is followed by one backward pass.
+        backward: Number of gradients of one image's score that were taken: by this package's
+            methods, and by Captum's for images that require gradients, which differentiate each
+            forward pass once.
     """
 
     forward: int = 0
@@ -139,4 +140,11 @@ def add_pass(images: Tensor) -> None:
     passes = _counted.get()
     if passes is not None:
         passes.forward += len(images)
-        passes.backward += len(images) * torch.is_grad_enabled()
+        passes.backward += len(images) * (images.requires_grad and torch.is_grad_enabled())
+
+
+def add_backward_passes(count: int) -> None:
+    """Count gradients of scores with respect to something other than images."""
+    passes = _counted.get()
+    if passes is not None:
+        passes.backward += count

@@ -97,15 +97,18 @@ class TrustReport:
         """What the figures mean, in words.
 
         It says how much the maps depend on the text, and names the other checks that fail: a rank
-        correlation of 0.7 or more with maps of other images, or with the map after the weights of
-        the head and the last block are shuffled, or a change by half of the map or more under
-        invisible noise.
+        correlation of 0.5 or more with maps of nonsense, of 0.7 or more with maps of other images
+        or with the map after the weights of the head and the last block are shuffled, or a change
+        by half of the map or more under invisible noise.
         """
         several = len(self.texts) > 1
         means, verb = self.specificity.means(), "" if several else "s"
         findings = [describe_specificity(means["absent"])]
         if several:
             findings = [findings[0].replace("depends", "depend")]
+        if means["absent"] < LITTLE_TEXT <= means["nonsense"]:
+            nonsense = "those" if several else "that"
+            findings.append(f"resemble{verb} {nonsense} of nonsense: {means['nonsense']:.2f}")
         if means.get("image", 0) >= HARDLY_IMAGE:
             findings.append(f"hardly depend{verb} on the image: {means['image']:.2f}")
         stage, weights = list(self.randomization.items())[-1]
@@ -154,7 +157,7 @@ class TrustReport:
         """Return the verdict, a table of all checks, and what they cost."""
         table = markdown(["check", self.method, "should be"], [list(row) for row in self.rows()])
         verdict = self.verdict[0].upper() + self.verdict[1:]
-        return f"{verdict}.\n\n{table}\n\n{len(self.texts)} images, {self._cost()}."
+        return f"{verdict}.\n\n{table}\n\n{self._cost()}."
 
     def __str__(self) -> str:
         width = max(len(name) for name, *_ in self.rows())
@@ -164,7 +167,9 @@ class TrustReport:
     __repr__ = __str__
 
     def _cost(self) -> str:
-        return f"{self.passes} in {self.seconds:.1f} s"
+        count = len(self.texts)
+        images = f"{count} images" if count > 1 else "1 image"
+        return f"{images}, {self.passes}, {self.seconds:.1f} s"
 
     def figure(self) -> Figure:
         """Draw up to eight images, each with the maps for its text, an absent one, and nonsense.
@@ -203,10 +208,10 @@ def trust(
     - Completeness: Captum's convergence delta, where the method has one.
 
     Cost: the last three are checked on the first two images only. A method that runs passes of its
-    own computes 8 maps per image, up to 3 more for the texts of other images, and 9 more for each of
-    the first two: 17 maps for one image. Dense methods need one forward pass per image for all of
-    its texts, and 9 more for each of the first two. Drawing absent texts takes a pass per image. The
-    report says how many passes were run, those that verify the shuffled copy of the model included.
+    own computes 8 maps per image, up to 3 more for the texts of other images, and 9 more for each
+    of the first two: 17 maps for one image. Dense methods need one forward pass per image for all
+    of its texts, and 9 more for each of the first two. Drawing absent texts takes a pass per image.
+    The report says how many passes were run, with those that verify the shuffled copy.
 
     Args:
         clip: The classifier; its own texts do not matter.
@@ -272,8 +277,9 @@ def _resolve(clip: ZeroShotClassifier, method: str | Method) -> tuple[str, Metho
             raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
         return method, METHODS[method]
     made = method(clip)
-    get_name = getattr(made, "get_name", None)
-    return (get_name() if get_name else getattr(method, "__name__", type(made).__name__)), method
+    if hasattr(made, "get_name"):
+        return made.get_name().removeprefix("Layer "), method
+    return getattr(method, "__name__", type(made).__name__), method
 
 
 def _stability(

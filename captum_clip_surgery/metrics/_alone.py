@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,33 @@ from captum_clip_surgery.metrics.functional._maps import check_maps
 
 #: Strings that mean nothing.
 NONSENSE = ("xqzv kwpf", "zjdh bqrt", "vgtx ycnq")
+#: Texts for images of unknown content.
+EVERYDAY = (
+    "person",
+    "dog",
+    "cat",
+    "bird",
+    "horse",
+    "car",
+    "boat",
+    "building",
+    "window",
+    "tree",
+    "flower",
+    "grass",
+    "road",
+    "sky",
+    "water",
+    "mountain",
+    "chair",
+    "table",
+    "food",
+    "sign",
+)
+#: Largest number of candidates that are embedded to find texts that images do not show.
+MAX_CANDIDATES = 20
+#: Number of absent texts per image.
+NUM_ABSENT = 4
 #: Largest number of other images that an image's map is compared with.
 NUM_OTHERS = 3
 
@@ -32,7 +60,8 @@ class Specificity:
 
     Args:
         absent: Correlation with the same image's maps for texts that it does not show.
-        nonsense: Correlation with the same image's maps for strings that mean nothing.
+        nonsense: Correlation with the same image's maps for strings that mean nothing; NaN without
+            such strings.
         image: Correlation with the same text's maps on other images; NaN for a single image.
 
     Example::
@@ -47,7 +76,7 @@ class Specificity:
     image: Tensor
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each kind; `image` is left out for a single image."""
+        """Return the mean of each kind that was measured."""
         means = {name: float(values.mean()) for name, values in vars(self).items()}
         return {name: value for name, value in means.items() if value == value}
 
@@ -82,11 +111,17 @@ class AskedAlone:
     ) -> list[float]:
         """Return the correlations of one map, in the order of `Specificity`."""
         own = maps[index]
+        absent, nonsense = (
+            [own[name] for name in names] for names in (self.absent[index], self.nonsense)
+        )
         others = [maps[other][text] for other in _others(index, len(maps))]
         return [
-            text_specificity(own[text], torch.stack([own[name] for name in self.absent[index]])),
-            text_specificity(own[text], torch.stack([own[name] for name in self.nonsense])),
-            image_specificity(own[text], torch.stack(others)) if others else torch.nan,
+            measure(own[text], torch.stack(rest)) if rest else torch.nan
+            for measure, rest in (
+                (text_specificity, absent),
+                (text_specificity, nonsense),
+                (image_specificity, others),
+            )
         ]
 
 
@@ -109,6 +144,7 @@ def ask_alone(
         nonsense: Strings that mean nothing.
 
     Raises:
+        TypeError: If `nonsense` is a string.
         ValueError: If there are not as many rows of texts as images, a row is empty, or a method's
             maps have another shape or are not finite.
     """
@@ -119,8 +155,10 @@ def ask_alone(
             raise ValueError(
                 f"{name} has {len(rows)} entries for {len(images)} images; pass one for each"
             )
-    if isinstance(nonsense, str) or not nonsense:
-        raise ValueError(f"nonsense must be a list of at least one string, got {nonsense!r:.80}")
+    if isinstance(nonsense, str):
+        raise TypeError(
+            f"nonsense must be a list, got the string {nonsense!r}; pass [{nonsense!r}]"
+        )
     wanted = [[*texts[i], *absent[i], *nonsense] for i in range(len(images))]
     for index, row in enumerate(texts):
         for other in _others(index, len(images)):
@@ -130,6 +168,85 @@ def ask_alone(
         for image, row in zip(images.split(1), wanted, strict=True)
     ]
     return AskedAlone(texts, absent, nonsense, tables)
+
+
+def specificity_of_maps(
+    clip: ZeroShotClassifier, methods: Mapping[str, Method], images: Tensor, texts: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Measure the text specificity of the maps of all texts on all images.
+
+    Args:
+        clip: The classifier; its own texts do not matter.
+        methods: Creates each method for a classifier, by name.
+        images: Images (N, 3, H, W), preprocessed.
+        texts: K texts, each of which is asked of every image.
+
+    Returns:
+        Rank correlations (N, K) with maps for absent texts by method, and for methods that cannot
+        be asked for one text alone the reason.
+    """
+    rows = [texts] * len(images)
+    absent = draw_absent(clip, images, rows)
+    values, undefined = {}, {}
+    for name, method in methods.items():
+        try:
+            asked = ask_alone(clip, {name: method}, images, rows, absent, nonsense=())
+        except ValueError as error:  # variants of feature surgery that contrast texts
+            undefined[name] = str(error)
+        else:
+            values[name] = asked.specificity(name).absent
+    return values, undefined
+
+
+def draw_absent(
+    clip: ZeroShotClassifier,
+    images: Tensor,
+    texts: Sequence[Sequence[str]],
+    candidates: Sequence[str] | None = None,
+    count: int = NUM_ABSENT,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Draw texts that images do not show, as far as the model can tell.
+
+    They are drawn at random from the half of the candidates, or of 20 drawn from them, that the
+    model finds less likely for the image. That costs one forward pass per image.
+
+    Args:
+        clip: The classifier; its own texts do not matter.
+        images: Images (N, 3, H, W), preprocessed.
+        texts: For each image, texts that are no candidates.
+        candidates: Texts to draw from; None stands for the embedded model's vocabulary, or for
+            `EVERYDAY`.
+        count: Number of texts per image.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If too few candidates are left.
+
+    Example::
+
+        >>> clip = ZeroShotClassifier.demo(["dog"])
+        >>> images = torch.zeros(1, 3, *clip.native_size)
+        >>> drawn = draw_absent(clip, images, [["dog"]], ["dog", "pizza", "camera"], count=1)
+        >>> drawn[0][0] in ("pizza", "camera")
+        True
+    """
+    known = list(dict.fromkeys(candidates or clip.vocabulary or EVERYDAY))
+    known = random.Random(seed).sample(known, min(len(known), MAX_CANDIDATES))
+    local = ZeroShotClassifier.with_texts(clip, known)
+    drawn = []
+    with torch.no_grad():
+        for index, image in enumerate(images.split(1)):
+            order = local.logits(local.image_features(image))[0].argsort(stable=True).tolist()
+            left = [known[i] for i in order if known[i] not in texts[index]]
+            half = left[: -(-len(left) // 2)]
+            if len(half) < count:
+                raise ValueError(
+                    f"{len(left)} candidates are left of {len(known)}, of which the less likely "
+                    f"half is {len(half)}; pass more, or draw fewer than {count}"
+                )
+            drawn.append(random.Random(f"{seed} {index}").sample(half, count))
+    return drawn
 
 
 def maps_alone(

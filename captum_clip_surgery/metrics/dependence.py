@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.metrics._alone import NONSENSE, Specificity, ask_alone
+from captum_clip_surgery.metrics._alone import (
+    EVERYDAY,
+    NONSENSE,
+    Specificity,
+    ask_alone,
+    draw_absent,
+)
 from captum_clip_surgery.models._validation import check_images
 
 __all__ = ["EVERYDAY", "NONSENSE", "Specificity", "draw_absent", "specificity"]
-
-#: Texts for images of unknown content.
-EVERYDAY = (
-    "person",
-    "dog",
-    "cat",
-    "bird",
-    "horse",
-    "car",
-    "boat",
-    "building",
-    "window",
-    "tree",
-    "flower",
-    "grass",
-    "road",
-    "sky",
-    "water",
-    "mountain",
-    "chair",
-    "table",
-    "food",
-    "sign",
-)
-#: Number of absent texts per image.
-NUM_ABSENT = 4
 
 
 def specificity(
@@ -66,14 +44,14 @@ def specificity(
         images: Images (N, 3, H, W), preprocessed.
         texts: A text that all images show, or one per image.
         absent: For each image, texts that it does not show; None draws them by `draw_absent`.
-        nonsense: Strings that mean nothing.
+        nonsense: Strings that mean nothing; without any, that correlation is NaN.
 
     Returns:
         By method, correlations (N,) as the functions `text_specificity` and `image_specificity`
         define them.
 
     Raises:
-        TypeError: If `images` has another type.
+        TypeError: If `images` has another type, or `nonsense` is a string.
         ValueError: If the images do not fit the classifier, there are not as many texts or rows of
             absent texts as images, the classifier was made by `from_features`, or a method's maps
             have another shape or are not finite.
@@ -102,53 +80,3 @@ def specificity(
         name: Specificity(*(values[:, 0] for values in vars(result).values()))
         for name, result in results.items()
     }
-
-
-def draw_absent(
-    clip: ZeroShotClassifier,
-    images: Tensor,
-    texts: Sequence[Sequence[str]],
-    candidates: Sequence[str] | None = None,
-    count: int = NUM_ABSENT,
-    seed: int = 0,
-) -> list[list[str]]:
-    """Draw texts that images do not show, as far as the model can tell.
-
-    They are drawn at random from the half of the candidates that the model finds less likely for
-    the image. That costs one forward pass per image.
-
-    Args:
-        clip: The classifier; its own texts do not matter.
-        images: Images (N, 3, H, W), preprocessed.
-        texts: For each image, texts that are no candidates.
-        candidates: Texts to draw from; None stands for the embedded model's vocabulary, or for
-            `EVERYDAY`.
-        count: Number of texts per image.
-        seed: Seed of the draw.
-
-    Raises:
-        ValueError: If too few candidates are left.
-
-    Example::
-
-        >>> clip = ZeroShotClassifier.demo(["dog"])
-        >>> images = torch.zeros(1, 3, *clip.native_size)
-        >>> drawn = draw_absent(clip, images, [["dog"]], ["dog", "pizza", "camera"], count=1)
-        >>> drawn[0][0] in ("pizza", "camera")
-        True
-    """
-    known = list(dict.fromkeys(candidates or clip.vocabulary or EVERYDAY))
-    local = ZeroShotClassifier.with_texts(clip, known)
-    drawn = []
-    with torch.no_grad():
-        for index, image in enumerate(images.split(1)):
-            order = local.logits(local.image_features(image))[0].argsort(stable=True).tolist()
-            left = [known[i] for i in order if known[i] not in texts[index]]
-            half = left[: -(-len(left) // 2)]
-            if len(half) < count:
-                raise ValueError(
-                    f"{len(left)} candidates are left of {len(known)}, of which the less likely "
-                    f"half is {len(half)}; pass more, or draw fewer than {count}"
-                )
-            drawn.append(random.Random(f"{seed} {index}").sample(half, count))
-    return drawn
