@@ -248,7 +248,7 @@ class _Correlation(PercentMean):
         """
         check_maps(maps, len(others))
         for attribution, row in zip(maps, others, strict=True):
-            value = type(self)._measure(attribution, row)
+            value = self._measure(attribution, row)
             self.add(torch.tensor([[value]], dtype=torch.float64, device="cpu"))
 
 

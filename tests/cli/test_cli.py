@@ -344,7 +344,8 @@ def test_evaluate_writes_figures_for_people_and_programs(
         assert f"| {name} " in (tmp_path / "results.md").read_text()
     assert Image.open(tmp_path / "results.png").size[0] > 500
     assert run(monkeypatch, "evaluate", "--measures", "speed") == (
-        "error: measures must be one of localization, faithfulness, grid, got ['speed']"
+        "error: measures must be one of localization, faithfulness, grid, specificity, "
+        "got ['speed']"
     )
     assert run(monkeypatch, "evaluate", "--dataset", "voc") == 2
     assert "'voc' is not one of 'scenes', 'voc21', " in capsys.readouterr().err
