@@ -239,13 +239,13 @@ def draw_absent(
         for index, image in enumerate(images.split(1)):
             order = local.logits(local.image_features(image))[0].argsort(stable=True).tolist()
             left = [known[i] for i in order if known[i] not in texts[index]]
-            half = left[: -(-len(left) // 2)]
-            if len(half) < count:
+            if len(left) < count:
                 raise ValueError(
-                    f"{len(left)} candidates are left of {len(known)}, of which the less likely "
-                    f"half is {len(half)}; pass more, or draw fewer than {count}"
+                    f"{len(left)} of {len(known)} candidates are not texts of image {index}, "
+                    f"expected at least {count}; pass more candidates, or draw fewer"
                 )
-            drawn.append(random.Random(f"{seed} {index}").sample(half, count))
+            unlikely = left[: max(count, len(left) // 2)]
+            drawn.append(random.Random(f"{seed} {index}").sample(unlikely, count))
     return drawn
 
 
