@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from captum_clip_surgery.classifier import ZeroShotClassifier
     from captum_clip_surgery.comparison import Comparison, compare
     from captum_clip_surgery.decomposition import Decomposition, decompose, describe_head
-    from captum_clip_surgery.diagnostics import TowerReport, tower_report
+    from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
 
@@ -62,12 +62,14 @@ _MODULES = {
     "ModelEntry": "models",
     "TEMPLATES": "models.text",
     "TowerReport": "diagnostics",
+    "TrustReport": "diagnostics",
     "ZeroShotClassifier": "classifier",
     "compare": "comparison",
     "decompose": "decomposition",
     "describe_head": "decomposition",
     "list_models": "models",
     "tower_report": "diagnostics",
+    "trust": "diagnostics",
 }
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "TestTimeAugmentation",
     "TokenGradCam",
     "TowerReport",
+    "TrustReport",
     "WordScores",
     "ZeroShotClassifier",
     "compare",
@@ -116,6 +119,7 @@ __all__ = [
     "functional",
     "list_models",
     "tower_report",
+    "trust",
     "word_scores",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +20,9 @@ from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.diagnostics import describe_specificity
 from captum_clip_surgery.metrics import PairMeasures
+from captum_clip_surgery.metrics._alone import specificity_of_maps
 from captum_clip_surgery.models._validation import check_images, resolve_indices
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
@@ -45,8 +47,11 @@ class Comparison:
         logits: Logits of the images for the texts, (N, K).
         maps: Maps by method, (N, K, h, w), raw and signed.
         costs: Time and memory of all maps of a method.
-        left_out: Reason by method that is not defined on this classifier or failed.
+        left_out: Reason by method that is not defined on this classifier or failed, or whose text
+            specificity is not defined.
         measures: Measures against masks by method, in percent; empty without masks.
+        specificity: Text specificity of every map by method, (N, K) in -1..1; empty if it was not
+            asked for. See `metrics.text_specificity`.
     """
 
     images: Sequence[np.ndarray]
@@ -56,12 +61,18 @@ class Comparison:
     costs: Mapping[str, ProfileResult]
     left_out: Mapping[str, str]
     measures: Mapping[str, Mapping[str, float]]
+    specificity: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return each method's name, seconds per image, and measures."""
+        """Return each method's name, seconds per image, measures, and mean text specificity."""
         return [
             {"method": name, "seconds": self.costs[name].seconds / len(self.images)}
             | dict(self.measures.get(name, {}))
+            | (
+                {"text_specificity": float(self.specificity[name].mean())}
+                if name in self.specificity
+                else {}
+            )
             for name in self.maps
         ]
 
@@ -72,14 +83,20 @@ class Comparison:
         return import_module("pandas").DataFrame(self.rows()).set_index("method")
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table."""
+        """Return the rows as a Markdown table, with text specificity in words."""
         rows = self.rows()
         columns = {key: title for key, title in COLUMNS.items() if any(key in row for row in rows)}
         body = [
             [row["method"], *(f"{row[key]:.1f}" for key in columns), f"{row['seconds']:.3f}"]
             for row in rows
         ]
-        return markdown(["method", *columns.values(), "s/image"], body)
+        header = ["method", *columns.values(), "s/image"]
+        if self.specificity:
+            header.append("the map")
+            for cells, row in zip(body, rows, strict=True):
+                value = row.get("text_specificity")
+                cells.append("-" if value is None else describe_specificity(value))
+        return markdown(header, body)
 
     def figure(
         self,
@@ -109,6 +126,10 @@ class Comparison:
         notes = {
             row["method"]: [[f"{1000 * row['seconds']:.0f} ms"] * n_texts] * n_images
             for row in self.rows()
+        }
+        notes |= {
+            name: [[describe_specificity(value) for value in row] for row in values.tolist()]
+            for name, values in self.specificity.items()
         }
         notes["image"] = [[f"logit {logit:.2f}" for logit in row] for row in self.logits.tolist()]
         return compare_figure(
@@ -144,6 +165,7 @@ def compare(
     methods: Iterable[str] | Mapping[str, Method] = DEFAULT_METHODS,
     masks: Sequence[Any] | Tensor | None = None,
     size: int | tuple[int, int] | None = None,
+    trust: bool = False,
 ) -> Comparison:
     """Explain images by several methods.
 
@@ -158,6 +180,8 @@ def compare(
         masks: For each image, bool masks (K, H', W') of the texts, to measure the maps against.
         size: Side or (height, width) in pixels to which images are resized; None stands for the
             native size.
+        trust: Whether to measure how much each map depends on its text. That takes a map of each
+            text alone and of four absent texts per image, of dense methods one forward pass.
 
     Raises:
         TypeError: If the images or masks have the wrong type, or `methods` is a string.
@@ -193,14 +217,21 @@ def compare(
             left_out[name] = str(error)
     if not maps:
         raise ValueError(f"no method gave a map: {left_out}")
+    texts = tuple(clip.texts[i] for i in indices)
+    specificity: Mapping[str, Tensor] = {}
+    if trust:
+        explained = {name: chosen[name] for name in maps}
+        specificity, undefined = specificity_of_maps(clip, explained, batch, texts)
+        left_out |= {f"text specificity of {name}": why for name, why in undefined.items()}
     return Comparison(
         pixels,
-        tuple(clip.texts[i] for i in indices),
+        texts,
         logits,
         maps,
         costs,
         left_out,
         {} if mask_list is None else _measures(maps, mask_list),
+        specificity,
     )
 
 

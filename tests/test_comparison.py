@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -222,6 +223,27 @@ def test_masks_give_measures(clip):
         compare(clip, [scene.image], masks=[scene.masks.astype(np.uint8)])
     with pytest.raises(ValueError, match="every mask is empty or full"):
         compare(clip, [scene.image], masks=[np.zeros((2, 8, 8), dtype=bool)])
+
+
+def test_trust_says_how_much_each_map_depends_on_its_text(clip, images):
+    surgery = partial(LayerCLIPSurgery, feature_surgery="release")  # is not defined for one text
+    methods = {"CLIP": METHODS["CLIP"], "Raw": METHODS["RawAttention"], "Release": surgery}
+    found = compare(clip, images, methods=methods, trust=True)
+    assert set(found.maps) == set(methods)
+    assert {name: values.shape for name, values in found.specificity.items()} == {
+        "CLIP": (2, 2),
+        "Raw": (2, 2),
+    }
+    assert "only one" in found.left_out["text specificity of Release"]
+    lines = {line.split("|")[1].strip(): line for line in found.to_markdown().splitlines()}
+    assert "hardly depends on the text: 1.00" in lines["Raw"]
+    assert f"text: {found.specificity['CLIP'].mean():.2f}" in lines["CLIP"]
+    assert lines["Release"].split("|")[-2].strip() == "-"
+    notes = [axis.get_xlabel() for axis in found.figure().axes[:4]]
+    assert notes[1].endswith(f"{found.specificity['CLIP'][0, 0]:.2f}")
+    assert notes[2] == "hardly depends on the text: 1.00"
+    assert notes[3].endswith(" ms")
+    assert not compare(clip, images, methods=["CLIP"]).specificity
 
 
 def test_tables_with_and_without_pandas(clip, images, monkeypatch):

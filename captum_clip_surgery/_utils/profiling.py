@@ -1,4 +1,4 @@
-"""Time and peak memory of a call."""
+"""Time, peak memory and passes of the image tower of a call."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 PROCESS = Path("/proc/self")
@@ -85,3 +88,63 @@ def _resident(field: str) -> int | None:
     except OSError:
         return None
     return int(match[1]) * 1024 if match else None
+
+
+@dataclass
+class Passes:
+    """Passes of images through image towers.
+
+    Attributes:
+        forward: Number of images that entered a tower.
+        backward: Number of gradients of one image's score that were taken: by this package's
+            methods, and by Captum's for images that require gradients, which differentiate each
+            forward pass once.
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.forward} forward and {self.backward} backward passes"
+
+
+_counted: ContextVar[Passes | None] = ContextVar("passes", default=None)
+
+
+@contextmanager
+def count_passes() -> Iterator[Passes]:
+    """Count the passes that this thread runs within the block.
+
+    Example::
+
+        >>> with count_passes() as passes:
+        ...     add_pass(torch.zeros(2, 3, 8, 8))
+        >>> passes.forward
+        2
+    """
+    outer, passes = _counted.get(), Passes()
+    token = _counted.set(passes)
+    try:
+        yield passes
+    finally:
+        _counted.reset(token)
+        if outer is not None:
+            outer.forward += passes.forward
+            outer.backward += passes.backward
+
+
+def add_pass(images: Tensor) -> None:
+    """Count a pass of images (N, 3, H, W) through a tower; towers call it."""
+    if torch.compiler.is_compiling():  # context variables cannot be traced
+        return
+    passes = _counted.get()
+    if passes is not None:
+        passes.forward += len(images)
+        passes.backward += len(images) * (images.requires_grad and torch.is_grad_enabled())
+
+
+def add_backward_passes(count: int) -> None:
+    """Count gradients of scores with respect to something other than images."""
+    passes = _counted.get()
+    if passes is not None:
+        passes.backward += count

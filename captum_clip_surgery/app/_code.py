@@ -69,8 +69,14 @@ def _map_values(model: Model, settings: Settings) -> dict[str, Any]:
         "methods": methods,
         "imports": [*registry, *sorted(classes), "ZeroShotClassifier"],
         "surgery": SURGERY_METHODS,
+        "trusted": [name for name in methods if not _contrasts(name, settings)],
         "samples": not SAMPLING.isdisjoint(methods),
     }
+
+
+def _contrasts(name: str, settings: Settings) -> bool:
+    """Return whether a method cannot be asked for one text alone."""
+    return name in SURGERY_METHODS and settings.feature_surgery in CONTRASTING
 
 
 def _left_out(model: Model, settings: Settings) -> dict[str, str]:

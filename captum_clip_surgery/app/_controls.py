@@ -79,6 +79,12 @@ class Controls:
             lines=2,
             elem_id="ccs-distractors",
         )
+        self.by_name["trust"] = gr.Checkbox(
+            label="Say how far to trust each map",
+            info="Compares it with maps for four absent texts; slow methods take several times as "
+            "long.",
+            elem_id="ccs-trust",
+        )
 
     def appearance(self) -> None:
         """Create the options of drawing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from threading import Lock
 
@@ -19,11 +20,14 @@ from captum_clip_surgery.attr import (
     LayerFeatureCLIPSurgery,
     attribute_many,
 )
+from captum_clip_surgery.attr import Method as Factory
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.metrics import draw_absent, text_specificity
+from captum_clip_surgery.metrics._alone import maps_alone
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image._data import nearest_multiple
 
@@ -49,7 +53,8 @@ class Explanation:
         logits: Logits of the image for the texts, (K,).
         probabilities: Softmax of the logits, (K,).
         maps: Maps by method, (K, h, w), raw and signed.
-        left_out: Reason by method that has no maps.
+        left_out: Reason by method that has no maps, or by another result that is missing.
+        specificity: Text specificity of each map by method, (K,) in -1..1.
     """
 
     texts: tuple[str, ...]
@@ -57,6 +62,7 @@ class Explanation:
     probabilities: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    specificity: dict[str, list[float]] = field(default_factory=dict)
 
     def ranking(self) -> list[int]:
         """Return the indices of the texts, likeliest first."""
@@ -142,6 +148,31 @@ class Explainer:
             else:
                 explanation.maps[name] = torch.stack(maps)
                 yield explanation
+        if settings.trust:
+            yield from self._measure_specificity(explanation, image, images, settings)
+
+    def _measure_specificity(
+        self, explanation: Explanation, image: PageImage, images: Tensor, settings: Settings
+    ) -> Iterator[Explanation]:
+        """Measure how much maps depend on their texts, each of which is asked alone."""
+        texts = settings.texts
+        (absent,) = draw_absent(self.clip, images, [texts])
+        outputs = self._cached_outputs(image.digest, settings.side)
+        for name in list(explanation.maps):
+            method, maps = method_of(name, settings), {}
+            try:
+                for text in (*texts, *absent):
+                    variant = settings.feature_surgery if name in SURGERY_METHODS else None
+                    key = (image.digest, settings.side, name, variant, "alone", text)
+                    maps[text] = self._cached_map_alone(key, method, images, text, outputs)
+                    yield explanation
+            except ValueError as error:  # variants of feature surgery that contrast texts
+                explanation.left_out[specificity_of(name)] = str(error)
+            else:
+                others = torch.stack([maps[text] for text in absent])
+                values = [text_specificity(maps[text], others) for text in texts]
+                explanation.specificity[name] = values
+            yield explanation
 
     @cachedmethod(attrgetter("_outputs"), lambda self, *key: key, attrgetter("_lock"))
     def _cached_outputs(self, digest: str, side: int | None) -> Outputs:
@@ -153,6 +184,13 @@ class Explainer:
         """Return the map (h, w) of one text by a method with its own pass."""
         maps = attribute_many({"": method}, images, [index])[""]
         return cover_image(self.clip, maps, images)[0, 0].detach().cpu()
+
+    @cachedmethod(attrgetter("_maps"), lambda self, key, *_: key, attrgetter("_lock"))
+    def _cached_map_alone(
+        self, key: Key, method: Factory, images: Tensor, text: str, outputs: Outputs
+    ) -> Tensor:
+        """Return a method's map (h, w) of one text that nothing competes with."""
+        return maps_alone(self.clip, {"": method}, images, [text], outputs)[""][text]
 
     def _preprocess(self, image: PageImage, side: int | None) -> Tensor:
         if side is not None and not self._fits(side):
@@ -172,14 +210,22 @@ class Explainer:
         left_out: dict[str, str] = {}
         for name in settings.methods:
             try:
-                if name in SURGERY_METHODS:
-                    variant = settings.feature_surgery
-                    methods[name] = SURGERY_METHODS[name](clip, feature_surgery=variant)
-                else:
-                    methods[name] = METHODS[name](clip)
+                methods[name] = method_of(name, settings)(clip)
             except (TypeError, ImportError) as error:
                 left_out[name] = str(error)
         return methods, left_out
+
+
+def method_of(name: str, settings: Settings) -> Factory:
+    """Return what makes a method with the user's settings."""
+    if name in SURGERY_METHODS:
+        return partial(SURGERY_METHODS[name], feature_surgery=settings.feature_surgery)
+    return METHODS[name]
+
+
+def specificity_of(name: str) -> str:
+    """Return what a method's text specificity is called where it is left out."""
+    return f"text specificity of {name}"
 
 
 def _explain_together(

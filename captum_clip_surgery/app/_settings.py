@@ -43,6 +43,7 @@ class Settings:
         opacity: Opacity of maps over the image, 0..1.
         cmap: Color map, one of `COLOR_MAPS`.
         sign: Values to draw, one of `visualization.SIGNS`.
+        trust: Whether to say below each map how much it depends on its text.
         point: Point (x, y) of the image in 0..1 whose scores are shown, or None.
         background: Texts that describe the background in segmentation.
         instances: Prompts for SAM, one of `tasks.sam.INSTANCES`.
@@ -69,6 +70,7 @@ class Settings:
     opacity: float = 0.7
     cmap: str | None = None
     sign: str = "range"
+    trust: bool = False
     point: tuple[float, float] | None = None
     background: tuple[str, ...] = ("a background",)
     instances: str = "one"
@@ -238,6 +240,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "opacity": lambda value: float(check_number(value, "opacity", 0, 1)),
     "cmap": _one_of(COLOR_MAPS, "color map"),
     "sign": _one_of(SIGNS, "sign"),
+    "trust": lambda value: check_flag(value, "whether to measure text specificity"),
     "point": _check_point,
     "background": lambda value: _check_texts(value, "background text", MAX_TEXTS),
     "instances": _one_of(INSTANCES, "kind of prompts"),

@@ -9,12 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from captum_clip_surgery.app import _figures as figures
-from captum_clip_surgery.app._explaining import Explainer, Explanation
+from captum_clip_surgery.app._explaining import Explainer, Explanation, specificity_of
 from captum_clip_surgery.app._figures import Drawn
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.demo.scenes import unknown_words
+from captum_clip_surgery.diagnostics import describe_specificity
 from captum_clip_surgery.tasks import prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
@@ -41,12 +42,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Panel:
-    """An image on the page, with its name and a text that describes it."""
+    """An image on the page: its name, a text that describes it, how far to trust it."""
 
     drawn: Drawn
     name: str
     alt: str
     is_original: bool = False
+    trust: str = ""
 
 
 def show(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
@@ -93,9 +95,9 @@ def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, .
 
 
 def _maps(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
-    shown: tuple[int, int] | None = None
+    shown: tuple[int, ...] | None = None
     for explanation in explainer.explain(image, settings):
-        state = len(explanation.maps), len(explanation.left_out)
+        state = tuple(map(len, (explanation.maps, explanation.left_out, explanation.specificity)))
         if state == shown:
             yield None
         else:
@@ -109,6 +111,13 @@ def _maps_result(
     maps, left_out = explanation.maps, explanation.left_out
     hints = _left_out(explanation)
     running = [name for name in settings.methods if name not in maps and name not in left_out]
+    if settings.trust:
+        measured = explanation.specificity
+        running += [
+            unit
+            for name in maps
+            if (unit := specificity_of(name)) not in left_out and name not in measured
+        ]
     if running:
         hints.insert(0, f"Still running: {', '.join(running)}.")
     return Result(
@@ -137,6 +146,10 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
         [image.pixels],
         {name: explanation.maps[name][None] for name in names},
         explanation.texts,
+        notes={
+            name: [[describe_specificity(value) for value in values]]
+            for name, values in explanation.specificity.items()
+        },
         sign=settings.sign,
         cmap=settings.cmap,
         alpha_overlay=settings.opacity,
@@ -152,7 +165,9 @@ def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -
             if name in explanation.maps:
                 drawn = figures.overlay(image.pixels, explanation.maps[name][index], settings)
                 alt = f"Where {name} sees {texts[index]!r} in the image"
-                panels.append(Panel(drawn, name, alt))
+                values = explanation.specificity.get(name)
+                trust = "" if values is None else describe_specificity(values[index])
+                panels.append(Panel(drawn, name, alt, trust=trust))
         rows.append(
             {
                 "text": texts[index],

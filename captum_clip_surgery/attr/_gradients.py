@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.profiling import add_backward_passes
 from captum_clip_surgery.attr._base import PatchAttribution
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
@@ -89,6 +90,7 @@ def text_gradients(scores: Tensor, by: Sequence[Tensor]) -> Iterator[tuple[Tenso
         One gradient (texts, N, ...) per tensor, texts in order.
     """
     count = scores.shape[1]
+    add_backward_passes(scores.numel())
     size = sum(tensor.numel() * tensor.element_size() for tensor in by)
     unit = torch.eye(count, dtype=scores.dtype, device=scores.device)
     # Anomaly detection reads values, which batched gradients do not allow.

@@ -140,7 +140,8 @@ class LayerGradECLIP(_GradECLIPCore, LayerShapeMixin):
 
     References:
         Zhao, Wang, Jiang, Chan: Gradient-based Visual Explanation for Transformer-based CLIP.
-        ICML 2024, Eq. 8-12.
+        ICML 2024, Eq. 8-12. A critique exists, "Debunking Grad-ECLIP" (arXiv, May 2026);
+        `diagnostics.trust` measures how much maps depend on the text.
     """
 
 

@@ -5,7 +5,8 @@ Register a method of your own with one line: `METHODS["Mine"] = LayerMine`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -83,19 +84,40 @@ class CaptumMethod:
             maps = [self._explain_image(image, indices) for image in inputs.split(1)]
         return torch.cat(maps).to(inputs.dtype)
 
+    def has_convergence_delta(self) -> bool:
+        """Return whether `attribute` can return how far attributions are from complete."""
+        return bool(self._captum.has_convergence_delta())
+
+    def attribute(
+        self, inputs: Tensor, target: int | None = None, return_convergence_delta: bool = False
+    ) -> Any:
+        """Return Captum's attributions (N, 3, H, W), and their convergence delta if requested."""
+        delta = {"return_convergence_delta": True} if return_convergence_delta else {}
+        with assert_parameters_unchanged(self.forward_func.model), self._ready(inputs) as ready:
+            image, options = ready
+            return self._captum.attribute(image, target=target, **options, **delta)
+
     def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
-        clip = self.forward_func
-        # Captum makes tensors on the default device.
-        with torch.inference_mode(False), torch.random.fork_rng(), torch.device(image.device):
-            torch.manual_seed(SEED)
-            # Without requires_grad Captum would warn and set it.
-            image = image.detach().clone().requires_grad_()
-            options = {k: v(clip, image) if callable(v) else v for k, v in self._options.items()}
+        with self._ready(image) as (ready, options):
             attributions = [
-                self._captum.attribute(image, target=target, **options).detach()
+                self._captum.attribute(ready, target=target, **options).detach()
                 for target in targets
             ]
         return torch.stack(attributions, dim=1).sum(2)
+
+    @contextmanager
+    def _ready(self, images: Tensor) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yield images and options as Captum's methods need them."""
+        clip = self.forward_func
+        # Captum makes tensors on the default device.
+        with torch.inference_mode(False), torch.random.fork_rng(), torch.device(images.device):
+            torch.manual_seed(SEED)
+            # Without requires_grad Captum would warn and set it.
+            images = images.detach().clone().requires_grad_()
+            yield (
+                images,
+                {k: v(clip, images) if callable(v) else v for k, v in self._options.items()},
+            )
 
 
 def _captum(make: Callable[..., Any], **options: Any) -> Method:

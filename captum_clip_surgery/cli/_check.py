@@ -10,6 +10,7 @@ from captum_clip_surgery.cli._images import find_images
 from captum_clip_surgery.cli._model import load_model
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.diagnostics import tower_report
+from captum_clip_surgery.metrics.dependence import EVERYDAY
 from captum_clip_surgery.models.catalog import (
     list_models,
     list_transformers_models,
@@ -19,29 +20,6 @@ from captum_clip_surgery.models.catalog import (
 from captum_clip_surgery.visualization import save_figure
 
 NUM_SCENES = 12
-#: Texts for images of unknown content.
-DEFAULT_PROMPTS = (
-    "person",
-    "dog",
-    "cat",
-    "bird",
-    "horse",
-    "car",
-    "boat",
-    "building",
-    "window",
-    "tree",
-    "flower",
-    "grass",
-    "road",
-    "sky",
-    "water",
-    "mountain",
-    "chair",
-    "table",
-    "food",
-    "sign",
-)
 
 
 def models(options: _options.Models) -> None:
@@ -56,7 +34,7 @@ def models(options: _options.Models) -> None:
 
 def check(options: _options.Check) -> None:
     """Run the command."""
-    texts = options.text or (nouns() if options.clip.model is None else DEFAULT_PROMPTS)
+    texts = options.text or (nouns() if options.clip.model is None else EVERYDAY)
     clip = load_model(options.clip, texts, quiet=options.json)
     scenes = Scenes("test", NUM_SCENES, clip.native_size[0])
     images = find_images(options.images) if options.images else [scene.image for scene in scenes]

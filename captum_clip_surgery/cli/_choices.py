@@ -69,7 +69,7 @@ METHODS = (
     "KernelShap",
 )
 DEFAULT_METHODS = "CLIP,CLIPSurgery,IntegratedGradients,GradCam"
-MEASURES = ("localization", "faithfulness", "grid")
+MEASURES = ("localization", "faithfulness", "grid", "specificity")
 PROTOCOLS = (
     "clearclip",
     "dense",
@@ -78,8 +78,17 @@ PROTOCOLS = (
     "paper",
     "present",
     "sclip",
+    "specificity",
 )
-TASKS = ("localization", "segmentation", "recognition", "points", "faithfulness", "grid")
+TASKS = (
+    "localization",
+    "segmentation",
+    "recognition",
+    "points",
+    "faithfulness",
+    "grid",
+    "specificity",
+)
 
 #: Seconds that the processes of a run wait for each other.
 TIMEOUT_S = 1800.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import comparison
-from captum_clip_surgery.attr import (
-    METHODS,
-    LayerCLIPSurgery,
-    TestTimeAugmentation,
-    attribute_many,
-)
+from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
-from captum_clip_surgery.attr._engine import Explainer
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
@@ -34,11 +29,15 @@ from captum_clip_surgery.cli._model import (
     split_names,
 )
 from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.diagnostics import describe_specificity, trust
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.metrics._alone import specificity_of_maps
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Index of the test scene that `demo` shows: three objects, each found by its own map.
 DEMO_SCENE = 60
+#: Variants of feature surgery that are not defined for one text.
+CONTRASTING = ("release", "paper")
 
 
 def demo(options: _options.Demo) -> None:
@@ -47,12 +46,12 @@ def demo(options: _options.Demo) -> None:
     test = Scenes("test", max(options.scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
     scene = test[DEMO_SCENE]
     clip = ZeroShotClassifier.demo(scene.nouns)
-    maps = _explain(clip, clip.preprocess(scene.image))
+    maps = _explain(clip, clip.preprocess(scene.image), _default_methods())
     path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts)
     results = evaluate_scenes(
         clip,
         test[: options.scenes],
-        {name: METHODS[name] for name in DEFAULT_METHODS},
+        _default_methods(),
         progress=sys.stderr.isatty(),
         confidence=False,
     )
@@ -71,24 +70,37 @@ def demo(options: _options.Demo) -> None:
 
 def explain(options: _options.Explain) -> None:
     """Run the command."""
+    if options.trust and options.feature_surgery in CONTRASTING:
+        raise ValueError(
+            f"--trust asks for each text alone, and --feature-surgery {options.feature_surgery} "
+            "contrasts texts; choose auto, empty or none"
+        )
     clip = load_model(options.clip, options.text, read_lines(options.distractors))
-    surgery: Explainer = LayerCLIPSurgery(
-        clip, feature_surgery=feature_surgery_of(options.feature_surgery)
-    )
-    if options.fine:
-        surgery = TestTimeAugmentation(surgery)
+    variant = feature_surgery_of(options.feature_surgery)
+    surgery: Method = partial(LayerCLIPSurgery, feature_surgery=variant)
+    methods = _default_methods() | {"CLIPSurgery": fine(surgery) if options.fine else surgery}
     files = ImageFiles(options.images)
     for path, image in files:
         stem = options.output / files.stems[path]
         batch = clip.preprocess(image, options.size)
-        maps = _explain(clip, batch, surgery)
+        maps = _explain(clip, batch, methods)
         with torch.no_grad():
             probabilities = clip(batch)[0].softmax(-1)
-        figure_path = stem.with_name(f"{stem.name}-maps.{options.drawing.format}")
-        _write_figure(figure_path, np.asarray(image), maps, clip.texts, options.drawing.sign)
+        ranking = probabilities.argsort(descending=True).tolist()
+        notes = _trust_notes(clip, methods, batch) if options.trust else None
+        suffix = options.drawing.format
+        figure_path = stem.with_name(f"{stem.name}-maps.{suffix}")
+        _write_figure(figure_path, np.asarray(image), maps, clip.texts, options.drawing.sign, notes)
         echo(f"{path} -> {figure_path}")
-        for index in probabilities.argsort(descending=True).tolist():
+        for index in ranking:
             echo(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
+        if options.trust:
+            text = clip.texts[ranking[0]]
+            report = trust(clip, methods["CLIPSurgery"], batch, text)
+            echo(f"  {report.method}, {text!r}: {report.verdict} ({report.passes})")
+            save_figure(report.figure(), stem.with_name(f"{stem.name}-trust.{suffix}"))
+            report_path = stem.with_name(f"{stem.name}-trust.md")
+            report_path.write_text(f"{report.to_markdown()}\n", encoding="utf-8")
         if options.npz:
             _write_maps(stem.with_name(f"{stem.name}-maps.npz"), maps, clip.texts)
     files.exit_if_unreadable()
@@ -105,7 +117,9 @@ def compare(options: _options.Compare) -> None:
     methods, left_out = choose(clip, split_names(options.methods))
     if options.fine:
         methods = {name: fine(method) for name, method in methods.items()}
-    result = comparison.compare(clip, images, methods=methods, size=options.size)
+    result = comparison.compare(
+        clip, images, methods=methods, size=options.size, trust=options.trust
+    )
     report_left_out(left_out | dict(result.left_out))
     table = result.to_markdown()
     print(table)
@@ -116,14 +130,16 @@ def compare(options: _options.Compare) -> None:
     files.exit_if_unreadable()
 
 
+def _default_methods() -> dict[str, Method]:
+    return {name: METHODS[name] for name in DEFAULT_METHODS}
+
+
 def _explain(
-    clip: ZeroShotClassifier, batch: Tensor, surgery: Explainer | None = None
+    clip: ZeroShotClassifier, batch: Tensor, methods: Mapping[str, Method]
 ) -> dict[str, Tensor]:
-    """Return the maps (K, h, w) of the default methods for one image (1, 3, H, W), by name."""
-    methods: dict[str, Explainer] = {name: METHODS[name](clip) for name in DEFAULT_METHODS}
-    if surgery is not None:
-        methods["CLIPSurgery"] = surgery
-    bar = tqdm(methods.items(), leave=False, disable=not sys.stderr.isatty())
+    """Return the maps (K, h, w) of methods for one image (1, 3, H, W), by name."""
+    explainers = {name: method(clip) for name, method in methods.items()}
+    bar = tqdm(explainers.items(), leave=False, disable=not sys.stderr.isatty())
     maps = {}
     for name, method in bar:  # one by one, because the slow ones take many passes
         bar.set_description(name)
@@ -138,9 +154,22 @@ def _write_figure(
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
     sign: str = "range",
+    notes: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Path:
     batched = {name: values[None] for name, values in maps.items()}
-    return save_figure(compare_figure([image], batched, texts, sign=sign), path)
+    return save_figure(compare_figure([image], batched, texts, notes=notes, sign=sign), path)
+
+
+def _trust_notes(
+    clip: ZeroShotClassifier, methods: Mapping[str, Method], batch: Tensor
+) -> dict[str, list[list[str]]]:
+    """Return for each method a line per text on how much its map depends on the text."""
+    values, undefined = specificity_of_maps(clip, methods, batch, clip.texts)
+    report_left_out({f"text specificity of {name}": why for name, why in undefined.items()})
+    return {
+        name: [[describe_specificity(value) for value in row] for row in rows.tolist()]
+        for name, rows in values.items()
+    }
 
 
 def _write_maps(path: Path, maps: Mapping[str, Tensor], texts: Sequence[str]) -> None:

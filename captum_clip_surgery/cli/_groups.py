@@ -39,6 +39,14 @@ Size = Annotated[
     int | None,
     Option(min=1, help="Side in pixels of the images the model sees (default: its native size)."),
 ]
+Trust = Annotated[
+    bool,
+    Option(
+        "--trust",
+        help="Say below each map how much it depends on its text; 'explain' also checks surgery. "
+        "Methods run again for each text alone, and for four absent ones.",
+    ),
+]
 NumBlocks = Annotated[
     int | None,
     Option(

@@ -49,6 +49,7 @@ from captum_clip_surgery.cli._groups import (
     Text,
     TextOptions,
     Timeout,
+    Trust,
     Workers,
 )
 
@@ -77,6 +78,7 @@ class Explain:
         AutoFeatureSurgery,
         Option(help="Variant of feature surgery; 'auto' chooses by the number of texts."),
     ] = "auto"
+    trust: Trust = False
     npz: Annotated[bool, Option("--npz", help="Also write the raw maps as NPZ files.")] = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-maps")
@@ -96,6 +98,7 @@ class Compare:
     shared: Annotated[
         bool, Option("--shared", help="Use one color scale for all maps of a method.")
     ] = False
+    trust: Trust = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-compare")
 

@@ -13,6 +13,7 @@ from captum_clip_surgery.evaluation._evaluators import (
 )
 from captum_clip_surgery.evaluation._faithfulness import FaithfulnessEvaluator
 from captum_clip_surgery.evaluation._grids import GridEvaluator
+from captum_clip_surgery.evaluation._specificity import SpecificityEvaluator
 
 #: The tasks that can be evaluated, by name.
 EVALUATORS: Mapping[str, type[Evaluator]] = {
@@ -22,4 +23,5 @@ EVALUATORS: Mapping[str, type[Evaluator]] = {
     "points": PointEvaluator,
     "faithfulness": FaithfulnessEvaluator,
     "grid": GridEvaluator,
+    "specificity": SpecificityEvaluator,
 }

@@ -36,6 +36,7 @@ USES: dict[str, tuple[str, ...]] = {
     "points": ("size", "texts", "classes"),
     "faithfulness": ("size", "texts", "classes", "steps"),
     "grid": ("size", "classes"),
+    "specificity": ("size", "classes"),
 }
 TASKS = tuple(USES)
 #: Maximum side in pixels; a batch of one is 3 GB.

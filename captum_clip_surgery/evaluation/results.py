@@ -43,6 +43,9 @@ ALL_COLUMNS = DEFAULT_COLUMNS | {
     "grid_pointing": "grid",
     "insertion": "insertion",
     "deletion": "deletion",
+    "text_specificity": "text spec.",
+    "nonsense_specificity": "nonsense",
+    "image_specificity": "image spec.",
     "n_pairs": "pairs",
     "skipped": "skipped",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,18 +19,27 @@ from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo.scenes import Scene, nouns
 from captum_clip_surgery.evaluation.results import Result
-from captum_clip_surgery.metrics import PairMeasures, grid_pointing_game, insertion_deletion
+from captum_clip_surgery.metrics import (
+    PairMeasures,
+    grid_pointing_game,
+    image_specificity,
+    insertion_deletion,
+)
+from captum_clip_surgery.metrics._alone import NUM_ABSENT, ask_alone, maps_alone
 from captum_clip_surgery.metrics._bootstrap import ImageMeans
 from captum_clip_surgery.models._guards import ModelWatch
 
 __all__ = ["MEASURES", "evaluate_scenes"]
 
-#: Maps against masks; the effect of pixels on the score; maps of an image among others.
-MEASURES = ("localization", "faithfulness", "grid")
+#: Maps against masks; the effect of pixels on the score; maps of an image among others; maps for
+#: other texts and of other images.
+MEASURES = ("localization", "faithfulness", "grid", "specificity")
 #: Number of steps of insertion and deletion.
 STEPS = 10
 #: Number of scenes per row and per column of a grid.
 GRID = 2
+#: Measures of specificity by the kind of maps that a map is compared with.
+TITLES = {"absent": "text", "nonsense": "nonsense"}
 
 
 @dataclass
@@ -74,6 +84,8 @@ def evaluate_scenes(
     nouns. "faithfulness" is insertion and deletion of each scene's first object in 10 steps, with
     its probability among all nouns. "grid" joins every four scenes into one image, with all their
     nouns as texts, and looks for an object that only one of them has, if there is one.
+    "specificity" is the rank correlation of the map of each scene's first object with maps for four
+    absent nouns, for nonsense, and of the scene before, each text asked alone: nine maps per scene.
 
     Args:
         clip: A classifier, whose texts are replaced by each scene's nouns.
@@ -114,6 +126,11 @@ def evaluate_scenes(
                 areas = insertion_deletion(competing, image, maps[:1], target, STEPS)
                 insertion, deletion = (float(area) for area in areas)
                 totals[name].means.update(insertion=insertion, deletion=deletion)
+        if "specificity" in measures:
+            before = None if index == 0 else clip.preprocess(scenes[index - 1].image, size)
+            figures = _specificity(clip, methods, scene, image, before, index)
+            for name, values in figures.items():
+                totals[name].means.update(**values)
         watch.check()
     if "grid" in measures:
         for start in bar(range(0, len(scenes), GRID**2), desc="grids", unit="grid"):
@@ -124,6 +141,31 @@ def evaluate_scenes(
             watch.check()
     localized = "localization" in measures
     return {name: total.result(localized, confidence) for name, total in totals.items()}
+
+
+def _specificity(
+    clip: ZeroShotClassifier,
+    methods: Mapping[str, Method],
+    scene: Scene,
+    image: Tensor,
+    before: Tensor | None,
+    index: int,
+) -> dict[str, dict[str, float]]:
+    """Return each method's correlations for a scene's first object, by measure."""
+    noun = scene.nouns[0]
+    absent = [other for other in nouns() if other not in scene.nouns]
+    drawn = random.Random(index).sample(absent, NUM_ABSENT)
+    asked = ask_alone(clip, methods, image, [[noun]], [drawn])
+    figures = {}
+    for name in methods:
+        means = asked.specificity(name).means()
+        figures[name] = {f"{TITLES[kind]}_specificity": mean for kind, mean in means.items()}
+    if before is not None:
+        tables = maps_alone(clip, methods, before, [noun])
+        for name in methods:
+            own, other = asked.tables[0][name][noun], tables[name][noun]
+            figures[name]["image_specificity"] = image_specificity(own, other[None])
+    return figures
 
 
 def _check_measures(measures: Sequence[str], num_scenes: int) -> None:

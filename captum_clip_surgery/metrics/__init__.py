@@ -4,16 +4,19 @@
 are in `metrics.modules`, which is not imported here because torchmetrics is optional.
 """
 
+from captum_clip_surgery.metrics.dependence import Specificity, draw_absent, specificity
 from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
     energy_pointing_game,
     grid_pointing_game,
+    image_specificity,
     iou_curve,
     pixel_auroc,
     pixel_average_precision,
     pointing_game,
     prepare,
     score_contrast,
+    text_specificity,
 )
 from captum_clip_surgery.metrics.pairs import Localization, PairMeasures, localization
 from captum_clip_surgery.metrics.points import PointMeasures, PointResult
@@ -25,9 +28,12 @@ __all__ = [
     "PointMeasures",
     "PointResult",
     "Randomization",
+    "Specificity",
+    "draw_absent",
     "energy_pointing_game",
     "flag_insensitive",
     "grid_pointing_game",
+    "image_specificity",
     "insertion_deletion",
     "iou_curve",
     "localization",
@@ -37,4 +43,6 @@ __all__ = [
     "prepare",
     "randomization",
     "score_contrast",
+    "specificity",
+    "text_specificity",
 ]

@@ -23,12 +23,14 @@ from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
     energy_pointing_game,
     grid_pointing_game,
+    image_specificity,
     iou_curve,
     pixel_auroc,
     pixel_average_precision,
     pointing_game,
     prepare,
     score_contrast,
+    text_specificity,
 )
 from captum_clip_surgery.metrics.functional._maps import check_maps, check_tolerance
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
@@ -43,6 +45,7 @@ __all__ = [
     "EnergyPointingGame",
     "ExplanationIoU",
     "GridPointingGame",
+    "ImageSpecificity",
     "InsertionDeletion",
     "PairMetric",
     "PixelAUROC",
@@ -50,6 +53,7 @@ __all__ = [
     "PointingGame",
     "ScoreContrast",
     "SegmentationProtocol",
+    "TextSpecificity",
 ]
 
 
@@ -223,6 +227,59 @@ class GridPointingGame(PercentMean):
         for attribution, cell in zip(maps, cells, strict=True):
             fraction = grid_pointing_game(attribution, self.rows, self.columns, int(cell))
             self.add(torch.tensor([[fraction]], dtype=torch.float64, device="cpu"))
+
+
+class _Correlation(PercentMean):
+    """Mean of rank correlations with other maps."""
+
+    higher_is_better = False
+    _measure: Callable[[Tensor, Tensor], float]
+
+    def update(self, maps: Tensor, others: Tensor) -> None:
+        """Add maps, each with the maps that it should differ from.
+
+        Args:
+            maps: Maps (N, h, w), raw and signed.
+            others: Other maps (N, M, h, w), M for each.
+
+        Raises:
+            TypeError: If the maps are not tensors.
+            ValueError: If a shape is wrong or a map is not finite.
+        """
+        check_maps(maps, len(others))
+        for attribution, row in zip(maps, others, strict=True):
+            value = self._measure(attribution, row)
+            self.add(torch.tensor([[value]], dtype=torch.float64, device="cpu"))
+
+
+class TextSpecificity(_Correlation):
+    """Rank correlation of a text's map with maps for other texts in percent, -100..100.
+
+    100 stands for maps that do not depend on the text. See `text_specificity`.
+
+    Example::
+
+        >>> metric, maps = TextSpecificity(), torch.tensor([[[1.0, 2.0, 4.0]]])
+        >>> metric(maps, torch.stack([2 * maps, -maps], dim=1))
+        tensor(0., dtype=torch.float64)
+    """
+
+    _measure = staticmethod(text_specificity)
+
+
+class ImageSpecificity(_Correlation):
+    """Rank correlation of an image's map with maps of other images in percent, -100..100.
+
+    100 stands for maps that do not depend on the image. See `image_specificity`.
+
+    Example::
+
+        >>> metric, maps = ImageSpecificity(), torch.tensor([[[0.0, 1.0, 0.0]]])
+        >>> metric(maps, maps[:, None])
+        tensor(100., dtype=torch.float64)
+    """
+
+    _measure = staticmethod(image_specificity)
 
 
 class InsertionDeletion(PercentMean):

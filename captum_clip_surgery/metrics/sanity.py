@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def randomization(
     images: Tensor,
     targets: Target,
     seed: int = 0,
+    num_stages: int | None = None,
 ) -> Randomization:
     """Measure how similar maps stay to the original while the image tower is randomized.
 
@@ -55,11 +57,12 @@ def randomization(
         images: Images (N, 3, H, W), preprocessed.
         targets: Index of a text, or one per image.
         seed: Seed of the shuffling.
+        num_stages: Number of stages to shuffle, from the output backwards; None stands for all.
 
     Raises:
         TypeError: If `images` or `targets` have another type.
-        ValueError: If `images` or `targets` do not fit the classifier, or a method's maps have
-            another shape or are not finite.
+        ValueError: If `images` or `targets` do not fit the classifier, a method's maps have another
+            shape or are not finite, or `num_stages` is less than 1.
         IndexError: If a target is out of range.
 
     References:
@@ -80,10 +83,12 @@ def randomization(
         (('original', 'head', 'block 7'), ['center'])
     """
     check_images(images, clip.tower, clip.device)
+    if num_stages is not None and num_stages < 1:
+        raise ValueError(f"num_stages must be at least 1, or None for all, got {num_stages}")
     indices = resolve_target(targets, len(images), len(clip.texts), images.device)
     indices = indices.flatten().expand(len(images))
     with torch.inference_mode(False):  # the head's parameters are found by autograd
-        return _randomize(clip, methods, images.clone(), indices, seed)
+        return _randomize(clip, methods, images.clone(), indices, seed, num_stages)
 
 
 def _randomize(
@@ -92,6 +97,7 @@ def _randomize(
     images: Tensor,
     targets: Tensor,
     seed: int,
+    num_stages: int | None,
 ) -> Randomization:
     originals = {
         name: _explain(name, method, clip, images, targets) for name, method in methods.items()
@@ -99,7 +105,8 @@ def _randomize(
     shuffled = _copy_of(clip)
     stages = []
     correlations: dict[str, list[float]] = {name: [] for name in methods}
-    for stage in _shuffle_stages(shuffled, images, seed):
+    count = None if num_stages is None else num_stages + 1  # the first is the original
+    for stage in islice(_shuffle_stages(shuffled, images, seed), count):
         stages.append(stage)
         for name, method in methods.items():
             maps = _explain(f"{name} ({stage})", method, shuffled, images, targets)

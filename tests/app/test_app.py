@@ -43,6 +43,8 @@ from captum_clip_surgery.app._images import (
 from captum_clip_surgery.app._settings import MAX_CHARACTERS, TABS, Settings
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
+from captum_clip_surgery.diagnostics import describe_specificity
+from captum_clip_surgery.metrics import draw_absent, specificity
 from captum_clip_surgery.tasks import Prompt
 from tests._helpers.cases import each
 from tests._helpers.served import CHROMIUM, chromium
@@ -328,6 +330,41 @@ def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int
     assert len(passes) == done == 2
 
 
+def test_trust_is_a_line_below_each_map(explainer: Explainer, passes: list[int]) -> None:
+    shown, given = example_image(0), settings(methods=("CLIPSurgery", "RawAttention"))
+    assert "on the text" not in _tabs.complete(explainer, shown, given).html
+    assert (before := len(passes)) == 1 + len(TEXTS)
+    given = replace(given, trust=True)
+    result = _tabs.complete(explainer, shown, given)
+    lines = re.findall(r'<span class="ccs-trust">(.*?)</span>', result.html)
+    assert len(lines) == 2 * len(TEXTS)
+    assert lines[1::2] == ["hardly depends on the text: 1.00"] * len(TEXTS)
+    local = ZeroShotClassifier.demo([TEXTS[0]])
+    images = local.preprocess(shown.pixels)
+    (absent,) = draw_absent(local, images, [TEXTS])
+    method = {"": METHODS["CLIPSurgery"]}
+    expected = specificity(local, method, images, TEXTS[0], [absent], nonsense=())[""]
+    place = 2 * np.argsort(-result.arrays["logits"]).tolist().index(0)
+    assert lines[place] == describe_specificity(expected.absent.item())
+    # One pass to find absent texts, and of a method with passes of its own one for each text.
+    shown_alone = len(passes)
+    _tabs.complete(explainer, shown, replace(given, opacity=0.2))
+    assert len(passes) == shown_alone + 1
+    assert before < shown_alone
+
+
+def test_trust_says_why_a_variant_cannot_be_asked_alone(explainer: Explainer) -> None:
+    given = settings(methods=("CLIP", "CLIPSurgery"), feature_surgery="release", trust=True)
+    steps = list(filter(None, _tabs.show(explainer, example_image(0), given)))
+    assert "Still running: text specificity of CLIP, text specificity of CLIPSurgery." in (
+        steps[0].hints
+    )
+    assert not steps[0].complete
+    assert "text specificity of CLIPSurgery is left out: " in steps[-1].hints[0]
+    assert steps[-1].complete
+    assert steps[-1].html.count("ccs-trust") == len(TEXTS)
+
+
 def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer) -> None:
     given = settings(
         texts=("star",), methods=("CLIP", "CLIPSurgery", "GuidedGradCam"), feature_surgery="paper"
@@ -392,6 +429,7 @@ CASES = {
         opacity=0.4,
         point=(0.25, 0.75),
     ),
+    "trust": settings(methods=("CLIP", "CLIPSurgery", "RawAttention"), trust=True),
     "samples": settings(texts=("star", "zebra"), methods=("KernelShap", "CLIP")),
     "segmentation": settings(tab="segmentation"),
     "no background": settings(tab="segmentation", background=()),
@@ -431,7 +469,7 @@ def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(c, marks=[pytest.mark.slow] * (c in ("samples", "no background")))
+        pytest.param(c, marks=[pytest.mark.slow] * (c in ("samples", "no background", "trust")))
         for c in CASES
     ],
 )

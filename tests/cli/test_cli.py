@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,33 @@ def test_explain_writes_figure_and_raw_maps(
     with torch.no_grad():
         expected = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(photo))[0]
     np.testing.assert_allclose(arrays["CLIPSurgery"], expected.numpy(), atol=1e-6)
+
+
+def test_trust_writes_a_report_and_a_line_under_each_map(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explain(monkeypatch, photo, "--trust", "--size", 64, "--output", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"CLIP Surgery, '\w+': this map .* on the text: -?\d.\d\d .* passes", printed)
+    report = (tmp_path / "photo-trust.md").read_text()
+    assert "absent texts" in report
+    assert "forward and 0 backward passes" in report
+    assert Image.open(tmp_path / "photo-trust.png").size[0] > 500
+    contrasting = ["--trust", "--feature-surgery", "release"]
+    message = explain(monkeypatch, photo, *contrasting, "--output", tmp_path)
+    assert "--trust asks for each text alone" in str(message)
+
+
+def test_compare_with_trust_has_a_column_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
+) -> None:
+    methods = ["--methods", "CLIP,RawAttention", "--trust", "--size", 64]
+    code = run(monkeypatch, "compare", photo, "--text", "dog", *methods, "--output", tmp_path)
+    assert code == 0
+    assert "hardly depends on the text: 1.00" in (tmp_path / "compare.md").read_text()
 
 
 def test_options_reach_the_method(
@@ -317,7 +345,8 @@ def test_evaluate_writes_figures_for_people_and_programs(
         assert f"| {name} " in (tmp_path / "results.md").read_text()
     assert Image.open(tmp_path / "results.png").size[0] > 500
     assert run(monkeypatch, "evaluate", "--measures", "speed") == (
-        "error: measures must be one of localization, faithfulness, grid, got ['speed']"
+        "error: measures must be one of localization, faithfulness, grid, specificity, "
+        "got ['speed']"
     )
     assert run(monkeypatch, "evaluate", "--dataset", "voc") == 2
     assert "'voc' is not one of 'scenes', 'voc21', " in capsys.readouterr().err

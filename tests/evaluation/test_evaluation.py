@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.profiling import ProfileResult
@@ -65,6 +66,22 @@ def test_every_measure_by_a_naive_loop(clip: ZeroShotClassifier) -> None:
     assert set(found["CLIPSurgery"].intervals) == set(expected) - {"n_pairs", "skipped"}
 
 
+def test_specificity_is_of_each_scenes_first_object(clip: ZeroShotClassifier) -> None:
+    methods = {name: METHODS[name] for name in ("CLIPSurgery", "RawAttention")}
+    found = evaluate_scenes(clip, SCENES[:2], methods, (), SIZE, False, True, ["specificity"])
+    measures = {name: result.measures for name, result in found.items()}
+    raw, surgery = measures["RawAttention"], measures["CLIPSurgery"]
+    assert raw["text_specificity"] == pytest.approx(100)
+    assert raw["nonsense_specificity"] == pytest.approx(100)
+    assert surgery["text_specificity"] < 90
+    images = [clip.preprocess(scene.image, SIZE) for scene in SCENES[:2]]
+    method = LayerCLIPSurgery(clip.with_texts([SCENES[1].nouns[0]]))
+    before, own = (method.attribute_all(image).detach()[0, 0].flatten() for image in images)
+    expected = 100 * spearmanr(own, before).statistic  # the first scene has none before it
+    assert surgery["image_specificity"] == pytest.approx(expected, abs=0.01)
+    assert set(found["CLIPSurgery"].intervals) == set(surgery)
+
+
 def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None:
     found = evaluate_scenes(clip, SCENES[:5], SURGERY, (), SIZE, False, False, ["grid"])
     result = found["CLIPSurgery"]
@@ -75,7 +92,8 @@ def test_only_the_measures_asked_for_are_taken(clip: ZeroShotClassifier) -> None
 
 def test_refused(clip: ZeroShotClassifier) -> None:
     with pytest.raises(
-        ValueError, match=r"measures must be one of localization, faithfulness, grid, got \['msc'\]"
+        ValueError,
+        match=r"must be one of localization, faithfulness, grid, specificity, got \['msc'\]",
     ):
         evaluate_scenes(clip, SCENES, SURGERY, measures=["msc"])
     with pytest.raises(ValueError, match=r"measures must be one of .*, got \[\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import (
@@ -29,7 +30,12 @@ from captum_clip_surgery.datasets import (
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, Result, View, evaluate, evaluate_scenes
 from captum_clip_surgery.evaluation._grids import GridDataset
-from captum_clip_surgery.metrics import grid_pointing_game, insertion_deletion, localization
+from captum_clip_surgery.metrics import (
+    grid_pointing_game,
+    insertion_deletion,
+    localization,
+    text_specificity,
+)
 from captum_clip_surgery.tasks import prompts, recognize
 from tests._helpers.written_scenes import Given, of_few_nouns, scene_folder, scene_voc
 
@@ -369,6 +375,41 @@ def test_insertion_and_deletion_by_the_public_function(clip: ZeroShotClassifier)
     assert found.measures == pytest.approx(expected, rel=1e-5)
     for name, (low, high) in found.intervals.items():
         assert low <= found.measures[name] <= high
+
+
+# --- specificity ---------------------------------------------------------------------------------
+
+
+def test_specificity_is_against_classes_that_are_surely_absent(clip: ZeroShotClassifier) -> None:
+    names, asked = nouns()[:7], set()
+    tags = [Tags(frozenset([0, 1]), frozenset([2])), Tags(frozenset([5])), Tags(frozenset())]
+    data = Given("\n".join(names), [scene.image for scene in SCENES[:3]], tags)
+
+    def watch(local: ZeroShotClassifier) -> LayerCLIPSimilarity:
+        asked.add(local.texts)
+        return LayerCLIPSimilarity(local)
+
+    methods = {"CLIP": watch, "Raw": METHODS["RawAttention"]}
+    protocol = way(specificity=View(size=64))
+    result = evaluate(clip, data, methods, protocol, progress=False, figures=True)
+    assert result.figures == {}
+    found = {name: one.measures for name, one in result.results.items()}
+    assert found["Raw"] == pytest.approx({"text_specificity": 100, "nonsense_specificity": 100})
+    first = random.Random(data.names[0]).sample([3, 4, 5, 6], 4)
+    second = random.Random(data.names[1]).sample([0, 1, 2, 3, 4, 6], 4)
+    values = []
+    for picture, labels, absent in zip(
+        data.pictures[:2], ([0, 1], [5]), (first, second), strict=True
+    ):
+        image = clip.preprocess(picture, 64)
+        local = clip.with_texts(names)  # CLIP's own maps do not depend on the texts beside them
+        maps = LayerCLIPSimilarity(local).attribute_all(image).detach()[0]
+        values += [text_specificity(maps[label], maps[absent]) for label in labels]
+    assert found["CLIP"]["text_specificity"] == pytest.approx(100 * np.mean(values), abs=0.01)
+    assert {len(texts) for texts in asked} == {1}
+    scores = {index: score for score, index in result.ranked_images["specificity"]}
+    assert scores[1] == pytest.approx(1 - values[2], abs=1e-4)
+    assert 2 not in scores
 
 
 # --- grids ---------------------------------------------------------------------------------------

@@ -40,7 +40,9 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_those_that_come_with_the_package():
-    known = "clearclip, dense, faithfulness, imagenet-segmentation, paper, present, sclip"
+    known = (
+        "clearclip, dense, faithfulness, imagenet-segmentation, paper, present, sclip, specificity"
+    )
     assert ", ".join(SHIPPED) == known
     for name in SHIPPED:
         protocol = Protocol.load(name)

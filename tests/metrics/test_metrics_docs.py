@@ -21,7 +21,7 @@ def ran() -> dict[str, Any]:
     torch.manual_seed(0)
     shared: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, shared)
     return shared

@@ -11,14 +11,17 @@ from captum_clip_surgery.metrics.functional.localization import (
     score_contrast,
 )
 from captum_clip_surgery.metrics.functional.ranking import pixel_auroc, pixel_average_precision
+from captum_clip_surgery.metrics.functional.specificity import image_specificity, text_specificity
 
 __all__ = [
     "energy_pointing_game",
     "grid_pointing_game",
+    "image_specificity",
     "iou_curve",
     "pixel_auroc",
     "pixel_average_precision",
     "pointing_game",
     "prepare",
     "score_contrast",
+    "text_specificity",
 ]

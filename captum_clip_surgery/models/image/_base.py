@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from captum_clip_surgery._utils.profiling import add_pass
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
 from captum_clip_surgery.models.image._attention_pool import AttentionPool
@@ -213,6 +214,7 @@ class Tower(ABC):
         """
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(len(self.blocks))
+        add_pass(images)
         x, grid_spec = self.embed(images)
         for index in range(len(self.blocks)):
             if taps and index in taps:
@@ -238,6 +240,7 @@ class Tower(ABC):
         """
         self.grid(*images.shape[-2:])
         self._warn_of_hooks(index)
+        add_pass(images)
         x, grid_spec = self.embed(images)
         rows, columns = grid_spec.grid
         if x.shape[1] != self.num_prefix_tokens + rows * columns:

@@ -10,6 +10,7 @@ from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 from typing_extensions import override
 
+from captum_clip_surgery._utils.profiling import add_pass
 from captum_clip_surgery.models._blocks import (
     AttentionInputs,
     Grid,
@@ -102,6 +103,7 @@ class ModifiedResNetTower(Tower):
             return super().encode(images, taps)
         # The model's own pooling works at the native grid only, and hooks on it fire there.
         self._warn_of_hooks(len(self.blocks))
+        add_pass(images)
         pooled: Tensor = self.visual.attnpool(self._features(images))
         return pooled
 

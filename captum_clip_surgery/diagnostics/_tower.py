@@ -1,4 +1,4 @@
-"""Check-up of a checkpoint before its maps are trusted: its patch tokens and its texts.
+"""Check-up of a checkpoint: its patch tokens and its texts.
 
 Self-attention repairs are reported to fail on some checkpoints, where a few patch tokens of extreme
 norm attract all attention (Darcet et al., "Vision Transformers Need Registers", ICLR 2024). The
@@ -26,8 +26,6 @@ from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image import Tower
 from captum_clip_surgery.visualization._scales import COLORS
-
-__all__ = ["TowerReport", "tower_report"]
 
 #: A patch token is an outlier if its norm is at least this multiple of its image's median norm.
 OUTLIER = 4.0

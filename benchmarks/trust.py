@@ -1,0 +1,55 @@
+"""How far the maps of every method can be trusted, on test scenes of the embedded model.
+
+    python benchmarks/trust.py [--scenes 12] [--methods all] [--output FILE.md]
+
+Prints for each method what `trust` measures for the first object of each scene, against four absent
+nouns per scene.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captum_clip_surgery import ZeroShotClassifier, trust
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.demo import Scenes, nouns
+
+ABSENT = 4
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Number of test scenes.")] = 12,
+    methods: Annotated[str, typer.Option(help="Comma-separated method names, or 'all'.")] = "all",
+    output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
+) -> None:
+    """Print the table."""
+    drawn = Scenes("test", scenes, objects=[2, 3])
+    clip = ZeroShotClassifier.demo(["dog"])
+    images = clip.preprocess([scene.image for scene in drawn])
+    texts = [scene.nouns[0] for scene in drawn]
+    absent = []
+    for index, scene in enumerate(drawn):
+        others = [noun for noun in nouns() if noun not in scene.nouns]
+        absent.append(random.Random(index).sample(others, ABSENT))
+    chosen, _ = choose(clip, methods.split(","))
+    rows = []
+    for name in chosen:
+        report = trust(clip, name, images, texts, absent)
+        figures = [*report.specificity.means().values(), *report.randomization.values()]
+        figures.append(report.stability)
+        rows.append([name, *(f"{value:+.2f}" for value in figures), str(report.passes.forward)])
+        print(f"{name}: {report.verdict}", flush=True)
+    columns = ["absent", "nonsense", "images", *report.randomization, "noise", "passes"]
+    table = markdown(["method", *columns], rows)
+    print(f"\n{table}")
+    if output is not None:
+        output.write_text(table + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
