@@ -44,7 +44,7 @@ GROUPS = {
         ("metrics/*.py",),  # and its folders: `*` matches `/`
         ("metrics",),
         sample=300,
-        without="metrics_docs or bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
+        without="bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
     ),
     "methods": Group(
         ("models/image/*.py", "models/_blocks.py", "attr/*.py"),
@@ -82,6 +82,8 @@ SETTINGS = {
 PYTEST = ("-p", "no:cacheprovider", "--override-ini", "addopts=", "-m", "not slow")
 # This plugin collects garbage five times at the end, which takes longer than most tests.
 PYTEST += ("-p", "no:unraisableexception")
+# These read the documentation, which isn't copied.
+PYTEST += ("--ignore=tests/metrics/test_metrics_docs.py",)
 
 
 def prepare(name: str) -> Path:
