@@ -56,7 +56,7 @@ def embedded_model_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary_read_once() -> Iterator[None]:
-    """Read open_clip's vocabulary once: it takes longer than building a tiny model."""
+    """Read open_clip's vocabulary once, and clean each prompt once, which take longest of all."""
     read, known = SimpleTokenizer.__init__, dict[str, dict[str, Any]]()
 
     def once(self: SimpleTokenizer, *arguments: Any, **options: Any) -> None:
@@ -69,6 +69,8 @@ def vocabulary_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SimpleTokenizer, "__init__", once)
+        clean = functools.cache(open_clip.tokenizer._clean_lower)
+        patch.setattr(open_clip.tokenizer, "_clean_lower", clean)
         yield
 
 
