@@ -44,7 +44,7 @@ GROUPS = {
         ("metrics/*.py",),  # and its folders: `*` matches `/`
         ("metrics",),
         sample=300,
-        without="metrics_docs or bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
+        without="bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
     ),
     "methods": Group(
         ("models/image/*.py", "models/_blocks.py", "attr/*.py"),
@@ -61,7 +61,12 @@ GROUPS = {
             "models/test_towers_real.py::test_refused_configurations_say_why",
             "models/test_towers_real.py::test_refused_towers_say_why",
             "models/test_towers_real.py::test_unknown_positions",
+            "models/test_transformers_models.py::test_second_path_restated",
+            "models/test_transformers_models.py::test_larger_images_are_embedded_as_siglip2_does",
             "tasks/test_captions.py::test_sub_words_of_hugging_face_tokenizers",
+            "test_comparison.py::test_captums_methods_are_captums",
+            "test_comparison.py::test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven",
+            "test_comparison.py::test_passes_at_once_follow_from_the_size",
         ),
         sample=200,
         # One size of a tower tells as much as all of them.
@@ -82,6 +87,8 @@ SETTINGS = {
 PYTEST = ("-p", "no:cacheprovider", "--override-ini", "addopts=", "-m", "not slow")
 # This plugin collects garbage five times at the end, which takes longer than most tests.
 PYTEST += ("-p", "no:unraisableexception")
+# These read the documentation, which isn't copied.
+PYTEST += ("--ignore=tests/metrics/test_metrics_docs.py",)
 
 
 def prepare(name: str) -> Path:

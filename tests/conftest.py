@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import open_clip
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,6 +51,40 @@ def embedded_model_read_once() -> Iterator[None]:
         build, tokenizer = open_clip.create_model_and_transforms, open_clip.get_tokenizer
         patch.setattr(open_clip, "create_model_and_transforms", once(build, copy.deepcopy))
         patch.setattr(open_clip, "get_tokenizer", once(tokenizer, lambda shared: shared))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def vocabulary_read_once() -> Iterator[None]:
+    """Read open_clip's vocabulary once, and clean each prompt once, which take longest of all."""
+    read, known = SimpleTokenizer.__init__, dict[str, dict[str, Any]]()
+
+    def once(self: SimpleTokenizer, *arguments: Any, **options: Any) -> None:
+        key = repr((arguments, options))
+        if key not in known:
+            read(self, *arguments, **options)
+            known[key] = dict(vars(self))
+        for name, value in known[key].items():
+            setattr(self, name, dict(value) if isinstance(value, dict) else value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimpleTokenizer, "__init__", once)
+        clean = functools.cache(open_clip.tokenizer._clean_lower)
+        patch.setattr(open_clip.tokenizer, "_clean_lower", clean)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_quickly() -> Iterator[None]:
+    """Compress figures as little as there is: files are larger, and their pixels the same."""
+    draw = FigureCanvasAgg.print_png
+
+    @functools.wraps(draw)
+    def quickly(*arguments: Any, pil_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+        draw(*arguments, pil_kwargs={"compress_level": 1, **(pil_kwargs or {})}, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FigureCanvasAgg, "print_png", quickly)
         yield
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 import captum_clip_surgery
-from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli import _options, _task_options
 from captum_clip_surgery.cli._bridge import as_function
 
 __all__ = ["app", "main"]
@@ -24,10 +24,10 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "demo": (_options.Demo, "_explain"),
     "explain": (_options.Explain, "_explain"),
     "compare": (_options.Compare, "_explain"),
-    "segment": (_options.Segment, "_tasks"),
-    "recognize": (_options.Recognize, "_tasks"),
-    "points": (_options.Points, "_tasks"),
-    "words": (_options.Words, "_tasks"),
+    "segment": (_task_options.Segment, "_tasks"),
+    "recognize": (_task_options.Recognize, "_tasks"),
+    "points": (_task_options.Points, "_tasks"),
+    "words": (_task_options.Words, "_tasks"),
     "evaluate": (_options.Evaluate, "_evaluate"),
     "export": (_options.Export, "_export"),
     "models": (_options.Models, "_check"),

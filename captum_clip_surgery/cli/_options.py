@@ -1,4 +1,4 @@
-"""Options of every command, the one place where they are spelled.
+"""Options of every command but those for tasks, the one place where they are spelled.
 
 A dataclass per command, whose docstring is the command's help; groups of options are dataclasses
 too, which commands include as fields. A group of a function's arguments has their names, so that it
@@ -23,11 +23,7 @@ from captum_clip_surgery.cli._choices import (
     TIMEOUT_S,
     AutoFeatureSurgery,
     Dataset,
-    FeatureSurgery,
-    Instances,
     Precision,
-    Refinement,
-    WordMethod,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
@@ -101,156 +97,6 @@ class Compare:
     trust: Trust = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-compare")
-
-
-# --- tasks ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationOptions:
-    """Arguments of `tasks.segment`."""
-
-    size: Annotated[
-        int | None,
-        Option(
-            min=1,
-            help="Side in pixels of the images the model sees (default: 512, or the native size "
-            "if larger).",
-        ),
-    ] = None
-    window: Annotated[
-        int | None, Option(help="Side of sliding windows in pixels (default: the whole image).")
-    ] = None
-    stride: Annotated[
-        int | None,
-        Option(help="Distance between windows in pixels (default: half of the window)."),
-    ] = None
-    keep_aspect: Annotated[
-        bool, Option("--keep-aspect", help="Keep the aspect ratio instead of squashing images.")
-    ] = False
-    refine: Annotated[
-        Refinement | None,
-        Option(
-            help="Align the segments with image edges, by a guided filter (needs kornia) or by "
-            "pixel-adaptive mask refinement."
-        ),
-    ] = None
-    feature_surgery: Annotated[
-        FeatureSurgery, Option(help="Variant of feature surgery; the paper uses none.")
-    ] = "none"
-    num_blocks: NumBlocks = None
-    fine: Fine = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Assign every pixel to its best text. Writes label images and figures."""
-
-    images: Images
-    texts: TextOptions
-    background: Annotated[
-        list[str] | None, Option(help="Text that describes the background; repeat for more.")
-    ] = None
-    threshold: Annotated[
-        float | None,
-        Option(
-            help="Probability of the best class, 0 to 1, below which a pixel is background; "
-            "also with --background."
-        ),
-    ] = None
-    clip: ModelOptions
-    segmentation: SegmentationOptions
-    output: Output = Path("clip-surgery-segments")
-    json: Json = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recognize:
-    """Name what images show. Writes the scores of all classes and figures."""
-
-    images: Images
-    texts: TextOptions
-    top: Annotated[int, Option(min=1, help="Number of classes to print per image.")] = 5
-    threshold: Annotated[
-        float | None, Option(help="Print the classes that score above this value instead.")
-    ] = None
-    feature_surgery: Annotated[FeatureSurgery, Option(help="Variant of feature surgery.")] = (
-        "release"
-    )
-    clip: ModelOptions
-    size: Size = None
-    output: Output = Path("clip-surgery-recognition")
-    json: Json = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptOptions:
-    """Arguments of `tasks.prompts`."""
-
-    union: Annotated[bool, Option("--union", help="Make one prompt for all texts.")] = False
-    instances: Annotated[
-        Instances,
-        Option(help="One prompt per text, per connected component, or per peak of the map."),
-    ] = "one"
-    boxes: Annotated[bool, Option("--boxes", help="Add bounding boxes.")] = False
-    threshold: Annotated[
-        float, Option(help="Value of the normalized map, 0 to 1, from which a point is positive.")
-    ] = 0.8
-    down_sample: Annotated[
-        int,
-        Option(help="Factor by which the map is reduced to place points (--instances one only)."),
-    ] = 2
-    size: Size = None
-    num_blocks: NumBlocks = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Points:
-    """Make prompts for Segment Anything. Writes points and boxes as JSON, figures, and masks."""
-
-    images: Images
-    texts: TextOptions
-    prompts: PromptOptions
-    sam: Annotated[
-        Path | None,
-        Option(help="Folder of a SAM checkpoint for transformers; its masks are drawn and saved."),
-    ] = None
-    clip: ModelOptions
-    output: Output = Path("clip-surgery-points")
-    json: Json = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordOptions:
-    """Arguments of `tasks.word_maps`."""
-
-    method: Annotated[
-        WordMethod,
-        Option(
-            help="'interactions' splits the cosine of image and caption into words and patches; "
-            "'surgery' compares tokens of architecture surgery with those of the text."
-        ),
-    ] = "interactions"
-    special: Annotated[bool, Option("--special", help="Add maps for the start and end tokens.")] = (
-        False
-    )
-    size: Size = None
-    num_blocks: Annotated[
-        int | None,
-        Option(min=0, help="With 'surgery': number of last blocks that it spans (default: 6)."),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Words:
-    """Locate each word of a caption. Writes figures and prints which words matter."""
-
-    images: Images
-    caption: Annotated[str, Option(help="Sentence; each of its words gets a map.")]
-    words: WordOptions
-    clip: ModelOptions
-    output: Output = Path("clip-surgery-words")
-    json: Json = False
 
 
 # --- measuring, exporting, serving ---------------------------------------------------------------

@@ -11,14 +11,14 @@ from PIL import Image
 
 from captum_clip_surgery import tasks
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.cli import _options
+from captum_clip_surgery.cli import _task_options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import echo, feature_surgery_of, load_model, read_texts
 from captum_clip_surgery.tasks import Sam, figures
 from captum_clip_surgery.visualization import save_figure
 
 
-def segment(options: _options.Segment) -> None:
+def segment(options: _task_options.Segment) -> None:
     """Run the command."""
     clip = _load(options)
     arguments = vars(options.segmentation) | {
@@ -42,7 +42,7 @@ def segment(options: _options.Segment) -> None:
     _finish(files, {"classes": classes, "images": entries}, options.json)
 
 
-def recognize(options: _options.Recognize) -> None:
+def recognize(options: _task_options.Recognize) -> None:
     """Run the command."""
     clip = _load(options)
     surgery = feature_surgery_of(options.feature_surgery)
@@ -65,7 +65,7 @@ def recognize(options: _options.Recognize) -> None:
     _finish(files, content, options.json)
 
 
-def points(options: _options.Points) -> None:
+def points(options: _task_options.Points) -> None:
     """Run the command."""
     clip = _load(options)
     sam = None if options.sam is None else Sam.from_pretrained(options.sam, clip.device)
@@ -92,7 +92,7 @@ def points(options: _options.Points) -> None:
     _finish(files, {"images": entries}, options.json)
 
 
-def words(options: _options.Words) -> None:
+def words(options: _task_options.Words) -> None:
     """Run the command."""
     # Without templates, which would make the caption longer than the context.
     clip = load_model(options.clip, [options.caption], quiet=options.json, templates=())
@@ -111,7 +111,7 @@ def words(options: _options.Words) -> None:
 
 
 def _load(
-    options: _options.Segment | _options.Recognize | _options.Points,
+    options: _task_options.Segment | _task_options.Recognize | _task_options.Points,
 ) -> ZeroShotClassifier:
     return load_model(options.clip, read_texts(options.texts, options.clip), quiet=options.json)
 

@@ -33,13 +33,20 @@ def labels_of(scene: Scene, names: Sequence[str] = NAMES) -> np.ndarray:
     return labels
 
 
-def scene_folder(scenes: Iterable[Scene], root: Path, jpeg: bool = False) -> Folder:
+def names_of(scenes: Iterable[Scene]) -> tuple[str, ...]:
+    """The classes that scenes show: fewer prompts than of all nouns."""
+    return ("background", *sorted({noun for scene in scenes for noun in scene.nouns}))
+
+
+def scene_folder(
+    scenes: Iterable[Scene], root: Path, jpeg: bool = False, names: Sequence[str] = NAMES
+) -> Folder:
     """One's own pictures: PNG, or JPEG of quality 95."""
     samples = [
-        Sample(f"{number:05}", Image.fromarray(scene.image), Labels(labels_of(scene)))
+        Sample(f"{number:05}", Image.fromarray(scene.image), Labels(labels_of(scene, names)))
         for number, scene in enumerate(scenes)
     ]
-    write_folder(samples, root, "\n".join(NAMES))
+    write_folder(samples, root, "\n".join(names))
     if jpeg:
         for sample in samples:
             (root / "images" / f"{sample.name}.png").unlink()

@@ -254,19 +254,19 @@ MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
 @each("mode", MODES)
-def test_results_do_not_depend_on_the_grad_mode(clip, mode):
-    for grid in (None, (3, 2)):
-        images = image_of(clip, grid).float().requires_grad_()
-        for make in MAPS.values():
-            method = make(clip)
-            expected = method.attribute(images, target=0), method.attribute_all(images)
-            with MODES[mode]():
-                actual = method.attribute(images, target=0), method.attribute_all(images)
-            for a, e in zip(actual, expected, strict=True):
-                assert e.requires_grad
-                assert not a.requires_grad
-                # nn.MultiheadAttention takes another way where nothing needs gradients.
-                assert relative_error(a, e.detach()) < 1e-5
+@pytest.mark.parametrize("grid", [(3, 2), pytest.param(None, marks=pytest.mark.slow)])
+def test_results_do_not_depend_on_the_grad_mode(clip, grid, mode):
+    images = image_of(clip, grid).float().requires_grad_()
+    for make in MAPS.values():
+        method = make(clip)
+        expected = method.attribute(images, target=0), method.attribute_all(images)
+        with MODES[mode]():
+            actual = method.attribute(images, target=0), method.attribute_all(images)
+        for a, e in zip(actual, expected, strict=True):
+            assert e.requires_grad
+            assert not a.requires_grad
+            # nn.MultiheadAttention takes another way where nothing needs gradients.
+            assert relative_error(a, e.detach()) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -134,22 +134,22 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ZeroShotClas
     return loaded
 
 
+@pytest.mark.parametrize("grid", [(8, 5), pytest.param((6, 6), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", TWO_TOWERS)
-def test_half_precision_models_give_the_maps_of_full_precision(load, family):
+def test_half_precision_models_give_the_maps_of_full_precision(load, family, grid):
     full = load(family)
     halves = {p: load(family, p) for p in HALVES if has_precision(family, p)}
     for precision, half in halves.items():
         entry = half.model.visual.get_submodule(TINY[family].parts.entry)
         assert {parameter.dtype for parameter in entry.parameters()} == {HALVES[precision]}
         assert half.tower.dtype == HALVES[precision]
-    for grid in ((6, 6), (8, 5)):
-        images = images_of(full, grid)
-        for method, make in MAPS.items():
-            expected = make(full).attribute_all(images)
-            for precision, half in halves.items():
-                maps = make(half).attribute_all(images)
-                assert maps.dtype == images.dtype, method
-                assert correlation(maps, expected) > 0.99, (method, grid, precision)
+    images = images_of(full, grid)
+    for method, make in MAPS.items():
+        expected = make(full).attribute_all(images)
+        for precision, half in halves.items():
+            maps = make(half).attribute_all(images)
+            assert maps.dtype == images.dtype, method
+            assert correlation(maps, expected) > 0.99, (method, precision)
 
 
 @pytest.mark.parametrize("family", TWO_MODELS)

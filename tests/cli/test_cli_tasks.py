@@ -112,8 +112,8 @@ def test_points(monkeypatch, tmp_path, folder, capsys, clip) -> None:
     assert Image.open(tmp_path / "0-points.png").size[0] > 500
 
 
-@pytest.fixture
-def sam(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SAM of random weights in half precision, in a folder."""
     transformers = pytest.importorskip("transformers")
     config = transformers.SamConfig(
@@ -138,7 +138,7 @@ def sam(tmp_path: Path) -> Path:
             "iou_head_hidden_dim": 16,
         },
     )
-    folder = tmp_path / "sam"
+    folder = tmp_path_factory.mktemp("sam")
     transformers.SamModel(config).half().save_pretrained(folder)
     transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder)
     return folder
@@ -211,7 +211,9 @@ def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command
 
 
 def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
-    assert run(monkeypatch, "segment", tmp_path) == f"error: no images in the folder {tmp_path}"
-    assert str(run(monkeypatch, "segment", "none/*.png")).startswith("error: no file matches")
+    message = run(monkeypatch, "segment", tmp_path, *TEXTS)
+    assert message == f"error: no images in the folder {tmp_path}"
+    message = run(monkeypatch, "segment", "none/*.png", *TEXTS)
+    assert str(message).startswith("error: no file matches")
     message = run(monkeypatch, "segment", "a.png", "--model", "RN50", "--pretrained", "x")
     assert message == "error: no texts: give --text, once per text, or --texts FILE"

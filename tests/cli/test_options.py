@@ -18,7 +18,7 @@ from captum_clip_surgery import METHODS, tasks
 from captum_clip_surgery._utils.drivers import run_on_ray
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
-from captum_clip_surgery.cli import COMMANDS, _choices, _options, app
+from captum_clip_surgery.cli import COMMANDS, _choices, _options, _task_options, app
 from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import protocol
@@ -70,9 +70,9 @@ def test_choices_are_those_of_the_rooms() -> None:
 @pytest.mark.parametrize(
     ("group", "function"),
     [
-        (_options.SegmentationOptions, tasks.segment),
-        (_options.PromptOptions, tasks.prompts),
-        (_options.WordOptions, tasks.word_maps),
+        (_task_options.SegmentationOptions, tasks.segment),
+        (_task_options.PromptOptions, tasks.prompts),
+        (_task_options.WordOptions, tasks.word_maps),
         (_options.ExportOptions, plan),
         (_options.RayOptions, run_on_ray),
         (_options.ServerOptions, serve),

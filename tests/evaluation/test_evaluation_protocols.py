@@ -232,7 +232,10 @@ def test_dense(
         {"size": 80, "keep_aspect": True},
         {"size": 80, "keep_aspect": True, "window": 64, "stride": 32},
         {"size": 80, "keep_aspect": True, "window": 40, "stride": 24, "longest": 112},
-        {"size": 150, "keep_aspect": True, "window": 112, "stride": 56},
+        pytest.param(
+            {"size": 150, "keep_aspect": True, "window": 112, "stride": 56},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -34,11 +35,12 @@ from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, re
 from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.runner import draw_sample
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
-from tests._helpers import command_line
+from tests._helpers import command_line, written_scenes
 from tests._helpers.cases import each
-from tests._helpers.written_scenes import Given, scene_folder
+from tests._helpers.written_scenes import Given, names_of
 
 SCENES = Scenes("test", 7, 96, objects=[2, 3])
+scene_folder = functools.partial(written_scenes.scene_folder, names=names_of(SCENES))
 BOTH = Protocol("both", "tests", {"localization": View(size=96), "segmentation": View(size=96)}, {})
 
 
@@ -47,9 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return scene_folder(SCENES, tmp_path_factory.mktemp("scenes"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clip() -> ZeroShotClassifier:
-    return ZeroShotClassifier.demo(["dog"])
+    """Shared by tests that leave the model as it is, and with it its text features."""
+    return ZeroShotClassifier.demo(["dog"], templates=["a {}."])
+
+
+@pytest.fixture
+def own_clip() -> ZeroShotClassifier:
+    return ZeroShotClassifier.demo(["dog"], templates=["a {}."])
 
 
 def run(
@@ -110,7 +118,7 @@ def test_texts_once_and_one_pass_for_all_dense_methods(folder: Folder) -> None:
     dense = ("CLIP", "CLIPSurgery", "MaskCLIP", "GEM")
     texts = []
     for names, limit in ((dense[:1], 2), (dense, 5)):
-        clip = ZeroShotClassifier.demo(["dog"])
+        clip = ZeroShotClassifier.demo(["dog"], templates=["a {}."])
         model = clip.model
         calls = Calls(model.visual.conv1, model.transformer.resblocks[0])
         run(clip, folder, *names, limit=limit, batch_size=2)
@@ -278,8 +286,8 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    clip: ZeroShotClassifier,
 ) -> None:
+    clip = ZeroShotClassifier.demo(["dog"])
     scene_folder(SCENES[:3], tmp_path / "data")
     options = ["--dataset", "folder", "--root", tmp_path / "data", "--protocol", "paper"]
     options += ["--methods", "surgery,clip,maskclip", "--output", tmp_path / "out", "--limit", 2]
@@ -371,13 +379,13 @@ def test_command_refuses(
 
 @pytest.mark.parametrize("part", ["ln_final", "visual.ln_post"])
 def test_an_evaluation_is_of_one_model(
-    clip: ZeroShotClassifier,
+    own_clip: ZeroShotClassifier,
     folder: Folder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     part: str,
 ) -> None:
-    weight = clip.model.get_submodule(part).weight
+    weight = own_clip.model.get_submodule(part).weight
     plain, calls = _predictors.attribute_each, []
 
     def then_step(*args: Any) -> Any:
@@ -391,31 +399,33 @@ def test_an_evaluation_is_of_one_model(
     store = StatisticsStore(tmp_path / "statistics", {}, {})
     monkeypatch.setattr(_running, "PIECE", 2)
     with pytest.raises(RuntimeError, match=rf"of the model was changed .*\({part}\)"):
-        run(clip, folder, "CLIP", batch_size=2, store=store)
+        run(own_clip, folder, "CLIP", batch_size=2, store=store)
     # The first piece is of the model as it was, and of the second nothing is kept.
     assert len(list(tmp_path.rglob("*.parquet"))) <= 1
 
 
 def test_a_task_on_many_batches_is_of_one_model(
-    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+    own_clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, eps = [scene.image for scene in SCENES], clip.model.ln_final.eps
+    pictures, eps = [scene.image for scene in SCENES], own_clip.model.ln_final.eps
     texts = [["dog"], ["camera", "pizza"]] * 4
     calls_of: dict[str, Callable[[], object]] = {
-        "recognize": lambda: recognize(clip.with_texts(["dog", "pizza"]), pictures, batch_size=2),
-        "own texts": lambda: maps_of_own_texts(clip, pictures[:6], texts[:6], batch_size=2),
-        "words": lambda: word_maps(clip, pictures[:2], ["a dog", "a pizza"], batch_size=1),
+        "recognize": lambda: recognize(
+            own_clip.with_texts(["dog", "pizza"]), pictures, batch_size=2
+        ),
+        "own texts": lambda: maps_of_own_texts(own_clip, pictures[:6], texts[:6], batch_size=2),
+        "words": lambda: word_maps(own_clip, pictures[:2], ["a dog", "a pizza"], batch_size=1),
     }
-    plain = clip.preprocess
+    plain = own_clip.preprocess
     for name, task in calls_of.items():
-        clip.model.ln_final.eps = eps
+        own_clip.model.ln_final.eps = eps
         task()
         calls: list[int] = []
 
         def then_step(_: object, *args: Any, calls: list[int] = calls) -> Tensor:
             calls.append(1)
             if len(calls) == 2:
-                clip.model.ln_final.eps = 0.5
+                own_clip.model.ln_final.eps = 0.5
             return plain(*args)
 
         with monkeypatch.context() as patch:

@@ -28,7 +28,7 @@ from captum_clip_surgery.evaluation import Protocol, StatisticsStore, _running, 
 from captum_clip_surgery.evaluation._tasks import EVALUATORS
 from tests._helpers import command_line, runs
 from tests._helpers.waiting import wait_until
-from tests._helpers.written_scenes import scene_folder
+from tests._helpers.written_scenes import names_of, scene_folder
 
 IMAGES = 7
 PIECES = 4  # of two images each
@@ -44,7 +44,8 @@ def arguments(root: Path, output: Path, *more: object) -> list[object]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures of scenes."""
     folder = tmp_path_factory.mktemp("scenes") / "data"
-    scene_folder(Scenes("test", IMAGES, size=96, objects=[2]), folder)
+    scenes = Scenes("test", IMAGES, size=96, objects=[2])
+    scene_folder(scenes, folder, names=names_of(scenes))
     return folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,13 +19,16 @@ from safetensors.torch import load_file, save_file
 
 import captum_clip_surgery
 from captum_clip_surgery import evaluation
+from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
-from captum_clip_surgery.evaluation import Evaluation, _running
+from captum_clip_surgery.evaluation import Evaluation, _running, results
 from captum_clip_surgery.evaluation.results import read
 from tests._helpers.command_line import run
 from tests._helpers.written_scenes import scene_folder
 
 IMAGES, BATCH = 5, 2
+#: Without templates, so that the many names of the scenes are few prompts.
+PROTOCOL = 'source = "tests"\ntemplates = "none"\n[localization]\nsize = {}\n'
 
 
 class Evaluated:
@@ -45,7 +49,7 @@ class Evaluated:
         }
         shutil.copytree(MODEL_FOLDER, folder / "model")
         scene_folder(Scenes("test", IMAGES, 96, objects=[2]), folder / "data")
-        (folder / "own.toml").write_text('source = "tests"\n[localization]\nsize = 96\n')
+        (folder / "own.toml").write_text(PROTOCOL.format(96))
         assert self() == 0
         self.table = self.found()
         self._options = dict(self.options)
@@ -92,6 +96,15 @@ class Evaluated:
         return counts
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Figures take longer than what is measured; `test_command` looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_datasets, results):
+            patch.setattr(module, "save_figure", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     return Evaluated(tmp_path_factory.mktemp("evaluated") / "run")
@@ -128,7 +141,7 @@ def edit_code(run: Evaluated) -> None:
 
 
 def other_size(run: Evaluated) -> None:
-    (run.folder / "own.toml").write_text('source = "tests"\n[localization]\nsize = 128\n')
+    (run.folder / "own.toml").write_text(PROTOCOL.format(128))
 
 
 @pytest.mark.parametrize(
@@ -238,11 +251,12 @@ def test_parts_of_a_job_array_give_the_same_table(
 def test_damage_is_done_again(evaluated: Evaluated, damage: str) -> None:
     path = evaluated.folder / "out" / "statistics" / "localization" / "CLIP" / "000000.parquet"
     content = path.read_bytes()
-    middle = len(content) // 2
+    column = pq.read_metadata(path).row_group(0).column(0)
+    last = column.dictionary_page_offset + column.total_compressed_size - 1  # of its values
     path.write_bytes(
         {
-            "cut": content[:middle],
-            "flipped": content[:middle] + bytes([content[middle] ^ 0x40]) + content[middle + 1 :],
+            "cut": content[: len(content) // 2],
+            "flipped": content[:last] + bytes([content[last] ^ 0x40]) + content[last + 1 :],
             "not Parquet": b"PAR1" * 9,
         }[damage]
     )

@@ -61,15 +61,21 @@ def naive(
     return area(clip, insertion, target), area(clip, deletion, target)
 
 
-@pytest.mark.parametrize("side", [1, 4, 32], ids=["constant", "patches", "pixels"])
-def test_against_a_loop_over_pixels(tiny: ZeroShotClassifier, side: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "batch_sizes"),
+    [(1, (7,)), (4, (1, 7, 1000)), (32, (7,))],
+    ids=["constant", "patches", "pixels"],
+)
+def test_against_a_loop_over_pixels(
+    tiny: ZeroShotClassifier, side: int, batch_sizes: tuple[int, ...]
+) -> None:
     images, maps, targets = random_images(tiny), random_maps(side=side), [2, 0]
     under = images.flip(-1)
     expected = [
         naive(tiny, images[index], maps[index], target, under[index], 16)
         for index, target in enumerate(targets)
     ]
-    for batch_size in (1, 7, 1000):
+    for batch_size in batch_sizes:
         insertion, deletion = insertion_deletion(
             tiny, images, maps, targets, 16, under, batch_size=batch_size
         )

@@ -214,6 +214,19 @@ def test_insertion_and_deletion_accumulate() -> None:
     assert torch.isnan(metric.compute()["deletion"])
 
 
+@each(
+    "options", [{}, {"baseline": "noise", "steps": 4}, {"baseline": "noise", "steps": 4, "seed": 7}]
+)
+def test_areas_have_the_options_and_defaults_of_the_function(options: dict[str, Any]) -> None:
+    clip = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=["{}"])
+    images, maps = random_images(clip, 1), random_map(0, side=4)[None]
+    metric = modules.InsertionDeletion(clip, **options)
+    metric.update(images, maps, 0)
+    areas = insertion_deletion(clip, images, maps, 0, **options)
+    for name, area in zip(("insertion", "deletion"), areas, strict=True):
+        assert float(metric.compute()[name]) == pytest.approx(100 * float(area[0]), rel=1e-6)
+
+
 def _measure_a_share(rank: int, meeting: str, results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

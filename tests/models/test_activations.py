@@ -95,17 +95,23 @@ def downloaded(tmp_path_factory):
     return files
 
 
+@pytest.fixture(scope="module")
+def configs() -> dict[str, Any]:
+    """A tiny model's configuration for every published name, with the name's own activation."""
+    made = {}
+    for name in {name for name, _ in list_pretrained()} | set(open_clip.list_models()):
+        own = (open_clip.get_model_config(name) or {}).get("quick_gelu")
+        made[name] = TINY[kind_of(name)].config | ({} if own is None else {"quick_gelu": own})
+    return made
+
+
 @pytest.fixture
-def tiny(monkeypatch, downloaded):
+def tiny(monkeypatch, downloaded, configs):
     """Every published name is a tiny model with the activation of its own configuration.
 
     Downloads are stood in for by a file of these weights.
     """
-    configs = {}
-    for name in {name for name, _ in list_pretrained()} | set(open_clip.list_models()):
-        own = (open_clip.get_model_config(name) or {}).get("quick_gelu")
-        configs[name] = TINY[kind_of(name)].config | ({} if own is None else {"quick_gelu": own})
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", configs)
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", copy.deepcopy(configs))
     hubs = {record["hf_hub"]: name for name in _PRETRAINED for record in _PRETRAINED[name].values()}
 
     def download(record: dict[str, Any], **_: Any) -> str:

@@ -83,8 +83,8 @@ def test_configurations_of_ones_own(tmp_path, monkeypatch, config, reason):
 
 
 def test_a_classifier_says_the_same_of_its_tower():
-    (entry,) = list_models(["ViT-B-32"])
-    model = open_clip.create_model("ViT-B-32")
+    (entry,) = list_models(["ViT-S-32-alt"])
+    model = open_clip.create_model("ViT-S-32-alt")
     said = repr(ZeroShotClassifier(model.eval(), ["dog"], templates=()))
     rows, columns = entry.grid
     tower = f"{entry.family}, pooled by {entry.pooling}, {entry.blocks} blocks, 224 x 224 pixels"

@@ -142,7 +142,9 @@ MAPS = {
 }
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("above", "below"))) for n in MAPS]
+)
 def test_any_finite_map_draws_in_any_view_without_a_warning(name: str) -> None:
     figure = Figure(figsize=(7, 5), dpi=40)
     axes = figure.subplots(len(SIGNS), len(VIEWS))
