@@ -77,7 +77,7 @@ def vocabulary_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def drawn_quickly() -> Iterator[None]:
     """Compress figures as little as there is: files are larger, and their pixels the same."""
-    draw = FigureCanvasAgg.print_png
+    draw: Any = FigureCanvasAgg.print_png
 
     @functools.wraps(draw)
     def quickly(*arguments: Any, pil_kwargs: dict[str, Any] | None = None, **options: Any) -> None:

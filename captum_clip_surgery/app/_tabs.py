@@ -97,7 +97,7 @@ def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, .
 def _maps(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
     shown: tuple[int, ...] | None = None
     for explanation in explainer.explain(image, settings):
-        state = tuple(map(len, (explanation.maps, explanation.left_out, explanation.specificity)))
+        state = (len(explanation.maps), len(explanation.left_out), len(explanation.specificity))
         if state == shown:
             yield None
         else:
