@@ -97,7 +97,8 @@ def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, .
 def _maps(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
     shown: tuple[int, ...] | None = None
     for explanation in explainer.explain(image, settings):
-        state = tuple(map(len, (explanation.maps, explanation.left_out, explanation.specificity)))
+        parts = explanation.maps, explanation.left_out, explanation.specificity
+        state = tuple(len(part) for part in parts)
         if state == shown:
             yield None
         else:
