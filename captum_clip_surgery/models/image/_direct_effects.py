@@ -181,7 +181,8 @@ class _Ledger:
         self.contributions: Any = 0  # of tokens attended by chosen heads, (N, K, L)
         self.others: Any = 0  # of all tokens attended by other heads, (N, K)
         self.bias: Any = 0  # in the stream, (N or 1, T or 1, D)
-        # By block.
+        self.fed_forward: Tensor | None = None  # by feed-forward layers, (N, T, D)
+        # By block, if detailed.
         self.by_head: list[Tensor] = []  # (N, K, H, L) each
         self.updates: list[Tensor] = []  # of the feed-forward layers, (N, T, D) each
 
@@ -208,7 +209,10 @@ class _Ledger:
             middle = x[:, : update.shape[1]] + update if trace.residual else update
             x = trace.feed_forward(index, middle)
             if x is not middle:
-                self.updates.append((x - middle)[:, :count])
+                added = x[:, :count] - middle[:, :count]
+                self.fed_forward = added if self.fed_forward is None else self.fed_forward + added
+                if self.detailed:
+                    self.updates.append(added)
         self._read_out(x[:, :count])
         for attention in later:
             self._add(attention, attention.scales * self.weights)
@@ -223,8 +227,8 @@ class _Ledger:
         if trace.residual:
             start = trace.tokens[:, : trace.num_pooled]
             remainder["embedding"] = self._read(start)
-        if self.updates:
-            remainder["feed-forward"] = self._read(torch.stack(self.updates).sum(0))
+        if self.fed_forward is not None:
+            remainder["feed-forward"] = self._read(self.fed_forward)
         if prefix:
             remainder["prefix tokens"] = tokens[..., :prefix].sum(-1)
         remainder["bias"] = self._read(self.bias) + self.constant
