@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
+from captum_clip_surgery.models import _loading
+from captum_clip_surgery.models._config_check import check_folder
 from tests._helpers.tiny import (
     DATA,
     REFERENCE,
@@ -32,13 +35,13 @@ collect_ignore_glob = ["robustness/fuzz*.py"]
 
 @pytest.fixture(scope="session", autouse=True)
 def embedded_model_read_once() -> Iterator[None]:
-    """Build the embedded model and its tokenizer from their files once; the model is copied."""
+    """Check and build the embedded model and its tokenizer once; the model is copied."""
 
     def once(function: Callable[..., Any], duplicate: Callable[[Any], Any]) -> Callable[..., Any]:
         known: dict[str, Any] = {}
 
-        def call(name: str, *arguments: Any, **options: Any) -> Any:
-            if name != f"local-dir:{MODEL_FOLDER}":
+        def call(name: str | Path, *arguments: Any, **options: Any) -> Any:
+            if str(name).removeprefix("local-dir:") != str(MODEL_FOLDER):
                 return function(name, *arguments, **options)
             key = repr((arguments, options))
             if key not in known:
@@ -51,6 +54,8 @@ def embedded_model_read_once() -> Iterator[None]:
         build, tokenizer = open_clip.create_model_and_transforms, open_clip.get_tokenizer
         patch.setattr(open_clip, "create_model_and_transforms", once(build, copy.deepcopy))
         patch.setattr(open_clip, "get_tokenizer", once(tokenizer, lambda shared: shared))
+        patch.setattr(_loading, "check_folder", once(check_folder, dict))
+        patch.setattr(_loading, "_check_shapes", once(_loading._check_shapes, lambda none: none))
         yield
 
 
