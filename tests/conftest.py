@@ -61,7 +61,7 @@ def embedded_model_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary_read_once() -> Iterator[None]:
-    """Read open_clip's vocabulary once, and clean each prompt once, which take longest of all."""
+    """Read open_clip's vocabulary once, which takes longest of all."""
     read, known = SimpleTokenizer.__init__, dict[str, dict[str, Any]]()
 
     def once(self: SimpleTokenizer, *arguments: Any, **options: Any) -> None:
@@ -74,8 +74,6 @@ def vocabulary_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SimpleTokenizer, "__init__", once)
-        clean = functools.cache(open_clip.tokenizer._clean_lower)
-        patch.setattr(open_clip.tokenizer, "_clean_lower", clean)
         yield
 
 
