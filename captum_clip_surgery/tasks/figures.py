@@ -18,6 +18,7 @@ from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.words_by_patches import Interactions
 from captum_clip_surgery.visualization._attribution import show_map
+from captum_clip_surgery.visualization._grids import shared_scale
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import (
     add_legend,
@@ -137,13 +138,13 @@ def words_figure(
     columns: int = 6,
     width: float | str | None = None,
     *,
-    sign: str = "range",
+    sign: str = "all",
     cmap: str | Colormap | None = None,
     alpha_overlay: float = 0.7,
 ) -> Figure:
     """Draw an image, and over it the map of each word of its caption, with the word's importance.
 
-    Each map has its own scale, because words differ by what they score everywhere.
+    All maps share one scale, so that words that match nothing stay pale.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
@@ -204,15 +205,12 @@ def interactions_figure(
         return winner_figure(image, interactions.maps, interactions.words, threshold, width)
     maps = interactions.centered() if centered else interactions.maps
     contributions = [f"{value:+z.3f}" for value in interactions.by_word().tolist()]
-    strongest = float(maps.abs().max()) or None
-    view = View(sign="all")
     return _words_grid(
         image,
         interactions.words,
         maps,
         contributions,
-        view,
-        strongest,
+        View(sign="all"),
         columns=columns,
         width=width,
     )
@@ -224,12 +222,12 @@ def _words_grid(
     maps: Tensor,
     notes: Sequence[str],
     view: View,
-    scale: float | None = None,
     *,
     columns: int,
     width: float | str | None,
 ) -> Figure:
-    """Draw an image, and over it the map of each word, with a note behind the word."""
+    """Draw an image, and over it the map of each word on one scale, with a note behind the word."""
+    scale = shared_scale(maps, view)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns!r}")
     count = 1 + len(words)

@@ -85,7 +85,9 @@ def compare_figure(
     pixels = [np.asarray(load_image(image)) for image in images]
     view = View(method, sign, outlier_perc, cmap, alpha_overlay)
     views = {name: _view_of(values, view, diverging) for name, values in maps.items()}
-    scales = {name: _scale(values, views[name]) for name, values in maps.items()} if shared else {}
+    scales = (
+        {name: shared_scale(values, views[name]) for name, values in maps.items()} if shared else {}
+    )
     pairs = [(image, text) for image in range(len(pixels)) for text in range(len(texts))]
     rows, columns = [texts[text] for _, text in pairs], [IMAGE, *maps]
     bars = "below" if scales else ""
@@ -141,8 +143,8 @@ def _view_of(values: Tensor, view: View, diverging: bool) -> View:
     return replace(view, sign="all") if wanted and both else view
 
 
-def _scale(values: Tensor, view: View) -> float | Limits | None:
-    """Return the `scale` of `show_map` for all maps of a method; None if they are constant."""
+def shared_scale(values: Tensor, view: View) -> float | Limits | None:
+    """Return the `scale` of `show_map` for maps that share one; None if they are constant."""
     low, high = _limits(values, view)
     if low == high:
         return None
