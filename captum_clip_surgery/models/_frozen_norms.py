@@ -30,13 +30,19 @@ class FrozenNorms(TorchFunctionMode):
     Args:
         scales: The factors, one per call of a norm, as `scales` of another context holds them. None
             computes them from the inputs.
+        watched: A tensor whose use is recorded.
 
     Attributes:
         scales: Factors (..., 1) of the calls so far.
+        was_read: Whether a function took the watched tensor.
     """
 
-    def __init__(self, scales: Iterable[Tensor | float] | None = None) -> None:
+    def __init__(
+        self, scales: Iterable[Tensor | float] | None = None, watched: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.was_read = False
+        self._watched = watched
         self.scales: list[Any] = []
         self._given: Iterator[Any] | None = None if scales is None else iter(scales)
 
@@ -44,6 +50,8 @@ class FrozenNorms(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._watched is not None:
+            self.was_read |= any(each is self._watched for each in (*args, *kwargs.values()))
         if func in LAYER_NORMS:
             return self._layer_norm(*args, **kwargs)
         if func in RMS_NORMS:
@@ -90,31 +98,28 @@ class FrozenNorms(TorchFunctionMode):
 
 
 def pull_back(
-    step: Callable[..., Tensor], directions: Tensor, *shapes: tuple[int, ...]
-) -> tuple[list[Tensor | None], int]:
+    step: Callable[[Tensor], Tensor], directions: Tensor, *shape: int, unread: Tensor | None = None
+) -> tuple[Tensor, FrozenNorms]:
     """Pull directions back through the linear part of a step, with every 1/sigma set to 1.
 
     Args:
-        step: Maps inputs (B, ...) to outputs (B, ..., C), affine once its norms are frozen.
+        step: Maps inputs (B, *shape) to outputs (B, ..., C), affine once its norms are frozen.
         directions: Directions (B, ..., C) at its output.
-        *shapes: The inputs' shapes without B.
+        *shape: The input's shape without B.
+        unread: A tensor that the step holds and may not read.
 
     Returns:
-        For each input, the directions (B, ...) at it, or None if the step does not read it; and the
-        number of norms within the step. They are differentiable with respect to the directions and
-        the step's parameters if gradients are enabled.
+        The directions (B, *shape) at the input, and the context in which the step ran: how many
+        norms it has, and whether it read that tensor. The directions are differentiable if
+        gradients are enabled.
     """
+    norms = FrozenNorms(itertools.repeat(1.0), watched=unread)
     recorded = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(recorded):
         if not recorded:  # tensors of inference mode cannot be used here, their copies can
-            directions = directions.detach().clone()
-        inputs = [
-            directions.new_zeros(len(directions), *shape).detach().requires_grad_()
-            for shape in shapes
-        ]
-        with FrozenNorms(itertools.repeat(1.0)) as norms:
-            output = step(*inputs)
-        pulled = torch.autograd.grad(
-            output, inputs, directions, create_graph=recorded, allow_unused=True
-        )
-    return list(pulled), len(norms.scales)
+            directions = directions.clone()
+        start = directions.new_zeros(len(directions), *shape)
+        with norms:
+            result: Any = torch.func.vjp(step, start)
+        (pulled,) = result[1](directions)
+    return pulled, norms

@@ -201,6 +201,21 @@ def test_gradients_flow_to_text_features(clip: ZeroShotClassifier, images: Tenso
     assert not gradient[[0, 2, 3]].any()
 
 
+def test_transform_of_torch_func(clip: ZeroShotClassifier, images: Tensor) -> None:
+    method = LayerDirectEffect(clip)
+    watched = images.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(method.attribute_all(watched, [1]).square().sum(), watched)
+    gradient = torch.func.grad(lambda x: method.attribute_all(x, [1]).square().sum())(images)
+    assert relative_error(gradient.detach(), expected) < 1e-10
+
+
+@pytest.mark.slow
+def test_compiled(clip: ZeroShotClassifier, images: Tensor) -> None:
+    method = LayerDirectEffect(clip)
+    compiled = torch.compile(method.attribute_all, backend="eager")
+    assert relative_error(compiled(images), method.attribute_all(images)) < 1e-10
+
+
 @each("kind", ["vit", "siglip"])
 def test_inference_mode(kind: str) -> None:
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS)

@@ -248,9 +248,7 @@ class _Ledger:
     def _through_pool(self, directions: Tensor, count: int) -> Tensor:
         """Pull directions (M, K, C) back to `count` pooled tokens, (M, K, count, D)."""
         shape = (count, self.trace.width)
-        (pulled,), _ = pull_back(self.trace.pool, directions.flatten(0, 1), shape)
-        if pulled is None:
-            raise TypeError("the pooling does not read its tokens")
+        pulled, _ = pull_back(self.trace.pool, directions.flatten(0, 1), *shape)
         return pulled.unflatten(0, directions.shape[:2])
 
     def _attention(self, index: int, heads: AttentionInputs, values: Tensor) -> _Attention:
@@ -258,22 +256,22 @@ class _Ledger:
         merge = partial(self.trace.merge, index)
         inside, reading = (values.shape[1], 1, values.shape[3]), (1, heads.x.shape[-1])
         directions = self.pulled.flatten(0, 1)[:, None]  # (M * K, 1, D)
-        (pulled, gate), num_norms = pull_back(merge, directions, inside, reading)
-        if pulled is None:
-            raise TypeError(f"block {index} does not read its attended values")
-        if gate is None and not num_norms:
-            empty = values.new_zeros(1, *inside)
-            self.bias = self.bias + merge(empty, values.new_zeros(1, *reading))
+        anything = values.new_zeros(1, *reading)
+        pulled, inner = pull_back(partial(merge, x=anything), directions, *inside, unread=anything)
+        if not inner.was_read and not inner.scales:
+            self.bias = self.bias + merge(values.new_zeros(1, *inside), anything)
             scales = values.new_ones(1, 1)
         else:
-            with FrozenNorms() as norms:
+            norms = FrozenNorms()
+            with norms:
                 merge(values, heads.x)
             with FrozenNorms(norms.scales):
                 self.bias = self.bias + merge(torch.zeros_like(values), heads.x)
             scales = _token_scales(norms.scales, values[:, 0, :, 0])
         shape = (*self.pulled.shape[:2], inside[0], inside[2])
-        by_token = [pulled.view(shape)] if gate is None else self._through_gate(merge, heads, shape)
-        return _Attention(index, heads, scales, by_token)
+        if inner.was_read:
+            return _Attention(index, heads, scales, self._through_gate(merge, heads, shape))
+        return _Attention(index, heads, scales, [pulled.view(shape)])
 
     def _through_gate(
         self, merge: Callable[..., Tensor], heads: AttentionInputs, shape: tuple[int, ...]
@@ -284,8 +282,7 @@ class _Ledger:
         by_token = []
         for x in heads.x.split(1, dim=1):
             gated = partial(merge, x=x.repeat_interleave(texts, 0))
-            (pulled,), _ = pull_back(gated, directions, (num_heads, 1, width))
-            assert pulled is not None
+            pulled, _ = pull_back(gated, directions, num_heads, 1, width)
             by_token.append(pulled.view(count, *shape[1:]))
         return by_token
 
@@ -293,7 +290,8 @@ class _Ledger:
         """Read the embedding off the pooled tokens (N, T, D), and how each of them counts."""
         pool = self.trace.pool
         self.embedding = self.trace.embedding(x)
-        with FrozenNorms() as norms:
+        norms = FrozenNorms()
+        with norms:
             pool(x)
         with FrozenNorms(norms.scales):
             constant = pool(torch.zeros_like(x))  # (N, C)
