@@ -39,7 +39,7 @@ from captum_clip_surgery.attr.registry import choose
 
 BASELINE = "encode_image"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DENSE = "CLIP,CLIPSurgery,ArchitectureSurgery,MaskCLIP,SCLIP,ClearCLIP,NACLIP,GEM"
+DENSE = "CLIP,CLIPSurgery,ArchitectureSurgery,MaskCLIP,SCLIP,ClearCLIP,NACLIP,GEM,DirectEffect"
 GRADIENTS = "LeGrad,AttentionRelevance,GradECLIP"
 
 Case = Callable[[], Any]
