@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import open_clip
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,7 +62,7 @@ def embedded_model_read_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary_read_once() -> Iterator[None]:
-    """Read open_clip's vocabulary once, which takes longest of all."""
+    """Read open_clip's vocabulary once, and clean each prompt once, which take longest of all."""
     read, known = SimpleTokenizer.__init__, dict[str, dict[str, Any]]()
 
     def once(self: SimpleTokenizer, *arguments: Any, **options: Any) -> None:
@@ -74,6 +75,7 @@ def vocabulary_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SimpleTokenizer, "__init__", once)
+        patch.setattr(ftfy, "fix_text", functools.cache(ftfy.fix_text))
         yield
 
 

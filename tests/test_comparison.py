@@ -65,13 +65,20 @@ def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
     assert not any(m._forward_hooks or m._backward_hooks for m in clip.model.modules())
 
 
-def test_captums_methods_are_captums(clip, images):
+@pytest.fixture(scope="module")
+def tiny() -> ZeroShotClassifier:
+    """For methods of many passes: 4 x 4 patches of 8 pixels."""
+    return ZeroShotClassifier(tiny_model("vit"), TEXTS[:2], templates=())
+
+
+def test_captums_methods_are_captums(tiny):
+    clip, images = tiny, random_images(tiny)
     cases = {
         "Saliency": (Saliency, {}),
         "IntegratedGradients": (IntegratedGradients, {}),
         "Occlusion": (
             Occlusion,
-            {"sliding_window_shapes": (3, 16, 16), "strides": (3, 16, 16)},
+            {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8)},
         ),
     }
     for name, (method, options) in cases.items():
@@ -82,10 +89,10 @@ def test_captums_methods_are_captums(clip, images):
         assert torch.equal(METHODS[name](clip).attribute_all(images[:1], [-1])[:, 0], maps[:1, 1])
 
 
-def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(clip):
-    images = clip.preprocess(SCENES[0].image, size=224)
-    maps = METHODS["Occlusion"](clip).attribute_all(images)[0, 0]
-    cells = maps.reshape(7, 32, 7, 32)
+def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(tiny):
+    images = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    maps = METHODS["Occlusion"](tiny).attribute_all(images)[0, 0]
+    cells = maps.reshape(7, 16, 7, 16)
     assert (cells == cells[:, :1, :, :1]).all()
 
 
@@ -106,8 +113,8 @@ def test_kernel_shap_without_scikit_learn_is_left_out_by_name(clip, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients", "Occlusion", "KernelShap"])
-def test_captums_methods_in_any_mode_and_again(clip, images, name):
-    explain = METHODS[name](clip).attribute_all
+def test_captums_methods_in_any_mode_and_again(tiny, name):
+    images, explain = random_images(tiny), METHODS[name](tiny).attribute_all
     before = torch.random.get_rng_state()
     expected = explain(images[:1])
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -31,6 +31,7 @@ from tests._helpers.tiny import (
     TWO_MODELS,
     TWO_TOWERS,
     load_reference_model,
+    quick_on,
     relative_error,
     tiny_model,
 )
@@ -55,7 +56,8 @@ HALVES = {
 # fails.
 NOT_MIXED = ("layerscale", "custom", "coca")
 each_family = pytest.mark.parametrize("family", TOWERS)
-each_half = each("precision", HALVES)
+#: Each type in one of the two ways to compute with it; slow in the other.
+each_half = pytest.mark.parametrize("precision", quick_on(("fp16", "pure_bf16"), HALVES))
 
 
 def has_precision(family: str, precision: str) -> bool:
