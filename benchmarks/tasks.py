@@ -122,7 +122,7 @@ def main(
     ] = "224",
     tasks: Annotated[
         str, typer.Option(help="Comma-separated.")
-    ] = "segmentation,recognition,points,words",
+    ] = "segmentation,outlines,recognition,points,words",
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
@@ -132,6 +132,7 @@ def main(
         "segmentation": lambda: _segmentation_table(
             clip, drawn, [int(s) for s in sizes.split(",")]
         ),
+        "outlines": lambda: _outlines_table(clip, drawn),
         "recognition": lambda: markdown(
             ["feature surgery", "mAP"],
             [
@@ -169,9 +170,6 @@ def _segmentation_table(
         {"feature_surgery": None},
         {"feature_surgery": "release"},
         {"feature_surgery": "release", "refine": "guided"},
-        {"feature_surgery": "release", "refine": "pamr"},
-        {"feature_surgery": "release", "fine": True},
-        {"feature_surgery": "release", "fine": True, "refine": "pamr"},
     ]
     rows = []
     for size in sizes:
@@ -181,12 +179,25 @@ def _segmentation_table(
                 for own in (False, True)
                 for background in (None, *BACKGROUNDS)
             ]
-            maps = "fine" if way.get("fine") else "-"
             cells = [f"{figure:.1f}" for figure in figures]
-            options = [way["feature_surgery"] or "none", maps, way.get("refine") or "-"]
+            options = [way["feature_surgery"] or "none", way.get("refine") or "-"]
             rows.append([str(size), *options, *cells])
     columns = [f"{which}{name}" for which in ("all", "own") for name in ("", *TITLES)]
-    return markdown(["size", "feature surgery", "maps", "refined", *columns], rows, left=4)
+    return markdown(["size", "feature surgery", "refined", *columns], rows, left=3)
+
+
+def _outlines_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> str:
+    """Measure finer maps and refinement among a scene's own nouns."""
+    rows = []
+    for fine in (False, True):
+        for refine in (None, "guided", "pamr"):
+            figures = [
+                miou(clip, scenes, True, background=background, fine=fine, refine=refine)
+                for background in (None, BACKGROUNDS[0])
+            ]
+            cells = [f"{figure:.1f}" for figure in figures]
+            rows.append(["fine" if fine else "-", refine or "-", *cells])
+    return markdown(["maps", "refined", "own", f"own{TITLES[0]}"], rows, left=2)
 
 
 if __name__ == "__main__":
