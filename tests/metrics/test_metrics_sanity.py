@@ -161,7 +161,8 @@ def test_spearman_of_known_maps() -> None:
 
 
 def test_methods_above_the_limit_are_flagged() -> None:
-    found = Randomization(("original", "head"), {"a": [1, 0.6], "b": [1, 0.5], "c": [1, -0.9]})
+    correlations = {"a": [1, 0, 0.6], "b": [1, 0.9, 0.5], "c": [1, 0.9, -0.9]}
+    found = Randomization(("original", "head", "block 0"), correlations)
     assert flag_insensitive(found) == ["a"]
     assert flag_insensitive(found, limit=0.4) == ["a", "b"]
 
