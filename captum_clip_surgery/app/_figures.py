@@ -20,6 +20,7 @@ from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.figures import points_figure
 from captum_clip_surgery.visualization import visualize_attribution
 from captum_clip_surgery.visualization._labels import label_color, show_labels
+from captum_clip_surgery.visualization._scales import Limits
 
 #: Longer side in pixels of a small and of a large image.
 PANEL, LARGE = 360, 640
@@ -46,7 +47,12 @@ class Drawn:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
 
 
-def overlay(image: Image.Image, attribution: Tensor, settings: Settings) -> Drawn:
+def overlay(
+    image: Image.Image,
+    attribution: Tensor,
+    settings: Settings,
+    scale: float | Limits | None = None,
+) -> Drawn:
     """Draw a map (h, w) over its image as `visualize_attribution` does."""
     axis, small = _axis(image, PANEL)
     visualize_attribution(
@@ -55,6 +61,7 @@ def overlay(image: Image.Image, attribution: Tensor, settings: Settings) -> Draw
         sign=settings.sign,
         cmap=settings.cmap,
         alpha_overlay=settings.opacity,
+        scale=scale,
         axis=axis,
     )
     return Drawn(_png(axis), axis.get_xlabel())

@@ -19,6 +19,8 @@ from captum_clip_surgery.diagnostics import describe_specificity
 from captum_clip_surgery.tasks import prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
+from captum_clip_surgery.visualization._grids import shared_scale
+from captum_clip_surgery.visualization._views import View
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,10 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
         raise ValueError("no caption given; write a sentence whose words are to be found")
     (words,) = word_maps(explainer.clip, [image.pixels], [settings.caption], size=settings.side)
     maps, importance = words.maps.cpu(), words.importance.tolist()
+    scale = shared_scale(maps, View(sign=settings.sign))  # so that words without a match stay pale
     panels = [_original(image)]
     for word, attribution, value in zip(words.words, maps, importance, strict=True):
-        drawn = figures.overlay(image.pixels, attribution, settings)
+        drawn = figures.overlay(image.pixels, attribution, settings, scale)
         panels.append(Panel(drawn, f"{word} {value:+.2f}", f"Where the image shows {word!r}"))
     numbered = [f"{number}. {word}" for number, word in enumerate(words.words, 1)]
     yield Result(
