@@ -47,11 +47,11 @@ class Comparison:
         logits: Logits of the images for the texts, (N, K).
         maps: Maps by method, (N, K, h, w), raw and signed.
         costs: Time and memory of all maps of a method.
-        left_out: Reason by method that is not defined on this classifier or failed, or whose text
-            specificity is not defined.
+        left_out: Reason by name of each method that is not defined on this classifier or failed,
+            and of each text specificity that is not defined.
         measures: Measures against masks by method, in percent; empty without masks.
         specificity: Text specificity of every map by method, (N, K) in -1..1; empty if it was not
-            asked for. See `metrics.text_specificity`.
+            measured. See `metrics.text_specificity`.
     """
 
     images: Sequence[np.ndarray]
@@ -92,7 +92,7 @@ class Comparison:
         ]
         header = ["method", *columns.values(), "s/image"]
         if self.specificity:
-            header.append("the map")
+            header.append("dependence on the text")
             for cells, row in zip(body, rows, strict=True):
                 value = row.get("text_specificity")
                 cells.append("-" if value is None else describe_specificity(value))
@@ -180,8 +180,9 @@ def compare(
         masks: For each image, bool masks (K, H', W') of the texts, to measure the maps against.
         size: Side or (height, width) in pixels to which images are resized; None stands for the
             native size.
-        trust: Whether to measure how much each map depends on its text. That takes a map of each
-            text alone and of four absent texts per image, of dense methods one forward pass.
+        trust: Whether to measure how much each map depends on its text. For each image, this
+            computes maps of each text alone and of four absent texts; dense methods share one
+            forward pass for them.
 
     Raises:
         TypeError: If the images or masks have the wrong type, or `methods` is a string.

@@ -163,9 +163,9 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
         count: Number of texts to choose, at least 1.
 
     Returns:
-        Indices of texts in the order of choice, each with the share of the outputs' variance (0..1)
-        along its direction that no earlier text explains. There are fewer than `count` if the
-        texts chosen span all others or explain all variance.
+        Indices of texts in the order they were chosen, each with the share of the outputs' variance
+        (0..1) along its direction that no earlier text explains. There are fewer than `count` if
+        the chosen texts span all others or explain all variance.
 
     Raises:
         ValueError: If shapes do not fit, there are fewer than two outputs, or `count` is below 1.

@@ -80,9 +80,9 @@ class Controls:
             elem_id="ccs-distractors",
         )
         self.by_name["trust"] = gr.Checkbox(
-            label="Say how far to trust each map",
-            info="Compares it with maps for four absent texts; slow methods take several times as "
-            "long.",
+            label="Show how far to trust each map",
+            info="Compares each map with maps for four texts that the image does not show; slow "
+            "methods take several times as long.",
             elem_id="ccs-trust",
         )
 

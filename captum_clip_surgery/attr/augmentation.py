@@ -125,12 +125,13 @@ _Explain = Callable[[_Copies], Tensor]
 class TestTimeAugmentation(Attribution):
     """A method's maps averaged over sizes, sub-patch shifts and flips of the images.
 
-    Each transformed copy of the images is explained by the method, its maps are brought back to the
-    images' geometry bilinearly, and their mean is returned, which is finer and steadier than one
-    map. Texts compete as they do without augmentation: feature surgery weights them by the
-    embedding of the image itself in every copy.
+    The method explains each transformed copy of the images. The maps are resampled bilinearly to
+    the images' geometry and averaged; their mean is finer and more stable than one map. Texts
+    compete as they do without augmentation: in every copy, feature surgery weights them by the
+    embedding of the original image.
 
-    An image costs `num_passes` calls of the method. A copy of scale s has s² times the patches.
+    Each image takes `num_passes` calls of the method. A copy of scale s has s² times as many
+    patches.
 
     Args:
         method: An attribution on a `ZeroShotClassifier`, from this package or from Captum.
@@ -140,7 +141,7 @@ class TestTimeAugmentation(Attribution):
             patch: shifts² copies per size. The border is continued by reflection.
         flip: Whether each copy is also explained flipped horizontally.
         internal_batch_size: Maximum number of copies that the method explains at once; None stands
-            for as many as have 4,096 patches together.
+            for as many as have 4,096 patches in total.
 
     Raises:
         TypeError: If `method` is not an attribution on a `ZeroShotClassifier`.
@@ -201,16 +202,16 @@ class TestTimeAugmentation(Attribution):
         """Return the averaged attribution of one text per image.
 
         Args:
-            inputs: Images (N, 3, H, W), or a tuple that holds only this tensor. Gradients pass as
-                they pass the method.
+            inputs: Images (N, 3, H, W), or a tuple that holds only this tensor. Gradients flow
+                as they do through the method.
             target: Index of a text, or a tensor or list of one index per image.
             additional_forward_args: Must be None; part of Captum's signature.
-            **options: Further arguments of the method's `attribute`, but no tensors: copies are of
-                several sizes.
+            **options: Further arguments of the method's `attribute`. Tensors are not supported,
+                because copies have several sizes.
 
         Returns:
-            The attribution, as a tuple if the inputs were one: (N, 3, H, W) for input attributions;
-            for layer attributions on the finest grid, `shifts` times that of the largest copies.
+            The attribution, as a tuple if `inputs` is one: (N, 3, H, W) for input attributions; for
+            layer attributions, maps on the finest grid, `shifts` times that of the largest copies.
 
         Raises:
             TypeError: If `inputs` or `target` has the wrong type, an option is a tensor, or
@@ -247,16 +248,16 @@ class TestTimeAugmentation(Attribution):
         """Return the averaged maps of many texts.
 
         Args:
-            inputs: Images (N, 3, H, W). Gradients pass as they pass the method.
+            inputs: Images (N, 3, H, W). Gradients flow as they do through the method.
             targets: Indices of the texts to return; None stands for all.
 
         Returns:
-            One map per text: (N, K, H, W) if the method's maps are of the images' size, otherwise
+            One map per text: (N, K, H, W) if the method's maps have the images' size, otherwise
             on the finest grid, `shifts` times that of the largest copies.
 
         Raises:
             TypeError: If `inputs` or `targets` has the wrong type, or the method has no
-                `attribute_all`, as Captum's own classes.
+                `attribute_all`, which is the case for Captum's own classes.
             ValueError: If the images do not fit the model.
             IndexError: If a target is out of range.
         """

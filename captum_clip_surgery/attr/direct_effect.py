@@ -99,20 +99,20 @@ class _DirectEffectCore(PatchAttribution):
         additional_forward_args: Any = None,
         return_convergence_delta: bool = False,
     ) -> Any:
-        """Return the map of one text per image, and on request how exactly its parts sum up.
+        """Return the map of one text per image and, on request, the rounding error of its sum.
 
         Args:
             inputs: Images (N, 3, H, W), or a tuple that holds only this tensor.
             target: Index of a text, where negative values count from the end, or a tensor or list
                 of one index per image. Optional if there is one text.
             additional_forward_args: Must be None; part of Captum's signature.
-            return_convergence_delta: Whether to return, beside the attribution, the sum of the
-                contributions of all patches and of the remainder minus the score that they explain,
-                (N,): rounding alone.
+            return_convergence_delta: Whether to also return the deltas (N,): the sum of all
+                contributions, of patches and of the remainder, minus the score that they explain.
+                They differ from 0 only by rounding.
 
         Returns:
             The attribution as `PatchAttribution.attribute` shapes it, or a pair of it and the
-            deltas. The patches' contributions are those on the grid, before upsampling.
+            deltas. The contributions sum to the score on the patch grid, before upsampling.
 
         Raises:
             TypeError: See `PatchAttribution.attribute`.
@@ -130,10 +130,10 @@ class _DirectEffectCore(PatchAttribution):
         return (result, entries.delta[:, 0]) if return_convergence_delta else result
 
     def remainder(self, inputs: Tensor, target: Target = None) -> dict[str, Tensor]:
-        """Return the contributions of the parts that have no place in the image, by name.
+        """Return the contributions of the parts that have no position in the image, by name.
 
-        With the patches of `LayerDirectEffect` they sum to the score: the cosine of image and text,
-        after feature surgery if there is any.
+        Together with the patches of `LayerDirectEffect`, they sum to the score: the cosine of image
+        and text, after feature surgery if it is used.
 
         Args:
             inputs: Images (N, 3, H, W).
@@ -245,20 +245,22 @@ class LayerDirectEffect(_DirectEffectCore, LayerShapeMixin):
     """The exact contribution of each patch to the score, on the patch grid: (N, 1, h, w).
 
     An image's embedding is the sum of what every attention head moved into it from every patch, and
-    of parts that have no place in the image: the class token as it entered, the feed-forward
-    layers, biases. The map of a text is the patches' share of the cosine, summed over blocks and
-    heads; `remainder` returns the other parts, and all of them sum to the cosine. The statistics of
-    norms are frozen at their values for the image. One forward pass, whatever the number of texts.
-    By default the cosine with the empty text is subtracted, part by part.
+    of parts that have no position in the image: the class token that enters the first block, the
+    feed-forward layers, and biases. The map of a text holds the patches' contributions to the
+    cosine, summed over blocks and heads; `remainder` returns the other parts, and all of them sum
+    to the cosine. The statistics of norms are frozen at their values for the image. It takes one
+    forward pass for any number of texts. By default, the cosine with the empty text is subtracted,
+    part by part.
 
-    On towers pooled by the attention of learned queries (SigLIP, CoCa, PE-Core) and on ResNets the
-    pooling alone is taken apart: a patch's share is that of its last token.
+    On towers pooled by the attention of learned queries (SigLIP, CoCa, PE-Core) and on ResNets,
+    only the pooling is decomposed: a patch's contribution is that of its token after the last
+    block.
 
     Args:
         forward_func: The classifier.
         blocks: Indices of the blocks whose heads make up the map, where negative values count from
             the end; None stands for all. The others are in the remainder, as "other heads".
-        heads: Indices of the heads in these blocks; None stands for all.
+        heads: Indices of the heads that count in these blocks; None stands for all.
         feature_surgery: What is subtracted from the contributions to a text's score: "empty" (those
             to the score of the empty text; best on validation scenes of the embedded model for any
             number of texts), "release" or "paper" (what all texts and distractors have in common,

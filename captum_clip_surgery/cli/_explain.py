@@ -72,7 +72,7 @@ def explain(options: _options.Explain) -> None:
     """Run the command."""
     if options.trust and options.feature_surgery in CONTRASTING:
         raise ValueError(
-            f"--trust asks for each text alone, and --feature-surgery {options.feature_surgery} "
+            f"--trust asks for each text alone, but --feature-surgery {options.feature_surgery} "
             "contrasts texts; choose auto, empty or none"
         )
     clip = load_model(options.clip, options.text, read_lines(options.distractors))

@@ -31,8 +31,8 @@ Fine = Annotated[
     bool,
     Option(
         "--fine",
-        help="Average maps over four shifted copies of the enlarged image: finer maps, about six "
-        "times the work.",
+        help="Average maps over four shifted copies of the enlarged image, for finer maps at about "
+        "six times the cost.",
     ),
 ]
 Size = Annotated[
@@ -43,8 +43,8 @@ Trust = Annotated[
     bool,
     Option(
         "--trust",
-        help="Say below each map how much it depends on its text; 'explain' also checks surgery. "
-        "Methods run again for each text alone, and for four absent ones.",
+        help="Show below each map how much it depends on its text; 'explain' also writes a report "
+        "on surgery. Runs the methods again for each text alone and for four absent texts.",
     ),
 ]
 NumBlocks = Annotated[

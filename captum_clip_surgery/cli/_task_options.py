@@ -51,8 +51,8 @@ class SegmentationOptions:
     refine: Annotated[
         Refinement | None,
         Option(
-            help="Align the segments with image edges, by a guided filter (needs kornia) or by "
-            "pixel-adaptive mask refinement."
+            help="Align the segments with image edges: 'guided' is a guided filter (needs kornia), "
+            "'pamr' is pixel-adaptive mask refinement."
         ),
     ] = None
     feature_surgery: Annotated[
@@ -147,8 +147,8 @@ class WordOptions:
     method: Annotated[
         WordMethod,
         Option(
-            help="'interactions' splits the cosine of image and caption into words and patches; "
-            "'surgery' compares tokens of architecture surgery with those of the text."
+            help="'interactions' splits the cosine of image and caption into pairs of a word and a "
+            "patch; 'surgery' compares the patches of architecture surgery with the text's tokens."
         ),
     ] = "interactions"
     special: Annotated[bool, Option("--special", help="Add maps for the start and end tokens.")] = (
@@ -157,7 +157,7 @@ class WordOptions:
     size: Size = None
     num_blocks: Annotated[
         int | None,
-        Option(min=0, help="With 'surgery': number of last blocks that it spans (default: 6)."),
+        Option(min=0, help="Number of last blocks that --method surgery spans (default: 6)."),
     ] = None
 
 

@@ -1,9 +1,9 @@
-"""Similarities taken apart: which block, head and patch contributed what to a cosine.
+"""Decomposition of similarities: how much each block, head and patch contributed to a cosine.
 
-An embedding is a linear reading of the residual stream once the statistics of the last norm are
-known, and the stream is a sum of what each attention head moved from each patch and what each
-feed-forward added. The cosine of an image and a text is therefore a sum over these parts, without
-gradients, approximations or anything left over.
+Once the statistics of the last norm are known, an embedding is a linear function of the residual
+stream, and the stream is a sum of what each attention head moved from each patch and what each
+feed-forward added. The cosine of an image and a text is therefore an exact sum over these parts,
+with nothing left over. It takes no gradients of the model and no approximations.
 
 References:
     Elhage et al.: A Mathematical Framework for Transformer Circuits. Transformer Circuits Thread,

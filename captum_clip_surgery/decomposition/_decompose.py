@@ -1,4 +1,4 @@
-"""Take images apart into the parts of their cosines, and describe a head by texts."""
+"""Split the cosines of images into parts, and describe a head by texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from captum_clip_surgery.functional import text_span
 from captum_clip_surgery.models.image import direct_effects
 from captum_clip_surgery.preprocessing import ImageInput
 
-#: Number of images that are taken apart at once.
+#: Number of images that are decomposed at once.
 BATCH_SIZE = 8
 
 
@@ -29,25 +29,26 @@ def decompose(
     texts: Sequence[str] | None = None,
     size: int | tuple[int, int] | None = None,
 ) -> Decomposition:
-    """Take the cosines of images and texts apart into what made them, without remainder.
+    """Split the cosines of images and texts into the exact contributions of a model's parts.
 
-    One forward pass, no gradients of the model, no parameters. The result holds
-    images * texts * blocks * heads * patches numbers.
+    This takes one forward pass and no gradients of the model, and has no parameters to tune. The
+    result holds images * texts * blocks * heads * patches numbers.
 
     Args:
         clip: The classifier.
         images: Images as `clip.preprocess` takes them, or a batch (N, 3, H, W) from it.
-        texts: Texts instead of the classifier's.
+        texts: Texts to use; None stands for the classifier's.
         size: Side or (height, width) in pixels to which images are resized; None stands for the
             native size.
 
     Raises:
-        TypeError: If the images or texts have the wrong type, or the image tower's embedding is no
-            sum of such parts.
+        TypeError: If the images or texts have the wrong type, or the image tower's embedding
+            is not a sum of such parts.
         ValueError: If the images do not fit the model, or texts are given for a classifier that was
             made by `from_features`.
         RuntimeError: If a parameter of the model changes during the call, or the parts do not sum
-            to the embedding because a layer of the image tower is not what its adapter promises.
+            to the embedding because a layer of the image tower does not behave as its adapter
+            assumes.
 
     References:
         Gandelsman, Efros, Steinhardt: Interpreting CLIP's image representation via text-based
@@ -123,27 +124,27 @@ def describe_head(
     texts: Sequence[str] | None = None,
     count: int = 5,
 ) -> list[tuple[str, float]]:
-    """Return the texts that describe best how a head's output varies over a collection of images.
+    """Return the texts that best describe how a head's output varies over a collection of images.
 
-    TextSpan (`functional.text_span`) on the part of each image's normalized embedding that the head
-    moved from the image's patches.
+    This is TextSpan (`functional.text_span`), applied to the part of each image's normalized
+    embedding that the head moved from the image's patches.
 
     Args:
         clip: The classifier.
         images: A collection of images as `clip.preprocess` takes them, or a batch (N, 3, H, W) from
-            it; dozens or more.
-        block: Index of the head's block, negative from the end.
-        head: Index of the head, negative from the end.
+            it, ideally dozens or more.
+        block: Index of the head's block; negative values count from the end.
+        head: Index of the head; negative values count from the end.
         texts: Candidate texts; None stands for the classifier's.
         count: Maximum number of texts.
 
     Returns:
-        Texts in the order of choice, each with the share of the output's variance (0..1) that it
-        adds to what the texts before it explain.
+        Texts in the order they were chosen, each with the share of the output's variance (0..1)
+        that it explains beyond the texts before it.
 
     Raises:
-        TypeError: If the images or texts have the wrong type, or the image tower's embedding is no
-            sum of parts of heads.
+        TypeError: If the images or texts have the wrong type, or the image tower's embedding
+            is not a sum of parts of heads.
         ValueError: If there are fewer than two images, or they do not fit the model.
         IndexError: If there is no such block or head.
 

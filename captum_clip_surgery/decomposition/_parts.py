@@ -55,16 +55,16 @@ class Decomposition:
         grid: Rows and columns of patches, h and w.
         cosines: The model's own cosines, (N, K), to compare the sums with.
         attention: What each head moved from each patch, (N, K, blocks, heads, h*w).
-        feed_forward: What each block's feed-forward added, (N, K, blocks), or None for towers
-            without one in the blocks that are taken apart.
-        remainder: Parts (N, K) by name that belong to no head and patch: "embedding" (the pooled
+        feed_forward: What each block's feed-forward added, (N, K, blocks), or None if the
+            decomposed blocks have none.
+        remainder: Parts (N, K) by name without a head and a patch: "embedding" (the pooled
             token before the first block), "feed-forward", "prefix tokens" (what heads moved from
-            the class token and registers) and "bias" (biases of projections and of the last norm);
-            only those that the tower has.
+            the class token and registers) and "bias" (biases of projections and of the last norm).
+            Parts that the tower does not have are absent.
         logit_scale: Factor from cosines to logits.
-        logit_bias: What is added to get logits.
+        logit_bias: Constant that is added to get logits.
         pooled_by_attention: Whether the only block is the pooling, whose heads read the tokens
-            after the last block: so on ResNets and towers such as SigLIP's.
+            after the last block, as on ResNets and towers such as SigLIP's.
         quantity: Name of what the parts sum to.
     """
 
@@ -105,7 +105,7 @@ class Decomposition:
         """Return the parts of patches, (N, K, h, w).
 
         Args:
-            block: Index of a block, negative from the end; None sums over all.
+            block: Index of a block; negative values count from the end. None sums over all.
             head: Index of a head of that block; None sums over all.
 
         Raises:
@@ -121,7 +121,7 @@ class Decomposition:
         return parts.unflatten(-1, self.grid)
 
     def contrast(self, text: int | str, other: int | str) -> Decomposition:
-        """Return why one text fits better than another: the parts of the cosines' difference.
+        """Return the parts of the difference between the cosines of two texts.
 
         Args:
             text: Index or name of a text.
@@ -163,7 +163,7 @@ class Decomposition:
             count: Maximum number of parts.
             image: Index of an image.
             text: Index or name of a text.
-            patches: Whether a head's patches are parts of their own; otherwise a head is one part.
+            patches: Whether to list each patch of a head separately; otherwise a head is one part.
 
         Raises:
             ValueError: If there is no text of that name, or more than one.
@@ -177,7 +177,7 @@ class Decomposition:
     def strongest_patches(
         self, block: int, head: int, text: int | str = 0, count: int = 10
     ) -> list[Part]:
-        """Return the patches of all images that one head moved most of a text from.
+        """Return the patches from which a head contributed most to a text, over all images.
 
         Args:
             block: Index of the head's block.

@@ -24,7 +24,7 @@ from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.visualization import compare_figure
 
 #: Rank correlations with maps for absent texts from which a map depends little, or hardly, on the
-#: text. On scenes of the embedded model they part the methods (docs/measures.md).
+#: text. On scenes of the embedded model they separate the methods (docs/measures.md).
 LITTLE_TEXT, HARDLY_TEXT = 0.5, 0.7
 #: Rank correlation with maps of other images from which a map hardly depends on the image.
 HARDLY_IMAGE = 0.7
@@ -43,7 +43,7 @@ MAX_DRAWN = 8
 
 
 def describe_specificity(correlation: float) -> str:
-    """Say in words how much a map depends on the text.
+    """Describe in words how much a map depends on the text.
 
     Args:
         correlation: Rank correlation with maps for absent texts, as `text_specificity` returns it.
@@ -67,11 +67,11 @@ class TrustReport:
 
     Args:
         method: Name of the method.
-        texts: The text that each of N images was asked for.
+        texts: The text that was used for each of N images.
         specificity: Rank correlations with maps that should differ, (N,) each.
         stability: Largest relative change of a map under small noise, from 0.
-        randomization: Rank correlation with the original map by what was shuffled: the weights of
-            the head, then those of the last block as well.
+        randomization: Rank correlation with the original map after each stage of shuffling: the
+            weights of the head, then those of the last block as well.
         convergence_delta: Largest distance from completeness, in units of the explained score; None
             for methods that do not promise completeness.
         passes: Passes of images through the image tower that the check-up took.
@@ -94,10 +94,10 @@ class TrustReport:
 
     @property
     def verdict(self) -> str:
-        """What the figures mean, in words.
+        """The result of the checks, in words.
 
-        It says how much the maps depend on the text, and names the other checks that fail: a rank
-        correlation of 0.5 or more with maps of nonsense, of 0.7 or more with maps of other images
+        It states how much the maps depend on the text, and names the other checks that fail: a rank
+        correlation of 0.5 or more with maps for nonsense, of 0.7 or more with maps of other images
         or with the map after the weights of the head and the last block are shuffled, or a change
         by half of the map or more under invisible noise.
         """
@@ -119,7 +119,7 @@ class TrustReport:
         return f"{'these maps' if several else 'this map'} {_enumerate(findings)}"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return for each check its name, its figure, and what the figure should be."""
+        """Return the name, the value and the expected value of each check."""
         means = self.specificity.means()
         rows = [
             ("same image, absent texts", f"{means['absent']:.2f}", f"below {LITTLE_TEXT}"),
@@ -139,7 +139,7 @@ class TrustReport:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return figures and verdict as JSON values."""
+        """Return the values of all checks and the verdict as JSON values."""
         return {
             "method": self.method,
             "texts": list(self.texts),
@@ -154,7 +154,7 @@ class TrustReport:
         }
 
     def to_markdown(self) -> str:
-        """Return the verdict, a table of all checks, and what they cost."""
+        """Return the verdict, a table of all checks, and their cost as Markdown."""
         table = markdown(["check", self.method, "should be"], [list(row) for row in self.rows()])
         verdict = self.verdict[0].upper() + self.verdict[1:]
         return f"{verdict}.\n\n{table}\n\n{self._cost()}."
@@ -196,25 +196,25 @@ def trust(
     absent: Sequence[Sequence[str]] | None = None,
     seed: int = 0,
 ) -> TrustReport:
-    """Check how far a method's maps can be trusted on some images; no masks are needed.
+    """Check how far a method's maps can be trusted on some images, without masks.
 
     - Text specificity: rank correlation of the map of a text with maps of the same image for texts
-      that it does not show, and for nonsense, each asked alone.
+      that it does not show, and for nonsense, each text used alone.
     - Image specificity: the same with maps of the same text on up to three other images.
     - Stability: Captum's `sensitivity_max` with four noisy images, within 0.02 of each normalized
       value.
-    - Randomization: rank correlation with the original map after the weights of the head, and of
-      the last block, are shuffled.
-    - Completeness: Captum's convergence delta, where the method has one.
+    - Randomization: rank correlation with the original map after the weights of the head, and then
+      those of the last block as well, are shuffled.
+    - Completeness: Captum's convergence delta, if the method has one.
 
-    Cost: the last three are checked on the first two images only. A method that runs passes of its
-    own computes 8 maps per image, up to 3 more for the texts of other images, and 9 more for each
-    of the first two: 17 maps for one image. Dense methods need one forward pass per image for all
-    of its texts, and 9 more for each of the first two. Drawing absent texts takes a pass per image.
-    The report says how many passes were run, with those that verify the shuffled copy.
+    Cost: the last three are checked on the first two images only. A method that needs its own
+    passes computes 8 maps per image, up to 3 more for the texts of other images, and 9 more for
+    each of the first two: 17 maps for one image. Dense methods need one forward pass per image for
+    all of its texts, and 9 more for each of the first two. Drawing absent texts takes one pass per
+    image. The report states the number of passes, including those that verify the shuffled copy.
 
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; its own texts are ignored.
         method: Name in `attr.METHODS`, or a callable that makes a method for a classifier.
         images: Images (N, 3, H, W), preprocessed; a dozen are enough.
         texts: A text that all images show, or one per image.
@@ -223,7 +223,7 @@ def trust(
         seed: Seed of absent texts, noise and shuffled weights.
 
     Returns:
-        The report; `print` and `figure` show it.
+        The report; show it with `print` or `figure`.
 
     Raises:
         TypeError: If `images` has another type, or the method is not defined on the classifier.

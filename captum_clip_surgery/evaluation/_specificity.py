@@ -62,7 +62,7 @@ class SpecificityEvaluator(PairMeansEvaluator):
 
     predictor = SpecificityPredictor
     columns: ClassVar[Columns] = {"text_specificity": 1, "nonsense_specificity": 1}
-    nothing = "no image shows a class besides the background, and lacks another"
+    nothing = "no image shows some classes other than the background but not all of them"
 
     def prepare(self, target: Target) -> Target:
         """Return the classes that an image shows, and those of which it is not known."""

@@ -79,7 +79,7 @@ class View:
         min_area: Share in 0..1 of the pixels that are not background; a class that covers less
             becomes background.
         scale: Factor of the scores in that softmax; None stands for the model's logit scale.
-        refine: Filter by which classes follow the image's edges, "guided" or "pamr"; None for none.
+        refine: Filter that aligns classes with image edges, "guided" or "pamr", or None.
         steps: Number of steps of insertion and deletion.
         target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,
             before maps are compared with them; None keeps their size.

@@ -208,13 +208,13 @@ def draw_absent(
 ) -> list[list[str]]:
     """Draw texts that images do not show, as far as the model can tell.
 
-    They are drawn at random from the half of the candidates, or of 20 drawn from them, that the
-    model finds less likely for the image. That costs one forward pass per image.
+    At most 20 candidates are sampled, and the texts are drawn at random from the half of these that
+    the model finds less likely for the image. This takes one forward pass per image.
 
     Args:
         clip: The classifier; its own texts do not matter.
         images: Images (N, 3, H, W), preprocessed.
-        texts: For each image, texts that are no candidates.
+        texts: For each image, texts that must not be drawn.
         candidates: Texts to draw from; None stands for the embedded model's vocabulary, or for
             `EVERYDAY`.
         count: Number of texts per image.

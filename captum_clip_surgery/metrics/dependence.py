@@ -1,4 +1,4 @@
-"""Text and image specificity: does a map depend on what was asked, and on what was shown?"""
+"""Text and image specificity: does a map depend on the text, and on the image?"""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def specificity(
 ) -> dict[str, Specificity]:
     """Measure how much the maps of methods depend on the text, and on the image.
 
-    Each text is asked alone: every method is made for a classifier with that one text, so that no
-    contrast between texts helps. Feature surgery "auto" is then "empty", and the variants "release"
-    and "paper" are not defined.
+    Each text is used alone: every method is made for a classifier with that one text, so that
+    contrast between texts cannot help. Feature surgery "auto" is then "empty", and the variants
+    "release" and "paper" are not defined.
 
-    Cost: dense methods share one forward pass per image, whatever the number of texts. Every other
-    method computes T + A + S + R maps per image: one text, A absent ones (4 if they are drawn), S
-    of nonsense (3), and R (at most 3) for texts of other images.
+    Cost: dense methods share one forward pass per image for any number of texts. Every other method
+    computes 1 + A + S + R maps per image: one for its text, A for absent texts (4 if they are
+    drawn), S for nonsense (3), and R for the texts of other images (at most 3).
 
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; its own texts are ignored.
         methods: Methods by name, as for `randomization`.
         images: Images (N, 3, H, W), preprocessed.
         texts: A text that all images show, or one per image.
         absent: For each image, texts that it does not show; None draws them by `draw_absent`.
-        nonsense: Strings that mean nothing; without any, that correlation is NaN.
+        nonsense: Meaningless strings; if there are none, their correlation is NaN.
 
     Returns:
-        By method, correlations (N,) as the functions `text_specificity` and `image_specificity`
+        Correlations (N,) by method, as the functions `text_specificity` and `image_specificity`
         define them.
 
     Raises:

@@ -103,22 +103,22 @@ def word_maps(
 ) -> list[WordMaps]:
     """Return the map and the importance of every word of each image's caption.
 
-    With "interactions", the map of a word is what it and each patch add to the cosine of image and
-    caption: both embeddings are split into the parts that words and patches contributed, see
+    With "interactions", the map of a word holds what it and each patch together add to the cosine
+    of image and caption: both embeddings are split into contributions of words and patches, see
     `interactions`. With "surgery", patch tokens of architecture surgery are compared with the text
-    tower's tokens before pooling, after its final LayerNorm and projection. From the maps of a
-    caption, what its words have in common is subtracted: the mean over words, or, with "surgery",
-    over all tokens, start and end included. A token depends on those it attends to, so a map is
-    that of the word in its context. On 500 validation scenes of two or three objects, the embedded
+    tower's tokens before pooling, after its final LayerNorm and projection. What the words of a
+    caption have in common is subtracted from their maps: the mean over words or, with "surgery",
+    over all tokens, including start and end. A token depends on those it attends to, so a map shows
+    the word in its context. On 500 validation scenes of two or three objects, the embedded
     model's maps point to 96 % of the objects with "interactions" and to 78 % with "surgery".
 
-    The importance of words takes one more pass of the caption per word through the text tower.
+    Importance takes one more pass through the text tower per word.
 
     Args:
         clip: A classifier of a model with a text tower; its texts and templates do not matter.
         images: N images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
         captions: N captions, used without templates; a string for one image.
-        method: "interactions" or "surgery". The former needs a text tower whose feature is that of
+        method: "interactions" or "surgery". The former needs a text tower whose feature comes from
             one token (CLIP, SigLIP, CoCa, AltCLIP, ChineseCLIP) and an image tower that can be
             split; the latter one of open_clip's own or transformers' text towers.
         special: Whether to include the start of the text, if there is one, and its end, as
@@ -144,7 +144,7 @@ def word_maps(
 
     References:
         Gandelsman, Efros, Steinhardt: Interpreting CLIP's Image Representation via Text-Based
-        Decomposition. ICLR 2024 (arXiv 2310.05916), the decomposition, there of images.
+        Decomposition. ICLR 2024 (arXiv 2310.05916), for the decomposition, there of images only.
         Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
         Language-Image Pre-training. Pattern Recognition 162, 2025 (arXiv 2304.05653), multimodal
         visualization, with "surgery".

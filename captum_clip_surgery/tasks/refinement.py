@@ -35,7 +35,7 @@ PAMR_EPSILON = 1e-8
 def refine_maps(
     clip: ZeroShotClassifier, maps: Tensor, images: Tensor, refine: str = "guided"
 ) -> Tensor:
-    """Return maps at the size of their images that follow the images' edges.
+    """Upsample maps to the size of their images and align them with the images' edges.
 
     Args:
         clip: The classifier that made the maps.

@@ -111,9 +111,10 @@ def segment(
             upsampled to pixels and averaged where windows overlap.
         stride: Pixels from one window to the next; None stands for half of the window.
         keep_aspect: Keep the aspect ratio of images when they are resized.
-        refine: Filter by which classes follow the image's edges: "guided", the guided filter of
-            kornia (extra `refine`), applied to classes that are the best somewhere; or "pamr",
-            pixel-adaptive mask refinement as NACLIP's table uses it. None keeps the scores.
+        refine: Filter that aligns classes with image edges: "guided", the guided filter of kornia
+            (extra `refine`), applied to classes that are the best at some pixel; or "pamr",
+            pixel-adaptive mask refinement with the settings of NACLIP's table. None stands for no
+            filter.
         scores: Keep each class's scores, not refined, in the `Segmentation`. For a batch, use
             `class_scores`.
         dtype: Dtype of the upsampled scores; float16 halves their memory.
@@ -130,7 +131,7 @@ def segment(
         min_area: With a background, the share in 0..1 of the pixels that are not background; a
             class that covers less becomes background.
         fine: Whether to average the scores of shifted and enlarged copies of the whole image, see
-            `TestTimeAugmentation`. Windows average as well, but each shows the model a part.
+            `TestTimeAugmentation`. Windows average too, but each shows only a part of the image.
 
     Returns:
         For images, a `Segmentation` each, of the image's own size; for a batch, labels (N, H, W),

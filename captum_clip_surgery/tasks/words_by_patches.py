@@ -37,8 +37,8 @@ class Interactions:
         maps: Contributions (words, h, w) of each word with each patch, signed, in float32 or wider,
             on the model's device.
         remainder: Contributions of the parts without a word or a place, by name: "words" (words,)
-            of each word with everything of the image that is no patch, "patches" (h, w) of each
-            patch with everything of the text that is no word, and "rest" () of both.
+            of each word with the image's parts other than patches, "patches" (h, w) of each patch
+            with the text's parts other than words, and "rest" () of these other parts.
         cosine: The model's own cosine () of image and caption, which all contributions sum to.
         size: (height, width) of the image in pixels.
         pixels: The part (H, W, 3) of the image that the patches cover, as the model sees it, in
@@ -73,7 +73,7 @@ class Interactions:
         return self.maps - self.maps[inner].mean(0)
 
     def by_word(self) -> Tensor:
-        """Return what each word (words,) adds to the cosine, with the whole image."""
+        """Return what each word adds to the cosine together with the whole image, (words,)."""
         return self.maps.sum((1, 2)) + self.remainder["words"]
 
     def figure(
@@ -88,8 +88,8 @@ class Interactions:
         """Draw the map of each word over the image, with what the word adds to the cosine.
 
         Args:
-            image: The image to draw, such as the original in its own size; None stands for what the
-                model saw of it.
+            image: The image to draw, such as the original in its own size; None stands for the
+                part of it that the model saw.
             regions: Whether to draw the regions of words instead: each pixel has the color of the
                 word with the highest map, or none where no map reaches a tenth of the highest
                 value.
@@ -133,17 +133,17 @@ def interactions(
 ) -> list[Interactions]:
     """Split the cosine of each image and its caption into pairs of words and patches.
 
-    The image's embedding is a sum over what each patch contributed to it by attention, and of a
-    remainder; the caption's embedding is a sum over its tokens likewise. The contribution of word j
-    and patch i is the product of their parts, c_i . u_j / (|e| |f|), where e and f are the
+    The image's embedding is the sum of what each patch contributed to it through attention, and a
+    remainder; likewise, the caption's embedding is a sum over its tokens. The contribution of word
+    j and patch i is the product of their parts, c_i . u_j / (|e| |f|), where e and f are the
     embeddings. Each tower runs once, without gradients of the image or the weights, and nothing is
     approximated: contributions and remainders sum to the cosine.
 
-    A token's part is what the pooled token reads of it, so it carries what the token has itself
-    read of its context.
+    A token's part is what the pooled token reads from it, so it includes what the token itself has
+    read from its context.
 
     Args:
-        clip: A classifier of a model with a text tower; its texts and templates do not matter.
+        clip: A classifier of a model with a text tower; its texts and templates are ignored.
         images: N images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
         captions: N captions, used without templates; a string for one image.
         special: Whether to count the start of the text, if there is one, and its end as words,
@@ -165,7 +165,7 @@ def interactions(
     References:
         Elhage et al.: A Mathematical Framework for Transformer Circuits. 2021.
         Gandelsman, Efros, Steinhardt: Interpreting CLIP's Image Representation via Text-Based
-        Decomposition. ICLR 2024 (arXiv 2310.05916), Eq. 3-5; there for the image alone.
+        Decomposition. ICLR 2024 (arXiv 2310.05916), Eq. 3-5, there for images only.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""How much of a map depends on what was asked, and how much on what was shown.
+"""How much a map depends on the text, and how much on the image.
 
 Both measures are rank correlations with other maps of the same method: 1 for a map that does not
 depend on the text, or on the image.
@@ -18,8 +18,8 @@ def text_specificity(attribution: Tensor, others: Tensor) -> float:
     """Return the mean rank correlation of a text's map with the same image's maps for other texts.
 
     The text is one that the image shows, and the others are absent from it or mean nothing. Compute
-    each map with its text alone (`clip.with_texts([text])`), so that no contrast between the texts
-    helps; `metrics.specificity` does. The map of a method that is blind to the text scores 1.
+    each map with its text alone (`clip.with_texts([text])`), so that contrast between texts cannot
+    help, as `metrics.specificity` does. The map of a method that ignores the text scores 1.
 
     Spearman's correlation with a constant map is 0, but two constant maps count as equal and
     score 1.
@@ -48,8 +48,8 @@ def text_specificity(attribution: Tensor, others: Tensor) -> float:
 def image_specificity(attribution: Tensor, others: Tensor) -> float:
     """Return the mean rank correlation of an image's map with the same text's maps on other images.
 
-    The map of a method that is blind to the image scores 1. Objects in the middle of most images
-    raise it for every method. Constant maps count as for `text_specificity`.
+    The map of a method that ignores the image scores 1. If most images show objects in the middle,
+    the correlation is higher for every method. Constant maps count as for `text_specificity`.
 
     Args:
         attribution: Map (h, w) of the image, raw and signed.
