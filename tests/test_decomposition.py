@@ -35,6 +35,23 @@ def tiny():
     return ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=())
 
 
+def test_ablated_kinds_are_the_same_for_all_images(tiny):
+    parts = decompose(tiny, random_images(tiny, 3))
+    kinds = parts.by_kind()
+    kept = kinds["attention"] + kinds["feed-forward"].mean(0)
+    others = sum(
+        value for name, value in kinds.items() if name not in ("attention", "feed-forward")
+    )
+    assert torch.allclose(parts.mean_ablated("feed-forward"), kept + others)
+    rest = parts.mean_ablated() - kinds["attention"]
+    assert torch.allclose(rest, rest[:1].expand_as(rest))
+    assert torch.allclose(parts.mean_ablated(*kinds).mean(0), parts.sum().mean(0))
+    with pytest.raises(ValueError, match=r"kinds must be among attention, .*, got 'mlp'"):
+        parts.mean_ablated("mlp")
+    with pytest.raises(ValueError, match="needs at least 2 of them, got 1"):
+        decompose(tiny, random_images(tiny, 1)).mean_ablated()
+
+
 # --- sums ----------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,32 @@ class Decomposition:
         parts = parts.sum(2) if head is None else parts[:, :, _index(head, num_heads, "head")]
         return parts.unflatten(-1, self.grid)
 
+    def mean_ablated(self, *kinds: str) -> Tensor:
+        """Return the sums with kinds of parts replaced by their means over the images, (N, K).
+
+        What a kind contributes on average stays; how it differs between images is lost. Where the
+        most similar text stays the same, the kind did not decide it.
+
+        Args:
+            *kinds: Names in `by_kind`; none stands for all of `remainder`.
+
+        Raises:
+            ValueError: If a kind is unknown, or there is only one image.
+
+        References:
+            Gandelsman, Efros, Steinhardt: Interpreting CLIP's image representation via text-based
+            decomposition. ICLR 2024, Sec. 3.2.
+        """
+        parts = self.by_kind()
+        unknown = [kind for kind in kinds if kind not in parts]
+        if unknown:
+            raise ValueError(f"kinds must be among {', '.join(parts)}, got {unknown[0]!r}")
+        if len(self.images) < 2:
+            raise ValueError("a mean over images needs at least 2 of them, got 1")
+        ablated = kinds or tuple(self.remainder)
+        means = {kind: parts[kind].mean(0).expand_as(parts[kind]) for kind in ablated}
+        return torch.stack(list((parts | means).values())).sum(0)
+
     def contrast(self, text: int | str, other: int | str) -> Decomposition:
         """Return the parts of the difference between the cosines of two texts.
 
