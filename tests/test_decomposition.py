@@ -52,6 +52,20 @@ def test_ablated_kinds_are_the_same_for_all_images(tiny):
         decompose(tiny, random_images(tiny, 1)).mean_ablated()
 
 
+def test_autocast_and_broken_weights(tiny):
+    images = random_images(tiny, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = decompose(tiny, images)
+    assert torch.allclose(parts.sum(), decompose(tiny, images).cosines, atol=1e-5)
+    broken = ZeroShotClassifier(tiny_model("vit"), ["a dog", "a cat"], templates=())
+    with torch.no_grad():
+        broken.model.visual.ln_post.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="contributions hold NaN or infinity"):
+        decompose(broken, images)
+    with pytest.raises(ValueError, match="contributions hold NaN or infinity"):
+        describe_head(broken, images, block=0, head=0)
+
+
 # --- sums ----------------------------------------------------------------------------------------
 
 

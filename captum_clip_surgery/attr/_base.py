@@ -130,7 +130,8 @@ class PatchAttribution(Attribution):
             targets: Indices of the texts to return; None stands for all. Whatever is returned, all
                 of the classifier's texts and distractors compete in feature surgery.
             check_finite: Whether to raise on NaN and infinity in images and maps. On a GPU this
-                waits for the result once; without it, and with all targets, nothing waits.
+                waits for the result once; without it, and with all targets, nothing waits, except
+                for `DirectEffect`, which checks that its parts sum up.
 
         Returns:
             One map per text: (N, K, h, w) for `Layer...` classes, otherwise (N, K, H, W).

@@ -14,7 +14,7 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
-from captum_clip_surgery.attr._base import check_classifier
+from captum_clip_surgery.attr._base import check_classifier, single_input
 from captum_clip_surgery.attr._coverage import Size, covered_size
 from captum_clip_surgery.attr._engine import forward_pass, path_of, tower_output
 from captum_clip_surgery.attr._passes import images_per_pass
@@ -29,6 +29,9 @@ from captum_clip_surgery.models.image import PathConfig, TowerOutput
 from captum_clip_surgery.models.image._data import nearest_multiple
 
 __all__ = ["TestTimeAugmentation"]
+
+#: Variants of feature surgery that weight texts by the image's embedding.
+WEIGHTING = ("release", "paper")
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,11 @@ class TestTimeAugmentation(Attribution):
 
     The method explains each transformed copy of the images. The maps are resampled bilinearly to
     the images' geometry and averaged; their mean is finer and more stable than one map. Texts
-    compete as they do without augmentation: in every copy, feature surgery weights them by the
-    embedding of the original image.
+    compete as they do without augmentation: in every copy, the feature surgery of dual-path methods
+    weights them by the embedding of the original image.
 
-    Each image takes `num_passes` calls of the method. A copy of scale s has s² times as many
-    patches.
+    Each image takes `num_passes` calls of the method, and a pass of the image itself where that
+    embedding is needed and no copy is unchanged. A copy of scale s has s² times as many patches.
 
     Args:
         method: An attribution on a `ZeroShotClassifier`, from this package or from Captum.
@@ -144,7 +147,8 @@ class TestTimeAugmentation(Attribution):
             for as many as have 4,096 patches in total.
 
     Raises:
-        TypeError: If `method` is not an attribution on a `ZeroShotClassifier`.
+        TypeError: If `method` is not an attribution on a `ZeroShotClassifier`, or an option has the
+            wrong type.
         ValueError: If `scales` is empty or contains a number that is not positive and finite, or
             `shifts` or `internal_batch_size` is below 1.
 
@@ -174,6 +178,16 @@ class TestTimeAugmentation(Attribution):
                 f"method must be an attribution such as LayerCLIPSurgery(clip), got {kind}"
             )
         super().__init__(check_classifier(method.forward_func))
+        for name, value, kinds in (
+            ("scales", scales, (list, tuple)),
+            ("shifts", shifts, (int,)),
+            ("internal_batch_size", internal_batch_size, (int, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                raise TypeError(
+                    f"{name} must be {'a list of numbers' if name == 'scales' else 'an int'}, "
+                    f"got {value!r}"
+                )
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise ValueError(f"scales must be positive, finite numbers, got {scales!r}")
         if shifts < 1:
@@ -219,29 +233,28 @@ class TestTimeAugmentation(Attribution):
             ValueError: If the images do not fit the model, or `target` does not fit the batch.
             IndexError: If a target is out of range.
         """
-        if additional_forward_args is not None:
-            raise TypeError("additional_forward_args must be None: texts belong to the classifier")
-        if isinstance(inputs, tuple):
-            if len(inputs) != 1:
-                raise ValueError(
-                    f"inputs must be one tensor or a tuple of one, got a tuple of {len(inputs)}"
-                )
-            return (self.attribute(inputs[0], target, **options),)
+        images = single_input(inputs, additional_forward_args)
         tensors = [name for name, value in options.items() if isinstance(value, Tensor)]
         if tensors:
             raise TypeError(
                 f"{tensors[0]} must not be a tensor: the method explains copies of several sizes"
             )
+        if options.get("return_convergence_delta"):
+            raise TypeError(
+                "return_convergence_delta is not supported: a mean of maps has no delta; call the "
+                "method itself"
+            )
         clip = self.forward_func
-        check_images(inputs, clip.tower, clip.device)
-        resolved = resolve_target(target, len(inputs), len(clip.texts), inputs.device)
-        chosen = resolved.flatten().expand(len(inputs))
-        return self._average(
-            inputs,
+        check_images(images, clip.tower, clip.device)
+        resolved = resolve_target(target, len(images), len(clip.texts), images.device)
+        chosen = resolved.flatten().expand(len(images))
+        attribution = self._average(
+            images,
             lambda copies: self.method.attribute(
                 copies.images, target=chosen[copies.indices], **options
             ),
         )
+        return (attribution,) if isinstance(inputs, tuple) else attribution
 
     @log_usage()  # type: ignore[untyped-decorator]
     def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
@@ -278,16 +291,17 @@ class TestTimeAugmentation(Attribution):
     def _average(self, images: Tensor, explain: _Explain) -> Tensor:
         """Return the mean of the maps of all copies of images (N, 3, H, W)."""
         path = path_of(self.method)
-        if path is not None:
+        if path is not None and getattr(self.method, "variant", None) in WEIGHTING:
             explain = _OneClassFeature(self.forward_func, path, images, explain)
         sums: dict[int, Tensor] = {}
         for copies in self._copies(images):
-            maps = explain(copies)
+            maps = _wide(explain(copies))
             frame = self._frame(maps, _size(copies.images), _size(images))
             for view, index, copy in zip(copies.views, copies.indices, maps.split(1), strict=True):
                 back = view.invert(copy, frame)
                 sums[index] = sums[index] + back if index in sums else back
-        return torch.cat([sums[index] for index in range(len(images))]) / self.num_passes
+        mean = torch.cat([sums[index] for index in range(len(images))]) / self.num_passes
+        return mean.to(images.dtype)
 
     def _copies(self, images: Tensor) -> Iterator[_Copies]:
         """Yield all copies of images, as many at a time as the method explains at once."""
@@ -382,4 +396,12 @@ def _size(images: Tensor) -> Size:
 def _resize(images: Tensor, size: Size) -> Tensor:
     if _size(images) == size:
         return images
-    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+    resized = F.interpolate(
+        _wide(images), size, mode="bicubic", align_corners=False, antialias=True
+    )
+    return resized.to(images.dtype)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32 or wider: half precision would lose positions between cells."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

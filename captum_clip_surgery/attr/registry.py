@@ -168,7 +168,10 @@ def fine(method: Method) -> Method:
     """
 
     def make(clip: ZeroShotClassifier) -> TestTimeAugmentation:
-        return TestTimeAugmentation(method(clip))
+        explainer = method(clip)
+        if isinstance(explainer, TestTimeAugmentation):
+            return explainer
+        return TestTimeAugmentation(explainer)
 
     return make
 

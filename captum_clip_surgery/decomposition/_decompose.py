@@ -15,7 +15,8 @@ from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.comparison import load_batch
 from captum_clip_surgery.decomposition._parts import Decomposition
-from captum_clip_surgery.functional import text_span
+from captum_clip_surgery.functional import full_precision, text_span
+from captum_clip_surgery.models._validation import check_finite
 from captum_clip_surgery.models.image import direct_effects
 from captum_clip_surgery.preprocessing import ImageInput
 
@@ -91,9 +92,10 @@ def _decompose(
 ) -> Decomposition:
     """Return the decomposition of one batch, with the images of all."""
     features = clip.text_features()[: len(clip.texts)]
-    with forward_pass(clip, images):
+    with forward_pass(clip, images), full_precision(images):
         effects = direct_effects(clip.tower, images.to(clip.tower.dtype), features, detailed=True)
     assert effects.by_head is not None
+    check_finite(images, effects.sum(), "contributions")
     embedding = as_double(effects.embedding).cpu()
     lengths = embedding.norm(dim=-1)  # (N,)
 
@@ -163,10 +165,11 @@ def describe_head(
     axes = torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
     outputs = []
     for part in batch.split(BATCH_SIZE):
-        with forward_pass(clip, part):
+        with forward_pass(clip, part), full_precision(part):
             effects = direct_effects(
                 clip.tower, part.to(clip.tower.dtype), axes, blocks=[block], heads=[head]
             )
+        check_finite(part, effects.sum(), "contributions")
         lengths = as_double(effects.embedding).norm(dim=-1, keepdim=True)
         outputs.append(as_double(effects.patches).sum(-1) / lengths)
     chosen = text_span(torch.cat(outputs), as_double(features), count)

@@ -85,7 +85,7 @@ class Decomposition:
         return torch.stack(list(self.by_kind().values())).sum(0)
 
     def logits(self) -> Tensor:
-        """Return the sums as logits, (N, K): exp(logit_scale) * sum + logit_bias."""
+        """Return the sums as logits, (N, K): logit_scale * sum + logit_bias."""
         return self.logit_scale * self.sum() + self.logit_bias
 
     def by_kind(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -145,15 +146,16 @@ def ask_alone(
 
     Raises:
         TypeError: If `nonsense` is a string.
-        ValueError: If there are not as many rows of texts as images, a row is empty, or a method's
-            maps have another shape or are not finite.
+        ValueError: If there are not as many rows of texts as images, a row is empty, a text is
+            also among the absent ones, or a method's maps have another shape or are not finite.
     """
-    for name, rows in (("texts", texts), ("absent", absent)):
-        if isinstance(rows, str) or any(isinstance(row, str) or not row for row in rows):
-            raise ValueError(f"{name} must be a list of texts for each image, got {rows!r:.80}")
-        if len(rows) != len(images):
+    check_rows("texts", texts, len(images))
+    check_rows("absent", absent, len(images))
+    for index, (row, others) in enumerate(zip(texts, absent, strict=True)):
+        if both := set(row) & set(others):
             raise ValueError(
-                f"{name} has {len(rows)} entries for {len(images)} images; pass one for each"
+                f"{min(both)!r} is both a text and an absent text of image {index}; remove it from "
+                "one of the lists"
             )
     if isinstance(nonsense, str):
         raise TypeError(
@@ -168,6 +170,18 @@ def ask_alone(
         for image, row in zip(images.split(1), wanted, strict=True)
     ]
     return AskedAlone(texts, absent, nonsense, tables)
+
+
+def check_rows(name: str, rows: Sequence[Sequence[str]], count: int) -> None:
+    """Check lists of texts, one for each of `count` images.
+
+    Raises:
+        ValueError: If there are not as many as images, or one is empty or a string.
+    """
+    if isinstance(rows, str) or any(isinstance(row, str) or not row for row in rows):
+        raise ValueError(f"{name} must be a list of texts for each image, got {rows!r:.80}")
+    if len(rows) != count:
+        raise ValueError(f"{name} has {len(rows)} entries for {count} images; pass one for each")
 
 
 def specificity_of_maps(
@@ -208,8 +222,9 @@ def draw_absent(
 ) -> list[list[str]]:
     """Draw texts that images do not show, as far as the model can tell.
 
-    At most 20 candidates are sampled, and the texts are drawn at random from the half of these that
-    the model finds less likely for the image. This takes one forward pass per image.
+    At most 20 candidates that are not texts of the image are sampled, and the texts are drawn at
+    random from the half of these that the model finds less likely for the image. This takes one
+    forward pass per image.
 
     Args:
         clip: The classifier; its own texts do not matter.
@@ -221,7 +236,9 @@ def draw_absent(
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If too few candidates are left.
+        TypeError: If `candidates` is a string.
+        ValueError: If there are not as many rows of texts as images, or too few candidates are
+            left.
 
     Example::
 
@@ -231,19 +248,24 @@ def draw_absent(
         >>> drawn[0][0] in ("pizza", "camera")
         True
     """
+    if isinstance(candidates, str):
+        raise TypeError(f"candidates must be a list, got the string {candidates!r}")
+    check_rows("texts", texts, len(images))
     known = list(dict.fromkeys(candidates or clip.vocabulary or EVERYDAY))
-    known = random.Random(seed).sample(known, min(len(known), MAX_CANDIDATES))
-    local = ZeroShotClassifier.with_texts(clip, known)
+    shuffled = random.Random(seed).sample(known, len(known))
+    left_of = [[name for name in shuffled if name not in row][:MAX_CANDIDATES] for row in texts]
+    for index, left in enumerate(left_of):
+        if len(left) < count:
+            raise ValueError(
+                f"{len(left)} of {len(known)} candidates are not texts of image {index}, "
+                f"expected at least {count}; pass more candidates, or draw fewer"
+            )
+    local = ZeroShotClassifier.with_texts(clip, list(dict.fromkeys(chain(*left_of))))
     drawn = []
     with torch.no_grad():
         for index, image in enumerate(images.split(1)):
             order = local.logits(local.image_features(image))[0].argsort(stable=True).tolist()
-            left = [known[i] for i in order if known[i] not in texts[index]]
-            if len(left) < count:
-                raise ValueError(
-                    f"{len(left)} of {len(known)} candidates are not texts of image {index}, "
-                    f"expected at least {count}; pass more candidates, or draw fewer"
-                )
+            left = [local.texts[i] for i in order if local.texts[i] in left_of[index]]
             unlikely = left[: max(count, len(left) // 2)]
             drawn.append(random.Random(f"{seed} {index}").sample(unlikely, count))
     return drawn

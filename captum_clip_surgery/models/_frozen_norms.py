@@ -17,6 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from captum_clip_surgery.models._internals import are_transforms_active
+
+#: Largest difference between a sum of parts and the whole, relative to the parts' size. Rounding
+#: stays below, a part that is not affine above.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+#: The same for float32 where products are allowed fewer bits (TF32, bfloat16).
+TOLERANCE_OF_FEWER_BITS = 1e-2
+
 LAYER_NORMS = (F.layer_norm, torch.layer_norm)
 RMS_NORMS = (F.rms_norm, torch.rms_norm)
 
@@ -119,7 +127,44 @@ def pull_back(
         if not recorded:  # tensors of inference mode cannot be used here, their copies can
             directions = directions.clone()
         start = directions.new_zeros(len(directions), *shape)
-        with norms:
-            result: Any = torch.func.vjp(step, start)
-        (pulled,) = result[1](directions)
+        if torch.compiler.is_compiling() or are_transforms_active():
+            with norms:
+                result: Any = torch.func.vjp(step, start)
+            (pulled,) = result[1](directions)
+            return pulled, norms
+        # Hooks on the model's modules see tensors with values here, unlike within `torch.func`.
+        with torch.enable_grad(), norms:
+            start = start.detach().requires_grad_()
+            output = step(start)
+        (pulled,) = torch.autograd.grad(output, start, directions, create_graph=recorded)
     return pulled, norms
+
+
+def check_sum(
+    total: Tensor, expected: Tensor, scale: Tensor, dtype: torch.dtype, what: str
+) -> None:
+    """Check that parts sum to what they are parts of; on a GPU this waits once.
+
+    Args:
+        total: Sums of the parts.
+        expected: What they are parts of.
+        scale: Size of the parts, to which differences are related.
+        dtype: Dtype in which the model computes.
+        what: What the parts are of, for the message, such as "image tower".
+
+    Raises:
+        RuntimeError: If they do not.
+    """
+    if torch.compiler.is_compiling():  # a graph cannot raise
+        return
+    tolerance = TOLERANCE[dtype]
+    exact = torch.get_float32_matmul_precision() == "highest"
+    if dtype == torch.float32 and (not exact or torch.backends.cuda.matmul.allow_tf32):
+        tolerance = TOLERANCE_OF_FEWER_BITS
+    error = (total - expected).detach().abs()
+    if bool((error > tolerance * scale).any()):
+        raise RuntimeError(
+            f"the parts of the {what} differ from its embedding by {error.max():.1e} of "
+            f"{scale.max():.1e}: a layer between attention and embedding is not affine, or "
+            "normalizes by another function than torch's layer_norm and rms_norm"
+        )

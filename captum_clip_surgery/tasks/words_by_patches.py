@@ -17,7 +17,7 @@ from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
-from captum_clip_surgery.models._validation import check_modes
+from captum_clip_surgery.models._validation import check_finite, check_modes
 from captum_clip_surgery.models.image import DirectEffects, direct_effects
 from captum_clip_surgery.models.text._direct_effects import TextEffects, text_effects
 from captum_clip_surgery.models.text._words import END, START
@@ -59,7 +59,8 @@ class Interactions:
     def centered(self) -> Tensor:
         """Return maps (words, h, w) without what the caption's words have in common.
 
-        The mean over the words, without "<start>" and "<end>", is subtracted for each patch.
+        The mean over the words, without "<start>" and "<end>", is subtracted for each patch. The
+        map of a single word stays as it is.
 
         Example::
 
@@ -70,6 +71,8 @@ class Interactions:
             tensor(True)
         """
         inner = [word not in (START, END) for word in self.words]
+        if sum(inner) < 2:  # a single word has nothing in common with others
+            return self.maps
         return self.maps - self.maps[inner].mean(0)
 
     def by_word(self) -> Tensor:
@@ -216,6 +219,7 @@ def interactions_of_batch(
         text = text_effects(clip.text_encoder, tokens)
         parts = _parts(text, captions, shown)
         image = direct_effects(clip.tower, pixels.to(clip.tower.dtype), parts)
+        check_finite(pixels, image.sum(), "contributions")
         seen = _covered_pixels(clip, pixels, image)
         results = []
         for i, caption in enumerate(captions):

@@ -17,6 +17,7 @@ from captum_clip_surgery import (
     METHODS,
     CLIPSurgery,
     LayerCLIPSurgery,
+    LayerDirectEffect,
     LayerLeGrad,
     LayerMaskCLIP,
     TestTimeAugmentation,
@@ -176,6 +177,16 @@ def test_captums_own_methods_and_tools(clip):
     assert relative_error(smooth, single) < 1e-5
 
 
+def test_half_precision(clip):
+    images = random_images(clip, 1)[..., :64, :80]
+    expected = TestTimeAugmentation(LayerMaskCLIP(clip), (1.5,)).attribute_all(images)
+    half = ZeroShotClassifier.demo(list(TEXTS))
+    half.model.bfloat16()
+    maps = TestTimeAugmentation(LayerMaskCLIP(half), (1.5,)).attribute_all(images.bfloat16())
+    assert maps.dtype == torch.bfloat16
+    assert relative_error(maps.float(), expected) < 0.1
+
+
 def test_gradients_pass(clip):
     images = random_images(clip, 1)[..., :64, :64].requires_grad_()
     fine = TestTimeAugmentation(LayerCLIPSurgery(clip), scales=(1, 1.5), shifts=1)
@@ -225,6 +236,14 @@ def test_wrong_use(clip):
         saliency.attribute_all(images)
     with pytest.raises(TypeError, match="baselines must not be a tensor"):
         saliency.attribute(images, target=0, baselines=images)
+    with pytest.raises(TypeError, match="return_convergence_delta is not supported"):
+        TestTimeAugmentation(LayerDirectEffect(clip)).attribute(
+            images, target=0, return_convergence_delta=True
+        )
+    with pytest.raises(TypeError, match="scales must be a list of numbers, got 2"):
+        TestTimeAugmentation(Saliency(clip), scales=2)
+    with pytest.raises(TypeError, match=r"shifts must be an int, got 1\.5"):
+        TestTimeAugmentation(Saliency(clip), shifts=1.5)
     with pytest.raises(ValueError, match="target is None"):
         saliency.attribute(images)
     with pytest.raises(ValueError, match="do not divide into patches"):

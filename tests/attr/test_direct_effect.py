@@ -201,6 +201,19 @@ def test_gradients_flow_to_text_features(clip: ZeroShotClassifier, images: Tenso
     assert not gradient[[0, 2, 3]].any()
 
 
+def test_hooks_see_values(clip: ZeroShotClassifier, images: Tensor) -> None:
+    method, seen = LayerDirectEffect(clip), []
+    expected = method.attribute_all(images)
+    handle = clip.model.visual.ln_post.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.detach().cpu().numpy())
+    )
+    try:
+        assert torch.equal(method.attribute_all(images), expected)
+    finally:
+        handle.remove()
+    assert seen
+
+
 def test_transform_of_torch_func(clip: ZeroShotClassifier, images: Tensor) -> None:
     method = LayerDirectEffect(clip)
     watched = images.clone().requires_grad_()

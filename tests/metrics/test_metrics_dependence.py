@@ -169,6 +169,24 @@ def test_absent_texts_are_drawn_from_the_less_likely_half(
         draw_absent(clip, images, [["dog"], ["sign"]], ["dog", "cat", "car"])
 
 
+def test_texts_of_the_image_do_not_use_up_the_candidates(
+    clip: ZeroShotClassifier, images: Tensor
+) -> None:
+    names = [f"thing {number}" for number in range(30)]
+    drawn = draw_absent(clip, images, [names[:25]] * len(images), names, count=4)
+    assert all(set(row) < set(names[25:]) for row in drawn)
+
+
+def test_absent_texts_that_do_not_fit_are_refused(clip: ZeroShotClassifier, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=f"texts has 1 entries for {len(images)} images"):
+        draw_absent(clip, images, [["dog"]])
+    with pytest.raises(TypeError, match="candidates must be a list, got the string 'dogs'"):
+        draw_absent(clip, images, [["dog"]] * len(images), "dogs")
+    methods = {"CLIP": METHODS["CLIP"]}
+    with pytest.raises(ValueError, match="'dog' is both a text and an absent text of image 0"):
+        specificity(clip, methods, images, "dog", [["cat", "dog"]] * len(images))
+
+
 def test_the_embedded_model_does_not_warn_of_nonsense() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     images = torch.rand(1, 3, 64, 64)

@@ -151,6 +151,28 @@ def test_what_words_have_in_common_is_subtracted(vit):
     assert torch.equal(common.maps, found.maps)
 
 
+def test_one_word_keeps_its_map(vit):
+    (alone,) = interactions(vit, random_images(vit, 1), "dog")
+    assert alone.words == ("dog",)
+    assert torch.equal(alone.centered(), alone.maps)
+    assert alone.maps.abs().max() > 0
+
+
+def test_norms_that_cannot_be_frozen_are_refused(vit):
+    class Restated(torch.nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            deviation = (x.var(-1, keepdim=True, correction=0) + self.eps).sqrt()
+            return (x - x.mean(-1, keepdim=True)) / deviation * self.weight + self.bias
+
+    model = copy.deepcopy(vit.model)
+    norm = model.ln_final
+    model.ln_final = Restated(norm.weight.shape[0], norm.eps)
+    model.ln_final.load_state_dict(norm.state_dict())
+    other = ZeroShotClassifier(model, ["a dog"], templates=())
+    with pytest.raises(RuntimeError, match="the parts of the text tower differ from its embedding"):
+        interactions(other, random_images(vit, 1), "a dog")
+
+
 def test_images_of_any_size_and_the_pixels_that_patches_cover(vit):
     pictures = [np.full((h, w, 3), 90, np.uint8) for h, w in ((50, 70), (9, 9))]
     first, second = interactions(vit, pictures, CAPTIONS[:2], size=(40, 64), batch_size=1)

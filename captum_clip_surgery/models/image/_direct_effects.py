@@ -8,7 +8,7 @@ blocks x heads x patches x width is built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,14 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid, join_heads
-from captum_clip_surgery.models._frozen_norms import FrozenNorms, pull_back
+from captum_clip_surgery.models._frozen_norms import FrozenNorms, check_sum, pull_back
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._traces import Trace, trace_of
-
-#: Largest difference between an embedding's products and the sums of their parts, relative to the
-#: parts' absolute values and the lengths of embedding and direction. Rounding (of TF32 in float32)
-#: stays below, a part that is not affine above.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -127,6 +122,9 @@ def chosen_indices(indices: Sequence[int] | None, count: int, what: str) -> list
     """
     if indices is None:
         return list(range(count))
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"{what}s must be a list of ints or None, got {indices!r}")
+    indices = list(indices)
     for index in indices:
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(f"{what}s must be a list of ints or None, got {index!r} in it")
@@ -386,10 +384,4 @@ def _check_sum(effects: DirectEffects, directions: Tensor, tower: Tower) -> None
     directions = directions.detach().to(scale.dtype)
     scale = scale + embedding.norm(dim=-1) * directions.norm(dim=-1)
     products = (embedding @ directions.mT)[:, 0]
-    error = (effects.sum() - products).detach().abs()
-    if bool((error > TOLERANCE[tower.dtype] * scale).any()):
-        raise RuntimeError(
-            f"the parts of the image tower differ from its embedding by {error.max():.1e} of "
-            f"{scale.max():.1e}: a layer between attention and embedding is not affine, or "
-            "normalizes by another function than torch's layer_norm and rms_norm"
-        )
+    check_sum(effects.sum(), products, scale, tower.dtype, "image tower")

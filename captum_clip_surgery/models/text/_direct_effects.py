@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.models._frozen_norms import check_sum
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._parts import apply_to_parts
 from captum_clip_surgery.models.text._steps import TextSteps
@@ -81,6 +82,8 @@ def text_effects(encoder: PromptEncoder, tokens: Tensor) -> TextEffects:
     with torch.no_grad():
         trace = trace_text_blocks(encoder, tokens, num_blocks)
         parts = _split_feature(trace)
+    scale = parts.abs().sum(0) + trace.feature.norm(dim=-1, keepdim=True)
+    check_sum(parts.sum(0), trace.feature, scale, trace.feature.dtype, "text tower")
     embedding, feed_forward, bias = parts[:TOKENS]
     remainder = {"embedding": embedding, "feed-forward": feed_forward}
     first_behind = TOKENS + tokens.shape[1]
