@@ -236,8 +236,11 @@ def trust(
 
     Example::
 
-        >>> clip = ZeroShotClassifier.demo(["dog"])
-        >>> report = trust(clip, "RawAttention", torch.rand(1, 3, 64, 64), "dog", [["pizza"]])
+        >>> from captum_clip_surgery.demo import Scenes
+        >>> scene = Scenes("test", 1)[0]
+        >>> clip = ZeroShotClassifier.demo(scene.nouns)
+        >>> images = clip.preprocess(scene.image)
+        >>> report = trust(clip, "RawAttention", images, scene.nouns[0], [["pizza"]])
         >>> report.verdict
         'this map hardly depends on the text: 1.00'
     """
