@@ -105,6 +105,7 @@ class Visitor:
             "ccs-side": "native",
             "ccs-feature-surgery": "auto",
             "ccs-distractors": "",
+            "ccs-trust": False,
             "ccs-opacity": 0.7,
             "ccs-cmap": "auto",
             "ccs-sign": "range",
