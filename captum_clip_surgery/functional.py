@@ -21,6 +21,8 @@ __all__ = [
 
 #: The variants of feature surgery; None instead leaves plain cosines.
 VARIANTS = ("release", "paper", "empty")
+#: Those that contrast texts with each other, weighted by the image's embedding.
+CONTRASTING = ("release", "paper")
 #: Inverse temperature of the softmax over texts in the published code.
 INVERSE_TEMPERATURE = 2.0
 

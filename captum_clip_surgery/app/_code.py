@@ -12,11 +12,10 @@ from captum_clip_surgery.app._images import EXAMPLE_SIDE, EXAMPLES, SIDE, PageIm
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.attr.registry import choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import CONTRASTING
 
 #: Methods whose samples of a text depend on the texts before it in the same call.
 SAMPLING = {"KernelShap"}
-#: Variants of feature surgery that are not defined for one text.
-CONTRASTING = ("release", "paper")
 
 
 @dataclass(frozen=True)

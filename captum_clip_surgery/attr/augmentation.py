@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
 
@@ -14,11 +13,13 @@ from captum.attr import Attribution
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_clip_surgery.attr._augmented import Copies, Frame, View, size_of
 from captum_clip_surgery.attr._base import check_classifier, single_input
 from captum_clip_surgery.attr._coverage import Size, covered_size
 from captum_clip_surgery.attr._engine import forward_pass, path_of, tower_output
 from captum_clip_surgery.attr._passes import images_per_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.models._validation import (
     Target,
     check_images,
@@ -30,99 +31,9 @@ from captum_clip_surgery.models.image._data import nearest_multiple
 
 __all__ = ["TestTimeAugmentation"]
 
-#: Variants of feature surgery that weight texts by the image's embedding.
-WEIGHTING = ("release", "paper")
-
-
-@dataclass(frozen=True)
-class _View:
-    """How resized images are moved and flipped.
-
-    Attributes:
-        offset: Rows and columns in pixels by which their content moves up and to the left.
-        flip: Whether they are then flipped horizontally.
-    """
-
-    offset: Size
-    flip: bool
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Return the transformed images (N, 3, H, W)."""
-        down, right = self.offset
-        if down or right:
-            images = F.pad(images, (0, right, 0, down), mode="reflect")[..., down:, right:]
-        return images.flip(-1) if self.flip else images
-
-    def invert(self, maps: Tensor, frame: _Frame) -> Tensor:
-        """Bring maps (N, K, h, w) of transformed images back to the geometry of the images."""
-        if not any(self.offset) and not self.flip and frame.is_of(maps):
-            return maps
-        if maps.shape[-2] > frame.size[0]:  # maps of enlarged pixels: sampling would skip some
-            maps = F.interpolate(
-                maps, frame.size, mode="bilinear", align_corners=False, antialias=True
-            )
-        # The cell of the result at g in -1..1 lies at factor * g + start in -1..1 of the map.
-        theta = torch.zeros(1, 2, 3, dtype=maps.dtype, device=maps.device)
-        for axis in (0, 1):
-            length = frame.shown[axis] * frame.part[axis]
-            factor = length / frame.covered[axis]
-            start = (length - 2 * self.offset[axis]) / frame.covered[axis] - 1
-            if axis == 1 and self.flip:
-                factor, start = -factor, 2 * (frame.shown[1] / frame.covered[1] - 1) - start
-            theta[0, 1 - axis, 1 - axis] = factor
-            theta[0, 1 - axis, 2] = start
-        points = F.affine_grid(theta, [1, 1, *frame.size], align_corners=False)
-        points = points.expand(len(maps), -1, -1, -1)
-        return F.grid_sample(maps, points, padding_mode="border", align_corners=False)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Where the maps of resized images lie, and where the result does.
-
-    Attributes:
-        shown: (height, width) of the resized images in pixels.
-        covered: (height, width) in pixels that the maps cover of them.
-        size: Rows and columns of the result.
-        part: The part of the images' height and width that the result covers, in 0..1.
-    """
-
-    shown: Size
-    covered: Size
-    size: Size
-    part: tuple[float, float]
-
-    def is_of(self, maps: Tensor) -> bool:
-        """Return whether the cells of the result are those of the maps."""
-        covered = (self.covered[0] / self.shown[0], self.covered[1] / self.shown[1])
-        return _size(maps) == self.size and covered == self.part
-
-
-@dataclass(frozen=True)
-class _Copies:
-    """Transformed copies of images.
-
-    Attributes:
-        images: The copies (M, 3, H, W).
-        views: How each was transformed.
-        indices: The image that each is a copy of.
-        resized: Whether they are of another size than the images.
-    """
-
-    images: Tensor
-    views: tuple[_View, ...]
-    indices: list[int]
-    resized: bool
-
-    def originals(self) -> Iterator[tuple[int, int]]:
-        """Yield the place and the index of each image that is not changed."""
-        for place, (view, index) in enumerate(zip(self.views, self.indices, strict=True)):
-            if not (self.resized or any(view.offset) or view.flip):
-                yield place, index
-
 
 #: Returns the maps (M, K, h, w) of copies.
-_Explain = Callable[[_Copies], Tensor]
+_Explain = Callable[[Copies], Tensor]
 
 
 class TestTimeAugmentation(Attribution):
@@ -291,22 +202,22 @@ class TestTimeAugmentation(Attribution):
     def _average(self, images: Tensor, explain: _Explain) -> Tensor:
         """Return the mean of the maps of all copies of images (N, 3, H, W)."""
         path = path_of(self.method)
-        if path is not None and getattr(self.method, "variant", None) in WEIGHTING:
+        if path is not None and getattr(self.method, "variant", None) in CONTRASTING:
             explain = _OneClassFeature(self.forward_func, path, images, explain)
         sums: dict[int, Tensor] = {}
         for copies in self._copies(images):
             maps = _wide(explain(copies))
-            frame = self._frame(maps, _size(copies.images), _size(images))
+            frame = self._frame(maps, size_of(copies.images), size_of(images))
             for view, index, copy in zip(copies.views, copies.indices, maps.split(1), strict=True):
                 back = view.invert(copy, frame)
                 sums[index] = sums[index] + back if index in sums else back
         mean = torch.cat([sums[index] for index in range(len(images))]) / self.num_passes
         return mean.to(images.dtype)
 
-    def _copies(self, images: Tensor) -> Iterator[_Copies]:
+    def _copies(self, images: Tensor) -> Iterator[Copies]:
         """Yield all copies of images, as many at a time as the method explains at once."""
         # Unchanged images come first: all other copies use their embeddings.
-        for size in sorted(self._sizes(_size(images)), key=lambda size: size != _size(images)):
+        for size in sorted(self._sizes(size_of(images)), key=lambda size: size != size_of(images)):
             resized = _resize(images, size)
             count = self.internal_batch_size or images_per_pass(self.forward_func, resized)
             views = self._views(self.forward_func.tower.patch_size)
@@ -314,7 +225,7 @@ class TestTimeAugmentation(Attribution):
             while chunk := list(islice(pairs, count)):
                 parts = [view.apply(resized[index : index + 1]) for view, index in chunk]
                 chosen, indices = zip(*chunk, strict=True)
-                yield _Copies(torch.cat(parts), chosen, list(indices), resized is not images)
+                yield Copies(torch.cat(parts), chosen, list(indices), resized is not images)
 
     def _sizes(self, size: Size) -> list[Size]:
         """Return (height, width) in pixels of the copies of images of a size."""
@@ -325,24 +236,24 @@ class TestTimeAugmentation(Attribution):
             sizes.append(size if scale == 1 else (height, width))
         return sizes
 
-    def _views(self, patch_size: Size) -> list[_View]:
+    def _views(self, patch_size: Size) -> list[View]:
         """Return how copies of each size are moved and flipped, unchanged ones first."""
         steps = range(self.shifts)
         rows, columns = ([patch * k // self.shifts for k in steps] for patch in patch_size)
         flips = (False, True) if self.flip else (False,)
-        return [_View((row, column), flip) for flip, row, column in product(flips, rows, columns)]
+        return [View((row, column), flip) for flip, row, column in product(flips, rows, columns)]
 
-    def _frame(self, maps: Tensor, shown: Size, size: Size) -> _Frame:
+    def _frame(self, maps: Tensor, shown: Size, size: Size) -> Frame:
         """Return where maps of copies of size `shown` lie, and their mean for images of `size`."""
         clip = self.forward_func
         covered = covered_size(clip, maps, shown)
-        if _size(maps) == shown:
-            return _Frame(shown, covered, size, (1.0, 1.0))
+        if size_of(maps) == shown:
+            return Frame(shown, covered, size, (1.0, 1.0))
         grids = [clip.tower.grid(*each) for each in self._sizes(size)]
         finest = max(rows for rows, _ in grids), max(columns for _, columns in grids)
         finest = finest[0] * self.shifts, finest[1] * self.shifts
         whole = covered_size(clip, maps.new_empty(1, 1, *finest), size)
-        return _Frame(shown, covered, finest, (whole[0] / size[0], whole[1] / size[1]))
+        return Frame(shown, covered, finest, (whole[0] / size[0], whole[1] / size[1]))
 
     def __repr__(self) -> str:
         return (
@@ -370,7 +281,7 @@ class _OneClassFeature:
         self.explain = explain
         self._pooled: dict[int, Tensor] = {}
 
-    def __call__(self, copies: _Copies) -> Tensor:
+    def __call__(self, copies: Copies) -> Tensor:
         """Return the maps of copies."""
         outputs: dict[PathConfig, TowerOutput] = {}
         with forward_pass(self.clip, copies.images, [self.path], outputs):
@@ -389,12 +300,8 @@ class _OneClassFeature:
         return self._pooled[index]
 
 
-def _size(images: Tensor) -> Size:
-    return images.shape[-2], images.shape[-1]
-
-
 def _resize(images: Tensor, size: Size) -> Tensor:
-    if _size(images) == size:
+    if size_of(images) == size:
         return images
     resized = F.interpolate(
         _wide(images), size, mode="bicubic", align_corners=False, antialias=True

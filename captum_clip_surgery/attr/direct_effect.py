@@ -168,7 +168,7 @@ class _DirectEffectCore(PatchAttribution):
         clip = self.forward_func
         variant = resolve_variant(clip, self.feature_surgery)
         features = clip.text_features()
-        if variant in ("release", "paper"):  # all texts compete
+        if variant in functional.CONTRASTING:  # all texts compete
             entries = self._explain(images, features)
             return entries.contrasted(variant, self.inverse_temperature, targets)
         directions = features[targets]

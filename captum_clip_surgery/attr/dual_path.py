@@ -168,7 +168,7 @@ def check_feature_surgery(
             f"feature_surgery must be one of {', '.join(functional.VARIANTS)} or None, "
             f"got {variant!r}"
         )
-    if variant in ("release", "paper") and count == 1:
+    if variant in functional.CONTRASTING and count == 1:
         raise ValueError(
             f"feature_surgery={variant!r} contrasts texts, and there is only one: its map would be "
             'zero. Use "empty" or None, or pass distractors'

@@ -31,13 +31,12 @@ from captum_clip_surgery.cli._model import (
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.diagnostics import describe_specificity, trust
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.metrics._alone import specificity_of_maps
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Index of the test scene that `demo` shows: three objects, each found by its own map.
 DEMO_SCENE = 60
-#: Variants of feature surgery that are not defined for one text.
-CONTRASTING = ("release", "paper")
 
 
 def demo(options: _options.Demo) -> None:
