@@ -352,6 +352,23 @@ class ZeroShotClassifier(ImageEncoder):
             logits = self.model.logit_scale.exp() * image_features @ text_features.T
             return logits if bias is None else logits + bias
 
+    def cosines(self, logits: Tensor) -> Tensor:
+        """Return the cosines (N, K) of images and texts that logits (N, K) stand for.
+
+        Cosines compare between calls; logits depend on the model's scale, and their softmax on the
+        other texts.
+
+        Example::
+
+            >>> import torch
+            >>> clip = ZeroShotClassifier.demo(["dog", "pizza"])
+            >>> clip.cosines(clip(torch.rand(1, 3, 64, 64))).abs().max().item() <= 1
+            True
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        logits = logits if bias is None else logits - bias.detach().to(logits)
+        return logits / self.model.logit_scale.detach().exp().to(logits)
+
     def extra_repr(self) -> str:
         """Return texts, origin, tower and activation, for `repr`."""
         lines = [
