@@ -200,7 +200,7 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@each("mode", MODES)
 def test_modes(clip, tmp_path, mode):
     image, expected = MODES[mode]
     assert image.mode == mode.partition(",")[0]

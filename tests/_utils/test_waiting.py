@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifier
+from tests._helpers.cases import each
 from tests._helpers.tiny import random_images, tiny_model
 from tests._helpers.tower_kinds import TINY
 
@@ -51,7 +52,7 @@ def test_the_recorder_sees_what_waits():
     assert recorded(lambda: torch.ones(2).nonzero()) == ["aten::nonzero"]
 
 
-@pytest.mark.parametrize("kind", TINY)
+@each("kind", TINY)
 def test_all_texts_wait_once(kind):
     """Variants and shapes come after the tower and are tried on one."""
     clip = ZeroShotClassifier(tiny_model(kind), ["dog", "cat"], ["tree"], templates=["a {}."])

@@ -235,11 +235,10 @@ def test_shapes(bench: Bench, grid: tuple[int, int]) -> None:
         assert torch.equal(one[:, :1].expand(-1, 3, -1, -1), one)
 
 
-@pytest.mark.parametrize("grid", [(3, 5)])
-@pytest.mark.parametrize("case", ONCE)
-def test_image_map_is_the_grid_map_enlarged(case: Case, grid: tuple[int, int]) -> None:
+@each("case", [parameter.values[0] for parameter in ONCE])
+def test_image_map_is_the_grid_map_enlarged(case: Case) -> None:
     method, clip = case.method, tiny_classifier(case.tower)
-    images = sized_images(clip, grid)
+    images = sized_images(clip, (3, 5))
     size = (images.shape[-2], images.shape[-1])
     small = method.grid(clip, **method.options).attribute_all(images)
     large = method.image(clip, **method.options).attribute_all(images)

@@ -15,6 +15,7 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr.words import METHODS, word_scores
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text._words import word_positions
+from tests._helpers.cases import each
 from tests._helpers.tiny import (
     load_reference_model,
     random_images,
@@ -283,7 +284,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@each("script", SCRIPTS)
 def test_words_of_many_scripts(script):
     """Sub-words are merged at Unicode's boundaries; every token belongs to one word, in order."""
     parts = SCRIPTS[script].split("|")

@@ -160,7 +160,7 @@ TOWERS = {
 }
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@each("tower", TOWERS)
 def test_truncation_is_exact_and_only_where_it_can_be(tower):
     family, text_cfg, exact = TOWERS[tower]
     model = text_model(family, **text_cfg)

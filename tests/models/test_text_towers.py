@@ -42,7 +42,7 @@ def test_the_kinds_cover_what_open_clip_has():
     assert any("multimodal_cfg" in config for config in KINDS.values())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each("name", KINDS)
 def test_features_equal_encode_text(name):
     config = KINDS[name]
     model, tokenizer = shrunk(config), Words(manner(config["text_cfg"]))
@@ -54,13 +54,13 @@ def test_features_equal_encode_text(name):
     features = PromptEncoder(model, tokenizer, ["{}", "a photo of {}"])(TEXTS)
 
     with torch.no_grad():
-        each = [
+        single = [
             model.encode_text(tokenizer([prompt], context))[0]
             for text in TEXTS
             for prompt in (text, f"a photo of {text}")
         ]
-    each = torch.stack([feature / feature.norm() for feature in each]).unflatten(0, (-1, 2))
-    expected = each.mean(1) / each.mean(1).norm(dim=-1, keepdim=True)
+    prompts = torch.stack([feature / feature.norm() for feature in single]).unflatten(0, (-1, 2))
+    expected = prompts.mean(1) / prompts.mean(1).norm(dim=-1, keepdim=True)
     assert torch.allclose(features, expected, atol=1e-6)
     assert (features[0] - features[1]).abs().max() > 1e-2  # texts matter
     # What comes after the end is left out where it cannot be seen, and nowhere else.

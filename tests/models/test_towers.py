@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -203,15 +203,18 @@ class Case:
         return at_size(self.visual, self.grid, self.pixels, positions)
 
 
-def cases(names: Iterable[str], sizes: Sequence[str]) -> Iterator[Any]:
-    """Towers at some sizes; options that no configuration uses at their native size, slow."""
+def cases(names: Iterable[str]) -> Iterator[Any]:
+    """Towers, each at its sizes; options that no configuration uses at their native size, slow."""
     for name in names:
-        for size in sizes:
+        slow, quick = [], []
+        for size in SIZES:
             if size == "as many" and name not in TINY:
                 continue
             is_slow = REAL.get(name) or (name in OPTIONS and size == "native")
-            marks = pytest.mark.slow if is_slow else ()
-            yield pytest.param((name, size), id=f"{name}, {size}", marks=marks)
+            (slow if is_slow else quick).append(size)
+        for sizes, marks in ((quick, ()), (slow, pytest.mark.slow)):
+            if sizes:
+                yield pytest.param((name, sizes), id=f"{name}, {', '.join(sizes)}", marks=marks)
 
 
 #: Towers whose positions differ; other options do not affect how positions are resized.
@@ -222,16 +225,12 @@ POSITIONED = [
 ]
 
 
-@pytest.fixture(scope="module", params=cases(CASES, SIZES))
-def case(request: pytest.FixtureRequest) -> Case:
+@pytest.fixture(scope="module", params=cases(CASES))
+def sized(request: pytest.FixtureRequest) -> list[Case]:
+    """A tower at each of its sizes."""
+    name, sizes = request.param
     with torch.no_grad():
-        return Case(*request.param)
-
-
-@pytest.fixture(scope="module", params=cases(POSITIONED, ["wide"]))
-def resized_case(request: pytest.FixtureRequest) -> Case:
-    with torch.no_grad():
-        return Case(*request.param)
+        return [Case(name, size) for size in sizes]
 
 
 @pytest.fixture(autouse=True)
@@ -243,8 +242,13 @@ def no_gradients() -> Iterator[None]:
 # --- what holds for all --------------------------------------------------------------------------
 
 
-def test_blocks_are_rebuilt(case):
+def test_blocks_are_rebuilt(sized):
     """Attention of q, k, v, merged, is what the block's own adds; the feed-forward completes it."""
+    for case in sized:
+        check_blocks(case)
+
+
+def check_blocks(case: Case) -> None:
     tower, run = case.tower, case.run
     entering, grid_spec = tower.embed(case.images)
     assert grid_spec.grid == case.grid
@@ -263,9 +267,10 @@ def test_blocks_are_rebuilt(case):
     assert relative_error(tower.encode(case.images), run.pooled) < TOLERANCE
 
 
-def test_dual_path(case):
-    for num_blocks in (0, len(case.run.inputs)):
-        check_dual_path(case, num_blocks)
+def test_dual_path(sized):
+    for case in sized:
+        for num_blocks in (0, len(case.run.inputs)):
+            check_dual_path(case, num_blocks)
 
 
 def check_dual_path(case: Case, num_blocks: int) -> None:
@@ -283,11 +288,22 @@ def check_dual_path(case: Case, num_blocks: int) -> None:
     assert relative_error(sparing.pooled, encoded.pooled) < TOLERANCE
 
 
-def test_positions_as_open_clip_resizes_them(resized_case):
-    case = resized_case
+def check_positions(name: str) -> None:
+    case = Case(name, "wide")
     bicubic = build_tower(case.visual, positions="bicubic")
     expected = trace(case.own("bicubic"), case.images).pooled
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
+
+
+@each("name", [name for name in POSITIONED if not REAL.get(name)])
+def test_positions_as_open_clip_resizes_them(name):
+    check_positions(name)
+
+
+@pytest.mark.slow
+@each("name", [name for name, is_slow in REAL.items() if is_slow])
+def test_positions_of_whole_configurations(name):
+    check_positions(name)
 
 
 @each("kind", TINY)
@@ -317,7 +333,7 @@ def test_linear_rows_of_what_wraps_a_linear_map():
     assert relative_error(linear_rows(linear, x, rows), 3 * expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", TINY)
+@each("name", TINY)
 def test_the_model_is_left_alone(name):
     case = Case(name, "wide")
     before = snapshot(case.visual)

@@ -207,14 +207,14 @@ def make_up(visual: Any) -> dict[str, Any]:
 
 
 #: No configuration has custom blocks; the tests of options make sure of them.
-@pytest.mark.parametrize("kind", [kind for kind in TINY if kind != "custom"])
+@each("kind", [kind for kind in TINY if kind != "custom"])
 def test_tiny_kind_is_made_like_its_configuration(kind):
     assert make_up(TINY[kind].build().visual) == make_up(on_meta(TINY[kind].like))
 
 
 # --- refusals ------------------------------------------------------------------------------------
 
-FAMILIES = "Supported families: " + "; ".join(each.family for each in TOWER_CLASSES)
+FAMILIES = "Supported families: " + "; ".join(tower.family for tower in TOWER_CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@each("name", REFUSALS)
 def test_refused_towers_say_why(name):
     make, reason = REFUSALS[name]
     with pytest.raises(TypeError, match=f"is not supported: .*{reason}.*{FAMILIES}"):

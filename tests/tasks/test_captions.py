@@ -86,7 +86,7 @@ def demo() -> ZeroShotClassifier:
 # --- tokens and words ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each("name", KINDS)
 def test_token_features_of_every_text_tower(name):
     config = KINDS[name]
     model, tokenizer = shrunk(config), Words(manner(config["text_cfg"]))
