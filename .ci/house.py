@@ -20,6 +20,7 @@ PACKAGE = pathlib.Path("captum_clip_surgery")
 ORDER = [
     ["functional", "preprocessing", "_utils"],
     ["models"],
+    ["queries"],
     ["classifier"],
     ["attr", "metrics", "datasets"],
     ["visualization"],

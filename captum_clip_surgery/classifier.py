@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Self
@@ -16,13 +15,18 @@ from captum_clip_surgery.models._guards import assert_parameters_unchanged
 from captum_clip_surgery.models._internals import is_exporting
 from captum_clip_surgery.models._loading import load
 from captum_clip_surgery.models._processors import with_processor
-from captum_clip_surgery.models._validation import check_features, check_finite
+from captum_clip_surgery.models._validation import check_finite
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
 from captum_clip_surgery.models.text._tokenization import Tokenizer
-from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts
+from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts, index_of
+from captum_clip_surgery.queries import Query
+from captum_clip_surgery.queries._features import query_features
+from captum_clip_surgery.queries._types import check_queries, names_of
 
 __all__ = ["ZeroShotClassifier"]
+
+Texts = tuple[str, ...]
 
 
 class ZeroShotClassifier(ImageEncoder):
@@ -94,9 +98,7 @@ class ZeroShotClassifier(ImageEncoder):
     #: What the model was loaded from, for `repr`; None if the caller had it.
     origin: str | None = None
 
-    def _set_text(
-        self, text: TextFeatures, texts: tuple[str, ...], distractors: tuple[str, ...] = ()
-    ) -> None:
+    def _set_text(self, text: TextFeatures, texts: Texts, distractors: Texts = ()) -> None:
         self._text = text
         self.texts, self.distractors = texts, distractors
         self.text_features()
@@ -200,8 +202,7 @@ class ZeroShotClassifier(ImageEncoder):
         self = cls.__new__(cls)
         model, _ = with_processor(model, None, processor)
         ImageEncoder.__init__(self, model, positions)
-        width, device = self.joint_width(), self.device
-        check_features(features, width, "features", device)
+        text = GivenFeatures.checked(features, empty_features, self.joint_width(), self.device)
         names = check_texts(
             [f"feature {i}" for i in range(len(features))] if texts is None else texts
         )
@@ -209,12 +210,7 @@ class ZeroShotClassifier(ImageEncoder):
             raise ValueError(
                 f"got {len(names)} texts for {len(features)} features; pass a text for each"
             )
-        if empty_features is not None:
-            if isinstance(empty_features, Tensor) and empty_features.ndim == 1:
-                empty_features = empty_features[None]
-            check_features(empty_features, width, "empty_features", device, rows=1)
-            empty_features = empty_features[0]
-        self._set_text(GivenFeatures(features, empty_features), names)
+        self._set_text(text, names)
         return self
 
     @staticmethod
@@ -253,7 +249,40 @@ class ZeroShotClassifier(ImageEncoder):
             ValueError: If this classifier was made by `from_features`, or there are no texts.
         """
         texts, distractors = _check_names(texts, distractors)
-        text = self._text.with_texts(texts + distractors)
+        return self._share(self._text.with_texts(texts + distractors), texts, distractors)
+
+    def with_queries(
+        self, queries: Iterable[Query], distractors: Iterable[Query] | None = None
+    ) -> Self:
+        """Return a classifier of texts and other queries that shares the model.
+
+        Their names are in `texts`; `with_texts` takes these names for the queries.
+
+        Args:
+            queries: Texts, and queries of `captum_clip_surgery.queries`.
+            distractors: Further queries that compete in feature surgery but are no targets.
+
+        Raises:
+            TypeError: If an entry is not a query, or an image has another type.
+            ValueError: If there are no queries, two have one name, one does not fit the model, a
+                difference is zero, or there are texts and `from_features` made this classifier.
+            FileNotFoundError: If the file of an image does not exist.
+
+        Example::
+
+            >>> from captum_clip_surgery.queries import DifferenceQuery
+            >>> clip = ZeroShotClassifier.demo(["dog"])
+            >>> clip.with_queries(["dog", DifferenceQuery("fox", "lion")]).texts
+            ('dog', 'fox rather than lion')
+        """
+        targets, others = check_queries(queries), check_queries(distractors or ())
+        names, count = names_of(targets + others), len(targets)
+        if not targets:
+            raise ValueError("no queries: a classifier needs at least one")
+        text = query_features(self.share(), self._text, targets + others)
+        return self._share(text, names[:count], names[count:])
+
+    def _share(self, text: TextFeatures, texts: Texts, distractors: Texts) -> Self:
         clip = self.share()
         vars(clip).update(_text=text, texts=texts, distractors=distractors)
         clip.text_features()
@@ -268,7 +297,7 @@ class ZeroShotClassifier(ImageEncoder):
 
     @property
     def templates(self) -> tuple[Template, ...]:
-        """The templates of prompts; empty if features were given."""
+        """The templates of prompts; empty unless features come from texts alone."""
         return self._text.templates
 
     @property
@@ -286,19 +315,13 @@ class ZeroShotClassifier(ImageEncoder):
         Raises:
             ValueError: If the text is not among the classes, or occurs more than once.
         """
-        places = [i for i, name in enumerate(self.texts) if name == text]
-        if len(places) == 1:
-            return places[0]
-        if places:
-            raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
-        close = difflib.get_close_matches(str(text), self.texts, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"text {text!r} is not among the classifier's {len(self.texts)}{hint}")
+        return index_of(text, self.texts)
 
     def text_features(self) -> Tensor:
         """Return the L2-normalized features (texts + distractors, C), in that order.
 
-        They are computed again when something that determines them has changed.
+        Those of differences (`with_queries`) are not normalized. Features are computed again when
+        something that determines them has changed.
 
         Raises:
             TypeError: If `torch.export` traces, and the features are computed from texts.
@@ -312,12 +335,16 @@ class ZeroShotClassifier(ImageEncoder):
         return self._text.has_empty_features
 
     def empty_features(self) -> Tensor | None:
-        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown.
+
+        With differences among the queries, in which it cancels: (texts + distractors, C), with rows
+        of zeros for differences.
+        """
         self._check_exportable()
         return self._text.empty_features()
 
     def _check_exportable(self) -> None:
-        if is_exporting() and isinstance(self._text, EncodedTexts):
+        if is_exporting() and not isinstance(self._text, GivenFeatures):
             raise TypeError(
                 "torch.export needs fixed text features, and these are computed from texts; export "
                 "a method of ZeroShotClassifier.from_features(clip.model, clip.text_features(), "
@@ -326,7 +353,7 @@ class ZeroShotClassifier(ImageEncoder):
 
     @property
     def text_features_require_grad(self) -> bool:
-        """Whether gradients flow to the text features, which then were given to `from_features`."""
+        """Whether gradients flow to features that were given, or to images of queries."""
         return self._text.requires_grad
 
     # --- logits ----------------------------------------------------------------------------------
@@ -379,9 +406,7 @@ class ZeroShotClassifier(ImageEncoder):
         return ",\n".join(lines + [f"loaded from={self.origin}"] * (self.origin is not None))
 
 
-def _check_names(
-    texts: Iterable[str], distractors: Iterable[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _check_names(texts: Iterable[str], distractors: Iterable[str] | None) -> tuple[Texts, Texts]:
     names = check_texts(texts)
     if not names:
         raise ValueError("no texts: a classifier needs at least one")

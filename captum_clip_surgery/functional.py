@@ -110,7 +110,8 @@ def feature_surgery(
         class_features: The images' pooled embeddings (N, C), L2-normalized.
         variant: "release", "paper", "empty" or None.
         inverse_temperature: Inverse temperature of the softmax over texts.
-        empty_features: Feature (C,) of the empty text, L2-normalized; only for "empty".
+        empty_features: Feature (C,) of the empty text, L2-normalized, or what is subtracted from
+            each text's feature, (T, C); only for "empty".
         targets: Indices of the texts to return, (K,) for all images or (N, K); None stands for
             all.
 
@@ -127,14 +128,14 @@ def feature_surgery(
         tensor([[[1., 0., 0.],
                  [0., 1., 0.]]])
     """
+    if variant == "empty":
+        if empty_features is None:
+            raise ValueError('variant "empty" needs empty_features')
+        text_features, variant = text_features - empty_features, None
     selected = text_features if targets is None else text_features[targets]
     scores = selected @ tokens.mT
     if variant is None:
         return scores
-    if variant == "empty":
-        if empty_features is None:
-            raise ValueError('variant "empty" needs empty_features')
-        return scores - (tokens @ empty_features)[:, None]
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)} or None, got {variant!r}")
     weights = class_weights(class_features @ text_features.T, inverse_temperature)

@@ -14,6 +14,7 @@ from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from captum_clip_surgery.models.image._surgery import vv_attention
 
 __all__ = [
     "CLIPSimilarity",
@@ -23,11 +24,6 @@ __all__ = [
     "LayerCLIPSurgery",
     "LayerFeatureCLIPSurgery",
 ]
-
-
-def vv_attention(inputs: AttentionInputs) -> Tensor:
-    """Return values weighted by v-v self-attention, see `functional.vv_attention`."""
-    return functional.vv_attention(inputs.v)
 
 
 def _normalized_vv_attention(inputs: AttentionInputs) -> Tensor:

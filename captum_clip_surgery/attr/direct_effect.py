@@ -171,10 +171,9 @@ class _DirectEffectCore(PatchAttribution):
         if variant in functional.CONTRASTING:  # all texts compete
             entries = self._explain(images, features)
             return entries.contrasted(variant, self.inverse_temperature, targets)
-        directions = features[targets]
         if variant == "empty" and (empty := clip.empty_features()) is not None:
-            directions = directions - empty
-        return self._explain(images, directions)
+            features = features - empty
+        return self._explain(images, features[targets])
 
     def _explain(self, images: Tensor, directions: Tensor) -> _Entries:
         tower = self.forward_func.tower

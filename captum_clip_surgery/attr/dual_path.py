@@ -21,6 +21,7 @@ from captum_clip_surgery.attr._base import (
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig, TowerOutput
+from captum_clip_surgery.models.image._surgery import released_num_blocks
 
 __all__ = [
     "AttentionInputs",
@@ -31,8 +32,6 @@ __all__ = [
     "PathConfig",
 ]
 
-#: Blocks that the second path spans in the published code.
-RELEASED_NUM_BLOCKS = 6
 #: The number of texts, distractors included, from which "auto" stands for the release variant.
 AUTO_TEXTS = 8
 
@@ -227,7 +226,7 @@ def resolve_num_blocks(
             )
         return len(blocks) - index
     if num_blocks is None:
-        return min(RELEASED_NUM_BLOCKS, len(blocks))
+        return released_num_blocks(clip.tower)
     whole = isinstance(num_blocks, int) and not isinstance(num_blocks, bool)
     if not whole or not 0 <= num_blocks <= len(blocks):
         raise ValueError(

@@ -10,6 +10,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.demo.scenes import nouns, prompt_templates, unknown_words
 from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.queries import Query
 
 
 class DemoClassifier(ZeroShotClassifier):
@@ -59,10 +60,23 @@ class DemoClassifier(ZeroShotClassifier):
         clip.warn_of_unknown_words()
         return clip
 
+    def with_queries(
+        self, queries: Iterable[Query], distractors: Iterable[Query] | None = None
+    ) -> Self:
+        """Return a classifier of texts and other queries that shares the model.
+
+        Args:
+            queries: Texts, and queries of `captum_clip_surgery.queries`.
+            distractors: Further queries that compete in feature surgery but are no targets.
+        """
+        clip = super().with_queries(queries, distractors)
+        clip.warn_of_unknown_words()
+        return clip
+
     def warn_of_unknown_words(self) -> None:
         """Warn of words in texts and templates that the model's training did not cover."""
         templates = [template for template in self.templates if isinstance(template, str)]
-        unknown = unknown_words([*self.texts, *self.distractors, *templates])
+        unknown = unknown_words([*self._text.texts, *templates])
         if unknown:
             warnings.warn(
                 f"the embedded model was not trained on: {', '.join(unknown)}. The nouns that it "

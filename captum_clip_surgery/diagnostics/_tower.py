@@ -20,11 +20,11 @@ from torch import Tensor
 from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
-from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image import Tower
+from captum_clip_surgery.models.image._surgery import vv_attention
 from captum_clip_surgery.visualization._scales import COLORS
 
 #: A patch token is an outlier if its norm is at least this multiple of its image's median norm.
@@ -233,11 +233,12 @@ def _agreement(clip: ZeroShotClassifier, images: Tensor) -> float | None:
 
 
 def _common_energy(features: Tensor) -> float | None:
-    """Return the mean cosine between different text features, which are L2-normalized."""
+    """Return the mean product of different text features, which is their cosine."""
     count = len(features)
     if count == 1:
         return None
-    return (count * float(features.mean(0).square().sum()) - 1) / (count - 1)
+    lengths = float(features.square().sum(-1).mean())
+    return (count * float(features.mean(0).square().sum()) - lengths) / (count - 1)
 
 
 def _spread(clip: ZeroShotClassifier, images: Tensor) -> tuple[float, ...]:

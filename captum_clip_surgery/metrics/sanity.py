@@ -102,7 +102,7 @@ def _randomize(
     originals = {
         name: _explain(name, method, clip, images, targets) for name, method in methods.items()
     }
-    shuffled = _copy_of(clip)
+    shuffled = clip.with_model(copy.deepcopy(clip.model))
     stages = []
     correlations: dict[str, list[float]] = {name: [] for name in methods}
     count = None if num_stages is None else num_stages + 1  # the first is the original
@@ -147,18 +147,6 @@ def _explain(
         check_maps(maps[0], 1, f"maps of {name}")
         results.append(maps[0].detach().cpu())
     return torch.cat(results)
-
-
-def _copy_of(clip: ZeroShotClassifier) -> ZeroShotClassifier:
-    """Return the classifier with a copy of its model and fixed text features."""
-    empty = clip.empty_features()
-    return ZeroShotClassifier.from_features(
-        copy.deepcopy(clip.model),
-        clip.text_features().detach(),
-        None if empty is None else empty.detach(),
-        texts=(*clip.texts, *clip.distractors),
-        positions=clip.tower.positions,
-    )
 
 
 def _shuffle_stages(clip: ZeroShotClassifier, images: Tensor, seed: int) -> Iterator[str]:

@@ -62,6 +62,23 @@ class ImageEncoder(nn.Module):
         clone.add_module("_grids", nn.ModuleList(TokenGrid() for _ in self.tower.blocks))
         return clone
 
+    def with_model(self, model: nn.Module) -> Self:
+        """Return a copy that runs the image tower of another model.
+
+        Text features stay those of this one's model.
+
+        Args:
+            model: A model of the same architecture.
+
+        Raises:
+            TypeError: As for the class.
+            ValueError: As for the class.
+        """
+        clone = self.share()
+        clone.add_module("model", check_clip(model))
+        vars(clone).update(_image_tower=VerifiedImageTower(clone.model, self.tower.positions))
+        return clone
+
     @property
     def tower(self) -> Tower:
         """The adapter for the model's image tower, verified again if the model has changed."""

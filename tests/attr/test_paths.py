@@ -17,12 +17,12 @@ from captum_clip_surgery.attr.clip_surgery import (
     LayerCLIPSimilarity,
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
-    vv_attention,
 )
 from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_attention
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
+from captum_clip_surgery.models.image._surgery import vv_attention
 from tests._helpers.cases import each
 from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_model
 from tests._helpers.tower_kinds import TINY

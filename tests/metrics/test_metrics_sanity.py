@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import Randomization, flag_insensitive, randomization
 from captum_clip_surgery.metrics.functional.ranking import spearman
-from captum_clip_surgery.metrics.sanity import _copy_of, _shuffle_stages, _stages
+from captum_clip_surgery.metrics.sanity import _shuffle_stages, _stages
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import MODELS, TOWERS, random_images, tiny_model
@@ -86,7 +87,8 @@ def test_stages_part_the_tower_from_the_output_backwards(kind: str) -> None:
         with torch.no_grad():
             return given.tower.enter(images, index)[0]
 
-    shuffled, count = _copy_of(clip), len(clip.tower.blocks)
+    shuffled = clip.with_model(copy.deepcopy(clip.model))
+    count = len(clip.tower.blocks)
     intact = {"original": count, "head": count} | {f"block {i}": i for i in range(count)}
     if TINY[kind].parts.positions.startswith(TINY[kind].parts.blocks[0]):
         del intact["block 0"]  # its positions are its own, and are added before it

@@ -18,11 +18,11 @@ from torch import Tensor
 import captum_clip_surgery as package
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, ZeroShotClassifier, compare
 from captum_clip_surgery._utils.profiling import ProfileResult
-from captum_clip_surgery.attr.clip_surgery import vv_attention
 from captum_clip_surgery.evaluation import Protocol, Result
 from captum_clip_surgery.export import explain_batch
 from captum_clip_surgery.metrics import PairMeasures
 from captum_clip_surgery.models.image import PathConfig
+from captum_clip_surgery.models.image._surgery import vv_attention
 from captum_clip_surgery.tasks import prompts, recognize, segment, word_maps
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.tiny import random_images, relative_error, tiny_model

@@ -1,4 +1,7 @@
-"""The two kinds of text features of a classifier: computed from texts, and given as a tensor."""
+"""Text features of a classifier: computed from texts, or given as a tensor.
+
+A third kind, those of queries, is in `captum_clip_surgery.queries`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_clip_surgery.models._validation import check_modes
+from captum_clip_surgery.models._validation import check_features, check_modes
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import Template
 
@@ -20,7 +23,14 @@ class TextFeatures(Protocol):
         """Return the L2-normalized features (T, C) in the order texts, distractors."""
 
     def empty_features(self) -> Tensor | None:
-        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
+        """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown.
+
+        If it cancels in some of the features, one row for each of them is returned, (T, C).
+        """
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that features are computed from."""
 
     @property
     def requires_grad(self) -> bool:
@@ -62,8 +72,8 @@ class EncodedTexts:
     requires_grad = False
 
     def __init__(self, encoder: PromptEncoder, texts: tuple[str, ...]) -> None:
+        self.texts = texts
         self._encoder = encoder
-        self._texts = texts
         self._cached: tuple[object, Tensor] | None = None  # a generation of the encoder
 
     # Cached features are not part of a compiled graph.
@@ -75,7 +85,7 @@ class EncodedTexts:
         if cached is None or cached[0] is not generation:
             check_modes(self._encoder.model)
             # One tuple, so that no thread reads features of another generation.
-            cached = self._cached = generation, self._encoder(self._texts)
+            cached = self._cached = generation, self._encoder(self.texts)
         return cached[1]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -107,6 +117,7 @@ class GivenFeatures(nn.Module):
         empty: Feature (C,) of the empty text, or None if it is unknown.
     """
 
+    texts: tuple[str, ...] = ()
     given: Tensor
     empty: Tensor | None
     templates: tuple[Template, ...] = ()
@@ -115,6 +126,30 @@ class GivenFeatures(nn.Module):
         super().__init__()
         self.register_buffer("given", features, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
+
+    @classmethod
+    def checked(
+        cls, features: Tensor, empty: Tensor | None, width: int, device: torch.device
+    ) -> GivenFeatures:
+        """Return features from a user.
+
+        Args:
+            features: Features, expected to be (T, width).
+            empty: Feature of the empty text, expected to be (width,) or (1, width), or None.
+            width: Width of the joint space.
+            device: The model's device.
+
+        Raises:
+            TypeError: If features are not floating-point tensors.
+            ValueError: If they have another width, or rows that are zero, NaN or infinite.
+        """
+        check_features(features, width, "features", device)
+        if empty is not None:
+            if isinstance(empty, Tensor) and empty.ndim == 1:
+                empty = empty[None]
+            check_features(empty, width, "empty_features", device, rows=1)
+            empty = empty[0]
+        return cls(features, empty)
 
     def features(self) -> Tensor:
         """Return the L2-normalized features (T, C)."""

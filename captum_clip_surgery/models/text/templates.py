@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import string
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import open_clip
 
@@ -127,3 +128,19 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
 def truncate_repr(text: str) -> str:
     """Return the `repr` of a text for a message, shortened, because texts can be long."""
     return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
+
+
+def index_of(text: str, texts: Sequence[str]) -> int:
+    """Return the index of a text among others.
+
+    Raises:
+        ValueError: If the text is not among them, or occurs more than once.
+    """
+    places = [index for index, name in enumerate(texts) if name == text]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
+    close = difflib.get_close_matches(str(text), texts, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"text {text!r} is not among the classifier's {len(texts)}{hint}")

@@ -1,0 +1,22 @@
+"""What a classifier can be asked for beside texts: images, regions, means, differences, features.
+
+`ZeroShotClassifier.with_queries` takes them.
+"""
+
+from captum_clip_surgery.queries._types import (
+    DifferenceQuery,
+    FeatureQuery,
+    ImageQuery,
+    MeanQuery,
+    Query,
+    RegionQuery,
+)
+
+__all__ = [
+    "DifferenceQuery",
+    "FeatureQuery",
+    "ImageQuery",
+    "MeanQuery",
+    "Query",
+    "RegionQuery",
+]

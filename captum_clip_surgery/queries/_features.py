@@ -1,0 +1,214 @@
+"""The third kind of text features of a classifier: those of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_clip_surgery.functional import normalized
+from captum_clip_surgery.models import ImageEncoder
+from captum_clip_surgery.models._validation import check_features
+from captum_clip_surgery.models.text._encoder import PromptEncoder
+from captum_clip_surgery.models.text._features import TextFeatures
+from captum_clip_surgery.models.text.templates import Template, truncate_repr
+from captum_clip_surgery.queries._images import EncodedImages
+from captum_clip_surgery.queries._types import (
+    DifferenceQuery,
+    FeatureQuery,
+    ImageQuery,
+    MeanQuery,
+    Query,
+    RegionQuery,
+    iter_leaves,
+    names_of,
+)
+
+#: Norm of a difference of two features of length one below which only rounding is left.
+SMALLEST_DIFFERENCE = 1e-4
+
+
+class QueryFeatures:
+    """Features of queries, computed again when what determines them changes.
+
+    Features have length one, except those of differences.
+
+    Args:
+        images: The image side of the model.
+        text: The text features of a classifier of this model, by which texts are encoded.
+        queries: Queries and distractors, at least one of which is not a text.
+        encoded: Features of the queries' images, if there are any already.
+
+    Raises:
+        TypeError: If an entry is not a query, or an image has another type.
+        ValueError: If two queries have one name, a query is invalid on this model, or there are
+            texts and `text` cannot encode any.
+    """
+
+    #: Templates alone do not determine these features.
+    templates: tuple[Template, ...] = ()
+
+    def __init__(
+        self,
+        images: ImageEncoder,
+        text: TextFeatures,
+        queries: Sequence[Query],
+        encoded: EncodedImages | None = None,
+    ) -> None:
+        self.text = text
+        self._images = images
+        self._queries = tuple(queries)
+        self._names = names_of(queries)
+        # Each part with the name of a query that it belongs to, for messages.
+        leaves = {
+            leaf: name
+            for query, name in zip(queries, self._names, strict=True)
+            for leaf in iter_leaves(query)
+        }
+        self.texts = tuple(leaf for leaf in leaves if isinstance(leaf, str))
+        self._encoded_texts = text.with_texts(self.texts) if self.texts else None
+        pictures = {
+            leaf: name
+            for leaf, name in leaves.items()
+            if isinstance(leaf, (ImageQuery, RegionQuery))
+        }
+        if encoded is None or any(picture not in encoded for picture in pictures):
+            encoded = EncodedImages(images, pictures)
+        self._encoded_images = encoded
+        self._given = [leaf for leaf in leaves if isinstance(leaf, FeatureQuery)]
+        for query in self._given:
+            _check_given(query, leaves[query], images)
+        self._cached: tuple[tuple[object, object], Tensor] | None = None
+
+    # Cached features are not part of a compiled graph.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def features(self) -> Tensor:
+        """Return the features (T, C) in the order queries, distractors.
+
+        Raises:
+            ValueError: If a difference is zero.
+        """
+        texts = None if self._encoded_texts is None else self._encoded_texts.features()
+        images = self._encoded_images.features()
+        constant = not self.requires_grad and not self._given  # given ones may change in place
+        cached = self._cached
+        if constant and cached is not None and cached[0][0] is texts and cached[0][1] is images:
+            return cached[1]
+        features = self._compute(texts, images)
+        if constant:
+            self._cached = (texts, images), features
+        return features
+
+    def _compute(self, texts: Tensor | None, images: Mapping[Any, Tensor]) -> Tensor:
+        leaves: dict[Any, Tensor] = dict(images)
+        if texts is not None:
+            leaves |= zip(self.texts, texts, strict=True)
+        for query in self._given:
+            leaves[query] = normalized(query.feature.to(self._images.device).flatten())
+        wide = reduce(torch.promote_types, (leaf.dtype for leaf in leaves.values()))
+        leaves = {query: leaf.to(wide) for query, leaf in leaves.items()}
+        features = torch.stack([_combine(query, leaves) for query in self._queries])
+        norms = features.detach().norm(dim=-1).tolist()
+        for name, norm in zip(self._names, norms, strict=True):
+            if not norm > SMALLEST_DIFFERENCE:
+                raise ValueError(
+                    f"query {truncate_repr(name)} is zero: its sides have the same feature, so "
+                    "nothing speaks for one rather than the other"
+                )
+        return features
+
+    def empty_features(self) -> Tensor | None:
+        """Return what the "empty" form of feature surgery subtracts, or None if it is unknown.
+
+        It is the L2-normalized feature (C,) of the empty text for queries of every kind, except for
+        differences, in which it cancels: if there are any, there is a row for each query, (T, C),
+        and theirs are zero.
+        """
+        empty = self.text.empty_features()
+        kept = [not isinstance(query, DifferenceQuery) for query in self._queries]
+        if all(kept):
+            return empty
+        if any(kept):
+            mask = torch.tensor(kept, device=self._images.device)[:, None]
+            return None if empty is None else torch.where(mask, empty, 0)
+        return torch.zeros_like(self.features())
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to one of the queries."""
+        given = any(query.feature.requires_grad for query in self._given)
+        return given or self._encoded_images.requires_grad or self.text.requires_grad
+
+    @property
+    def has_empty_features(self) -> bool:
+        """Whether what "empty" subtracts is known or can be computed."""
+        return self.text.has_empty_features or all(
+            isinstance(query, DifferenceQuery) for query in self._queries
+        )
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The encoder of texts.
+
+        Raises:
+            TypeError: If the classifier was made from features.
+        """
+        return self.text.encoder
+
+    def with_texts(self, texts: tuple[str, ...]) -> TextFeatures:
+        """Return the features of other texts, where names of queries stand for these queries.
+
+        Raises:
+            ValueError: If texts other than names cannot be encoded.
+        """
+        known = dict(zip(self._names, self._queries, strict=True))
+        queries = [known.get(text, text) for text in texts]
+        return query_features(self._images, self.text, queries, self._encoded_images)
+
+
+def query_features(
+    images: ImageEncoder,
+    text: TextFeatures,
+    queries: Sequence[Query],
+    encoded: EncodedImages | None = None,
+) -> TextFeatures:
+    """Return the features of queries, which are of a kind of their own if some are not texts.
+
+    Args:
+        images: As for `QueryFeatures`.
+        text: As for `QueryFeatures`.
+        queries: Queries and distractors.
+        encoded: As for `QueryFeatures`.
+
+    Raises:
+        TypeError: As `QueryFeatures`.
+        ValueError: As `QueryFeatures`.
+    """
+    base = text.text if isinstance(text, QueryFeatures) else text
+    texts = tuple(query for query in queries if isinstance(query, str))
+    if len(texts) == len(queries):
+        return base.with_texts(texts)
+    return QueryFeatures(images, base, queries, encoded)
+
+
+def _combine(query: Query, leaves: Mapping[Any, Tensor]) -> Tensor:
+    """Return the feature (C,) of a query."""
+    if isinstance(query, MeanQuery):
+        parts = [_combine(part, leaves) for part in query.queries]
+        return F.normalize(torch.stack(parts).mean(0), dim=0)
+    if isinstance(query, DifferenceQuery):
+        return _combine(query.query, leaves) - _combine(query.rather_than, leaves)
+    return leaves[query]
+
+
+def _check_given(query: FeatureQuery, name: str, images: ImageEncoder) -> None:
+    """Check the feature of a query on its way to the model's device."""
+    feature = query.feature
+    rows = feature[None] if isinstance(feature, Tensor) and feature.ndim == 1 else feature
+    device = feature.device if isinstance(feature, Tensor) else images.device
+    what = f"features of query {truncate_repr(name)}"
+    check_features(rows, images.joint_width(), what, device, rows=1)
