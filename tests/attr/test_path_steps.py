@@ -140,7 +140,9 @@ def test_steps_share_a_pass_and_carry_gradients() -> None:
 
     centered = PathConfig(2, vv_attention, streams=(1,), before=center)
     twice = replace(centered, plus=(replace(centered, residual=False),))
-    assert twice == replace(twice) and hash(twice) == hash(replace(twice)) and twice != centered
+    assert twice == replace(twice)
+    assert hash(twice) == hash(replace(twice))
+    assert twice != centered
     methods = {"one": LayerSteps(clip, centered), "two": LayerSteps(clip, twice)}
     maps = attribute_many({**methods, "surgery": LayerCLIPSurgery(clip)}, images)
     assert len(calls) == 1  # for all three paths
