@@ -20,7 +20,7 @@ from captum_clip_surgery.attr._base import (
 )
 from captum_clip_surgery.attr._engine import tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models.image import AttentionInputs, PathConfig, TowerOutput
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig, PathTrace, TowerOutput
 from captum_clip_surgery.models.image._surgery import released_num_blocks
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LayerShapeMixin",
     "PatchAttribution",
     "PathConfig",
+    "PathTrace",
 ]
 
 #: The number of texts, distractors included, from which "auto" stands for the release variant.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery.datasets import DATASETS
-from captum_clip_surgery.models.image._base import POSITION_MODES
+from captum_clip_surgery.models.image._contract import POSITION_MODES
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template
 from captum_clip_surgery.tasks.refinement import check_refinement
 

@@ -5,6 +5,7 @@ from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import (
     GridSpec,
     PathConfig,
+    PathTrace,
     TowerOutput,
 )
 from captum_clip_surgery.models.image._direct_effects import (
@@ -20,6 +21,7 @@ __all__ = [
     "DirectEffects",
     "GridSpec",
     "PathConfig",
+    "PathTrace",
     "Tower",
     "TowerOutput",
     "VisionTransformerTower",

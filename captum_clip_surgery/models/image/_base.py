@@ -1,4 +1,4 @@
-"""The contract of image towers, and the forward pass that all dual-path methods share.
+"""Image towers, and the forward pass that all dual-path methods share.
 
 An adapter computes beside the model and never changes it: it holds the tower's modules, calls them
 and reads their parameters.
@@ -6,9 +6,8 @@ and reads their parameters.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +15,18 @@ from torch import Tensor, nn
 from captum_clip_surgery._utils.profiling import add_pass
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid
 from captum_clip_surgery.models._internals import has_hooks, warn_of_hooks
-from captum_clip_surgery.models.image._attention_pool import AttentionPool
+from captum_clip_surgery.models.image._contract import TowerFamily
 from captum_clip_surgery.models.image._data import (
     BlockTrace,
     GridSpec,
     PathConfig,
+    PathTrace,
     TowerOutput,
     nearest_multiple,
 )
 
-POSITION_MODES = ("bilinear", "bicubic")
 
-
-class Tower(ABC):
+class Tower(TowerFamily):
     """Adapter for one family of image towers.
 
     Args:
@@ -39,146 +37,6 @@ class Tower(ABC):
     Raises:
         ValueError: If `positions` is neither of them.
     """
-
-    #: The family's name in error messages and listings.
-    family: ClassVar[str]
-    #: Whether a block adds to the stream that enters it.
-    has_residual: ClassVar[bool] = True
-
-    def __init__(self, visual: Any, positions: str = "bilinear") -> None:
-        if positions not in POSITION_MODES:
-            raise ValueError(
-                f"positions must be one of {', '.join(POSITION_MODES)}, got {positions!r}"
-            )
-        self.visual = visual
-        self.positions = positions
-
-    # --- implemented by each family --------------------------------------------------------------
-
-    @classmethod
-    @abstractmethod
-    def matches(cls, visual: nn.Module) -> bool:
-        """Return whether an image tower belongs to this family by its class."""
-
-    @classmethod
-    @abstractmethod
-    def check_supported(cls, visual: Any) -> None:
-        """Check that surgery is defined on an image tower of this family.
-
-        Raises:
-            TypeError: If it is not; the message is the reason, such as "it pools its tokens by
-                'none', which gives no single embedding".
-        """
-
-    @property
-    @abstractmethod
-    def blocks(self) -> Sequence[Any]:
-        """The modules that surgery can run beside, first to last."""
-
-    @property
-    def containers(self) -> dict[str, nn.Module]:
-        """Modules around the blocks that are not called themselves, only their parts, by name."""
-        return {"the image tower": self.visual}
-
-    @property
-    @abstractmethod
-    def pooling(self) -> str:
-        """How tokens become one embedding: "class token", "average" or "attention"."""
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches."""
-        return 1
-
-    @property
-    def num_pooled_tokens(self) -> int | None:
-        """Number of leading tokens that the pooled embedding needs; None stands for all."""
-        return 1 if self.pooling == "class token" else None
-
-    @property
-    @abstractmethod
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width of a grid cell in pixels."""
-
-    @property
-    @abstractmethod
-    def native_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the tower was built for."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The dtype in which images enter."""
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> tuple[Tensor, GridSpec]:
-        """Return the tokens (N, L, D) entering the first block, for images (N, 3, H, W)."""
-
-    @abstractmethod
-    def attention_inputs(
-        self, index: int, x: Tensor, grid_spec: GridSpec, queries: int | None = None
-    ) -> AttentionInputs:
-        """Return a block's queries, keys and values.
-
-        Args:
-            index: Index of the block.
-            x: The stream (N, L, D) that enters the block.
-            grid_spec: The positions of the tokens.
-            queries: Number of leading tokens that need a query; None stands for all. Returning
-                more is allowed.
-        """
-
-    @abstractmethod
-    def merge(self, index: int, values: Tensor, x: Tensor) -> Tensor:
-        """Return what a block adds to the stream, (N, L, D).
-
-        Args:
-            index: Index of the block.
-            values: Attended values (N, heads, L, d).
-            x: The attention's input `AttentionInputs.x`, by which some blocks gate their output.
-        """
-
-    @abstractmethod
-    def feed_forward(self, index: int, x: Tensor) -> Tensor:
-        """Return the stream (N, L, D) after the feed-forward of block `index`."""
-
-    @abstractmethod
-    def project(self, x: Tensor) -> Tensor:
-        """Project tokens (N, L, D) after the last block to the joint space, each on its own."""
-
-    @abstractmethod
-    def pool(self, x: Tensor) -> Tensor:
-        """Return the model's own embedding (N, C) for tokens (N, L, D) after the last block."""
-
-    def pool_attention(self, x: Tensor) -> Tensor:
-        """Return the attention of the pooling, if learned queries attend to the tokens.
-
-        Args:
-            x: Tokens (N, L, D) after the last block.
-
-        Returns:
-            Probabilities (N, heads, L).
-
-        Raises:
-            TypeError: If the family has no such pooling.
-        """
-        if self.attention_pool is None:
-            raise TypeError(f"{self.family} has no attention pooling that can be read")
-        return self.attention_pool.attention_inputs(x).probabilities().mean(2)
-
-    @property
-    def attention_pool(self) -> AttentionPool | None:
-        """The pooling by learned queries, or None where tokens are pooled otherwise."""
-        return None
-
-    def describe_undecomposable(self) -> str | None:
-        """Describe why embeddings cannot be split into parts that sum to them, or return None.
-
-        They can if only norms and linear layers follow the pooled tokens.
-        """
-        return None
-
-    # --- shared by all families ------------------------------------------------------------------
 
     def grid(self, height: int, width: int) -> Grid:
         """Return the rows and columns of patches of an image.
@@ -231,8 +89,15 @@ class Tower(ABC):
             f"{height} x {width} pixels in {grid[0]} x {grid[1]} patches of {rows} x {columns}"
         )
 
-    def enter(self, images: Tensor, index: int) -> tuple[Tensor, GridSpec]:
+    def enter(
+        self, images: Tensor, index: int, trace: PathTrace | None = None
+    ) -> tuple[Tensor, GridSpec]:
         """Return the tokens (N, L, D) entering block `index`, and their positions.
+
+        Args:
+            images: Images (N, 3, H, W).
+            index: Index of the block; the number of blocks stands for the end of the last.
+            trace: Keeps the streams that enter earlier blocks, of those that it was made for.
 
         Raises:
             TypeError: If the number of tokens is not that of prefix tokens and patches.
@@ -250,6 +115,8 @@ class Tower(ABC):
                 "the hook or part that adds or drops tokens, or register a tower for it"
             )
         for previous in range(index):
+            if trace is not None:
+                trace.add_stream(previous, x)
             x = self.run_block(previous, x, grid_spec)
         return x, grid_spec
 
@@ -301,27 +168,28 @@ class Tower(ABC):
 
         Returns:
             For each path, its patches and the model's own pooled embedding.
+
+        Raises:
+            ValueError: If a path asks for the trace of a block that the tower does not have, or
+                the attention of the last one.
         """
-        last = len(self.blocks) - 1
-        starts = [last + 1 - config.num_blocks for config in path_configs]
-        x, grid_spec = self.enter(images, min(starts))
-        # A path of no blocks needs all of the model's own tokens, otherwise the pooled ones do.
-        num_pooled = None if last + 1 in starts else self.num_pooled_tokens
-        streams: dict[int, Tensor] = {}
-        for index in range(min(starts), last + 1):
-            active = [i for i, start in enumerate(starts) if start <= index]
-            count = num_pooled if index == last else None
-            values_only = all(path_configs[i].values_only for i in active)
-            heads = self.attention_inputs(index, x, grid_spec, count if values_only else None)
-            for i in active:
-                streams[i] = self._path_step(index, streams.get(i, x), heads, path_configs[i])
-            if count is not None:
-                heads, x = heads.first_queries(count), x[:, :count]
-            x = self._add_attention(index, x, heads.attend(), heads)
+        spans = [span for config in path_configs for span in config.spans()]
+        trace, first = self._trace_for(images, spans)
+        x, grid_spec = self.enter(images, first, trace)
+        beside = {i: span for i, span in enumerate(spans) if span.before is None}
+        tokens, x = self._run_paths(x, grid_spec, first, beside, trace)
+        for source in dict.fromkeys(span.source for span in spans):
+            if source is not None:
+                num_blocks, before = source
+                start = len(self.blocks) - num_blocks
+                changed = before(trace.streams[start], trace)
+                sharing = {i: span for i, span in enumerate(spans) if span.source == source}
+                tokens |= self._run_paths(changed, grid_spec, start, sharing, trace, own=False)[0]
         pooled, prefix = self.pool(x), self.num_prefix_tokens
+        patches = iter([tokens.get(i, x)[:, prefix:] for i in range(len(spans))])
         return [
-            TowerOutput(self.project(streams.get(i, x)[:, prefix:]), pooled, grid_spec.grid)
-            for i in range(len(path_configs))
+            TowerOutput(self.project(_combine(config, patches, trace)), pooled, grid_spec.grid)
+            for config in path_configs
         ]
 
     def bypassed(self, first: int = 0) -> dict[str, nn.Module]:
@@ -353,10 +221,86 @@ class Tower(ABC):
         update = self.merge(index, values, heads.x)
         return self.feed_forward(index, x + update if self.has_residual else update)
 
+    def _trace_for(self, images: Tensor, spans: Sequence[PathConfig]) -> tuple[PathTrace, int]:
+        """Return an empty trace for paths, and the first block that runs with its parts exposed."""
+        count = len(self.blocks)
+        streams = {index for span in spans for index in span.streams}
+        attentions = {index for span in spans for index in span.attentions}
+        for name, indices, limit in (
+            ("streams", streams, count),
+            ("attentions", attentions, count - 1),
+        ):
+            if wrong := [index for index in sorted(indices) if not 0 <= index < limit]:
+                raise ValueError(
+                    f"the path's {name}= names block {wrong[0]}, and of the tower's {count} blocks "
+                    f"the first {limit} can be traced (indices below {limit})"
+                )
+        streams |= {count - span.num_blocks for span in spans if span.before is not None}
+        trace = PathTrace(self.grid(*images.shape[-2:]), streams, attentions)
+        return trace, min([*(count - span.num_blocks for span in spans), *attentions])
+
+    def _run_paths(
+        self,
+        x: Tensor,
+        grid_spec: GridSpec,
+        first: int,
+        spans: Mapping[int, PathConfig],
+        trace: PathTrace,
+        own: bool = True,
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Run the blocks from `first` on, and paths beside them.
+
+        Args:
+            x: The stream (N, L, D) that enters block `first`.
+            grid_spec: The positions of the tokens.
+            first: Index of the first block to run.
+            spans: Paths by number.
+            trace: What the paths may read; the model's own pass adds to it.
+            own: Whether this is the model's own pass, whose last block gives the pooled tokens.
+
+        Returns:
+            By number of a path that spans any blocks, its tokens (N, L, D), and the stream after
+            the last block: all tokens if a path of no blocks needs them, else the pooled ones.
+        """
+        last = len(self.blocks) - 1
+        all_tokens = not own or any(span.num_blocks == 0 for span in spans.values())
+        num_pooled = None if all_tokens else self.num_pooled_tokens
+        tokens: dict[int, Tensor] = {}
+        for index in range(first, last + 1):
+            active = {i: span for i, span in spans.items() if last + 1 - span.num_blocks <= index}
+            count = num_pooled if index == last else None
+            values_only = all(span.values_only for span in active.values())
+            heads = self.attention_inputs(index, x, grid_spec, count if values_only else None)
+            if own:
+                trace.add_stream(index, x)
+                trace.add_attention(index, heads)
+            for i, span in active.items():
+                tokens[i] = self._path_step(index, tokens.get(i, x), heads, span, trace)
+            if not own and index == last:
+                break  # nothing reads what the model's own attention would make of it
+            if count is not None:
+                heads, x = heads.first_queries(count), x[:, :count]
+            x = self._add_attention(index, x, heads.attend(), heads)
+        return tokens, x
+
     def _path_step(
-        self, index: int, stream: Tensor, heads: AttentionInputs, config: PathConfig
+        self,
+        index: int,
+        stream: Tensor,
+        heads: AttentionInputs,
+        config: PathConfig,
+        trace: PathTrace,
     ) -> Tensor:
-        update = self.merge(index, config.attention(heads), heads.x)
+        attended = config.attention(heads, trace) if config.reads_trace else config.attention(heads)
+        update = self.merge(index, attended, heads.x)
         if config.residual and self.has_residual:
             update = stream + update
         return self.feed_forward(index, update) if config.mlp else update
+
+
+def _combine(config: PathConfig, patches: Iterator[Tensor], trace: PathTrace) -> Tensor:
+    """Return a path's patch tokens with those of the paths added to it, in the order of `spans`."""
+    tokens = next(patches)
+    for path in config.plus:
+        tokens = tokens + _combine(path, patches, trace)
+    return tokens if config.after is None else config.after(tokens, trace)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,110 @@ class BlockTrace:
     stream: Tensor
 
 
+class PathTrace:
+    """Streams and attention of the model's own pass that paths asked for, as far as it has run.
+
+    Steps before a path, which start once the model's own pass is over, find all of them.
+
+    Attributes:
+        grid: Rows h and columns w of the patches, which follow the prefix tokens.
+        streams: By index of a block, the stream (N, L, D) that enters it.
+        attentions: By index of a block, its attention probabilities (N, heads, L, L).
+
+    Args:
+        grid: As above.
+        streams: Indices of the blocks whose streams are kept.
+        attentions: Indices of the blocks whose attention is kept.
+    """
+
+    def __init__(self, grid: Grid, streams: Collection[int], attentions: Collection[int]) -> None:
+        self.grid = grid
+        self.streams: dict[int, Tensor] = {}
+        self.attentions: dict[int, Tensor] = {}
+        self._wanted_streams = frozenset(streams)
+        self._wanted_attentions = frozenset(attentions)
+        self._results: dict[Callable[[PathTrace], Any], Any] = {}
+
+    def once(self, function: Callable[[PathTrace], T]) -> T:
+        """Return `function(self)`, computed on the first call and shared by all paths of the pass.
+
+        Args:
+            function: A hashable function of streams and attention that are in the trace by now.
+        """
+        if function not in self._results:
+            self._results[function] = function(self)
+        return self._results[function]
+
+    def add_stream(self, index: int, x: Tensor) -> None:
+        """Keep the stream (N, L, D) that enters block `index` if a path asked for it."""
+        if index in self._wanted_streams:
+            self.streams[index] = x
+
+    def add_attention(self, index: int, heads: AttentionInputs) -> None:
+        """Keep the attention of block `index` if a path asked for it."""
+        if index in self._wanted_attentions:
+            self.attentions[index] = heads.probabilities()
+
+
 @dataclass(frozen=True)
 class PathConfig:
     """A second path beside the last blocks of a tower, as data.
 
+    Equal configurations share a pass, so every field must be hashable: steps are functions, or
+    instances of frozen dataclasses with `__call__`.
+
     Attributes:
         num_blocks: Number of last blocks that the path spans; 0 gives the tower's own tokens.
-        attention: Maps a block's queries, keys and values to attended values (N, heads, L, d).
+        attention: Maps a block's queries, keys and values to attended values (N, heads, L, d); if
+            `reads_trace`, the trace is its second argument.
         residual: Whether the path starts from the stream that enters the first of those blocks and
             each block adds to it. Otherwise the path is the last block's output alone.
         mlp: Whether the path runs the blocks' feed-forward layers.
         values_only: Whether `attention` reads the values only. Queries of the last block are then
             computed for the pooled tokens only.
+        reads_trace: Whether `attention` also takes the trace.
+        streams: Indices of blocks, from 0; the streams that enter them are in the trace.
+        attentions: Indices of blocks before the last one; their attention is in the trace.
+        before: Maps the stream (N, L, D) that enters the first of those blocks, and the trace, to
+            the stream that the path starts from. Queries, keys and values then come from that
+            stream as well, which passes the model's blocks beside the model's own one. The pooled
+            embedding and the trace remain those of the model.
+        after: Maps patch tokens (N, h*w, D) after the last block, and the trace, to those that are
+            projected.
+        plus: Paths whose patch tokens are added to this one's, ahead of `after`; each takes its own
+            steps first.
+
+    Raises:
+        ValueError: If `before` is given for a path of no blocks.
     """
 
     num_blocks: int
-    attention: Callable[[AttentionInputs], Tensor]
+    attention: Callable[..., Tensor]
     residual: bool = True
     mlp: bool = False
     values_only: bool = False
+    reads_trace: bool = False
+    streams: tuple[int, ...] = ()
+    attentions: tuple[int, ...] = ()
+    before: Callable[[Tensor, PathTrace], Tensor] | None = None
+    after: Callable[[Tensor, PathTrace], Tensor] | None = None
+    plus: tuple[PathConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.before is not None and self.num_blocks == 0:
+            raise ValueError(
+                "before= changes the stream that a path starts from, and a path of num_blocks=0 "
+                "has none; pass num_blocks of 1 or more, or after="
+            )
+
+    @property
+    def source(self) -> tuple[int, Callable[[Tensor, PathTrace], Tensor]] | None:
+        """What the stream that the path reads depends on, or None for the model's own stream."""
+        return None if self.before is None else (self.num_blocks, self.before)
+
+    def spans(self) -> list[PathConfig]:
+        """Return this path and those added to it, each ahead of the paths added to it."""
+        return [self, *(span for path in self.plus for span in path.spans())]
 
 
 @dataclass(frozen=True)
