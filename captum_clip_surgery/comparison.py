@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.tables import markdown
@@ -166,6 +167,7 @@ def compare(
     masks: Sequence[Any] | Tensor | None = None,
     size: int | tuple[int, int] | None = None,
     trust: bool = False,
+    progress: bool = False,
 ) -> Comparison:
     """Explain images by several methods.
 
@@ -183,6 +185,7 @@ def compare(
         trust: Whether to measure how much each map depends on its text. For each image, this
             computes maps of each text alone and of four absent texts; dense methods share one
             forward pass for them.
+        progress: Whether to show a progress bar over the methods.
 
     Raises:
         TypeError: If the images or masks have the wrong type, or `methods` is a string.
@@ -211,7 +214,9 @@ def compare(
     with torch.no_grad():
         logits = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(BATCH_SIZE)])
     maps, costs = {}, {}
-    for name, method in chosen.items():
+    bar = tqdm(chosen.items(), leave=False, disable=not progress, unit="method")
+    for name, method in bar:
+        bar.set_description(name)
         try:
             maps[name], costs[name] = _explain(method, clip, batch, indices)
         except (TypeError, ValueError, ImportError) as error:

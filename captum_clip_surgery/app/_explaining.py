@@ -14,17 +14,12 @@ from torch import Tensor
 
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import MAX_SIDE, Settings
-from captum_clip_surgery.attr import (
-    METHODS,
-    LayerCLIPSurgery,
-    LayerFeatureCLIPSurgery,
-    attribute_many,
-)
+from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
 from captum_clip_surgery.attr import Method as Factory
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import draw_absent, text_specificity
 from captum_clip_surgery.metrics._alone import maps_alone
@@ -37,8 +32,6 @@ MAX_TOKENS = 4096
 MAX_OUTPUTS = 16
 #: Maps cached of methods that need a pass per text.
 MAX_MAPS = 512
-#: Methods whose variant of feature surgery the user chooses.
-SURGERY_METHODS = {"CLIPSurgery": LayerCLIPSurgery, "FeatureSurgery": LayerFeatureCLIPSurgery}
 
 #: Digest of an image, its side, and what else a cached value depends on.
 Key = tuple[str | int | None, ...]

@@ -213,10 +213,37 @@ METHODS: dict[str, Method] = {
         perturbations_per_eval=images_per_pass,
     ),
 }
+#: Methods whose variant of feature surgery can be chosen.
+SURGERY_METHODS: dict[str, type[LayerCLIPSurgery | LayerFeatureCLIPSurgery]] = {
+    "CLIPSurgery": LayerCLIPSurgery,
+    "FeatureSurgery": LayerFeatureCLIPSurgery,
+}
 #: Other names of some methods.
 ALIASES = {"surgery": "CLIPSurgery"}
 #: The first methods to look at: CLIP, its repair, and the two that people would otherwise use.
 DEFAULT_METHODS = ("CLIP", "CLIPSurgery", "IntegratedGradients", "GradCam")
+
+
+def resolve_names(names: Iterable[str]) -> list[str]:
+    """Return the names in `METHODS` that names stand for, each once.
+
+    Args:
+        names: Names in `METHODS`, in any case, or in `ALIASES`; "all" stands for every method.
+
+    Raises:
+        TypeError: If `names` is a string.
+        ValueError: If a name is unknown.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names must be a list, got the string {names!r}; pass [{names!r}]")
+    known = {name.lower(): name for name in METHODS} | ALIASES
+    resolved: dict[str, None] = {}
+    for name in names:
+        own = known.get(name.lower(), name)
+        if name != "all" and own not in METHODS:
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all")
+        resolved |= dict.fromkeys(METHODS if name == "all" else [own])
+    return list(resolved)
 
 
 def choose(
@@ -235,17 +262,9 @@ def choose(
         TypeError: If `names` is a string.
         ValueError: If a name is unknown, or no method is defined on the classifier.
     """
-    if isinstance(names, str):
-        raise TypeError(f"names must be a list, got the string {names!r}; pass [{names!r}]")
-    known = {name.lower(): name for name in METHODS} | ALIASES
-    wanted = [
-        n for name in names for n in (METHODS if name == "all" else [known.get(name.lower(), name)])
-    ]
     chosen: dict[str, Method] = {}
     left_out: dict[str, str] = {}
-    for name in dict.fromkeys(wanted):
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all")
+    for name in resolve_names(names):
         try:
             METHODS[name](clip)
         except (TypeError, ImportError) as error:

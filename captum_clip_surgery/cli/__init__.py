@@ -5,6 +5,7 @@ Commands are imported when they run, so that `--help` and `--version` answer at 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 import captum_clip_surgery
 from captum_clip_surgery.cli import _options, _task_options
 from captum_clip_surgery.cli._bridge import as_function
+from captum_clip_surgery.cli._groups import PANELS
 
 __all__ = ["app", "main"]
 
@@ -38,10 +41,27 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 #: checks this itself.
 DISTRIBUTED = ("evaluate", "export", "models")
 
+
+class _Group(TyperGroup):
+    """Commands whose help is drawn by rich, and whose usage errors are plain lines."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        rich_utils = import_module("typer.rich_utils")  # rich, only if it is needed
+        rich_utils.rich_format_help(obj=self, ctx=ctx, markup_mode="rich")
+
+
+class _Command(TyperCommand):
+    """A command whose help is drawn by rich."""
+
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, **settings | {"rich_markup_mode": "rich"})
+
+
 app = typer.Typer(
     help="Explain what CLIP sees, and where.",
+    cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -50,11 +70,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; errors that a user can fix end in one line instead of a traceback."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    try:
-        app()
-    except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        sys.exit(f"error: {error}{notes}")
+    warnings.simplefilter("once")  # whatever the place that they come from
+    app()
 
 
 @app.callback(invoke_without_command=True)
@@ -68,14 +85,27 @@ def _print_version(
 
 def _runner(name: str, module: str) -> Callable[[Any], None]:
     def run(options: Any) -> None:
-        from captum_clip_surgery._utils.drivers import refuse_several
-
-        if name not in DISTRIBUTED:
-            refuse_several(name)
-        getattr(import_module(f"{__name__}.{module}"), name)(options)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"clip-surgery {name}: loading libraries ...", file=sys.stderr, flush=True)
+        try:
+            _run(name, module, options)
+        except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
+            if options.verbose:
+                raise
+            notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+            sys.exit(f"error: {error}{notes}")
 
     return run
 
 
+def _run(name: str, module: str, options: Any) -> None:
+    from captum_clip_surgery._utils.drivers import refuse_several
+
+    if name not in DISTRIBUTED:
+        refuse_several(name)
+    getattr(import_module(f"{__name__}.{module}"), name)(options)
+
+
 for _name, (_fields, _module) in COMMANDS.items():
-    app.command(_name)(as_function(_fields, _runner(_name, _module)))
+    _function = as_function(_fields, _runner(_name, _module), PANELS)
+    app.command(_name, cls=_Command)(_function)

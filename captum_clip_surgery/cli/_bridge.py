@@ -5,21 +5,36 @@ Libraries that do this expect pydantic models, which the package does not use ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from typer.models import OptionInfo
 
 Options = TypeVar("Options")
 
+#: What `--help` calls the value of an option that does not say it, by the type of the value.
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: " "}
+#: Letters of choices that `--help` lists in the column of values; more are listed in the text.
+MAX_CHOICES = 20
 
-def as_function(options: type[Options], run: Callable[[Options], None]) -> Callable[..., None]:
+
+def as_function(
+    options: type[Options],
+    run: Callable[[Options], None],
+    panels: Mapping[str, str] | None = None,
+) -> Callable[..., None]:
     """Return a function with one parameter per option, which builds the options and runs them.
 
     Args:
         options: A dataclass whose fields are annotated as typer's parameters are. A field whose
             type is itself a dataclass is a group: its fields become parameters in its place.
         run: Called with the options.
+        panels: Title under which `--help` lists a field, by the field's name.
 
     Returns:
         A function that typer takes for a command; the docstring of `options` is its help.
@@ -28,20 +43,48 @@ def as_function(options: type[Options], run: Callable[[Options], None]) -> Calla
     def command(**values: Any) -> None:
         run(_build(options, values))
 
+    parameters = list(_parameters(options, panels or {}))
     command.__doc__ = options.__doc__
-    command.__signature__ = Signature(list(_parameters(options)))  # type: ignore[attr-defined]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return command
 
 
-def _parameters(options: Any) -> Iterator[Parameter]:
+def _parameters(options: Any, panels: Mapping[str, str]) -> Iterator[Parameter]:
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         hint = hints[field.name]
         if is_dataclass(hint):
-            yield from _parameters(hint)
+            yield from _parameters(hint, panels)
         else:
             default = Parameter.empty if field.default is MISSING else field.default
-            yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+            annotation = _described(hint, panels.get(field.name))
+            yield Parameter(
+                field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+
+
+def _described(hint: Any, panel: str | None) -> Any:
+    """Return an annotation with its panel, and with a value that `--help` can print in a column."""
+    kind, info, *others = get_args(hint)
+    if not isinstance(info, OptionInfo):
+        return hint
+    info = copy(info)  # options that commands share are not changed
+    info.rich_help_panel = panel
+    value = _value_type(kind)
+    if get_origin(value) is Literal:
+        choices = ", ".join(get_args(value))
+        if len(choices) > MAX_CHOICES:
+            info.metavar, info.help = "CHOICE", f"{info.help} One of {choices}."
+    elif info.metavar is None:
+        info.metavar = METAVARS[value]
+    return Annotated[(kind, info, *others)]
+
+
+def _value_type(kind: Any) -> Any:
+    """Return the type of one value: `int` for `int | None`, `str` for `list[str]`."""
+    while get_origin(kind) in (Union, UnionType, list):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    return kind
 
 
 def _build(options: type[Options], values: dict[str, Any]) -> Options:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import find_images
-from captum_clip_surgery.cli._model import load_model
+from captum_clip_surgery.cli._model import given_texts, load_model, read_lines
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.diagnostics import tower_report
 from captum_clip_surgery.metrics.dependence import EVERYDAY
@@ -17,6 +18,7 @@ from captum_clip_surgery.models.catalog import (
     to_markdown,
     transformers_markdown,
 )
+from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.visualization import save_figure
 
 NUM_SCENES = 12
@@ -34,10 +36,12 @@ def models(options: _options.Models) -> None:
 
 def check(options: _options.Check) -> None:
     """Run the command."""
-    texts = options.text or (nouns() if options.clip.model is None else EVERYDAY)
-    clip = load_model(options.clip, texts, quiet=options.json)
+    usual = nouns() if options.clip.model is None else EVERYDAY
+    texts = given_texts(options.texts) or list(usual)
+    paths = find_images(options.images or [])
+    clip = load_model(options.clip, texts, read_lines(options.distractors), quiet=options.json)
     scenes = Scenes("test", NUM_SCENES, clip.native_size[0])
-    images = find_images(options.images) if options.images else [scene.image for scene in scenes]
+    images: Sequence[ImageInput] = paths or [scene.image for scene in scenes]
     report = tower_report(clip, clip.preprocess(images, options.size))
     path = save_figure(report.figure(), options.output / "check.png")
     if options.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from captum_clip_surgery import evaluation
 from captum_clip_surgery._utils.drivers import Torchrun, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr import Method
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr.registry import choose, resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
 from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
@@ -53,7 +54,8 @@ def evaluate(options: Evaluate, root: Path) -> None:
             some = ", ".join(store.changed[:MAX_NAMES])
             print(
                 f"files of the data set that have changed since ({len(store.changed)}): {some}; "
-                "all images are read, and those that differ are measured again"
+                "all images are read, and those that differ are measured again",
+                file=sys.stderr if options.json else sys.stdout,
             )
     actors = []
     if on_ray:
@@ -81,7 +83,7 @@ def evaluate(options: Evaluate, root: Path) -> None:
             "left_out": {**left_out, **result.left_out},
             **environment_info(clip.device),
         }
-        _report(result, data, options.output, about)
+        _report(result, data, options, about)
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,19 @@ class _Loaded:
 def _load(
     options: Evaluate, root: Path, protocol: Protocol, device: str, is_main_process: bool
 ) -> _Loaded:
+    names = resolve_names(split_names(options.methods))
+    data = open_dataset(options.dataset, root, options.split)
     named = options.clip.model and protocol.templates
     clip = load_model(
         options.clip,
         ["dog"],
-        quiet=not is_main_process,
+        quiet=options.json or not is_main_process,
         templates=TEMPLATE_SETS[named] if named else None,
         device=device,
         positions=protocol.positions or "bilinear",
     )
-    methods, left_out = choose(clip, split_names(options.methods))
-    return _Loaded(open_dataset(options.dataset, root, options.split), clip, methods, left_out)
+    methods, left_out = choose(clip, names)
+    return _Loaded(data, clip, methods, left_out)
 
 
 def _measure(
@@ -176,9 +180,10 @@ def _open_store(
 
 
 def _report(
-    result: Evaluation, data: ImageDataset, output: Path, provenance: Mapping[str, Any]
+    result: Evaluation, data: ImageDataset, options: Evaluate, provenance: Mapping[str, Any]
 ) -> None:
     """Write the results and figures, and print the table."""
+    output = options.output
     content = {
         **provenance,
         "images": result.images,
@@ -196,6 +201,9 @@ def _report(
     write_details(result.per_image, output / "per_image.csv", "image")
     for task, figure in result.figures.items():
         save_figure(figure, output / f"{task}.png")
+    if options.json:
+        print((output / "results.json").read_text(encoding="utf-8"))
+        return
     print(to_markdown(result.results, ALL_COLUMNS))
     for name, reason in result.left_out.items():
         print(f"left out: {name}: {reason}")

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr.registry import choose, resolve_names
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
@@ -61,8 +61,9 @@ def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
 
 
 def _evaluate_scenes(options: Evaluate) -> None:
-    clip = load_model(options.clip, ["dog"])
-    methods, left_out = choose(clip, split_names(options.methods))
+    names = resolve_names(split_names(options.methods))
+    clip = load_model(options.clip, ["dog"], quiet=options.json)
+    methods, left_out = choose(clip, names)
     report_left_out(left_out)
     limit, split = options.limit or NUM_SCENES, options.split or "test"
     scenes = Scenes(split, limit, options.size or clip.native_size[0], objects=[2, 3])
@@ -85,5 +86,8 @@ def _evaluate_scenes(options: Evaluate) -> None:
     }
     write(results, options.output, provenance)
     columns = DEFAULT_COLUMNS if tuple(measures) == ("localization",) else ALL_COLUMNS
+    if options.json:
+        print((options.output / "results.json").read_text(encoding="utf-8"))
+        return
     print(to_markdown(results, columns, memory=True))
     print(f"\nAll measures, confidence intervals and a chart are in {options.output}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +15,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import comparison
-from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, Method, attribute_many
+from captum_clip_surgery._utils.similarity import describe_similarities
+from captum_clip_surgery.attr import METHODS, Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose, fine
+from captum_clip_surgery.attr.registry import DEFAULT_METHODS, resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import (
     EMBEDDED_MODEL_NOTE,
+    choose_methods,
     echo,
-    feature_surgery_of,
     load_model,
     read_lines,
     report_left_out,
+    required_texts,
     split_names,
 )
 from captum_clip_surgery.demo import Scenes
@@ -41,7 +45,10 @@ DEMO_SCENE = 60
 
 def demo(options: _options.Demo) -> None:
     """Run the command."""
+    start = time.perf_counter()
     print(EMBEDDED_MODEL_NOTE)
+    names = ", ".join(DEFAULT_METHODS)
+    print(f"Measuring {names} on {options.scenes} scenes ...", flush=True)
     test = Scenes("test", max(options.scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
     scene = test[DEMO_SCENE]
     clip = ZeroShotClassifier.demo(scene.nouns)
@@ -61,7 +68,7 @@ def demo(options: _options.Demo) -> None:
         "mIoU: overlap with the mask in percent. mSC: mean score inside minus outside the mask, in "
         "percent;\nbelow zero, a method points at the background. pointing: percent of maxima "
         "inside the mask.\nms: time per image.\n\n"
-        f"The figure is {path}.\n"
+        f"The figure is {path}. All of this took {time.perf_counter() - start:.0f} s.\n"
         "Next: clip-surgery explain photo.jpg --text dog --text cat --model ViT-B-16 --pretrained "
         "openai"
     )
@@ -74,59 +81,98 @@ def explain(options: _options.Explain) -> None:
             f"--trust asks for each text alone, but --feature-surgery {options.feature_surgery} "
             "contrasts texts; choose auto, empty or none"
         )
-    clip = load_model(options.clip, options.text, read_lines(options.distractors))
-    variant = feature_surgery_of(options.feature_surgery)
-    surgery: Method = partial(LayerCLIPSurgery, feature_surgery=variant)
-    methods = _default_methods() | {"CLIPSurgery": fine(surgery) if options.fine else surgery}
-    files = ImageFiles(options.images)
+    files, clip, methods, left_out = _prepare(options)
+    report_left_out(left_out)
+    entries = []
     for path, image in files:
         stem = options.output / files.stems[path]
         batch = clip.preprocess(image, options.size)
         maps = _explain(clip, batch, methods)
         with torch.no_grad():
-            probabilities = clip(batch)[0].softmax(-1)
-        ranking = probabilities.argsort(descending=True).tolist()
+            logits = clip(batch)
+        matches = _matches(clip, logits)
         notes = _trust_notes(clip, methods, batch) if options.trust else None
         suffix = options.drawing.format
         figure_path = stem.with_name(f"{stem.name}-maps.{suffix}")
         _write_figure(figure_path, np.asarray(image), maps, clip.texts, options.drawing.sign, notes)
-        echo(f"{path} -> {figure_path}")
+        echo(f"{path} -> {figure_path}", options.json)
+        ranking = logits[0].argsort(descending=True, stable=True).tolist()
         for index in ranking:
-            echo(f"  {probabilities[index]:6.1%}  {clip.texts[index]}")
+            echo(f"  {clip.texts[index]}: {matches[index][1]}", options.json)
+        entry: dict[str, Any] = {
+            "image": str(path),
+            "figure": str(figure_path),
+            "texts": [matches[index][0] for index in ranking],
+        }
         if options.trust:
-            text = clip.texts[ranking[0]]
-            report = trust(clip, methods["CLIPSurgery"], batch, text)
-            echo(f"  {report.method}, {text!r}: {report.verdict} ({report.passes})")
+            method = next(iter(methods.values()))
+            report = trust(clip, method, batch, clip.texts[ranking[0]])
+            entry["trust"] = f"{report.method}, {clip.texts[ranking[0]]!r}: {report.verdict}"
+            echo(f"  {entry['trust']} ({report.passes})", options.json)
             save_figure(report.figure(), stem.with_name(f"{stem.name}-trust.{suffix}"))
             report_path = stem.with_name(f"{stem.name}-trust.md")
             report_path.write_text(f"{report.to_markdown()}\n", encoding="utf-8")
         if options.npz:
-            _write_maps(stem.with_name(f"{stem.name}-maps.npz"), maps, clip.texts)
+            entry["npz"] = str(stem.with_name(f"{stem.name}-maps.npz"))
+            _write_maps(Path(entry["npz"]), maps, clip.texts)
+        entries.append(entry)
+    if options.json:
+        print(json.dumps({"images": entries, "left_out": left_out}, indent=2))
+    elif len(clip.texts) == 1 and entries:
+        print("A cosine alone does not say how well a text matches: add texts to compare with.")
     files.exit_if_unreadable()
 
 
 def compare(options: _options.Compare) -> None:
     """Run the command."""
-    clip = load_model(options.clip, options.text, read_lines(options.distractors))
-    files = ImageFiles(options.images)
+    files, clip, methods, left_out = _prepare(options)
     images = [image for _, image in files]
     if not images:
         files.exit_if_unreadable()
-    comparison.check_rows(len(images), len(clip.texts))  # before the work, not after it
-    methods, left_out = choose(clip, split_names(options.methods))
-    if options.fine:
-        methods = {name: fine(method) for name, method in methods.items()}
     result = comparison.compare(
-        clip, images, methods=methods, size=options.size, trust=options.trust
+        clip,
+        images,
+        methods=methods,
+        size=options.size,
+        trust=options.trust,
+        progress=sys.stderr.isatty(),
     )
-    report_left_out(left_out | dict(result.left_out))
+    left_out |= result.left_out
+    report_left_out(left_out)
     table = result.to_markdown()
-    print(table)
     figure = result.figure(options.shared, options.drawing.sign)
     path = save_figure(figure, options.output / f"compare.{options.drawing.format}")
     (options.output / "compare.md").write_text(table + "\n")
-    print(f"figure: {path}")
+    if options.json:
+        content = {"figure": str(path), "methods": result.rows(), "left_out": left_out}
+        print(json.dumps(content, indent=2))
+    else:
+        print(f"{table}\nfigure: {path}")
     files.exit_if_unreadable()
+
+
+def _prepare(
+    options: _options.Explain | _options.Compare,
+) -> tuple[ImageFiles, ZeroShotClassifier, dict[str, Method], dict[str, str]]:
+    """Check what needs no model, then load it; the reasons of methods left out come last."""
+    names = resolve_names(split_names(options.methods))
+    texts = required_texts(options.texts)
+    files = ImageFiles(options.images)
+    if isinstance(options, _options.Compare):
+        comparison.check_rows(len(files.paths), len(texts))
+    clip = load_model(options.clip, texts, read_lines(options.distractors), quiet=options.json)
+    methods, left_out = choose_methods(clip, names, options.feature_surgery, options.fine)
+    return files, clip, methods, left_out
+
+
+def _matches(clip: ZeroShotClassifier, logits: Tensor) -> list[tuple[dict[str, Any], str]]:
+    """Return how well each text matches an image, as JSON values and in words."""
+    cosines, shares = clip.cosines(logits)[0].tolist(), logits[0].softmax(-1).tolist()
+    values = [
+        {"text": text, "cosine": cosine} | ({"share": share} if len(clip.texts) > 1 else {})
+        for text, cosine, share in zip(clip.texts, cosines, shares, strict=True)
+    ]
+    return list(zip(values, describe_similarities(cosines, shares), strict=True))
 
 
 def _default_methods() -> dict[str, Method]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from captum_clip_surgery._utils.drivers import Torchrun, array_numbers, check_ray_alone, run_on_ray
@@ -26,7 +26,6 @@ class _Method:
     texts: list[str]
     distractors: list[str]
     num_blocks: int | None
-    precision: str
 
     def load(self, device: str | None = None, quiet: bool = False) -> LayerCLIPSurgery:
         clip = load_model(
@@ -35,7 +34,6 @@ class _Method:
             self.distractors,
             quiet,
             device=device,
-            precision=self.precision,
         )
         return LayerCLIPSurgery(clip, num_blocks=self.num_blocks)
 
@@ -47,7 +45,6 @@ def export(options: Export) -> None:
         read_texts(options.texts, options.clip),
         read_lines(options.distractors),
         options.num_blocks,
-        options.precision,
     )
     if options.engine == "ray":
         _export_on_ray(options, method)
@@ -103,7 +100,7 @@ def _plan(options: Export, surgery: LayerCLIPSurgery, warn: bool) -> tuple[Plan,
         surgery,
         **vars(options.export),
         look=options.array is None,
-        about={**vars(options.clip), "precision": options.precision, "code": code_digest()},
+        about={**vars(replace(options.clip, device=None)), "code": code_digest()},
     )
     for reason in made.verify().values() if options.verify else ():
         print(f"warning: {reason}", file=sys.stderr)

@@ -11,21 +11,60 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from captum_clip_surgery.cli._choices import METHODS, Engine, FigureFormat, Positions, Sign
+from captum_clip_surgery.cli._choices import (
+    METHODS,
+    AutoFeatureSurgery,
+    Device,
+    Engine,
+    FigureFormat,
+    Positions,
+    Precision,
+    Sign,
+)
+
+#: Titles under which `--help` lists options, and their fields. Others are under "Options".
+PANELS = {
+    field: title
+    for title, fields in {
+        "Texts": "text texts caption synonyms background no_background distractors",
+        "Model": "model pretrained positions device precision",
+        "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
+        "refine threshold union instances boxes down_sample special trust sam",
+        "Data": "dataset root split protocol limit seed tasks measures scenes column",
+        "Results": "output json sign format shared npz top maps shard_size masks",
+        "Processes": "batch_size workers array engine timeout actors num_gpus address retries "
+        "resume verify plan fast compile",
+        "Server": "host port password share",
+    }.items()
+    for field in fields.split()
+}
 
 Images = Annotated[
     list[str],
     Argument(help="Image files, folders or glob patterns.", show_default=False),
 ]
 Text = Annotated[list[str] | None, Option(help="Text to look for; repeat for more.")]
-Texts = Annotated[Path | None, Option(help="File with one text per line.")]
-RequiredText = Annotated[list[str], Option(help="Text to look for; repeat for more.")]
+Texts = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="File with one text per line."),
+]
 Distractors = Annotated[
     Path | None,
-    Option(help="File with one text per line; these texts compete but get no map."),
+    Option(
+        metavar="FILE",
+        help="File with one text per line; these texts compete but get no map.",
+    ),
 ]
 Methods = Annotated[
-    str, Option(help=f"Comma-separated method names, or 'all': {', '.join(METHODS)}.")
+    str,
+    Option(
+        metavar="NAMES",
+        help=f"Comma-separated method names, or 'all': {', '.join(METHODS)}.",
+    ),
+]
+Surgery = Annotated[
+    AutoFeatureSurgery,
+    Option(help="Variant of feature surgery; 'auto' chooses by the number of texts."),
 ]
 Fine = Annotated[
     bool,
@@ -44,7 +83,8 @@ Trust = Annotated[
     Option(
         "--trust",
         help="Show below each map how much it depends on its text; 'explain' also writes a report "
-        "on surgery. Runs the methods again for each text alone and for four absent texts.",
+        "on the first method. Runs the methods again for each text alone and for four absent "
+        "texts.",
     ),
 ]
 NumBlocks = Annotated[
@@ -68,11 +108,26 @@ Timeout = Annotated[
 ]
 Array = Annotated[
     str | None,
-    Option(help="Task i of n of a job array, as i/n from 0; all share the output folder."),
+    Option(
+        metavar="I/N",
+        help="Task i of n of a job array, as i/n from 0; all share the output folder.",
+    ),
 ]
 RunBy = Annotated[Engine, Option(help="This process or those of torchrun, or Ray's actors.")]
-Output = Annotated[Path, Option(help="Folder for the results.")]
+Output = Annotated[
+    Path,
+    Option("--output", "-o", file_okay=False, metavar="FOLDER", help="Folder for the results."),
+]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Options of every command."""
+
+    verbose: Annotated[
+        bool, Option("--verbose", help="Show where an error comes from, as a traceback.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +137,14 @@ class ModelOptions:
     model: Annotated[
         str | None,
         Option(
+            metavar="NAME",
             help="open_clip model name, or a folder or hub repository in the form of open_clip or "
-            "transformers (default: the small embedded model)."
+            "transformers (default: the small embedded model).",
         ),
     ] = None
     pretrained: Annotated[
-        str | None, Option(help="open_clip pretrained tag or checkpoint file.")
+        str | None,
+        Option(metavar="TAG", help="open_clip pretrained tag or checkpoint file."),
     ] = None
     positions: Annotated[
         Positions | None,
@@ -97,6 +154,11 @@ class ModelOptions:
             "(default: as a protocol says, otherwise 'bilinear')."
         ),
     ] = None
+    device: Annotated[
+        Device | None,
+        Option(help="Device that computes (default: 'cuda' if there is one, otherwise 'cpu')."),
+    ] = None
+    precision: Annotated[Precision, Option(help="Precision of the model's weights.")] = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

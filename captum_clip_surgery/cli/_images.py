@@ -14,6 +14,9 @@ from tqdm import tqdm
 from captum_clip_surgery._utils.images import is_image_name
 from captum_clip_surgery.preprocessing import load_image
 
+#: Largest number of files that an error names.
+MAX_NAMES = 5
+
 
 def find_images(names: Sequence[str]) -> list[Path]:
     """Return the image files that names stand for.
@@ -23,9 +26,14 @@ def find_images(names: Sequence[str]) -> list[Path]:
             patterns.
 
     Raises:
+        FileNotFoundError: If files do not exist.
         ValueError: If a folder has no images, or a pattern matches no file.
     """
     paths: list[Path] = []
+    missing = [name for name in names if not (Path(name).exists() or glob.has_magic(name))]
+    if missing:
+        more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
+        raise FileNotFoundError(f"no image file at {', '.join(missing[:MAX_NAMES])}{more}")
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -52,7 +60,7 @@ class ImageFiles:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.paths = list(dict.fromkeys(find_images(names)))
-        self.stems = dict(zip(self.paths, _unique_stems(self.paths), strict=True))
+        self.stems = dict(zip(self.paths, unique_stems(self.paths), strict=True))
         self.unreadable: list[Path] = []
 
     def __iter__(self) -> Iterator[tuple[Path, Image.Image]]:
@@ -67,14 +75,12 @@ class ImageFiles:
             yield path, image
 
     def exit_if_unreadable(self) -> None:
-        """End the process with an error that names the skipped files, if there are any."""
+        """End the process with an error if files were skipped, each with its own line."""
         if self.unreadable:
-            names = ", ".join(map(str, self.unreadable))
-            count = f"{len(self.unreadable)} of {len(self.paths)}"
-            sys.exit(f"error: {count} images could not be read: {names}")
+            sys.exit(f"error: {len(self.unreadable)} of {len(self.paths)} images were skipped")
 
 
-def _unique_stems(paths: Sequence[Path]) -> list[str]:
+def unique_stems(paths: Sequence[Path]) -> list[str]:
     """Return a name for the results of each image, numbered where images share their name."""
     stems: dict[str, None] = {}
     numbers: Counter[str] = Counter()  # per name, so that many equal ones take no quadratic time

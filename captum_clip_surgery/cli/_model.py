@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from open_clip.model import convert_weights_to_lp, get_cast_dtype
 from tqdm import tqdm
 
 from captum_clip_surgery._utils import files
+from captum_clip_surgery.attr import Method
+from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
 from captum_clip_surgery.demo import nouns
@@ -29,7 +32,6 @@ def load_model(
     quiet: bool = False,
     templates: Sequence[Template] | None = None,
     device: str | None = None,
-    precision: str = "fp32",
     positions: str = "bilinear",
 ) -> ZeroShotClassifier:
     """Load the chosen model, or the embedded one if none is chosen.
@@ -40,14 +42,15 @@ def load_model(
         distractors: Further texts that compete in feature surgery.
         quiet: Do not print that the embedded model is used.
         templates: Prompt templates; None stands for the model's usual ones.
-        device: Device of the model; None stands for a GPU if there is one.
-        precision: Precision of the model as open_clip names it, such as "bf16".
+        device: Device of this process if it has one of its own; None stands for a GPU if there is
+            one.
         positions: How positional embeddings are resized where the options do not say it.
 
     Raises:
-        ValueError: If `--pretrained` or `--positions` is given without `--model`.
+        ValueError: If `--pretrained` or `--positions` is given without `--model`, or there is no
+            such device.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(options.device, device)
     if options.model is None:
         if options.pretrained is not None:
             raise ValueError("--pretrained needs --model")
@@ -56,8 +59,8 @@ def load_model(
         if not quiet:
             print(f"No --model given. {EMBEDDED_MODEL_NOTE}")
         clip = ZeroShotClassifier.demo(texts, distractors, templates).to(device)
-        if precision != "fp32":
-            convert_weights_to_lp(clip.model, get_cast_dtype(precision))
+        if options.precision != "fp32":
+            convert_weights_to_lp(clip.model, get_cast_dtype(options.precision))
         return clip
     return ZeroShotClassifier.from_pretrained(
         options.model,
@@ -67,13 +70,53 @@ def load_model(
         templates,
         positions=options.positions or positions,
         device=device,
-        precision=precision,
+        precision=options.precision,
     )
 
 
+def choose_device(wanted: str | None, of_process: str | None = None) -> str:
+    """Return the device to compute on.
+
+    Args:
+        wanted: Kind of device that the user chose, or None.
+        of_process: Device of this process if it has one of its own, such as "cuda:3".
+
+    Raises:
+        ValueError: If there is no device of the chosen kind.
+    """
+    if wanted is None:
+        return of_process or ("cuda" if torch.cuda.is_available() else "cpu")
+    if of_process is not None and of_process.partition(":")[0] == wanted:
+        return of_process
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if not available[wanted]:
+        names = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ValueError(f"--device {wanted} is not available on this machine; choose {names}")
+    return wanted
+
+
 def read_lines(path: Path | None) -> list[str]:
-    """Return the non-empty lines of a file, stripped; none if there is no file."""
-    return [] if path is None else files.read_lines(path)
+    """Return the non-empty lines of a file, stripped; none if no file is given.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    return [] if path is None else files.read_lines(existing(path))
+
+
+def existing(path: Path) -> Path:
+    """Return the path of a file that the user names.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file at {path}")
+    return path
 
 
 def read_texts(options: TextOptions, model: ModelOptions) -> list[str]:
@@ -82,9 +125,24 @@ def read_texts(options: TextOptions, model: ModelOptions) -> list[str]:
     Raises:
         ValueError: If there are no texts and the model is not the embedded one.
     """
-    texts = [*(options.text or ()), *read_lines(options.texts)]
+    texts = given_texts(options)
     if not texts and model.model is None:
-        texts = list(nouns())
+        return list(nouns())
+    return texts or required_texts(options)
+
+
+def given_texts(options: TextOptions) -> list[str]:
+    """Return the texts of the command line and of the file."""
+    return [*(options.text or ()), *read_lines(options.texts)]
+
+
+def required_texts(options: TextOptions) -> list[str]:
+    """Return the given texts.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    texts = given_texts(options)
     if not texts:
         raise ValueError("no texts: give --text, once per text, or --texts FILE")
     return texts
@@ -104,6 +162,30 @@ def echo(line: str, quiet: bool = False) -> None:
     """Print a line above a progress bar, unless `quiet`."""
     if not quiet:
         tqdm.write(line)
+
+
+def choose_methods(
+    clip: ZeroShotClassifier, names: Sequence[str], feature_surgery: str, is_fine: bool
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Select methods by name as `registry.choose` does, with options that concern all of them.
+
+    Args:
+        clip: The classifier.
+        names: Names of methods, or "all".
+        feature_surgery: Variant of feature surgery of the methods that have it.
+        is_fine: Whether to average the maps of shifted copies.
+    """
+    methods, left_out = choose(clip, names)
+    if feature_surgery != "auto":
+        variant = feature_surgery_of(feature_surgery)
+        methods |= {
+            name: partial(surgery, feature_surgery=variant)
+            for name, surgery in SURGERY_METHODS.items()
+            if name in methods
+        }
+    if is_fine:
+        methods = {name: fine(method) for name, method in methods.items()}
+    return methods, left_out
 
 
 def report_left_out(left_out: Mapping[str, str]) -> None:

@@ -21,13 +21,12 @@ from captum_clip_surgery.cli._choices import (
     PROTOCOLS,
     TASKS,
     TIMEOUT_S,
-    AutoFeatureSurgery,
     Dataset,
-    Precision,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
     BatchSize,
+    Command,
     Distractors,
     DrawingOptions,
     Fine,
@@ -38,11 +37,10 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     RayOptions,
-    RequiredText,
     Resume,
     RunBy,
     Size,
-    Text,
+    Surgery,
     TextOptions,
     Timeout,
     Trust,
@@ -53,42 +51,54 @@ from captum_clip_surgery.cli._groups import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Try the embedded model. Explains a scene and measures the default methods on scenes."""
+class Demo(Command):
+    """Try the embedded model. Explains a scene and measures the default methods on scenes.
+
+    Example:
+        clip-surgery demo
+    """
 
     scenes: Annotated[int, Option(min=1, help="Number of scenes to measure on.")] = 8
     output: Output = Path("clip-surgery-demo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
-    """Explain images for texts. Writes one figure per image and prints how well texts match."""
+class Explain(Command):
+    """Explain images for texts. Writes one figure per image and prints how well texts match.
+
+    Example:
+        clip-surgery explain photo.jpg --text dog --text cat --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
-    text: RequiredText
+    texts: TextOptions
     distractors: Distractors = None
     clip: ModelOptions
+    methods: Methods = "CLIPSurgery"
+    feature_surgery: Surgery = "auto"
     size: Size = None
     fine: Fine = False
-    feature_surgery: Annotated[
-        AutoFeatureSurgery,
-        Option(help="Variant of feature surgery; 'auto' chooses by the number of texts."),
-    ] = "auto"
     trust: Trust = False
     npz: Annotated[bool, Option("--npz", help="Also write the raw maps as NPZ files.")] = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-maps")
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
-    """Compare methods side by side. Writes one figure and a table."""
+class Compare(Command):
+    """Compare methods side by side. Writes one figure and a table.
+
+    Example:
+        clip-surgery compare photo.jpg --text dog --methods all --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
-    text: RequiredText
-    methods: Methods = DEFAULT_METHODS
+    texts: TextOptions
     distractors: Distractors = None
     clip: ModelOptions
+    methods: Methods = DEFAULT_METHODS
+    feature_surgery: Surgery = "auto"
     size: Size = None
     fine: Fine = False
     shared: Annotated[
@@ -97,23 +107,33 @@ class Compare:
     trust: Trust = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-compare")
+    json: Json = False
 
 
 # --- measuring, exporting, serving ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Measure methods on a data set. Writes JSON, CSV, Markdown and figures."""
+class Evaluate(Command):
+    """Measure methods on a data set. Writes JSON, CSV, Markdown and figures.
+
+    Example:
+        clip-surgery evaluate --dataset voc21 --root VOC --model ViT-B-16 --pretrained openai
+    """
 
     dataset: Annotated[
         Dataset, Option(help="Data set; 'scenes' are rendered for the embedded model.")
     ] = "scenes"
-    root: Annotated[Path | None, Option(help="Folder of the data set.")] = None
-    split: Annotated[str | None, Option(help="Data set split (default: its standard one).")] = None
+    root: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", help="Folder of the data set."),
+    ] = None
+    split: Annotated[
+        str | None, Option(metavar="NAME", help="Data set split (default: its standard one).")
+    ] = None
     protocol: Annotated[
         str | None,
-        Option(help=f"{', '.join(PROTOCOLS)}, or a .toml file (default: paper)."),
+        Option(metavar="NAME", help=f"{', '.join(PROTOCOLS)}, or a .toml file (default: paper)."),
     ] = None
     methods: Methods = DEFAULT_METHODS
     limit: Annotated[
@@ -124,13 +144,17 @@ class Evaluate:
     tasks: Annotated[
         str | None,
         Option(
+            metavar="NAMES",
             help=f"Comma-separated tasks: {', '.join(TASKS)} (default: all that the data set "
-            "supports)."
+            "supports).",
         ),
     ] = None
     measures: Annotated[
         str,
-        Option(help=f"For scenes, comma-separated measures or 'all': {', '.join(MEASURES)}."),
+        Option(
+            metavar="NAMES",
+            help=f"For scenes, comma-separated measures or 'all': {', '.join(MEASURES)}.",
+        ),
     ] = "localization"
     distractors: Distractors = None
     size: Size = None
@@ -143,6 +167,7 @@ class Evaluate:
     ray: RayOptions
     timeout: Timeout = TIMEOUT_S
     output: Output = Path("clip-surgery-results")
+    json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +183,14 @@ class ExportOptions:
         ),
     ]
     output: Annotated[
-        Path, Option(help="Folder of the export; the same command again goes on with it.")
+        Path,
+        Option(
+            "--output",
+            "-o",
+            file_okay=False,
+            metavar="FOLDER",
+            help="Folder of the export; the same command again resumes it.",
+        ),
     ]
     top: Annotated[int, Option(min=0, help="Number of best texts to store per image.")] = 5
     maps: Annotated[bool, Option(help="Store maps, or only embeddings and the best texts.")] = True
@@ -168,7 +200,8 @@ class ExportOptions:
         int, Option(min=1, help="Images per output file; each input .tar makes one file.")
     ] = 1000
     column: Annotated[
-        str | None, Option(help="Column of images in a table (default: the only one).")
+        str | None,
+        Option(metavar="NAME", help="Column of images in a table (default: the only one)."),
     ] = None
     fast: Annotated[
         bool, Option("--fast", help="Resize images faster and slightly less exactly.")
@@ -179,15 +212,18 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """Explain a large collection. Writes maps, embeddings and best texts as Parquet files."""
+class Export(Command):
+    """Explain a large collection. Writes maps, embeddings and best texts as Parquet files.
+
+    Example:
+        clip-surgery export photos/ --texts texts.txt -o maps --model ViT-B-16 --pretrained openai
+    """
 
     export: ExportOptions
     texts: TextOptions
     distractors: Distractors = None
     num_blocks: NumBlocks = None
     clip: ModelOptions
-    precision: Annotated[Precision, Option(help="Precision of the model.")] = "fp32"
     workers: Workers = 1
     verify: Annotated[
         bool, Option("--verify", help="First read all files, and compute damaged ones anew.")
@@ -202,21 +238,32 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Models:
-    """List models of open_clip and transformers: patch grids, or why they are not supported."""
+class Models(Command):
+    """List models of open_clip and transformers: patch grids, or why they are not supported.
+
+    Example:
+        clip-surgery models
+    """
 
     json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """Check a checkpoint. Reports outlier tokens, what texts share, and suggests num_blocks."""
+class Check(Command):
+    """Check a checkpoint. Reports outlier tokens, what texts share, and suggests num_blocks.
+
+    Example:
+        clip-surgery check photos/ --model ViT-L-14 --pretrained openai
+    """
 
     images: Annotated[
         list[str] | None,
-        Argument(help="Image files, folders or glob patterns (default: scenes of emoji)."),
+        Argument(
+            help="Image files, folders or glob patterns (default: scenes of emoji).",
+        ),
     ] = None
-    text: Text = None
+    texts: TextOptions
+    distractors: Distractors = None
     clip: ModelOptions
     size: Size = None
     output: Output = Path("clip-surgery-check")
@@ -227,9 +274,10 @@ class Check:
 class ServerOptions:
     """Arguments of `app.serve`."""
 
-    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str,
+        Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 accepts other machines."),
+    ] = "127.0.0.1"
     port: Annotated[
         int | None,
         Option(min=1, max=65535, help="Port to listen on (default: the first free one from 7860)."),
@@ -247,8 +295,12 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class App:
-    """Serve the web demo. Images, texts and methods are chosen in the browser."""
+class App(Command):
+    """Serve the web demo. Images, texts and methods are chosen in the browser.
+
+    Example:
+        clip-surgery app --model ViT-B-16 --pretrained openai
+    """
 
     clip: ModelOptions
     server: ServerOptions

@@ -15,6 +15,8 @@ from captum_clip_surgery.cli._choices import (
     WordMethod,
 )
 from captum_clip_surgery.cli._groups import (
+    Command,
+    Distractors,
     Fine,
     Images,
     Json,
@@ -22,6 +24,7 @@ from captum_clip_surgery.cli._groups import (
     NumBlocks,
     Output,
     Size,
+    Surgery,
     TextOptions,
 )
 
@@ -39,11 +42,12 @@ class SegmentationOptions:
         ),
     ] = None
     window: Annotated[
-        int | None, Option(help="Side of sliding windows in pixels (default: the whole image).")
+        int | None,
+        Option(min=1, help="Side of sliding windows in pixels (default: the whole image)."),
     ] = None
     stride: Annotated[
         int | None,
-        Option(help="Distance between windows in pixels (default: half of the window)."),
+        Option(min=1, help="Distance between windows in pixels (default: half of the window)."),
     ] = None
     keep_aspect: Annotated[
         bool, Option("--keep-aspect", help="Keep the aspect ratio instead of squashing images.")
@@ -63,33 +67,62 @@ class SegmentationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Assign every pixel to its best text. Writes label images and figures."""
+class Segment(Command):
+    """Assign every pixel to its best text. Writes label images, their classes, and figures.
+
+    Example:
+        clip-surgery segment photos/ --text cat --text sofa --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
     texts: TextOptions
-    background: Annotated[
-        list[str] | None, Option(help="Text that describes the background; repeat for more.")
+    synonyms: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="File with one class per line: its name and, after commas, other names for it. "
+            "A first class named 'background' describes the background.",
+        ),
     ] = None
+    distractors: Distractors = None
+    background: Annotated[
+        list[str] | None,
+        Option(
+            help="Text that describes the background; repeat for more (default: a list of common "
+            "surroundings, which the command prints)."
+        ),
+    ] = None
+    no_background: Annotated[
+        bool, Option("--no-background", help="Assign every pixel to one of the texts.")
+    ] = False
     threshold: Annotated[
         float | None,
         Option(
-            help="Probability of the best class, 0 to 1, below which a pixel is background; "
-            "also with --background."
+            min=0,
+            max=1,
+            help="Probability of the best text below which a pixel is background as well.",
         ),
     ] = None
     clip: ModelOptions
     segmentation: SegmentationOptions
+    masks: Annotated[
+        bool, Option("--masks", help="Also write a black and white mask for each class.")
+    ] = False
     output: Output = Path("clip-surgery-segments")
     json: Json = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recognize:
-    """Name what images show. Writes the scores of all classes and figures."""
+class Recognize(Command):
+    """Name what images show. Writes the scores of all classes and figures.
+
+    Example:
+        clip-surgery recognize photos/ --texts classes.txt --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
     texts: TextOptions
+    distractors: Distractors = None
     top: Annotated[int, Option(min=1, help="Number of classes to print per image.")] = 5
     threshold: Annotated[
         float | None, Option(help="Print the classes that score above this value instead.")
@@ -114,26 +147,40 @@ class PromptOptions:
     ] = "one"
     boxes: Annotated[bool, Option("--boxes", help="Add bounding boxes.")] = False
     threshold: Annotated[
-        float, Option(help="Value of the normalized map, 0 to 1, from which a point is positive.")
+        float,
+        Option(min=0, max=1, help="Value of the normalized map from which a point is positive."),
     ] = 0.8
     down_sample: Annotated[
         int,
-        Option(help="Factor by which the map is reduced to place points (--instances one only)."),
+        Option(
+            min=1,
+            help="Factor by which the map is reduced to place points (--instances one only).",
+        ),
     ] = 2
     size: Size = None
+    feature_surgery: Surgery = "auto"
     num_blocks: NumBlocks = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Points:
-    """Make prompts for Segment Anything. Writes points and boxes as JSON, figures, and masks."""
+class Points(Command):
+    """Make prompts for Segment Anything. Writes points and boxes as JSON, figures, and masks.
+
+    Example:
+        clip-surgery points photo.jpg --text cat --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
     texts: TextOptions
+    distractors: Distractors = None
     prompts: PromptOptions
     sam: Annotated[
         Path | None,
-        Option(help="Folder of a SAM checkpoint for transformers; its masks are drawn and saved."),
+        Option(
+            metavar="PATH",
+            help="SAM or SAM 2 in a folder written by transformers, or an original SAM checkpoint "
+            "(needs segment-anything); its masks are drawn and saved.",
+        ),
     ] = None
     clip: ModelOptions
     output: Output = Path("clip-surgery-points")
@@ -162,8 +209,12 @@ class WordOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """Locate each word of a caption. Writes figures and prints which words matter."""
+class Words(Command):
+    """Locate each word of a caption. Writes figures and prints which words matter.
+
+    Example:
+        clip-surgery words photo.jpg --caption "a cat naps" --model ViT-B-16 --pretrained openai
+    """
 
     images: Images
     caption: Annotated[str, Option(help="Sentence; each of its words gets a map.")]

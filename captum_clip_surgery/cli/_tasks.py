@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +15,90 @@ from captum_clip_surgery import tasks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _task_options
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.cli._model import echo, feature_surgery_of, load_model, read_texts
-from captum_clip_surgery.tasks import Sam, figures
+from captum_clip_surgery.cli._model import (
+    echo,
+    existing,
+    feature_surgery_of,
+    given_texts,
+    load_model,
+    read_lines,
+    read_texts,
+)
+from captum_clip_surgery.datasets import Classes
+from captum_clip_surgery.tasks import BACKGROUND, Sam, default_background, figures, label_colors
 from captum_clip_surgery.visualization import save_figure
 
 
 def segment(options: _task_options.Segment) -> None:
     """Run the command."""
-    clip = _load(options)
+    names = _class_names(options)
+    files = ImageFiles(options.images)
+    own_background = [*names.pop(BACKGROUND, ()), *(options.background or ())]
+    texts = [text for synonyms in names.values() for text in synonyms]
+    clip = load_model(options.clip, texts, read_lines(options.distractors), quiet=options.json)
+    background = None if options.no_background else own_background or default_background(clip)
+    if background and not own_background:
+        texts_of_background = ", ".join(background)
+        echo(f"background: {texts_of_background} (set by --background)", options.json)
     arguments = vars(options.segmentation) | {
         "feature_surgery": feature_surgery_of(options.segmentation.feature_surgery),
-        "background": options.background or options.threshold,
-        "threshold": options.threshold if options.background else None,
+        "classes": names,
+        "background": background or options.threshold,
+        "threshold": options.threshold if background else None,
     }
-    files, entries, classes = ImageFiles(options.images), [], clip.texts
+    entries, totals = [], Counter[str]()
+    classes: Sequence[str] = tuple(names)
     for path, image in files:
         (result,) = tasks.segment(clip, [image], **arguments)
-        stem, shares, classes = files.stems[path], result.shares(), result.classes
-        labels_path = options.output / f"{stem}-labels.png"
+        stem, classes = options.output / files.stems[path], result.classes
+        labels_path = stem.with_name(f"{stem.name}-labels.png")
         options.output.mkdir(parents=True, exist_ok=True)
         result.save(labels_path)
         figure = figures.segmentation_figure(np.asarray(image), result)
-        figure_path = save_figure(figure, options.output / f"{stem}-segments.png")
+        figure_path = save_figure(figure, stem.with_name(f"{stem.name}-segments.png"))
         echo(f"{path} -> {figure_path}, {labels_path}", options.json)
+        areas, shares = result.areas(), result.shares()
         for name, share in shares.items():
             echo(f"  {share:6.1%}  {name}", options.json)
-        entries.append({"image": str(path), "labels": str(labels_path), "shares": shares})
-    _finish(files, {"classes": classes, "images": entries}, options.json)
+        entry: dict[str, Any] = {
+            "image": str(path),
+            "labels": str(labels_path),
+            "areas": areas,
+            "shares": shares,
+        }
+        if options.masks:
+            masks = [(result.labels == classes.index(name)).cpu().numpy() for name in areas]
+            entry["masks"] = dict(zip(areas, _write_masks(masks, stem), strict=True))
+        totals.update(areas)
+        entries.append(entry)
+    content = {
+        "classes": [row | {"area": totals[row["name"]]} for row in label_colors(classes)],
+        "background": background,
+        "images": entries,
+    }
+    path = _write_json(options.output / "classes.json", content)
+    echo(f"indices, names, colors and areas in pixels: {path}", options.json)
+    _finish(files, content, options.json)
+
+
+def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
+    """Return the names of each class, by its own name."""
+    if options.synonyms is None:
+        return {text: (text,) for text in read_texts(options.texts, options.clip)}
+    if given_texts(options.texts):
+        raise ValueError("--synonyms lists all classes; leave out --text and --texts")
+    classes = Classes.read(existing(options.synonyms))
+    names = dict(zip(classes.first, classes.synonyms, strict=True))
+    if classes.background is not None:
+        names[BACKGROUND] = names.pop(classes.first[0])
+    return names
 
 
 def recognize(options: _task_options.Recognize) -> None:
     """Run the command."""
-    clip = _load(options)
+    files, clip = _prepare(options)
     surgery = feature_surgery_of(options.feature_surgery)
-    files, entries = ImageFiles(options.images), []
+    entries = []
     for path, image in files:
         (result,) = tasks.recognize(clip, [image], surgery, size=options.size)
         threshold = options.threshold
@@ -67,11 +119,16 @@ def recognize(options: _task_options.Recognize) -> None:
 
 def points(options: _task_options.Points) -> None:
     """Run the command."""
-    clip = _load(options)
+    if options.sam is not None:
+        existing(options.sam)
+    files, clip = _prepare(options)
     sam = None if options.sam is None else Sam.from_pretrained(options.sam, clip.device)
-    files, entries = ImageFiles(options.images), []
+    arguments = vars(options.prompts) | {
+        "feature_surgery": feature_surgery_of(options.prompts.feature_surgery)
+    }
+    entries = []
     for path, image in files:
-        (prompts,) = tasks.prompts(clip, [image], **vars(options.prompts))
+        (prompts,) = tasks.prompts(clip, [image], **arguments)
         masks = None if sam is None else sam.masks(image, prompts)
         stem = options.output / files.stems[path]
         figure = figures.points_figure(np.asarray(image), prompts, masks)
@@ -94,9 +151,9 @@ def points(options: _task_options.Points) -> None:
 
 def words(options: _task_options.Words) -> None:
     """Run the command."""
+    files, entries = ImageFiles(options.images), []
     # Without templates, which would make the caption longer than the context.
     clip = load_model(options.clip, [options.caption], quiet=options.json, templates=())
-    files, entries = ImageFiles(options.images), []
     for path, image in files:
         (maps,) = tasks.word_maps(clip, [image], [options.caption], **vars(options.words))
         figure = figures.words_figure(np.asarray(image), maps)
@@ -110,10 +167,13 @@ def words(options: _task_options.Words) -> None:
     _finish(files, content, options.json)
 
 
-def _load(
-    options: _task_options.Segment | _task_options.Recognize | _task_options.Points,
-) -> ZeroShotClassifier:
-    return load_model(options.clip, read_texts(options.texts, options.clip), quiet=options.json)
+def _prepare(
+    options: _task_options.Recognize | _task_options.Points,
+) -> tuple[ImageFiles, ZeroShotClassifier]:
+    """Check texts and images, then load the model, which takes longer."""
+    texts, distractors = read_texts(options.texts, options.clip), read_lines(options.distractors)
+    files = ImageFiles(options.images)
+    return files, load_model(options.clip, texts, distractors, quiet=options.json)
 
 
 def _write_masks(masks: Any, stem: Path) -> list[str]:

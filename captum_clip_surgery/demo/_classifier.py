@@ -79,7 +79,7 @@ class DemoClassifier(ZeroShotClassifier):
         unknown = unknown_words([*self._text.texts, *templates])
         if unknown:
             warnings.warn(
-                f"the embedded model was not trained on: {', '.join(unknown)}. The nouns that it "
-                "knows are in .vocabulary",
+                f"the embedded model was not trained on: {', '.join(unknown)}. It knows "
+                f"{len(nouns())} nouns, listed in demo/nouns.txt of the package",
                 stacklevel=3,
             )

@@ -3,6 +3,8 @@
 Figures of the results are in `tasks.figures`.
 """
 
+from captum_clip_surgery.tasks._segmenter import label_colors
+from captum_clip_surgery.tasks._vocabulary import BACKGROUND, default_background
 from captum_clip_surgery.tasks.captions import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.recognition import Recognition, recognize
 from captum_clip_surgery.tasks.refinement import refine_maps
@@ -11,6 +13,7 @@ from captum_clip_surgery.tasks.segmentation import Segmentation, class_scores, s
 from captum_clip_surgery.tasks.words_by_patches import Interactions, interactions
 
 __all__ = [
+    "BACKGROUND",
     "Interactions",
     "Prompt",
     "Recognition",
@@ -18,7 +21,9 @@ __all__ = [
     "Segmentation",
     "WordMaps",
     "class_scores",
+    "default_background",
     "interactions",
+    "label_colors",
     "maps_of_own_texts",
     "points_from_map",
     "prompts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._upsample import ImageScores, streaming_argmax, upsample
 from captum_clip_surgery.tasks._vocabulary import Vocabulary
 from captum_clip_surgery.tasks.refinement import FILTERS, REFINED_BYTES, check_refinement
+
+#: Number of classes that a palette holds.
+MAX_COLORS = 256
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ class Segmentation:
             >>> Segmentation(torch.tensor([[0, 1, 1, 1]]), ("dog", "sky", "sea")).shares()
             {'sky': 0.75, 'dog': 0.25}
         """
+        return {name: area / self.labels.numel() for name, area in self.areas().items()}
+
+    def areas(self) -> dict[str, int]:
+        """Return each class's number of pixels, largest first; absent classes are left out."""
         counts = torch.bincount(self.labels.flatten(), minlength=len(self.classes))
         order = counts.argsort(descending=True, stable=True).tolist()
-        total = self.labels.numel()
-        return {self.classes[i]: int(counts[i]) / total for i in order if counts[i]}
+        return {self.classes[i]: int(counts[i]) for i in order if counts[i]}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are the labels.
@@ -58,7 +65,7 @@ class Segmentation:
                 palette can hold, it is a 16-bit grayscale PNG.
         """
         labels = self.labels.cpu().numpy()
-        if len(self.classes) > 256:
+        if len(self.classes) > MAX_COLORS:
             Image.fromarray(labels.astype(np.uint16)).save(path, format="PNG")
             return
         image = Image.fromarray(labels.astype(np.uint8))
@@ -213,6 +220,22 @@ class Segmenter:
             for place, row in zip(places[start:], chunk, strict=False):
                 torch.maximum(kept[place], row, out=kept[place])
         return kept
+
+
+def label_colors(classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return index, name and color of each class in the image that `Segmentation.save` writes.
+
+    Args:
+        classes: Names of the classes.
+
+    Example::
+
+        >>> label_colors(["background", "dog"])[1]
+        {'index': 1, 'name': 'dog', 'color': [128, 0, 0]}
+    """
+    has_palette = len(classes) <= MAX_COLORS
+    colors = voc_palette().tolist() if has_palette else [None] * len(classes)
+    return [{"index": i, "name": name, "color": colors[i]} for i, name in enumerate(classes)]
 
 
 def voc_palette() -> np.ndarray:

@@ -11,7 +11,26 @@ from torch import Tensor
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models.text.templates import check_texts
 
+#: Name of the class of everything else.
 BACKGROUND = "background"
+#: Texts of common surroundings.
+SURROUNDINGS = (
+    "wall",
+    "floor",
+    "ceiling",
+    "window",
+    "building",
+    "street",
+    "sky",
+    "cloud",
+    "tree",
+    "grass",
+    "ground",
+    "mountain",
+    "water",
+)
+#: What the embedded model was trained to call its backgrounds.
+EMBEDDED_BACKGROUND = ("a background",)
 #: How the scores of several names of a class become one.
 MERGES = ("max", "mean")
 
@@ -129,6 +148,22 @@ def make_vocabulary(
     extended, added = _with_background(clip, background)
     limit = None if threshold is None else _check_threshold(threshold)
     return Vocabulary(extended, names, (added, *texts), merge, limit, min_area=min_area)
+
+
+def default_background(clip: ZeroShotClassifier) -> list[str]:
+    """Return texts for the background of `segment`, which no data set has tuned.
+
+    Args:
+        clip: The classifier; its own texts are left out.
+
+    Example::
+
+        >>> default_background(ZeroShotClassifier.demo(["dog"]))
+        ['a background']
+    """
+    texts = SURROUNDINGS if clip.vocabulary is None else EMBEDDED_BACKGROUND
+    own = {text.casefold() for text in clip.texts}
+    return [text for text in texts if text not in own]
 
 
 def _members(

@@ -21,6 +21,7 @@ def reference() -> str:
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name=PROGRAM)
     text = get_docs_for_click(obj=command, ctx=context, name=PROGRAM)
+    text = re.sub(r"^Example:\n +(.*)$", r"```console\n\1\n```", text, flags=re.MULTILINE)
     # Drop typer's title, because the page has one, and its list of shortened summaries.
     return re.sub(r"^# .*\n|^\*\*Commands\*\*:\n\n(\* .*\n)+", "", text, flags=re.MULTILINE)
 

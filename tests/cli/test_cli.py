@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import captum_clip_surgery
-from captum_clip_surgery import LayerCLIPSurgery, TestTimeAugmentation, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, TestTimeAugmentation, ZeroShotClassifier, cli
 from captum_clip_surgery.attr import registry
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
@@ -62,14 +62,16 @@ def test_explain_writes_figure_and_raw_maps(
     photo: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert explain(monkeypatch, photo, "--npz", "--output", tmp_path / "out") == 0
+    options = ["--methods", "CLIP,CLIPSurgery", "-o", tmp_path / "out"]
+    assert explain(monkeypatch, photo, "--npz", *options) == 0
     printed = capsys.readouterr().out
     assert "No --model given" in printed
-    assert all(noun in printed for noun in SCENE.nouns)
+    for noun in SCENE.nouns:
+        assert re.search(rf"  {noun}: cosine -?\d\.\d{{3}}, share among your texts ", printed)
     assert Image.open(tmp_path / "out" / "photo-maps.png").size[0] > 500
 
     arrays = np.load(tmp_path / "out" / "photo-maps.npz")
-    assert set(arrays) == {"texts", *METHOD_NAMES}
+    assert set(arrays) == {"texts", "CLIP", "CLIPSurgery"}
     assert tuple(arrays["texts"]) == SCENE.nouns
     clip = ZeroShotClassifier.demo(SCENE.nouns)
     with torch.no_grad():
@@ -143,12 +145,12 @@ def test_goes_on_past_what_it_cannot_read(
     broken.write_bytes(photo.read_bytes()[:100])
     missing = tmp_path / "missing.png"
     out = tmp_path / "out"
-    ended = explain(monkeypatch, broken, missing, photo, "--output", out)
-    assert ended == f"error: 2 of 3 images could not be read: {broken}, {missing}"
+    ended = explain(monkeypatch, broken, photo, "--output", out)
+    assert ended == "error: 1 of 2 images were skipped"
     assert (out / "photo-maps.png").exists()
-    skipped = capsys.readouterr().err
-    assert "broken.png cannot be read as an image" in skipped
-    assert f"no image file at {missing}" in skipped
+    assert capsys.readouterr().err.count("broken.png cannot be read as an image") == 1
+    ended = explain(monkeypatch, photo, missing, "--model", "none", "--output", out)
+    assert ended == f"error: no image file at {missing}"  # found before the model is
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(
@@ -201,8 +203,45 @@ def test_what_processes_do_not_share_is_refused_to_several(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_text_is_required(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
-    assert run(monkeypatch, "explain", photo) == 2
+@pytest.mark.parametrize("command", ["explain", "compare"])
+def test_a_text_is_required(monkeypatch: pytest.MonkeyPatch, photo: Path, command: str) -> None:
+    message = run(monkeypatch, command, photo, "--model", "none")
+    assert message == "error: no texts: give --text, once per text, or --texts FILE"
+
+
+def test_one_text_has_no_share(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    photo: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its softmax is 100 % for any image."""
+    assert run(monkeypatch, "explain", photo, "--text", "dog", "--output", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"  dog: cosine -?\d\.\d{3}\n", printed)
+    assert "%" not in printed
+    options = ["--json", "--methods", "GradCam", "--precision", "bf16", "--device", "cpu"]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("dog\npizza\n")
+    assert run(monkeypatch, "explain", photo, "--texts", texts, *options, "-o", tmp_path) == 0
+    (image,) = json.loads(capsys.readouterr().out)["images"]
+    assert sum(entry["share"] for entry in image["texts"]) == pytest.approx(1, abs=1e-5)
+    assert image["texts"][0]["cosine"] >= image["texts"][1]["cosine"]
+    assert Path(image["figure"]).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
+    message = explain(monkeypatch, photo, "--device", "cuda")
+    assert message == "error: --device cuda is not available on this machine; choose cpu"
+
+
+def test_verbose_shows_where_an_error_comes_from(
+    monkeypatch: pytest.MonkeyPatch, photo: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clip-surgery", "explain", str(photo), "--verbose"])
+    with pytest.raises(ValueError, match="no texts"):
+        cli.main()
 
 
 @pytest.mark.slow
@@ -300,7 +339,8 @@ def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
     monkeypatch.setitem(registry.METHODS, "Spy", spy)
     distractors = tmp_path / "distractors.txt"
     distractors.write_text("pizza\n")
-    missing = tmp_path / "missing.png"
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
     options = (
         "--text",
         "dog",
@@ -311,14 +351,14 @@ def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
         "--distractors",
         distractors,
     )
-    ended = run(monkeypatch, "compare", missing, photo, *options, "--size", 96)
-    assert ended == f"error: 1 of 2 images could not be read: {missing}"
+    ended = run(monkeypatch, "compare", broken, photo, *options, "--size", 96)
+    assert ended == "error: 1 of 2 images were skipped"
     assert (tmp_path / "compare.png").exists()
     assert seen[-1] == ("pizza",)
     ended = run(monkeypatch, "compare", photo, *options, "--size", 100)
     assert str(ended).startswith("error: images of 100 x 100 pixels")
-    ended = run(monkeypatch, "compare", missing, *options)
-    assert ended == f"error: 1 of 1 images could not be read: {missing}"
+    ended = run(monkeypatch, "compare", broken, *options)
+    assert ended == "error: 1 of 1 images were skipped"
 
 
 def test_evaluate_writes_figures_for_people_and_programs(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captum_clip_surgery.cli._images import ImageFiles, find_images
+from captum_clip_surgery.cli._images import ImageFiles, find_images, unique_stems
 from tests._helpers.cases import each
 
 SPELLINGS = ["a.mpo", "b.MPO", "c.heic", "d.JXL", "e.jpe", "f.apng", "g.pgm", "h.tga", "i.hif"]
@@ -27,7 +27,7 @@ def test_what_is_not_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         "a.jxl cannot be read as an image: JPEG XL is not read; convert" in capsys.readouterr().err
     )
-    with pytest.raises(SystemExit, match="1 of 2 images could not be read: "):
+    with pytest.raises(SystemExit, match="1 of 2 images were skipped"):
         files.exit_if_unreadable()
 
 
@@ -40,13 +40,19 @@ NAMES = {
 
 @each("paths", NAMES)
 def test_names_of_results(paths: tuple[str, ...]) -> None:
-    files = ImageFiles(paths)
-    assert list(files.stems.values()) == NAMES[paths]
+    assert unique_stems(list(map(Path, paths))) == NAMES[paths]
 
 
 def test_names_of_many_results_take_no_quadratic_time() -> None:
     """Comparing each with each would take minutes, which the limit of the processor ends."""
-    paths = [f"{number}/image.jpg" for number in range(50_000)]
-    stems = list(ImageFiles(paths).stems.values())
+    paths = [Path(f"{number}/image.jpg") for number in range(50_000)]
+    stems = unique_stems(paths)
     assert stems[-1] == "image-50000"
     assert len(set(stems)) == len(paths)
+
+
+def test_missing_files_are_found_at_once_and_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    names = [str(tmp_path / f"{number}.png") for number in range(7)]
+    with pytest.raises(FileNotFoundError, match=r"0.png, .*4.png and 2 more$"):
+        ImageFiles([str(tmp_path / "a.png"), *names])

@@ -37,21 +37,57 @@ def clip() -> ZeroShotClassifier:
 
 
 def test_segment_a_folder(monkeypatch, tmp_path, folder, capsys, clip) -> None:
-    options = ("--background", "a background", "--output", tmp_path / "out", "--json")
+    options = ("--output", tmp_path / "out", "--json", "--masks")
     assert run(monkeypatch, "segment", folder, *TEXTS, *options) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["classes"] == ["background", *SCENES[0].nouns]
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == content
+    assert content["background"] == ["a background"]
+    assert [row["name"] for row in content["classes"]] == ["background", *SCENES[0].nouns]
+    areas = np.zeros(3, dtype=int)
     for number, entry in enumerate(content["images"]):
         path = folder / f"{number}.png"
         (expected,) = segment(clip, path, background=["a background"])
         labels = np.asarray(Image.open(entry["labels"]))
         assert np.array_equal(labels, expected.labels.numpy())
         assert entry["shares"] == pytest.approx(expected.shares())
+        palette = np.reshape(Image.open(entry["labels"]).getpalette(), (-1, 3))
+        for row in content["classes"]:
+            inside = labels == row["index"]
+            areas[row["index"]] += inside.sum()
+            assert row["color"] == palette[row["index"]].tolist()
+            if inside.any():
+                mask = np.asarray(Image.open(entry["masks"][row["name"]]))
+                assert np.array_equal(mask, inside)
         assert Image.open(tmp_path / "out" / f"{number}-segments.png").size[0] > 500
+    assert [row["area"] for row in content["classes"]] == areas.tolist()
+
+
+def test_segment_with_synonyms(monkeypatch, tmp_path, folder, capsys) -> None:
+    """The names of a class count as one class, and those of the background as background."""
+    first, second = SCENES[0].nouns
+    file = tmp_path / "classes.txt"
+    file.write_text(f"background, a background\nthing, {first}, {second}\nkiwi\n")
+    options = ("--synonyms", file, "--output", tmp_path, "--json")
+    assert run(monkeypatch, "segment", folder / "0.png", *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in content["classes"]] == ["background", "thing", "kiwi"]
+    assert content["background"] == ["background", "a background"]
+    clip = ZeroShotClassifier.demo(["thing", first, second, "kiwi"])
+    (expected,) = segment(
+        clip,
+        folder / "0.png",
+        classes={"thing": ["thing", first, second], "kiwi": ["kiwi"]},
+        background=["background", "a background"],
+    )
+    labels = np.asarray(Image.open(content["images"][0]["labels"]))
+    assert np.array_equal(labels, expected.labels.numpy())
+    message = run(monkeypatch, "segment", folder, "--synonyms", file, "--text", "dog")
+    assert message == "error: --synonyms lists all classes; leave out --text and --texts"
 
 
 def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip) -> None:
-    options = ("--size", 96, "--fine", "--refine", "pamr", "--output", tmp_path, "--json")
+    options = ("--size", 96, "--fine", "--refine", "pamr", "--output", tmp_path)
+    options = (*options, "--no-background", "--json")
     assert run(monkeypatch, "segment", folder / "0.png", *TEXTS, *options) == 0
     (entry,) = json.loads(capsys.readouterr().out)["images"]
     (expected,) = segment(clip, folder / "0.png", size=96, fine=True, refine="pamr")
@@ -62,7 +98,7 @@ def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip)
 
 @pytest.mark.parametrize("background", [None, ["a background"]])
 def test_segment_with_a_threshold(monkeypatch, tmp_path, folder, capsys, clip, background) -> None:
-    texts = [] if background is None else ["--background", *background]
+    texts = ["--no-background"] if background is None else ["--background", *background]
     options = (*texts, "--threshold", 0.9, "--output", tmp_path, "--json")
     assert run(monkeypatch, "segment", folder / "0.png", *TEXTS, *options) == 0
     (entry,) = json.loads(capsys.readouterr().out)["images"]
@@ -81,7 +117,7 @@ def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) ->
     assert "This is the embedded model" in printed
     shares = [line.split(maxsplit=1) for line in printed.splitlines() if "%" in line]
     assert sum(float(share.rstrip("%")) for share, _ in shares) == pytest.approx(100, abs=1)
-    assert {name for _, name in shares} <= set(nouns())
+    assert {name for _, name in shares} <= {"background", *nouns()}
 
 
 def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
@@ -152,8 +188,8 @@ def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys, sa
     for mask in entry["masks"]:
         with Image.open(mask) as read:
             assert (read.size, read.mode) == ((128, 128), "1")
-    message = run(monkeypatch, "points", folder / "0.png", "--sam", tmp_path / "none", *TEXTS)
-    assert message == f"error: no folder of a SAM at {tmp_path / 'none'}"
+    message = run(monkeypatch, "points", folder, "--sam", tmp_path / "none", *TEXTS)
+    assert message == f"error: no file at {tmp_path / 'none'}"
 
 
 def test_where_there_are_no_points_the_mask_is_empty(
@@ -204,9 +240,9 @@ def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command
     (folder / "broken.png").write_bytes(b"no picture")
     texts = ("--caption", "a dog") if command == "words" else TEXTS
     ended = run(monkeypatch, command, folder, *texts, "--output", tmp_path, "--json")
-    assert ended == f"error: 1 of 3 images could not be read: {folder / 'broken.png'}"
+    assert ended == "error: 1 of 3 images were skipped"
     captured = capsys.readouterr()
-    assert "skipped" in captured.err
+    assert captured.err.count(f"skipped: {folder / 'broken.png'}") == 1
     assert len(json.loads(captured.out)["images"]) == 2
 
 

@@ -20,6 +20,7 @@ from captum_clip_surgery.app import serve
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, _task_options, app
 from captum_clip_surgery.cli._bridge import as_function
+from captum_clip_surgery.cli._groups import Command
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.evaluation import protocol
 from captum_clip_surgery.evaluation.protocol import TASKS
@@ -129,3 +130,27 @@ def test_a_dataclass_becomes_a_command() -> None:
     assert runner.invoke(small, ["c", "--count", "0", "--called", "y"]).exit_code == 2
     assert runner.invoke(small, ["c"]).exit_code == 2  # --called has no default
     assert "The help." in runner.invoke(small, ["--help"]).output
+
+
+def test_every_command_shows_tracebacks_and_has_an_example() -> None:
+    for name, (options, _) in COMMANDS.items():
+        assert issubclass(options, Command), name
+        assert f"clip-surgery {name}" in (options.__doc__ or ""), name
+        panels = {
+            parameter.rich_help_panel  # type: ignore[attr-defined]
+            for parameter in typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+            if parameter.name not in ("verbose", "help", "images", "source")
+        }
+        assert None not in panels, name
+
+
+def test_help_is_grouped_and_usage_errors_are_plain_lines() -> None:
+    runner = CliRunner()
+    printed = runner.invoke(app, ["segment", "-h"]).output
+    for title in ("Texts", "Model", "Method", "Results"):
+        assert f"─ {title} ─" in printed
+    assert "CHOICE" in printed
+    failed = runner.invoke(app, ["segment", "a.png", "--threshold", "3"])
+    assert failed.exit_code == 2
+    assert "Error: Invalid value for '--threshold'" in failed.output
+    assert "─" not in failed.output
