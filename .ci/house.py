@@ -18,7 +18,7 @@ import sys
 PACKAGE = pathlib.Path("captum_clip_surgery")
 #: Lower first: a room may import rooms of an earlier line, and none of a later one.
 ORDER = [
-    ["functional", "preprocessing", "_utils"],
+    ["functional", "outliers", "preprocessing", "_utils"],
     ["models"],
     ["queries"],
     ["classifier"],
