@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
+    from captum_clip_surgery.visualization import overlay, show
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,8 @@ _MODULES = {
     "decompose": "decomposition",
     "describe_head": "decomposition",
     "list_models": "models",
+    "overlay": "visualization",
+    "show": "visualization",
     "tower_report": "diagnostics",
     "trust": "diagnostics",
 }
@@ -118,6 +121,8 @@ __all__ = [
     "describe_head",
     "functional",
     "list_models",
+    "overlay",
+    "show",
     "tower_report",
     "trust",
     "word_scores",

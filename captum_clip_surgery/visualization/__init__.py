@@ -7,11 +7,14 @@ scales, legends, color-blind-safe palettes, and files that are reproducible byte
 from captum_clip_surgery.visualization._attribution import visualize_attribution
 from captum_clip_surgery.visualization._grids import compare_figure
 from captum_clip_surgery.visualization._labels import winner_figure
+from captum_clip_surgery.visualization._overlay import overlay, show
 from captum_clip_surgery.visualization._saving import save_figure
 
 __all__ = [
     "compare_figure",
+    "overlay",
     "save_figure",
+    "show",
     "visualize_attribution",
     "winner_figure",
 ]

@@ -45,12 +45,13 @@ def visualize_attribution(
     *,
     threshold: float = 0.5,
     width: float | str | None = None,
-) -> Figure:
+) -> tuple[Figure, Axes]:
     """Draw an attribution over its image, by the conventions of `captum.attr.visualization`.
 
     Args:
-        attribution: Attribution (h, w), (1, h, w), (1, 1, h, w), (3, H, W) or (1, 3, H, W).
-            Channels are summed as Captum does, then the map is upsampled bilinearly to the image.
+        attribution: Attribution (h, w), (1, h, w), (1, 1, h, w), (3, H, W), (1, 3, H, W), or as
+            Captum's functions take it, (H, W, 1) or (H, W, 3). Channels are summed as Captum does,
+            then the map is upsampled bilinearly to the image.
         image: A PIL image, an array (H, W, 3) of uint8 or of floats in 0..1, or a path. Optional
             for "heat_map" only.
         method: Captum's "heat_map", "blended_heat_map" (over the image in pale gray),
@@ -77,8 +78,9 @@ def visualize_attribution(
             stands for four inches.
 
     Returns:
-        The figure; a new one is not registered with pyplot. For a map with nothing to draw, such as
-        an all-zero one, it shows the image with a note.
+        The figure and the axis, as Captum's function does; a new figure is not registered with
+        pyplot. For a map with nothing to draw, such as an all-zero one, it shows the image with a
+        note.
 
     Raises:
         TypeError: If the attribution is not a real tensor or array.
@@ -93,8 +95,8 @@ def visualize_attribution(
 
         >>> import torch
         >>> ramp = torch.arange(6.0).reshape(2, 3) - 2
-        >>> figure = visualize_attribution(ramp, method="heat_map", outlier_perc=0)
-        >>> figure.axes[0].images[0].get_clim()
+        >>> figure, axis = visualize_attribution(ramp, method="heat_map", outlier_perc=0)
+        >>> axis.images[0].get_clim()
         (-3.0, 3.0)
     """
     view = View(method, sign, outlier_perc, cmap, alpha_overlay, threshold)
@@ -121,7 +123,7 @@ def visualize_attribution(
         side = panel_width(axis)
         text, size = fit_text(title, side, title_size(side))
         axis.set_title(text, fontsize=size, parse_math=False)
-    return figure
+    return figure, axis
 
 
 def _new_axis(aspect: float, width: float | str | None, right: float, top: float) -> Axes:
@@ -161,7 +163,7 @@ def show_map(
     values = as_map(attribution)
     if image is not None:
         height, width = downsample(image).shape[:2]
-        values = _upsample(values, (height, width))
+        values = upsample(values, (height, width))
     scaled = ScaledMap.of(values, view.sign, view.outlier_perc, scale)
     if view.method != "original_image" and scaled.note:
         axis.set_xlabel(scaled.note, fontsize=8, labelpad=2)
@@ -174,7 +176,8 @@ def show_map(
     return view.colors(scaled.limits)
 
 
-def _upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map (h, w) of float64 at a (height, width), bilinearly upsampled."""
     grid = torch.from_numpy(values)[None, None]
     larger = F.interpolate(grid, size, mode="bilinear", align_corners=False)[0, 0].numpy()
     # Rounding must not give a constant map a range.

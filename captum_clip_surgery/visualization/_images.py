@@ -56,7 +56,12 @@ def as_floats(image: np.ndarray) -> np.ndarray:
 
 def pale_gray(image: np.ndarray) -> np.ndarray:
     """Return an image (H, W, 3), downsampled, in pale gray (0..1) on which colors stand out."""
-    return 0.25 + 0.75 * as_floats(downsample(image)).mean(-1, keepdims=True).repeat(3, -1)
+    return in_pale_gray(downsample(image))
+
+
+def in_pale_gray(image: np.ndarray) -> np.ndarray:
+    """Return what `pale_gray` does, at the image's own size."""
+    return 0.25 + 0.75 * as_floats(image).mean(-1, keepdims=True).repeat(3, -1)
 
 
 def panel_aspect(image: np.ndarray) -> float:

@@ -25,6 +25,8 @@ COLORS = {
 }
 SIGNS = tuple(COLORS)
 
+#: Numbers of channels that an attribution may have.
+CHANNELS = (1, 3)
 #: Largest absolute value that is drawn: differences of larger ones overflow.
 MAX_VALUE = 1e300
 
@@ -36,8 +38,9 @@ def as_map(attribution: Tensor | np.ndarray) -> np.ndarray:
     """Convert an attribution to a map (h, w) of float64, summing channels as Captum does.
 
     Args:
-        attribution: Attribution (h, w), (1, h, w), (1, 1, h, w), (3, H, W) or (1, 3, H, W), of any
-            real type.
+        attribution: Attribution (h, w), (1, h, w), (1, 1, h, w), (3, H, W), (1, 3, H, W), or with
+            channels last (H, W, 1) or (H, W, 3), of any real type. If both the first and the last
+            side could be channels, the first is.
 
     Raises:
         TypeError: If it is not a tensor or array, or not real.
@@ -54,12 +57,14 @@ def as_map(attribution: Tensor | np.ndarray) -> np.ndarray:
     values = attribution.astype(np.float64)
     if values.ndim == 4 and len(values) == 1:
         values = values[0]
-    if values.ndim == 3 and len(values) in (1, 3):
+    if values.ndim == 3 and len(values) in CHANNELS:
         values = values.sum(0)
+    elif values.ndim == 3 and values.shape[-1] in CHANNELS:  # as Captum's functions take it
+        values = values.sum(-1)
     if values.ndim != 2 or not values.size:
         raise ValueError(
             f"attribution has shape {attribution.shape}, expected (h, w), (1, h, w), (1, 1, h, w), "
-            "(3, H, W) or (1, 3, H, W): one map, channels first"
+            "(3, H, W), (1, 3, H, W), (H, W, 1) or (H, W, 3): one map"
         )
     check_drawable(values)
     return values

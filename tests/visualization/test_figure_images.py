@@ -70,9 +70,10 @@ def test_views(scene) -> Figure:
 @same
 def test_one(scene) -> Figure:
     picture, texts, maps = scene
-    return visualize_attribution(
+    figure, _ = visualize_attribution(
         maps["CLIPSurgery"][:, 1], picture, show_colorbar=True, title=texts[1]
     )
+    return figure
 
 
 @same

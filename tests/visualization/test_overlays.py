@@ -16,7 +16,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captum_clip_surgery.visualization import save_figure, visualize_attribution, winner_figure
+from captum_clip_surgery.visualization import (
+    overlay,
+    save_figure,
+    show,
+    visualize_attribution,
+    winner_figure,
+)
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import MAX_PIXELS
 from captum_clip_surgery.visualization._labels import label_color
@@ -45,7 +51,7 @@ def test_maps_are_normalized_as_captum_does(sign: str, outlier_perc: float) -> N
     scaled = ScaledMap.of(ATTRIBUTION, sign, outlier_perc + 1e-9)
     np.testing.assert_allclose(scaled.strengths(), expected, atol=1e-12)
     assert expected.std() > 0.05
-    figure = visualize_attribution(
+    figure, _ = visualize_attribution(
         ATTRIBUTION, method="heat_map", sign=sign, outlier_perc=outlier_perc + 1e-9
     )
     image = figure.axes[0].images[0]
@@ -59,15 +65,15 @@ def test_maps_are_normalized_as_captum_does(sign: str, outlier_perc: float) -> N
 @each("sign", ["positive", "negative", "absolute_value"])
 def test_views_of_one_sign_are_captums(method: str, sign: str) -> None:
     _, axis = captum.visualize_image_attr(ATTRIBUTION, IMAGE, method, sign, use_pyplot=False)
-    ours = last(visualize_attribution(ATTRIBUTION, IMAGE, method, sign))
+    ours = last(visualize_attribution(ATTRIBUTION, IMAGE, method, sign)[0])
     theirs = np.asarray(axis.images[0].get_array())
     np.testing.assert_allclose(ours, theirs, atol=1)
 
 
 def test_the_original_image_and_the_blend() -> None:
-    original = visualize_attribution(ATTRIBUTION, IMAGE, "original_image")
+    original, _ = visualize_attribution(ATTRIBUTION, IMAGE, "original_image")
     np.testing.assert_array_equal(last(original), IMAGE)
-    blend = visualize_attribution(ATTRIBUTION, IMAGE, alpha_overlay=0.4)
+    blend, _ = visualize_attribution(ATTRIBUTION, IMAGE, alpha_overlay=0.4)
     under, over = blend.axes[0].images
     assert over.get_alpha() == 0.4
     gray = np.asarray(under.get_array())
@@ -84,10 +90,58 @@ SHAPES = [(4, 6), (1, 4, 6), (1, 1, 4, 6), (3, 40, 60), (1, 3, 40, 60)]
 def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None:
     values = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     given = values if tensor else values.detach().numpy()
-    shown = last(visualize_attribution(given, Image.fromarray(IMAGE)))
+    shown = last(visualize_attribution(given, Image.fromarray(IMAGE))[0])
     summed = values.detach().reshape(-1, *shape[-2:]).sum(0)
     expected = torch.nn.functional.interpolate(summed[None, None], (40, 60), mode="bilinear")
     np.testing.assert_allclose(shown, expected[0, 0].numpy(), atol=1e-6)
+
+
+def test_attributions_of_captums_shape() -> None:
+    """Its functions take channels last, as they come out of `np.transpose(..., (1, 2, 0))`."""
+    values = GENERATOR.standard_normal((40, 60, 3))
+    for given in (values, values[..., :1]):
+        shown = last(visualize_attribution(given, IMAGE)[0])
+        np.testing.assert_allclose(shown, given.sum(-1), atol=1e-12)
+
+
+@each("sign", SIGNS)
+def test_overlay_is_what_the_figure_shows_pixel_for_pixel(sign: str) -> None:
+    figure = Figure(figsize=(0.6, 0.4), dpi=100)
+    axis = figure.add_axes((0, 0, 1, 1))
+    coarse = ATTRIBUTION[::8, ::6]
+    visualize_attribution(coarse, IMAGE, sign=sign, alpha_overlay=0.6, axis=axis)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    drawn = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+    found = overlay(coarse, Image.fromarray(IMAGE), sign, alpha_overlay=0.6)
+    assert found.dtype == np.uint8
+    assert np.abs(found - drawn).max() <= 3
+    assert found.std() > 20
+
+
+def test_overlay_of_a_map_of_any_size_and_of_nothing(tmp_path: Path) -> None:
+    large = np.zeros((2 * MAX_PIXELS + 100, 30, 3), np.uint8)
+    drawn = overlay(torch.eye(4)[None, None], large)
+    assert drawn.shape == large.shape
+    assert tuple(drawn[0, 0]) != tuple(drawn[-1, 0])
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    empty = overlay(np.zeros((4, 6)), tmp_path / "a.png")
+    np.testing.assert_allclose(empty[..., 0], 255 * 0.25 + 0.75 * IMAGE.mean(-1), atol=1)
+    low, high = (overlay(np.eye(2), IMAGE, scale=(0, top)) for top in (1, 100))
+    assert low.max() > high.max()
+
+
+def test_show_opens_a_figure_with_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda: None)
+    plt.close("all")
+    show(ATTRIBUTION, IMAGE, title="a dog")
+    axis, bar = plt.gcf().axes
+    assert axis.get_title() == "a dog"
+    assert axis.images[-1].get_cmap().name == COLORS["range"]
+    assert bar.get_ylim() == pytest.approx(axis.images[-1].get_clim())
+    plt.close("all")
 
 
 @each(
@@ -95,7 +149,7 @@ def test_attributions_of_any_shape(shape: tuple[int, ...], tensor: bool) -> None
     [
         (torch.zeros(2, 4, 6), ValueError, r"shape \(2, 4, 6\), expected \(h, w\)"),
         (torch.zeros(2, 1, 4, 6), ValueError, "one map"),
-        (np.zeros((4, 6, 3)), ValueError, "channels first"),
+        (np.zeros((4, 6, 2)), ValueError, r"shape \(4, 6, 2\), expected .*\(H, W, 3\): one map"),
         (np.zeros((0, 6)), ValueError, r"shape \(0, 6\)"),
         (np.zeros((4, 6), complex), TypeError, "real numbers, got complex128"),
         ([[1.0]], TypeError, "a tensor or an array of real numbers, got list"),
@@ -164,7 +218,7 @@ def test_any_finite_map_draws_in_any_view_without_a_warning(name: str) -> None:
 @pytest.mark.parametrize("name", ["huge", "tiny"])
 def test_maps_of_any_magnitude_have_the_same_colors(name: str) -> None:
     def pixels(attribution: np.ndarray) -> np.ndarray:
-        figure = visualize_attribution(attribution, IMAGE, width=2)
+        figure, _ = visualize_attribution(attribution, IMAGE, width=2)
         written = io.BytesIO()
         figure.savefig(written, dpi=50)
         return np.asarray(Image.open(written).convert("RGB")).astype(int)
@@ -183,7 +237,7 @@ def test_maps_of_any_magnitude_have_the_same_colors(name: str) -> None:
     ],
 )
 def test_empty_maps_say_so_below_the_image(name: str, sign: str, note: str) -> None:
-    figure = visualize_attribution(MAPS[name], IMAGE, sign=sign, show_colorbar=True)
+    figure, _ = visualize_attribution(MAPS[name], IMAGE, sign=sign, show_colorbar=True)
     assert figure.axes[0].get_xlabel() == note
     empty = note.startswith(("all", "nothing"))
     assert len(figure.axes[0].images) == (1 if empty else 2)
@@ -191,18 +245,18 @@ def test_empty_maps_say_so_below_the_image(name: str, sign: str, note: str) -> N
 
 
 def test_scales_bars_titles_and_axes() -> None:
-    figure = visualize_attribution(ATTRIBUTION, IMAGE, scale=3, show_colorbar=True, title="$x")
+    figure, _ = visualize_attribution(ATTRIBUTION, IMAGE, scale=3, show_colorbar=True, title="$x")
     axis, bar = figure.axes
     assert axis.images[1].get_clim() == (-3, 3)
     assert bar.get_ylim() == (-3, 3)
     assert axis.get_title() == "$x"
-    ranged = visualize_attribution(ATTRIBUTION, IMAGE, sign="range", scale=(-1, 2))
+    ranged, _ = visualize_attribution(ATTRIBUTION, IMAGE, sign="range", scale=(-1, 2))
     assert ranged.axes[0].images[1].get_clim() == (-1, 2)
-    colored = visualize_attribution(ATTRIBUTION, IMAGE, cmap="PuOr")
+    colored, _ = visualize_attribution(ATTRIBUTION, IMAGE, cmap="PuOr")
     assert colored.axes[0].images[1].get_cmap().name == "PuOr"
     mine = Figure()
     axes = mine.subplots(1, 2)
-    assert visualize_attribution(ATTRIBUTION, IMAGE, axis=axes[1]) is mine
+    assert visualize_attribution(ATTRIBUTION, IMAGE, axis=axes[1]) == (mine, axes[1])
     assert not axes[0].images
     assert len(axes[1].images) == 2
 
@@ -211,9 +265,9 @@ def test_scales_bars_titles_and_axes() -> None:
 def test_a_weak_map_on_a_given_scale_stays_weak_in_every_view(pixels: np.ndarray) -> None:
     """Captum alone would stretch it to its own strongest value."""
     ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
-    masked = last(visualize_attribution(ramp, pixels, "masked_image", "positive", scale=4))
+    masked = last(visualize_attribution(ramp, pixels, "masked_image", "positive", scale=4)[0])
     np.testing.assert_allclose(masked, pixels * ramp[..., None] / 4, atol=2)  # cut off twice
-    figure = visualize_attribution(ramp, pixels, "alpha_scaling", "positive", scale=4)
+    figure, _ = visualize_attribution(ramp, pixels, "alpha_scaling", "positive", scale=4)
     opacity = figure.axes[0].images[0].get_alpha()
     np.testing.assert_allclose(last(figure)[..., 3] * opacity, 255 * ramp / 4, atol=1)
     np.testing.assert_allclose(last(figure)[..., :3], pixels, atol=1)
@@ -221,7 +275,7 @@ def test_a_weak_map_on_a_given_scale_stays_weak_in_every_view(pixels: np.ndarray
 
 def test_the_mask_shows_the_image_where_the_map_is_strong() -> None:
     ramp = np.tile(np.linspace(0, 1, 60), (40, 1))
-    figure = visualize_attribution(ramp, IMAGE, "mask", "positive", 0, threshold=0.75)
+    figure, _ = visualize_attribution(ramp, IMAGE, "mask", "positive", 0, threshold=0.75)
     shown = last(figure)
     inside = ramp >= 0.75
     np.testing.assert_allclose(shown[inside], IMAGE[inside] / 255)
@@ -233,7 +287,7 @@ def test_the_mask_shows_the_image_where_the_map_is_strong() -> None:
 
 def test_contours_run_where_the_map_has_their_values() -> None:
     ramp = np.tile(np.linspace(-1, 1, 60), (40, 1))
-    figure = visualize_attribution(ramp, IMAGE, "contour", outlier_perc=0)
+    figure, _ = visualize_attribution(ramp, IMAGE, "contour", outlier_perc=0)
     below, above = figure.axes[0].collections
     for lines, sign in ((below, -1), (above, 1)):
         found = [path.vertices[:, 0].mean() for path in lines.get_paths()]
@@ -259,7 +313,7 @@ def test_maps_keep_the_coordinates_of_a_image_that_is_shrunk() -> None:
 
 def test_images_from_files(tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
-    figure = visualize_attribution(ATTRIBUTION, tmp_path / "a.png", "original_image")
+    figure, _ = visualize_attribution(ATTRIBUTION, tmp_path / "a.png", "original_image")
     np.testing.assert_array_equal(last(figure), IMAGE)
 
 
@@ -382,7 +436,7 @@ def test_hues_of_texts_are_told_apart(deficiency: str | None) -> None:
 
 
 def test_texts_that_xml_cannot_hold(tmp_path):
-    figure = visualize_attribution(np.eye(4), method="heat_map", title="a\x00b\x1bc")
+    figure, _ = visualize_attribution(np.eye(4), method="heat_map", title="a\x00b\x1bc")
     path = save_figure(figure, tmp_path / "map.svg")
     texts = "".join(ElementTree.parse(path).getroot().itertext())
     assert "a\ufffdb\ufffdc" in texts
