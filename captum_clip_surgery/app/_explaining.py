@@ -44,6 +44,7 @@ class Explanation:
     Args:
         texts: The K texts.
         logits: Logits of the image for the texts, (K,).
+        cosines: Cosines of the image and the texts, (K,).
         probabilities: Softmax of the logits, (K,).
         maps: Maps by method, (K, h, w), raw and signed.
         left_out: Reason by method that has no maps, or by another result that is missing.
@@ -52,6 +53,7 @@ class Explanation:
 
     texts: tuple[str, ...]
     logits: Tensor
+    cosines: Tensor
     probabilities: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -230,7 +232,7 @@ def _explain_together(
     with forward_pass(clip, images, [base, *configs], outputs) as forward:
         forward.output(base)
         logits = clip.logits(forward.image_features())[0].float().cpu()
-        explanation = Explanation(clip.texts, logits, logits.softmax(-1))
+        explanation = Explanation(clip.texts, logits, clip.cosines(logits), logits.softmax(-1))
         for name, method in methods.items():
             try:
                 maps = attribute_many({name: method}, images)[name]

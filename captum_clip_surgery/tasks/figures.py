@@ -18,7 +18,6 @@ from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.words_by_patches import Interactions
 from captum_clip_surgery.visualization._attribution import show_map
-from captum_clip_surgery.visualization._grids import shared_scale
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import (
     add_legend,
@@ -27,12 +26,15 @@ from captum_clip_surgery.visualization._labels import (
     winner_figure,
 )
 from captum_clip_surgery.visualization._layout import (
+    add_bar,
     fit_text,
     image_pair,
     panel_grid,
     panel_width,
     title_size,
 )
+from captum_clip_surgery.visualization._scales import AUTO
+from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
 __all__ = [
@@ -138,21 +140,21 @@ def words_figure(
     columns: int = 6,
     width: float | str | None = None,
     *,
-    sign: str = "all",
+    sign: str = AUTO,
     cmap: str | Colormap | None = None,
     alpha_overlay: float = 0.7,
 ) -> Figure:
     """Draw an image, and over it the map of each word of its caption, with the word's importance.
 
-    All maps share one scale, so that words that match nothing stay pale.
+    All maps share one scale, so that words that match nothing stay pale; a color bar shows it.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         word_maps: Its maps, as `tasks.word_maps` returns them.
-        columns: Number of panels in a row, at least 1.
+        columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
             stands for two inches per panel.
-        sign: Sign of the values to draw, see `visualize_attribution`.
+        sign: Sign of the values to draw, see `compare_figure`.
         cmap: Colormap, see `visualize_attribution`.
         alpha_overlay: Opacity of the maps over the image, 0..1.
 
@@ -163,10 +165,10 @@ def words_figure(
         ValueError: If `columns` is below 1, a map is not finite, the sign is unknown, or the
             opacity is out of range.
     """
-    view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
+    style = MapStyle.of(word_maps.maps, View(cmap=cmap, alpha_overlay=alpha_overlay), sign)
     importances = [f"{value:+z.2f}" for value in word_maps.importance.tolist()]
     return _words_grid(
-        image, word_maps.words, word_maps.maps, importances, view, columns=columns, width=width
+        image, word_maps.words, word_maps.maps, importances, style, columns=columns, width=width
     )
 
 
@@ -181,12 +183,13 @@ def interactions_figure(
 ) -> Figure:
     """Draw an image, and over it the map of each word, with what the word adds to the cosine.
 
-    All maps share one scale around zero, because contributions compare between words.
+    All maps share one scale around zero, because contributions compare between words; a color bar
+    shows it.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         interactions: Its interactions, as `tasks.interactions` returns them.
-        columns: Number of panels in a row, at least 1.
+        columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
             stands for two inches per panel.
         regions: Whether to draw the regions of words instead: each pixel has the color of the word
@@ -210,7 +213,7 @@ def interactions_figure(
         interactions.words,
         maps,
         contributions,
-        View(sign="all"),
+        MapStyle.of(maps, View(), "all"),
         columns=columns,
         width=width,
     )
@@ -221,27 +224,29 @@ def _words_grid(
     words: Sequence[str],
     maps: Tensor,
     notes: Sequence[str],
-    view: View,
+    style: MapStyle,
     *,
     columns: int,
     width: float | str | None,
 ) -> Figure:
     """Draw an image, and over it the map of each word on one scale, with a note behind the word."""
-    scale = shared_scale(maps, view)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns!r}")
     count = 1 + len(words)
-    columns = min(columns, count)
     rows, aspect = -(-count // columns), panel_aspect(image)
-    figure, axes = panel_grid(rows, columns, aspect, False, True, width)
+    columns = -(-count // rows)  # so that the last row is about as long as the others
+    figure, axes = panel_grid(rows, columns, aspect, False, True, width, "right")
     side = panel_width(axes[0, 0])
     show_image(axes.flat[0], image)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     for axis, word, attribution, note in zip(axes.flat[1:], words, maps, notes, strict=False):
-        show_map(axis, image, attribution, view, scale)
+        show_map(axis, image, attribution, style.view, style.scale)
         title, size = fit_text(f"{word}  {note}", side, title_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
+    colors = style.colors()
+    if colors is not None:
+        add_bar(axes[0, -1], colors, "right")
     return figure
 
 
