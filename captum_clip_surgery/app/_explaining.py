@@ -17,6 +17,7 @@ from captum_clip_surgery.app._settings import MAX_SIDE, Settings
 from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
 from captum_clip_surgery.attr import Method as Factory
 from captum_clip_surgery.attr._coverage import cover_image
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
 from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose
@@ -220,7 +221,7 @@ def method_of(name: str, settings: Settings) -> Factory:
 
 def specificity_of(name: str) -> str:
     """Return what a method's text specificity is called where it is left out."""
-    return f"text specificity of {name}"
+    return f"text specificity of {title_of(name)}"
 
 
 def _explain_together(

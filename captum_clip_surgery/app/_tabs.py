@@ -121,7 +121,7 @@ def _maps_result(
             if (unit := specificity_of(name)) not in left_out and name not in measured
         ]
     if running:
-        hints.insert(0, f"Still running: {', '.join(running)}.")
+        hints.insert(0, f"Still running: {', '.join(map(title_of, running))}.")
     return Result(
         _maps_html(explanation, image, settings),
         {
@@ -136,7 +136,7 @@ def _maps_result(
 
 
 def _left_out(explanation: Explanation) -> list[str]:
-    return [f"{name} is left out: {reason}" for name, reason in explanation.left_out.items()]
+    return [f"{title_of(name)} is left out: {why}" for name, why in explanation.left_out.items()]
 
 
 def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings) -> Figure:

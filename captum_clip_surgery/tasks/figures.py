@@ -45,6 +45,8 @@ __all__ = [
     "words_figure",
 ]
 
+#: Distance at which points of two texts hide each other, as a share of the longer side.
+NEAR = 0.03
 #: Smallest map in a word's region, as a share of the highest value of all words.
 REGION_SHARE = 0.1
 
@@ -103,6 +105,9 @@ def points_figure(
 ) -> Figure:
     """Draw prompts on an image: positive points as dots, negative ones as crosses, boxes and masks.
 
+    Where points of several texts lie close together, marks drawn earlier are larger, so that each
+    shows as a ring around the later ones.
+
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         prompts: Its prompts.
@@ -116,13 +121,14 @@ def points_figure(
     figure, (left, right) = image_pair(image, width)
     show_image(left, image)
     show_image(right, image)
+    near = NEAR * max(image.shape[:2])
     for number, prompt in enumerate(prompts):
         color = label_color(texts.index(prompt.text))
         if masks is not None:
             shade = np.array([*color, 0.5], dtype=np.float32)
             mask = downsample(masks[number])[..., None]
             right.imshow(mask * shade, extent=right.images[0].get_extent())
-        _draw_points(right, prompt, color)
+        _draw_points(right, prompt, color, _marks_above(prompt, prompts[number + 1 :], near))
         if prompt.box is not None:
             x, y, to_x, to_y = prompt.box
             corner, sides = (x - 0.5, y - 0.5), (to_x - x + 1, to_y - y + 1)
@@ -250,13 +256,24 @@ def _words_grid(
     return figure
 
 
-def _draw_points(axis: Axes, prompt: Prompt, color: tuple[float, float, float]) -> None:
-    positive = prompt.labels == 1
-    kinds = (prompt.points[positive], "o", 1.2), (prompt.points[~positive], "X", 0.8)
-    for points, marker, width in kinds:
-        if len(points):  # an empty plot would still take room, at the figure's corner
-            x, y = points.T
-            (marks,) = axis.plot(
-                x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False
-            )
-            marks.set_in_layout(False)  # marks at the border would shrink the panel
+def _marks_above(prompt: Prompt, later: Sequence[Prompt], near: float) -> np.ndarray:
+    """Count for each point the prompts drawn later with a point closer than `near` pixels."""
+    count = np.zeros(len(prompt.points), dtype=int)
+    for other in later:
+        if len(other.points) and len(count):
+            distances = np.linalg.norm(prompt.points[:, None] - other.points, axis=-1)
+            count += (distances < near).any(1)
+    return count
+
+
+def _draw_points(
+    axis: Axes, prompt: Prompt, color: tuple[float, float, float], above: np.ndarray
+) -> None:
+    """Draw the points of a prompt, larger by the number of marks that are drawn above each."""
+    for (x, y), label, count in zip(prompt.points, prompt.labels, above, strict=True):
+        marker, width = ("o", 1.2) if label == 1 else ("X", 0.8)
+        size = 9 + 5 * min(int(count), 4)
+        (mark,) = axis.plot(
+            x, y, marker, color=color, ms=size, mec="white", mew=width, clip_on=False
+        )
+        mark.set_in_layout(False)  # marks at the border would shrink the panel
