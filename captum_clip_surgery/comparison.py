@@ -16,9 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
+from captum_clip_surgery._utils.similarity import format_cosine
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.diagnostics import describe_specificity
@@ -27,6 +29,7 @@ from captum_clip_surgery.metrics._alone import specificity_of_maps
 from captum_clip_surgery.models._validation import check_images, resolve_indices
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure
+from captum_clip_surgery.visualization._scales import AUTO
 
 __all__ = ["Comparison", "compare"]
 
@@ -46,6 +49,7 @@ class Comparison:
         images: The N images as they are drawn, (H, W, 3), uint8 or floats in 0..1.
         texts: The K texts.
         logits: Logits of the images for the texts, (N, K).
+        cosines: Cosines of the images and the texts, (N, K).
         maps: Maps by method, (N, K, h, w), raw and signed.
         costs: Time and memory of all maps of a method.
         left_out: Reason by name of each method that is not defined on this classifier or failed,
@@ -58,6 +62,7 @@ class Comparison:
     images: Sequence[np.ndarray]
     texts: tuple[str, ...]
     logits: Tensor
+    cosines: Tensor
     maps: Mapping[str, Tensor]
     costs: Mapping[str, ProfileResult]
     left_out: Mapping[str, str]
@@ -101,18 +106,18 @@ class Comparison:
 
     def figure(
         self,
-        shared: bool = False,
-        sign: str = "range",
+        scales: str = "method",
+        sign: str = AUTO,
         transpose: bool = False,
         width: float | str | None = None,
     ) -> Figure:
         """Draw the maps: one row per image and text, one column per method.
 
         Args:
-            shared: Whether all maps of a method share one color scale, so that strengths compare;
-                otherwise each map has its own, so that positions show.
-            sign: Values to draw, as for `visualization.visualize_attribution`; with "range", maps
-                of both signs are drawn in two colors around zero.
+            scales: "method" for one color scale for all maps of a method, so that strengths
+                compare, or "map" for one for each map, so that positions show; see
+                `visualization.compare_figure`.
+            sign: Values to draw, as for `visualization.compare_figure`.
             transpose: Whether rows are methods, and columns images and texts.
             width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
 
@@ -132,14 +137,13 @@ class Comparison:
             name: [[describe_specificity(value) for value in row] for row in values.tolist()]
             for name, values in self.specificity.items()
         }
-        notes["image"] = [[f"logit {logit:.2f}" for logit in row] for row in self.logits.tolist()]
         return compare_figure(
             self.images,
-            self.maps,
+            {title_of(name): values for name, values in self.maps.items()},
             self.texts,
-            shared=shared,
-            diverging=True,
-            notes=notes,
+            notes={title_of(name): rows for name, rows in notes.items()},
+            text_notes=[list(map(format_cosine, row)) for row in self.cosines.tolist()],
+            scales=scales,
             sign=sign,
             transpose=transpose,
             width=width,
@@ -233,6 +237,7 @@ def compare(
         pixels,
         texts,
         logits,
+        clip.cosines(logits),
         maps,
         costs,
         left_out,

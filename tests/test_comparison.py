@@ -246,10 +246,10 @@ def test_trust_says_how_much_each_map_depends_on_its_text(clip, images):
     assert "hardly depends on the text: 1.00" in lines["Raw"]
     assert f"text: {found.specificity['CLIP'].mean():.2f}" in lines["CLIP"]
     assert lines["Release"].split("|")[-2].strip() == "-"
-    notes = [axis.get_xlabel() for axis in found.figure().axes[:4]]
-    assert notes[1].endswith(f"{found.specificity['CLIP'][0, 0]:.2f}")
-    assert notes[2] == "hardly depends on the text: 1.00"
-    assert notes[3].endswith(" ms")
+    notes = [axis.get_xlabel() for axis in found.figure().axes[:3]]
+    assert notes[0].endswith(f"{found.specificity['CLIP'][0, 0]:.2f}")
+    assert notes[1] == "hardly depends on the text: 1.00"
+    assert notes[2].endswith(" ms")
     assert not compare(clip, images, methods=["CLIP"]).specificity
 
 
@@ -269,10 +269,13 @@ def test_tables_with_and_without_pandas(clip, images, monkeypatch):
 def test_the_figure_has_a_row_for_each_image_and_text(clip, images):
     found = compare(clip, images, methods=["CLIP", "CLIPSurgery"])
     figure = found.figure()
-    assert len(figure.axes) == 2 * 2 * 3
-    assert [axis.get_ylabel() for axis in figure.axes[::3]] == list(clip.texts) * 2
-    assert figure.axes[0].get_xlabel() == f"logit {found.logits[0, 0]:.2f}"
-    assert figure.axes[1].get_xlabel().endswith(" ms")
+    panels = figure.axes[: 2 * 2 * 2]
+    assert len(figure.axes) == len(panels) + 2 + 2  # images and color bars
+    assert [axis.get_title() for axis in panels[:2]] == ["CLIP", "CLIP Surgery"]
+    assert [axis.get_ylabel() for axis in panels[::2]] == list(clip.texts) * 2
+    (note,) = panels[0].texts
+    assert note.get_text() == f"cosine {found.cosines[0, 0]:.3f}"
+    assert panels[0].get_xlabel().endswith(" ms")
 
 
 def test_more_rows_than_a_figure_holds_are_refused(clip, images, monkeypatch):

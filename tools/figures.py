@@ -1,10 +1,10 @@
 """Draw the figures in `docs/images` again, on the embedded model.
 
-    python -m tools.figures [demo] [check] [tasks] [ledger] [app]     without a name: all
+    python -m tools.figures [demo] [check] [tasks] [ledger] [results] [app]     without a name: all
 
-`app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results.png` is
-the chart that `clip-surgery evaluate` writes (docs/results.md), and `scaling.png` is drawn by
-`benchmarks/scaling.py`: both take hours.
+`app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results` draws
+the table of docs/results.md, whose numbers take `clip-surgery evaluate` hours, and `scaling.png` is
+drawn by `benchmarks/scaling.py`, which takes hours as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from captum_clip_surgery import ZeroShotClassifier, tower_report
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.visualization import save_figure
+from captum_clip_surgery.visualization._charts import bar_figure
 from tests._helpers import served
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +31,15 @@ IMAGES = ROOT / "docs" / "images"
 TABS = {"segmentation": "Segmentation", "points": "Points and boxes", "words": "Words"}
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+#: Titles of the measures that `results.png` shows, by column of the table.
+MEASURES = {
+    "mIoU": "mIoU",
+    "mSC": "mSC",
+    "pointing": "pointing game",
+    "AUROC": "AUROC",
+    "seg. mIoU": "segmentation mIoU",
+    "insertion": "insertion",
+}
 
 
 def draw_demo() -> None:
@@ -42,7 +54,7 @@ def draw_check() -> None:
     """Draw `check.png`, the figure of a tower's report."""
     clip = ZeroShotClassifier.demo(nouns())
     images = clip.preprocess([scene.image for scene in Scenes("test", 12)])
-    tower_report(clip, images).figure().savefig(IMAGES / "check.png", dpi=150)
+    save_figure(tower_report(clip, images).figure(), IMAGES / "check.png")
 
 
 def draw_page(name: str, figures: tuple[str, ...]) -> None:
@@ -63,6 +75,18 @@ def draw_tasks() -> None:
 def draw_ledger() -> None:
     """Draw the figure of README and docs/ledger.md."""
     draw_page("ledger.md", ("ledger",))
+
+
+def draw_results() -> None:
+    """Draw `results.png`, the main measures of the table of docs/results.md."""
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    names, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:25]]
+    values = {
+        title: {title_of(row[0]): (float(row[names.index(measure)]), None) for row in rows}
+        for measure, title in MEASURES.items()
+    }
+    save_figure(bar_figure(values), IMAGES / "results.png", dpi=100)
 
 
 def save_screenshot(page: Page, name: str, full_page: bool = False) -> None:
@@ -102,6 +126,7 @@ DRAW = {
     "check": draw_check,
     "tasks": draw_tasks,
     "ledger": draw_ledger,
+    "results": draw_results,
     "app": draw_app,
 }
 

@@ -18,11 +18,12 @@ from captum_clip_surgery.app._settings import (
     split_lines,
 )
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization._scales import SIGNS
+from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
 #: What dropdowns show for None, which Gradio takes for nothing chosen.
 NONE = {"side": "native", "cmap": "auto", "feature_surgery": "none"}
 SIGN_TITLES = {
+    "auto": "auto: around zero if a method's maps have both signs",
     "range": "lowest to highest",
     "all": "both signs, around zero",
     "positive": "positive only",
@@ -95,7 +96,7 @@ class Controls:
             [name or NONE["cmap"] for name in COLOR_MAPS], label="Color map", elem_id="ccs-cmap"
         )
         self.by_name["sign"] = gr.Dropdown(
-            [(SIGN_TITLES.get(sign, sign), sign) for sign in SIGNS],
+            [(SIGN_TITLES.get(sign, sign), sign) for sign in (AUTO, *SIGNS)],
             label="Values to draw",
             elem_id="ccs-sign",
         )

@@ -17,6 +17,7 @@ from captum_clip_surgery.app._settings import MAX_SIDE, Settings
 from captum_clip_surgery.attr import METHODS, LayerCLIPSurgery, attribute_many
 from captum_clip_surgery.attr import Method as Factory
 from captum_clip_surgery.attr._coverage import cover_image
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
 from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose
@@ -44,6 +45,7 @@ class Explanation:
     Args:
         texts: The K texts.
         logits: Logits of the image for the texts, (K,).
+        cosines: Cosines of the image and the texts, (K,).
         probabilities: Softmax of the logits, (K,).
         maps: Maps by method, (K, h, w), raw and signed.
         left_out: Reason by method that has no maps, or by another result that is missing.
@@ -52,6 +54,7 @@ class Explanation:
 
     texts: tuple[str, ...]
     logits: Tensor
+    cosines: Tensor
     probabilities: Tensor
     maps: dict[str, Tensor] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -218,7 +221,7 @@ def method_of(name: str, settings: Settings) -> Factory:
 
 def specificity_of(name: str) -> str:
     """Return what a method's text specificity is called where it is left out."""
-    return f"text specificity of {name}"
+    return f"text specificity of {title_of(name)}"
 
 
 def _explain_together(
@@ -230,7 +233,7 @@ def _explain_together(
     with forward_pass(clip, images, [base, *configs], outputs) as forward:
         forward.output(base)
         logits = clip.logits(forward.image_features())[0].float().cpu()
-        explanation = Explanation(clip.texts, logits, logits.softmax(-1))
+        explanation = Explanation(clip.texts, logits, clip.cosines(logits), logits.softmax(-1))
         for name, method in methods.items():
             try:
                 maps = attribute_many({name: method}, images)[name]

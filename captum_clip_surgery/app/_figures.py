@@ -18,9 +18,10 @@ from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.tasks import Prompt, Segmentation
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.figures import points_figure
-from captum_clip_surgery.visualization import visualize_attribution
+from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._labels import label_color, show_labels
-from captum_clip_surgery.visualization._scales import Limits
+from captum_clip_surgery.visualization._style import MapStyle
+from captum_clip_surgery.visualization._views import View
 
 #: Longer side in pixels of a small and of a large image.
 PANEL, LARGE = 360, 640
@@ -47,23 +48,16 @@ class Drawn:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.content).decode()}"
 
 
-def overlay(
-    image: Image.Image,
-    attribution: Tensor,
-    settings: Settings,
-    scale: float | Limits | None = None,
-) -> Drawn:
-    """Draw a map (h, w) over its image as `visualize_attribution` does."""
+def map_style(maps: Tensor, settings: Settings) -> MapStyle:
+    """Return how the maps (K, h, w) of a method are drawn: on one scale, as in figures."""
+    view = View(cmap=settings.cmap, alpha_overlay=settings.opacity)
+    return MapStyle.of(maps, view, settings.sign)
+
+
+def overlay(image: Image.Image, attribution: Tensor, style: MapStyle) -> Drawn:
+    """Draw a map (h, w) over its image."""
     axis, small = _axis(image, PANEL)
-    visualize_attribution(
-        attribution,
-        small,
-        sign=settings.sign,
-        cmap=settings.cmap,
-        alpha_overlay=settings.opacity,
-        scale=scale,
-        axis=axis,
-    )
+    show_map(axis, np.asarray(small), attribution, style.view, style.scale)
     return Drawn(_png(axis), axis.get_xlabel())
 
 

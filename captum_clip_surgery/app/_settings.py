@@ -11,7 +11,7 @@ from typing import Any, Self
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.sam import INSTANCES
-from captum_clip_surgery.visualization._scales import SIGNS
+from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
 MAX_TEXTS = 24
 MAX_DISTRACTORS = 200
@@ -42,7 +42,7 @@ class Settings:
         side: Side in pixels to which the image is resized; None stands for the native size.
         opacity: Opacity of maps over the image, 0..1.
         cmap: Color map, one of `COLOR_MAPS`.
-        sign: Values to draw, one of `visualization.SIGNS`.
+        sign: Values to draw, "auto" or one of `visualization.SIGNS`.
         trust: Whether to say below each map how much it depends on its text.
         point: Point (x, y) of the image in 0..1 whose scores are shown, or None.
         background: Texts that describe the background in segmentation.
@@ -69,7 +69,7 @@ class Settings:
     side: int | None = None
     opacity: float = 0.7
     cmap: str | None = None
-    sign: str = "range"
+    sign: str = AUTO
     trust: bool = False
     point: tuple[float, float] | None = None
     background: tuple[str, ...] = ("a background",)
@@ -239,7 +239,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "side": lambda value: _check_integer(value, "resolution", 1, MAX_SIDE),
     "opacity": lambda value: float(check_number(value, "opacity", 0, 1)),
     "cmap": _one_of(COLOR_MAPS, "color map"),
-    "sign": _one_of(SIGNS, "sign"),
+    "sign": _one_of((AUTO, *SIGNS), "sign"),
     "trust": lambda value: check_flag(value, "whether to measure text specificity"),
     "point": _check_point,
     "background": lambda value: _check_texts(value, "background text", MAX_TEXTS),

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
+from captum_clip_surgery._utils.similarity import format_cosine
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._explaining import Explainer, Explanation, specificity_of
 from captum_clip_surgery.app._figures import Drawn
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.app._templates import html
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo.scenes import unknown_words
 from captum_clip_surgery.diagnostics import describe_specificity
 from captum_clip_surgery.tasks import prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
-from captum_clip_surgery.visualization._grids import shared_scale
-from captum_clip_surgery.visualization._views import View
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _maps_result(
             if (unit := specificity_of(name)) not in left_out and name not in measured
         ]
     if running:
-        hints.insert(0, f"Still running: {', '.join(running)}.")
+        hints.insert(0, f"Still running: {', '.join(map(title_of, running))}.")
     return Result(
         _maps_html(explanation, image, settings),
         {
@@ -136,7 +136,7 @@ def _maps_result(
 
 
 def _left_out(explanation: Explanation) -> list[str]:
-    return [f"{name} is left out: {reason}" for name, reason in explanation.left_out.items()]
+    return [f"{title_of(name)} is left out: {why}" for name, why in explanation.left_out.items()]
 
 
 def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings) -> Figure:
@@ -146,10 +146,11 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
     names = [name for name in settings.methods if name in explanation.maps]  # in the page's order
     return compare_figure(
         [image.pixels],
-        {name: explanation.maps[name][None] for name in names},
+        {title_of(name): explanation.maps[name][None] for name in names},
         explanation.texts,
+        text_notes=[list(map(format_cosine, explanation.cosines.tolist()))],
         notes={
-            name: [[describe_specificity(value) for value in values]]
+            title_of(name): [[describe_specificity(value) for value in values]]
             for name, values in explanation.specificity.items()
         },
         sign=settings.sign,
@@ -160,12 +161,13 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
 
 def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -> str:
     original, texts = _original(image), explanation.texts
+    styles = {name: figures.map_style(maps, settings) for name, maps in explanation.maps.items()}
     rows = []
     for index in explanation.ranking():
         panels = [original]
         for name in settings.methods:
             if name in explanation.maps:
-                drawn = figures.overlay(image.pixels, explanation.maps[name][index], settings)
+                drawn = figures.overlay(image.pixels, explanation.maps[name][index], styles[name])
                 alt = f"Where {name} sees {texts[index]!r} in the image"
                 values = explanation.specificity.get(name)
                 trust = "" if values is None else describe_specificity(values[index])
@@ -240,10 +242,10 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
         raise ValueError("no caption given; write a sentence whose words are to be found")
     (words,) = word_maps(explainer.clip, [image.pixels], [settings.caption], size=settings.side)
     maps, importance = words.maps.cpu(), words.importance.tolist()
-    scale = shared_scale(maps, View(sign=settings.sign))  # so that words without a match stay pale
+    style = figures.map_style(maps, settings)
     panels = [_original(image)]
     for word, attribution, value in zip(words.words, maps, importance, strict=True):
-        drawn = figures.overlay(image.pixels, attribution, settings, scale)
+        drawn = figures.overlay(image.pixels, attribution, style)
         panels.append(Panel(drawn, f"{word} {value:+.2f}", f"Where the image shows {word!r}"))
     numbered = [f"{number}. {word}" for number, word in enumerate(words.words, 1)]
     yield Result(

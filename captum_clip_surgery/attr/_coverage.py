@@ -34,11 +34,15 @@ def covered_size(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Size:
 
 
 def upsample_to_image(clip: ZeroShotClassifier, maps: Tensor, shown: Size) -> Tensor:
-    """Upsample maps (N, K, h, w) bilinearly to the image (N, K, *shown) that the model sees.
+    """Upsample maps (N, K, h, w) bilinearly to the image (N, K, *shown) that the model sees."""
+    return fill_image(maps, covered_size(clip, maps, shown), shown)
+
+
+def fill_image(maps: Tensor, covered: Size, shown: Size) -> Tensor:
+    """Upsample maps (N, K, h, w) bilinearly to the part `covered` of an image (N, K, *shown).
 
     Where no patch is, the edge of the map continues: zeros could be its maximum.
     """
-    covered = covered_size(clip, maps, shown)
     margin = (0, shown[1] - covered[1], 0, shown[0] - covered[0])
     upsample = partial(F.interpolate, size=covered, mode="bilinear", align_corners=False)
     if not any(margin):

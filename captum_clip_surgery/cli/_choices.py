@@ -40,7 +40,8 @@ Instances = Literal["one", "components", "peaks"]
 Refinement = Literal["guided", "pamr"]
 Positions = Literal["bilinear", "bicubic"]
 WordMethod = Literal["interactions", "surgery"]
-Sign = Literal["all", "positive", "negative", "absolute_value", "range"]
+Sign = Literal["auto", "all", "positive", "negative", "absolute_value", "range"]
+Scales = Literal["method", "figure", "map"]
 
 METHODS = (
     "CLIP",

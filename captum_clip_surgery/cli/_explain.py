@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import comparison
-from captum_clip_surgery._utils.similarity import describe_similarities
+from captum_clip_surgery._utils.similarity import describe_similarities, format_cosine
 from captum_clip_surgery.attr import METHODS, Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS, resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
@@ -53,7 +54,10 @@ def demo(options: _options.Demo) -> None:
     scene = test[DEMO_SCENE]
     clip = ZeroShotClassifier.demo(scene.nouns)
     maps = _explain(clip, clip.preprocess(scene.image), _default_methods())
-    path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts)
+    with torch.no_grad():
+        logits = clip(clip.preprocess(scene.image))
+    cosines = clip.cosines(logits)[0].tolist()
+    path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts, cosines)
     results = evaluate_scenes(
         clip,
         test[: options.scenes],
@@ -94,7 +98,8 @@ def explain(options: _options.Explain) -> None:
         notes = _trust_notes(clip, methods, batch) if options.trust else None
         suffix = options.drawing.format
         figure_path = stem.with_name(f"{stem.name}-maps.{suffix}")
-        _write_figure(figure_path, np.asarray(image), maps, clip.texts, options.drawing.sign, notes)
+        cosines, sign = [match["cosine"] for match, _ in matches], options.drawing.sign
+        _write_figure(figure_path, np.asarray(image), maps, clip.texts, cosines, sign, notes)
         echo(f"{path} -> {figure_path}", options.json)
         ranking = logits[0].argsort(descending=True, stable=True).tolist()
         for index in ranking:
@@ -140,7 +145,7 @@ def compare(options: _options.Compare) -> None:
     left_out |= result.left_out
     report_left_out(left_out)
     table = result.to_markdown()
-    figure = result.figure(options.shared, options.drawing.sign)
+    figure = result.figure(options.scales, options.drawing.sign)
     path = save_figure(figure, options.output / f"compare.{options.drawing.format}")
     (options.output / "compare.md").write_text(table + "\n")
     if options.json:
@@ -198,11 +203,19 @@ def _write_figure(
     image: np.ndarray,
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
-    sign: str = "range",
+    cosines: Sequence[float],
+    sign: str = "auto",
     notes: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Path:
-    batched = {name: values[None] for name, values in maps.items()}
-    return save_figure(compare_figure([image], batched, texts, notes=notes, sign=sign), path)
+    figure = compare_figure(
+        [image],
+        {title_of(name): values[None] for name, values in maps.items()},
+        texts,
+        notes={title_of(name): lines for name, lines in (notes or {}).items()},
+        text_notes=[list(map(format_cosine, cosines))],
+        sign=sign,
+    )
+    return save_figure(figure, path)
 
 
 def _trust_notes(

@@ -31,7 +31,7 @@ PANELS = {
         "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
         "refine threshold union instances boxes down_sample special trust sam",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
-        "Results": "output json sign format shared npz top maps shard_size masks",
+        "Results": "output json sign format scales npz top maps shard_size masks",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "
         "resume verify plan fast compile",
         "Server": "host port password share",
@@ -175,8 +175,11 @@ class DrawingOptions:
 
     sign: Annotated[
         Sign,
-        Option(help="Which values to draw. 'range' colors from the lowest to the highest value."),
-    ] = "range"
+        Option(
+            help="Which values to draw. 'auto' draws two colors around zero for maps of both signs "
+            "and otherwise colors from the lowest to the highest value ('range')."
+        ),
+    ] = "auto"
     format: Annotated[FigureFormat, Option(help="File format of the figures.")] = "png"
 
 

@@ -22,6 +22,7 @@ from captum_clip_surgery.cli._choices import (
     TASKS,
     TIMEOUT_S,
     Dataset,
+    Scales,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
@@ -101,9 +102,13 @@ class Compare(Command):
     feature_surgery: Surgery = "auto"
     size: Size = None
     fine: Fine = False
-    shared: Annotated[
-        bool, Option("--shared", help="Use one color scale for all maps of a method.")
-    ] = False
+    scales: Annotated[
+        Scales,
+        Option(
+            help="Which maps share a color scale: those of a method, those of the figure, or none "
+            "('map')."
+        ),
+    ] = "method"
     trust: Trust = False
     drawing: DrawingOptions
     output: Output = Path("clip-surgery-compare")

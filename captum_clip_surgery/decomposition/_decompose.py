@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery._utils.tensors import as_double
+from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.attr._engine import forward_pass
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.comparison import load_batch
@@ -103,10 +104,13 @@ def _decompose(
         return as_double(parts).cpu() / lengths.view(-1, *[1] * (parts.ndim - 1))
 
     bias = getattr(clip.model, "logit_bias", None)
+    shown = (images.shape[-2], images.shape[-1])
     return Decomposition(
         images=pixels,
         texts=clip.texts,
         grid=effects.grid,
+        shown=shown,
+        covered=covered_size(clip, effects.patches.unflatten(-1, effects.grid), shown),
         cosines=share(embedding @ as_double(features).cpu().T),
         attention=share(effects.by_head),
         feed_forward=None if effects.feed_forward is None else share(effects.feed_forward),

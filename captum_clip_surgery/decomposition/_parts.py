@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_clip_surgery.attr._coverage import fill_image
 from captum_clip_surgery.visualization._ledger import LedgerRow, ledger_figure
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
@@ -53,6 +54,9 @@ class Decomposition:
         images: The N images as they are drawn, (H, W, 3), uint8 or floats in 0..1.
         texts: The K texts.
         grid: Rows and columns of patches, h and w.
+        shown: Height and width in pixels of the images that the model sees.
+        covered: Height and width in pixels that the patches cover: less where a tower leaves out
+            the last pixels, as ViT-SO400M-14-SigLIP-384 does.
         cosines: The model's own cosines, (N, K), to compare the sums with.
         attention: What each head moved from each patch, (N, K, blocks, heads, h*w).
         feed_forward: What each block's feed-forward added, (N, K, blocks), or None if the
@@ -71,6 +75,8 @@ class Decomposition:
     images: Sequence[np.ndarray]
     texts: tuple[str, ...]
     grid: tuple[int, int]
+    shown: tuple[int, int]
+    covered: tuple[int, int]
     cosines: Tensor
     attention: Tensor
     feed_forward: Tensor | None
@@ -281,16 +287,22 @@ class Decomposition:
         maps = {}
         for block, head in (divmod(index, by_head.shape[1]) for index in strongest):
             name = f"{self._block_name(block)}, head {head}: {by_head[block, head]:+.3f}"
-            maps[name] = self.map(block, head)[image, place].numpy()
+            maps[name] = self._drawn(self.map(block, head)[image, place])
         return ledger_figure(
             self.images[image],
-            self.map()[image, place].numpy(),
+            self._drawn(self.map()[image, place]),
             self.texts[place],
             list(self._rows(image, place)),
             maps,
             f"sum = {self.sum()[image, place]:.4f} = {self.quantity}",
             width,
         )
+
+    def _drawn(self, parts: Tensor) -> np.ndarray:
+        """Return a map (h, w) that covers all of the image."""
+        if self.covered != self.shown:
+            parts = fill_image(parts[None, None], self.covered, self.shown)[0, 0]
+        return parts.numpy()
 
     def _text(self, text: int | str) -> int:
         if isinstance(text, str):

@@ -136,8 +136,8 @@ class TowerReport:
         grid = norms[image].reshape(self.grid).numpy()
         drawn = on_grid.imshow(grid, cmap=COLORS["range"], vmin=0)
         figure.colorbar(drawn, ax=on_grid, shrink=0.8)
-        where = "leaving the last" if worst == last else f"entering block {worst}"
-        on_grid.set(xticks=[], yticks=[], title=f"norms of image {image}, {where}")
+        where = "after the last block" if worst == last else f"before block {worst}"
+        on_grid.set(xticks=[], yticks=[], xlabel=where, title=f"norms in image {image}")
         self._draw_spread(by_num_blocks)
         return figure
 
@@ -149,7 +149,7 @@ class TowerReport:
         axis.plot(blocks, median, color="tab:blue", label="median")
         axis.plot(blocks, norms.max(1), color="tab:orange", ls="--", label="largest")
         axis.plot(blocks, OUTLIER * median, color="grey", ls=":", label=f"{OUTLIER:g} x median")
-        axis.set(yscale="log", xlabel="entering block (last: leaving)")
+        axis.set(yscale="log", xlabel="before block (last: after all)")
         axis.set_title("norms of patch tokens")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(fontsize=7)

@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_clip_surgery._utils.profiling import Passes, count_passes
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import METHODS, Method
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import Specificity, draw_absent, randomization
@@ -184,7 +185,12 @@ class TrustReport:
             maps[title] = torch.stack([values for _, values in pairs])[:, None]
             notes[title] = [[text] for text, _ in pairs]
         return compare_figure(
-            self.images[:MAX_DRAWN], maps, [self.method], title=self.verdict, notes=notes
+            self.images[:MAX_DRAWN],
+            maps,
+            [title_of(self.method)],
+            title=self.verdict,
+            notes=notes,
+            scales="figure",  # a map of an absent text must not look as strong as one of its own
         )
 
 

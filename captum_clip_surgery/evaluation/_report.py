@@ -19,6 +19,9 @@ from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import extent, pale_gray, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import Color, add_legend, label_color, show_labels
 from captum_clip_surgery.visualization._layout import fit_text, panel_grid, panel_width, title_size
+from captum_clip_surgery.visualization._scales import format_limits
+from captum_clip_surgery.visualization._style import MapStyle
+from captum_clip_surgery.visualization._views import View
 
 #: Maximum number of classes that are listed, and in a legend.
 MAX_NAMES, MAX_LEGEND = 5, 12
@@ -160,7 +163,10 @@ def _show_prediction(
     elif _is_labels(prediction):
         show_labels(axis, image, prediction.numpy(), colors)
     elif len(prediction):
-        show_map(axis, image, prediction[0].float())
+        style = MapStyle.of(prediction[0].float(), View())
+        show_map(axis, image, prediction[0].float(), style.view, style.scale)
+        if style.shared is not None:
+            axis.set_xlabel(format_limits(style.shared), fontsize=8, labelpad=2)
         if isinstance(target, Points):
             _mark_points(axis, image, target, labels)
 

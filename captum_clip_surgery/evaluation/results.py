@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._charts import bar_figure
 
@@ -210,7 +211,7 @@ def chart(results: Mapping[str, Result]) -> Any:
     return bar_figure(
         {
             title: {
-                name: (result.measures[key], result.intervals.get(key))
+                title_of(name): (result.measures[key], result.intervals.get(key))
                 for name, result in results.items()
                 if key in result.measures
             }

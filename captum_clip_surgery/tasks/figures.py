@@ -18,7 +18,6 @@ from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.words_by_patches import Interactions
 from captum_clip_surgery.visualization._attribution import show_map
-from captum_clip_surgery.visualization._grids import shared_scale
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import (
     add_legend,
@@ -27,12 +26,15 @@ from captum_clip_surgery.visualization._labels import (
     winner_figure,
 )
 from captum_clip_surgery.visualization._layout import (
+    add_bar,
     fit_text,
     image_pair,
     panel_grid,
     panel_width,
     title_size,
 )
+from captum_clip_surgery.visualization._scales import AUTO
+from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "words_figure",
 ]
 
+#: Distance at which points of two texts hide each other, as a share of the longer side.
+NEAR = 0.03
 #: Smallest map in a word's region, as a share of the highest value of all words.
 REGION_SHARE = 0.1
 
@@ -101,6 +105,9 @@ def points_figure(
 ) -> Figure:
     """Draw prompts on an image: positive points as dots, negative ones as crosses, boxes and masks.
 
+    Where points of several texts lie close together, marks drawn earlier are larger, so that each
+    shows as a ring around the later ones.
+
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         prompts: Its prompts.
@@ -114,13 +121,14 @@ def points_figure(
     figure, (left, right) = image_pair(image, width)
     show_image(left, image)
     show_image(right, image)
+    near = NEAR * max(image.shape[:2])
     for number, prompt in enumerate(prompts):
         color = label_color(texts.index(prompt.text))
         if masks is not None:
             shade = np.array([*color, 0.5], dtype=np.float32)
             mask = downsample(masks[number])[..., None]
             right.imshow(mask * shade, extent=right.images[0].get_extent())
-        _draw_points(right, prompt, color)
+        _draw_points(right, prompt, color, _marks_above(prompt, prompts[number + 1 :], near))
         if prompt.box is not None:
             x, y, to_x, to_y = prompt.box
             corner, sides = (x - 0.5, y - 0.5), (to_x - x + 1, to_y - y + 1)
@@ -138,21 +146,21 @@ def words_figure(
     columns: int = 6,
     width: float | str | None = None,
     *,
-    sign: str = "all",
+    sign: str = AUTO,
     cmap: str | Colormap | None = None,
     alpha_overlay: float = 0.7,
 ) -> Figure:
     """Draw an image, and over it the map of each word of its caption, with the word's importance.
 
-    All maps share one scale, so that words that match nothing stay pale.
+    All maps share one scale, so that words that match nothing stay pale; a color bar shows it.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         word_maps: Its maps, as `tasks.word_maps` returns them.
-        columns: Number of panels in a row, at least 1.
+        columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
             stands for two inches per panel.
-        sign: Sign of the values to draw, see `visualize_attribution`.
+        sign: Sign of the values to draw, see `compare_figure`.
         cmap: Colormap, see `visualize_attribution`.
         alpha_overlay: Opacity of the maps over the image, 0..1.
 
@@ -163,10 +171,10 @@ def words_figure(
         ValueError: If `columns` is below 1, a map is not finite, the sign is unknown, or the
             opacity is out of range.
     """
-    view = View(sign=sign, cmap=cmap, alpha_overlay=alpha_overlay)
+    style = MapStyle.of(word_maps.maps, View(cmap=cmap, alpha_overlay=alpha_overlay), sign)
     importances = [f"{value:+z.2f}" for value in word_maps.importance.tolist()]
     return _words_grid(
-        image, word_maps.words, word_maps.maps, importances, view, columns=columns, width=width
+        image, word_maps.words, word_maps.maps, importances, style, columns=columns, width=width
     )
 
 
@@ -181,12 +189,13 @@ def interactions_figure(
 ) -> Figure:
     """Draw an image, and over it the map of each word, with what the word adds to the cosine.
 
-    All maps share one scale around zero, because contributions compare between words.
+    All maps share one scale around zero, because contributions compare between words; a color bar
+    shows it.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
         interactions: Its interactions, as `tasks.interactions` returns them.
-        columns: Number of panels in a row, at least 1.
+        columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
             stands for two inches per panel.
         regions: Whether to draw the regions of words instead: each pixel has the color of the word
@@ -210,7 +219,7 @@ def interactions_figure(
         interactions.words,
         maps,
         contributions,
-        View(sign="all"),
+        MapStyle.of(maps, View(), "all"),
         columns=columns,
         width=width,
     )
@@ -221,37 +230,50 @@ def _words_grid(
     words: Sequence[str],
     maps: Tensor,
     notes: Sequence[str],
-    view: View,
+    style: MapStyle,
     *,
     columns: int,
     width: float | str | None,
 ) -> Figure:
     """Draw an image, and over it the map of each word on one scale, with a note behind the word."""
-    scale = shared_scale(maps, view)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns!r}")
     count = 1 + len(words)
-    columns = min(columns, count)
     rows, aspect = -(-count // columns), panel_aspect(image)
-    figure, axes = panel_grid(rows, columns, aspect, False, True, width)
+    columns = -(-count // rows)  # so that the last row is about as long as the others
+    figure, axes = panel_grid(rows, columns, aspect, False, True, width, "right")
     side = panel_width(axes[0, 0])
     show_image(axes.flat[0], image)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     for axis, word, attribution, note in zip(axes.flat[1:], words, maps, notes, strict=False):
-        show_map(axis, image, attribution, view, scale)
+        show_map(axis, image, attribution, style.view, style.scale)
         title, size = fit_text(f"{word}  {note}", side, title_size(side) - 1)
         axis.set_title(title, fontsize=size, pad=4, parse_math=False)
+    colors = style.colors()
+    if colors is not None:
+        add_bar(axes[0, -1], colors, "right")
     return figure
 
 
-def _draw_points(axis: Axes, prompt: Prompt, color: tuple[float, float, float]) -> None:
-    positive = prompt.labels == 1
-    kinds = (prompt.points[positive], "o", 1.2), (prompt.points[~positive], "X", 0.8)
-    for points, marker, width in kinds:
-        if len(points):  # an empty plot would still take room, at the figure's corner
-            x, y = points.T
-            (marks,) = axis.plot(
-                x, y, marker, color=color, ms=9, mec="white", mew=width, clip_on=False
-            )
-            marks.set_in_layout(False)  # marks at the border would shrink the panel
+def _marks_above(prompt: Prompt, later: Sequence[Prompt], near: float) -> np.ndarray:
+    """Count for each point the prompts drawn later with a point closer than `near` pixels."""
+    count = np.zeros(len(prompt.points), dtype=int)
+    for other in later:
+        if len(other.points) and len(count):
+            distances = np.linalg.norm(prompt.points[:, None] - other.points, axis=-1)
+            count += (distances < near).any(1)
+    return count
+
+
+def _draw_points(
+    axis: Axes, prompt: Prompt, color: tuple[float, float, float], above: np.ndarray
+) -> None:
+    """Draw the points of a prompt, larger by the number of marks that are drawn above each."""
+    for (x, y), label, count in zip(prompt.points, prompt.labels, above, strict=True):
+        marker, width = ("o", 1.2) if label == 1 else ("X", 0.8)
+        size = 9 + 5 * min(int(count), 4)
+        (mark,) = axis.plot(
+            x, y, marker, color=color, ms=size, mec="white", mew=width, clip_on=False
+        )
+        mark.set_in_layout(False)  # marks at the border would shrink the panel

@@ -20,9 +20,9 @@ def bar_figure(
         A figure that is not registered with pyplot; `save_figure` writes it.
     """
     methods = list(next(iter(values.values())))
-    columns = min(4, len(values))
+    columns = min(3, len(values))
     rows = -(-len(values) // columns)
-    figure = Figure(figsize=(2 + 2.2 * columns, rows * (0.7 + 0.19 * len(methods))))
+    figure = Figure(figsize=(1.8 + 2.4 * columns, rows * (0.7 + 0.2 * len(methods))))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axis in axes.flat[len(values) :]:
@@ -33,8 +33,9 @@ def bar_figure(
         axis.barh(methods, heights, color="tab:blue", alpha=0.8)
         axis.hlines(methods, *ends, color="black", linewidth=1)
         axis.axvline(0, color="black", linewidth=0.5)
-        axis.set_title(measure, fontsize=10)
-        axis.tick_params(labelsize=7)
+        axis.set_title(measure, fontsize=11)
+        axis.tick_params(labelsize=9)
+        axis.margins(y=0.01)
         axis.grid(axis="x", alpha=0.3)
     axes[0, 0].invert_yaxis()  # the first method on top
     return figure

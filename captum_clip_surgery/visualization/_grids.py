@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -16,22 +17,27 @@ from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
 from captum_clip_surgery.visualization._layout import (
+    LINE,
+    POINTS,
+    RIGHT,
     add_bar,
+    add_lead,
     fit_text,
     panel_grid,
+    panel_height,
     panel_width,
     title_size,
 )
-from captum_clip_surgery.visualization._scales import (
-    Limits,
-    check_drawable,
-    color_limits,
-    limits_of_sign,
-)
-from captum_clip_surgery.visualization._views import ONE_SIGN, View
+from captum_clip_surgery.visualization._scales import AUTO, format_limits
+from captum_clip_surgery.visualization._style import MapStyle
+from captum_clip_surgery.visualization._views import View
 
 #: Title of the panels that show the images.
 IMAGE = "image"
+#: Which maps share a color scale: those of a method, those of the figure, or none.
+SCALES = ("method", "figure", "map")
+#: Size of notes in points.
+NOTE_SIZE = 8.0
 
 
 def compare_figure(
@@ -39,11 +45,11 @@ def compare_figure(
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
     title: str = "",
-    shared: bool = False,
-    diverging: bool = False,
     notes: Mapping[str, Sequence[Sequence[str]]] | None = None,
     *,
-    sign: str = "range",
+    text_notes: Sequence[Sequence[str]] | None = None,
+    scales: str = "method",
+    sign: str = AUTO,
     method: str = "blended_heat_map",
     outlier_perc: float = 2.0,
     cmap: str | Colormap | None = None,
@@ -53,19 +59,21 @@ def compare_figure(
 ) -> Figure:
     """Draw maps side by side: one row per image and text, one column per method, or transposed.
 
-    Each map has its own scale: by default from its lowest values (dark) to its highest (bright),
-    with one percent of the pixels cut off on either side.
+    All maps of a method have one color scale, so that a text that the image does not show stays
+    pale; a color bar shows its values.
 
     Args:
         images: N PIL images, arrays (H, W, 3) of uint8 or of floats in 0..1, or paths.
         maps: For each method, maps (N, K, h, w) of the K texts.
         texts: The K texts.
         title: Title above the grid.
-        shared: Whether all maps of a method share one scale, with a color bar.
-        diverging: Whether, with sign "range", maps of methods that give values of both signs are
-            drawn with sign "all": two colors around zero, on a symmetric scale.
-        notes: Notes below panels: for "image" and for methods, a note for each image and text.
-        sign: As for `visualize_attribution`; "range" suits methods that differ in where zero is.
+        notes: For methods, a note below the panel of each image and text.
+        text_notes: For each image and text, a note beside the text's name, such as its cosine.
+        scales: "method" for one color scale for all maps of a method, "figure" for one for all
+            maps, or "map" for one for each map, whose limits are noted below it.
+        sign: As for `visualize_attribution`; or "auto": methods whose maps have both signs are
+            drawn with "all", two colors around zero, and others with "range", from the lowest value
+            to the highest. One percent of the pixels is cut off on either side of "range".
         method: As for `visualize_attribution`.
         outlier_perc: Percentage of outliers, from 0 to below 100, as for `visualize_attribution`.
         cmap: Color map of heat maps; None chooses one by the sign.
@@ -83,33 +91,45 @@ def compare_figure(
     """
     _check(len(images), texts, maps)
     pixels = [np.asarray(load_image(image)) for image in images]
-    view = View(method, sign, outlier_perc, cmap, alpha_overlay)
-    views = {name: _view_of(values, view, diverging) for name, values in maps.items()}
-    scales = (
-        {name: shared_scale(values, views[name]) for name, values in maps.items()} if shared else {}
-    )
+    view = View(method, outlier_perc=outlier_perc, cmap=cmap, alpha_overlay=alpha_overlay)
+    styles = _styles(maps, view, sign, scales)
     pairs = [(image, text) for image in range(len(pixels)) for text in range(len(texts))]
-    rows, columns = [texts[text] for _, text in pairs], [IMAGE, *maps]
-    bars = "below" if scales else ""
-    if transpose:
-        rows, columns, bars = columns, rows, bars and "right"
-    aspect = max(map(panel_aspect, pixels))
+    lead, bars = ("above", "right") if transpose else ("left", "below")
     figure, axes = panel_grid(
-        len(rows), len(columns), aspect, bool(title), bool(notes), width, bars
+        *((len(maps), len(pairs)) if transpose else (len(pairs), len(maps))),
+        max(map(panel_aspect, pixels)),
+        bool(title),
+        bool(notes) or scales == "map",
+        width,
+        bars if scales != "map" else "",
+        lead,
     )
     panels = axes.T if transpose else axes
     for (image, text), line in zip(pairs, panels, strict=True):
-        show_image(line[0], pixels[image])
-        for axis, (name, values) in zip(line[1:], maps.items(), strict=True):
-            show_map(axis, pixels[image], values[image, text], views[name], scales.get(name))
-        for axis, name in zip(line, [IMAGE, *maps], strict=True):
-            _add_note(axis, notes[name][image][text] if notes and name in notes else "")
-    _add_names(axes, rows, columns, aspect)
-    for axis, name in zip(panels[-1, 1:], scales, strict=False):
-        _add_bar(axis, views[name], scales[name], bars)
+        for axis, (name, values) in zip(line, maps.items(), strict=True):
+            one, style = values[image, text], styles[name]
+            show_map(axis, pixels[image], one, style.view, style.scale)
+            limits = format_limits(style.limits(one)) if scales == "map" else ""
+            note = notes[name][image][text] if notes and name in notes else ""
+            _add_note(axis, note, limits)
+    beside = [text_notes[i][t] if text_notes else "" for i, t in pairs]
+    names = [texts[text] for _, text in pairs]
+    _name_columns(list(axes[0]), names if transpose else list(maps), beside if transpose else ())
+    _name_rows(list(axes[:, 0]), list(maps) if transpose else names, () if transpose else beside)
+    for image, line in enumerate(panels[:: len(texts)]):
+        axis = add_lead(line[0], lead)
+        show_image(axis, pixels[image])
+        if image == 0:
+            _name_rows([axis], [IMAGE]) if transpose else _name_columns([axis], [IMAGE])
+    for axis, name in zip(panels[-1], maps, strict=True):
+        if scales == "method" or (scales == "figure" and axis is panels[-1, -1]):
+            colors = styles[name].colors()
+            if colors is not None:
+                add_bar(axis, colors, bars)
     if title:
         text_above, size = fit_text(title, figure.get_figwidth(), 12)
-        figure.suptitle(text_above, fontsize=size, parse_math=False)
+        top = 1 - RIGHT / figure.get_figheight()
+        figure.suptitle(text_above, y=top, fontsize=size, parse_math=False)
     return figure
 
 
@@ -128,53 +148,62 @@ def _check(n_images: int, texts: Sequence[str], maps: Mapping[str, Tensor]) -> N
             )
 
 
-def _limits(values: Tensor, view: View) -> Limits:
-    """Return the color limits of all maps of a method."""
-    array = values.detach().cpu().double().numpy()
-    check_drawable(array)
-    return color_limits(array, view.sign, view.outlier_perc)
+def _styles(maps: Mapping[str, Tensor], view: View, sign: str, scales: str) -> dict[str, MapStyle]:
+    """Return the style of each method's maps."""
+    if scales not in SCALES:
+        raise ValueError(f"scales must be one of {', '.join(SCALES)}, got {scales!r}")
+    if scales == "figure":
+        together = torch.cat([values.detach().cpu().double().flatten() for values in maps.values()])
+        return dict.fromkeys(maps, MapStyle.of(together, view, sign))
+    shared = scales == "method"
+    return {name: MapStyle.of(values, view, sign, shared) for name, values in maps.items()}
 
 
-def _view_of(values: Tensor, view: View, diverging: bool) -> View:
-    """Return the view with sign "all" if both signs matter: neither limit is below a fifth."""
-    low, high = _limits(values, view)
-    both = low < 0 < high and min(-low, high) >= 0.2 * max(-low, high)
-    wanted = diverging and view.sign == "range" and view.method not in ONE_SIGN
-    return replace(view, sign="all") if wanted and both else view
-
-
-def shared_scale(values: Tensor, view: View) -> float | Limits | None:
-    """Return the `scale` of `show_map` for maps that share one; None if they are constant."""
-    low, high = _limits(values, view)
-    if low == high:
-        return None
-    return (low, high) if view.sign == "range" else max(-low, high)
-
-
-def _add_note(axis: Axes, note: str) -> None:
-    """Write a note below a panel, before the note that it has."""
-    text = ", ".join(filter(None, [note, axis.get_xlabel()]))
+def _add_note(axis: Axes, *notes: str) -> None:
+    """Write notes below a panel, before the note that it has."""
+    text = ", ".join(filter(None, [*notes, axis.get_xlabel()]))
     side = panel_width(axis)
-    label, size = fit_text(text, side, min(8.0, title_size(side)))
+    label, size = fit_text(text, side, min(NOTE_SIZE, title_size(side)))
     axis.set_xlabel(label, fontsize=size, labelpad=2, parse_math=False)
 
 
-def _add_names(
-    axes: np.ndarray, rows: Sequence[str], columns: Sequence[str], aspect: float
-) -> None:
-    side = panel_width(axes[0, 0])
-    for axis, name in zip(axes[0], columns, strict=True):
+def _name_columns(axes: Sequence[Axes], names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write names above panels, over notes if there are any."""
+    side = panel_width(axes[0])
+    for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        note = notes[index] if notes else ""
         text, size = fit_text(name, side, title_size(side))
-        axis.set_title(text, fontsize=size, pad=4, parse_math=False)
-    for axis, name in zip(axes[:, 0], rows, strict=True):
-        text, size = fit_text(name, side * aspect, min(12.0, title_size(side)))
-        axis.set_ylabel(text, fontsize=size, labelpad=2, parse_math=False)
+        pad = 4 + LINE * POINTS * bool(note)
+        axis.set_title(text, fontsize=size, pad=pad, parse_math=False)
+        if note:
+            _annotate(axis, note, side, (0.5, 1), (0, 3), ha="center", va="bottom")
 
 
-def _add_bar(axis: Axes, view: View, scale: float | Limits | None, place: str) -> None:
-    if scale is None:
-        return
-    limits = scale if isinstance(scale, tuple) else limits_of_sign(scale, view.sign)
-    colors = view.colors(limits)
-    if colors is not None:
-        add_bar(axis, colors, place)
+def _name_rows(axes: Sequence[Axes], names: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write names to the left of panels, before notes if there are any."""
+    side = panel_width(axes[0])
+    height = panel_height(axes[0])
+    for index, (axis, name) in enumerate(zip(axes, names, strict=True)):
+        note = notes[index] if notes else ""
+        text, size = fit_text(name, height, min(12.0, title_size(side)))
+        pad = 2 + LINE * POINTS * bool(note)
+        axis.set_ylabel(text, fontsize=size, labelpad=pad, parse_math=False)
+        if note:
+            place = {"ha": "right", "va": "center", "rotation": 90}
+            _annotate(axis, note, height, (0, 0.5), (-2, 0), **place)
+
+
+def _annotate(
+    axis: Axes,
+    note: str,
+    length: float,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    **options: Any,
+) -> None:
+    """Write a note at a place of a panel (0..1), off it by an offset in points."""
+    text, size = fit_text(note, length, NOTE_SIZE)
+    drawn = axis.annotate(
+        text, at, offset, "axes fraction", "offset points", fontsize=size, **options
+    )
+    drawn.set_parse_math(False)

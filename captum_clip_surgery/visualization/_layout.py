@@ -10,17 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from captum_clip_surgery.visualization._images import panel_aspect
+from captum_clip_surgery.visualization._scales import format_value
 
 #: Widths of figures by name: one column or the full page of a paper, a notebook, a 16:9 slide.
 WIDTHS = {"column": 3.4, "page": 7.0, "notebook": 10.0, "slide": 13.3}
 #: Default and smallest side of a panel.
 SIDE, MIN_SIDE = 2.0, 0.4
-LEFT, RIGHT, BOTTOM = 0.32, 0.08, 0.22
+LEFT, RIGHT, BOTTOM, TOP = 0.32, 0.08, 0.22, 0.32
+#: Room for a title of the figure, and for a line below a name.
+TITLE, LINE = 0.28, 0.16
 #: Thickness of a color bar, and its room including numbers.
-BAR, BAR_ROOM = 0.09, 0.42
+BAR, BAR_ROOM = 0.09, 0.52
+#: Width of a panel whose color bar has room for more than three numbers.
+WIDE = 1.3
 #: Points of type per inch.
 POINTS = 72
 #: Mean width of a letter of DejaVu Sans, as a share of its size.
@@ -80,6 +85,7 @@ def panel_grid(
     noted: bool,
     width: float | str | None = None,
     bars: str = "",
+    lead: str = "",
 ) -> tuple[Figure, np.ndarray]:
     """Create a grid of panels for images of one aspect, with even gaps.
 
@@ -92,26 +98,31 @@ def panel_grid(
         width: Width of the figure in inches or as a name in `WIDTHS`; None stands for two inches
             per panel.
         bars: Where to leave room for color bars: "below" columns, "right" of rows, or "".
+        lead: Where to leave room for panels of `add_lead`: "left" of rows, "above" columns, or "".
+            Names beside the leads have room for a second line.
 
     Returns:
-        The figure and its axes (rows, columns).
+        The figure and its axes (rows, columns), without leads.
 
     Raises:
         ValueError: If the width does not hold the columns.
     """
     gap = 0.24 if noted else 0.08
-    right = RIGHT + BAR_ROOM * (bars == "right")
+    on_left, above = lead == "left", lead == "above"
+    before = LEFT + on_left * (LINE + RIGHT)
+    after = RIGHT + BAR_ROOM * (bars == "right")
     bottom = BOTTOM + BAR_ROOM * (bars == "below")
-    margins = LEFT + (columns - 1) * gap + right
-    side = SIDE if width is None else (inches(width) - margins) / columns
+    margins = before + (columns - 1) * gap + after
+    across = columns + on_left
+    side = SIDE if width is None else (inches(width) - margins) / across
     if side < MIN_SIDE:
         raise ValueError(
-            f"{columns} columns do not fit in {inches(width or 0):g} in; use width="
-            f"{margins + columns * MIN_SIDE:.1f} or more, or fewer columns"
+            f"{across} columns do not fit in {inches(width or 0):g} in; use width="
+            f"{margins + across * MIN_SIDE:.1f} or more, or fewer columns"
         )
-    top = 0.6 if titled else 0.32
-    whole = margins + columns * side
+    whole = margins + across * side
     row = side * aspect
+    top = TOP + TITLE * titled + above * (LINE + RIGHT + row)
     height = bottom + rows * row + (rows - 1) * gap + top
     figure = Figure(figsize=(whole, height))
     axes = figure.subplots(
@@ -119,8 +130,8 @@ def panel_grid(
         columns,
         squeeze=False,
         gridspec_kw={
-            "left": LEFT / whole,
-            "right": 1 - right / whole,
+            "left": (before + on_left * side) / whole,
+            "right": 1 - after / whole,
             "bottom": bottom / height,
             "top": 1 - top / height,
             "wspace": gap / side,
@@ -130,10 +141,28 @@ def panel_grid(
     return figure, axes
 
 
+def add_lead(axis: Axes, lead: str) -> Axes:
+    """Add a panel of the same size to the "left" of an axis of `panel_grid`, or "above" it."""
+    figure = cast(Figure, axis.figure)
+    box, (width, height) = axis.get_position(original=True), figure.get_size_inches()
+    x, y = box.x0, box.y0
+    if lead == "left":
+        x -= box.width + (LEFT + LINE) / width
+    else:
+        y += box.height + (TOP + LINE) / height
+    return figure.add_axes((x, y, box.width, box.height))
+
+
 def panel_width(axis: Axes) -> float:
     """Return the width of a panel in inches."""
     figure = cast(Figure, axis.figure)
     return float(figure.get_figwidth() * axis.get_position(original=True).width)
+
+
+def panel_height(axis: Axes) -> float:
+    """Return the height of a panel in inches."""
+    figure = cast(Figure, axis.figure)
+    return float(figure.get_figheight() * axis.get_position(original=True).height)
 
 
 def add_bar(axis: Axes, colors: ScalarMappable, place: str) -> None:
@@ -143,16 +172,18 @@ def add_bar(axis: Axes, colors: ScalarMappable, place: str) -> None:
     if place == "below":
         # Narrower than the panel, so that numbers at its ends keep off the next bar's.
         inset = min(0.16 / width, box.width / 5)
-        room = (box.x0 + inset, box.y0 - (0.3 + BAR) / height, box.width - 2 * inset, BAR / height)
+        room = (box.x0 + inset, box.y0 - (0.28 + BAR) / height, box.width - 2 * inset, BAR / height)
     else:
         room = (box.x1 + 0.08 / width, box.y0, BAR / width, box.height)
     bar = figure.colorbar(
         colors,
         cax=figure.add_axes(room),
         orientation="horizontal" if place == "below" else "vertical",
-        ticks=MaxNLocator(3),
+        ticks=MaxNLocator(3 if panel_width(axis) > WIDE else 2),
     )
-    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+    bar.formatter = FuncFormatter(lambda value, _: format_value(value))
+    bar.update_ticks()
+    bar.ax.tick_params(labelsize=8, length=2, pad=1)
     bar.outline.set_linewidth(0.5)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -23,6 +25,8 @@ SHARES = (1.0, 1.0, 1.15, 0.75)
 #: Color of parts that have no patch.
 OTHER = "#8c8c8c"
 LEGEND = {"attention, for": ABOVE, "attention, against": BELOW, "everything else": OTHER}
+#: Places of color bars on an axis: left, bottom, width and height.
+BARS = {"below": (0, -0.09, 1, 0.04), "right": (1.04, 0, 0.04, 1)}
 #: Size of type in points; titles are one point larger.
 TYPE = 9
 
@@ -79,7 +83,7 @@ def ledger_figure(
     picture, place, ledger, heads = upper.subplots(1, 4, width_ratios=SHARES)
     signed = View(sign="all")
     show_image(picture, image)
-    show_map(place, image, attribution, signed)
+    _add_bar(place, show_map(place, image, attribution, signed), "below")
     _set_title(picture, "image", side)
     _set_title(place, title, side)
     for axis in (picture, place):
@@ -90,9 +94,21 @@ def ledger_figure(
         strongest = max(float(np.abs(values).max()) for values in maps.values())
         axes = lower[0].subplots(1, len(maps), squeeze=False)[0]
         for axis, (name, values) in zip(axes, maps.items(), strict=True):
-            show_map(axis, image, values, signed, strongest or None)
+            colors = show_map(axis, image, values, signed, strongest or None)
             _set_title(axis, name, whole / len(maps))
+        _add_bar(axis, colors, "right")
     return figure
+
+
+def _add_bar(axis: Axes, colors: ScalarMappable | None, place: str) -> None:
+    """Add a color bar "below" an axis or to its "right", unless there are no colors."""
+    if colors is None:
+        return
+    room = axis.inset_axes(BARS[place])
+    along = "horizontal" if place == "below" else "vertical"
+    figure = cast(Figure, axis.figure)
+    bar = figure.colorbar(colors, cax=room, orientation=along, ticks=MaxNLocator(4))
+    bar.ax.tick_params(labelsize=TYPE - 1)
 
 
 def _set_title(axis: Axes, title: str, length: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import upsample, visualize_attribution
 from captum_clip_surgery.visualization._images import in_pale_gray, panel_aspect
-from captum_clip_surgery.visualization._scales import Limits, ScaledMap, as_map
+from captum_clip_surgery.visualization._scales import AUTO, Limits, ScaledMap, as_map, sign_of
 from captum_clip_surgery.visualization._views import View
 
 #: Sides in inches of a figure on the screen: its width, and what its height adds to the image's.
@@ -21,7 +21,7 @@ WIDTH, MARGIN = 5.0, 0.3
 def overlay(
     attribution: Tensor | np.ndarray,
     image: ImageInput,
-    sign: str = "range",
+    sign: str = AUTO,
     outlier_perc: float = 2.0,
     cmap: str | Colormap | None = None,
     alpha_overlay: float = 0.7,
@@ -29,14 +29,14 @@ def overlay(
 ) -> np.ndarray:
     """Return the image with the colors of a map over it, pixel for pixel.
 
-    The colors are those of `visualize_attribution` and of the command line: the image in pale gray,
-    and over it the map, by default from its lowest value (dark) to its highest (bright). Zero has
-    no color of its own there; `sign="all"` has two colors around it.
+    The colors are those of `compare_figure` and of the command line: the image in pale gray, and
+    over it the map, by default in two colors around zero if it has both signs and otherwise from
+    its lowest value (dark) to its highest (bright).
 
     Args:
         attribution: One map, of any shape that `visualize_attribution` draws.
         image: A PIL image, an array (H, W, 3) of uint8 or of floats in 0..1, or a path.
-        sign: Which values to draw, as for `visualize_attribution`.
+        sign: Which values to draw, as for `compare_figure`.
         outlier_perc: Percentage of outliers, from 0 to below 100, as for `visualize_attribution`.
         cmap: Color map; None chooses a color-blind-safe one by the sign.
         alpha_overlay: Opacity of the colors, 0..1.
@@ -58,10 +58,12 @@ def overlay(
         >>> drawn.shape, drawn.dtype
         ((60, 80, 3), dtype('uint8'))
     """
+    values = as_map(attribution)
+    sign = sign_of(values, sign, outlier_perc)
     view = View("blended_heat_map", sign, outlier_perc, cmap, alpha_overlay)
     pixels = np.asarray(load_image(image))
     height, width = pixels.shape[:2]
-    values = upsample(as_map(attribution), (height, width))
+    values = upsample(values, (height, width))
     scaled = ScaledMap.of(values, sign, outlier_perc, scale)
     drawn = in_pale_gray(pixels)
     colors = view.colors(scaled.limits)
@@ -78,7 +80,7 @@ def show(attribution: Tensor | np.ndarray, image: ImageInput, **options: Any) ->
         attribution: One map, of any shape that `visualize_attribution` draws.
         image: A PIL image, an array (H, W, 3) of uint8 or of floats in 0..1, or a path.
         **options: Options of `visualize_attribution`, such as `title`. The default of `sign` is
-            "range", as on the command line.
+            "auto", as for `compare_figure`.
 
     Raises:
         TypeError: If the attribution is not a real tensor or array, or an option is unknown.
@@ -99,6 +101,8 @@ def show(attribution: Tensor | np.ndarray, image: ImageInput, **options: Any) ->
     pixels = load_image(image)
     height = WIDTH * panel_aspect(np.asarray(pixels)) + MARGIN
     axis = plt.figure(figsize=(WIDTH, height), layout="compressed").subplots()
-    settings: dict[str, Any] = {"sign": "range", "show_colorbar": True} | options
+    settings: dict[str, Any] = {"sign": AUTO, "show_colorbar": True} | options
+    percent = settings.get("outlier_perc", 2.0)
+    settings["sign"] = sign_of(as_map(attribution), settings["sign"], percent)
     visualize_attribution(attribution, pixels, axis=axis, **settings)
     plt.show()

@@ -24,6 +24,10 @@ COLORS = {
     "range": "inferno",
 }
 SIGNS = tuple(COLORS)
+#: The convention for maps: see `sign_of`.
+AUTO = "auto"
+#: Smallest value of the weaker sign, as a share of the stronger one, that counts as a sign.
+BOTH_SIGNS = 0.05
 
 #: Numbers of channels that an attribution may have.
 CHANNELS = (1, 3)
@@ -114,6 +118,25 @@ def color_limits(values: np.ndarray, sign: str, outlier_perc: float) -> Limits:
     return limits_of_sign(_threshold(np.abs(select_sign(values, sign)), outlier_perc), sign)
 
 
+def sign_of(values: np.ndarray, sign: str, outlier_perc: float) -> str:
+    """Return the sign that "auto" stands for; others stay as they are.
+
+    Maps of both signs are drawn with "all", two colors around zero. Maps of one sign, such as
+    cosines that are positive everywhere, are drawn with "range", because around zero they would be
+    one color.
+
+    Args:
+        values: All maps of a method, of any shape.
+        sign: "auto" or one of `SIGNS`.
+        outlier_perc: Percentage from 0 to below 100, see `color_limits`.
+    """
+    if sign != AUTO:
+        return sign
+    low, high = color_limits(values, "range", outlier_perc)
+    weaker, stronger = sorted((-low, high))
+    return "all" if low < 0 < high and weaker >= BOTH_SIGNS * stronger else "range"
+
+
 def _threshold(strengths: np.ndarray, outlier_perc: float) -> float:
     peak = strengths.max()
     if peak == 0:
@@ -122,6 +145,26 @@ def _threshold(strengths: np.ndarray, outlier_perc: float) -> float:
     sums = np.cumsum(ordered / peak)  # sums of the values themselves may overflow
     first = int(np.searchsorted(sums, sums[-1] * 0.01 * (100 - outlier_perc)))
     return float(ordered[min(first, len(ordered) - 1)])
+
+
+def format_value(value: float) -> str:
+    """Write a value of a scale in a few signs.
+
+    Example::
+
+        >>> [format_value(value) for value in (-0.31, 0.025, 0.00025, 1e-12)]
+        ['-0.31', '0.025', '2.5e-4', '1e-12']
+    """
+    if not value or abs(value) >= 0.01:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def format_limits(limits: Limits) -> str:
+    """Write the limits of a scale; "" if they coincide."""
+    low, high = limits
+    return "" if low == high else f"{format_value(low)} to {format_value(high)}"
 
 
 def limits_of_sign(strongest: float, sign: str) -> Limits:

@@ -41,6 +41,7 @@ from captum_clip_surgery.app._images import (
     read_image,
 )
 from captum_clip_surgery.app._settings import MAX_CHARACTERS, Settings
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.diagnostics import describe_specificity
@@ -337,7 +338,7 @@ def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int
     assert first is not None
     assert not first.complete
     assert "CLIPSurgery" in first.arrays
-    assert "Still running: GradCam, LeGrad." in first.hints
+    assert "Still running: Grad-CAM, LeGrad." in first.hints
     next(steps)
     done = len(passes)
     steps.close()  # as Gradio does when a request is stopped
@@ -371,11 +372,11 @@ def test_trust_is_a_line_below_each_map(explainer: Explainer, passes: list[int])
 def test_trust_says_why_a_variant_cannot_be_asked_alone(explainer: Explainer) -> None:
     given = settings(methods=("CLIP", "CLIPSurgery"), feature_surgery="release", trust=True)
     steps = list(filter(None, _tabs.show(explainer, example_image(0), given)))
-    assert "Still running: text specificity of CLIP, text specificity of CLIPSurgery." in (
+    assert "Still running: text specificity of CLIP, text specificity of CLIP Surgery." in (
         steps[0].hints
     )
     assert not steps[0].complete
-    assert "text specificity of CLIPSurgery is left out: " in steps[-1].hints[0]
+    assert "text specificity of CLIP Surgery is left out: " in steps[-1].hints[0]
     assert steps[-1].complete
     assert steps[-1].html.count("ccs-trust") == len(TEXTS)
 
@@ -388,8 +389,8 @@ def test_a_method_that_is_not_defined_is_left_out_in_words(explainer: Explainer)
     result = _tabs.complete(explainer, example_image(0), given)
     assert set(result.arrays) == {"texts", "logits", "CLIP"}
     left_out = " ".join(result.hints)
-    assert "CLIPSurgery is left out: feature_surgery='paper' contrasts texts" in left_out
-    assert "GuidedGradCam is left out" in left_out
+    assert "CLIP Surgery is left out: feature_surgery='paper' contrasts texts" in left_out
+    assert "Guided Grad-CAM is left out" in left_out
     assert result.complete
 
 
@@ -514,7 +515,9 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
         assert np.abs(pixels(saved.read_bytes()) - drawn).mean() < 0.1
     if given.tab == "maps":
         for name in given.methods:
-            assert np.allclose(names["maps"][name].numpy(), result.arrays[name], atol=1e-5), name
+            assert np.allclose(
+                names["maps"][title_of(name)].numpy(), result.arrays[name], atol=1e-5
+            ), name
     elif given.tab == "segmentation":
         assert np.array_equal(names["segmentation"].labels.numpy(), result.arrays["labels"])
     elif given.tab == "points":
@@ -538,7 +541,7 @@ def test_the_code_repeats_a_visitors_image_and_model(
     result = _tabs.complete(explainer, shown, given)
     names = run_code(_code.python(model, shown, given), tmp_path, monkeypatch)
     assert np.array_equal(np.asarray(names["image"]), np.asarray(shown.pixels))
-    found = names["maps"]["CLIPSurgery"].numpy()
+    found = names["maps"]["CLIP Surgery"].numpy()
     assert np.allclose(found, result.arrays["CLIPSurgery"], atol=1e-5)
 
 
@@ -709,9 +712,9 @@ def test_the_code_leaves_out_what_the_page_does(
     python = _code.python(_code.Model.of(explainer.clip), example_image(0), given)
     names = run_code(python, tmp_path, monkeypatch)
     shown = [name for name in given.methods if name in result.arrays]
-    assert list(names.get("maps", {})) == shown
+    assert list(names.get("maps", {})) == [title_of(name) for name in shown]
     for name in given.methods:
-        assert (f"# {name} is left out: " in python) == (name not in shown)
+        assert (f"# {title_of(name)} is left out: " in python) == (name not in shown)
     assert np.allclose(names["logits"].numpy(), result.arrays["logits"], atol=1e-4)
     assert len(list(tmp_path.glob("*.png"))) == bool(shown)
     assert max(map(len, python.splitlines())) <= 100
@@ -720,7 +723,7 @@ def test_the_code_leaves_out_what_the_page_does(
 def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
     given = settings(texts=("star",), methods=("CLIPSurgery",), feature_surgery="paper")
     result = _tabs.complete(explainer, example_image(0), given)
-    words = "no method has a map to draw; choose another. CLIPSurgery is left out: .* contrasts"
+    words = "no method has a map to draw; choose another. CLIP Surgery is left out: .* contrasts"
     for drawn in (_files.png, _files.svg):
         with pytest.raises(ValueError, match=words):
             drawn(result, given)

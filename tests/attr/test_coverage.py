@@ -14,6 +14,7 @@ from captum_clip_surgery import (
     ZeroShotClassifier,
     compare,
 )
+from captum_clip_surgery.decomposition import decompose
 from captum_clip_surgery.export import load_maps, plan
 from captum_clip_surgery.tasks import interactions, word_maps
 from tests._helpers.tiny import random_images, with_preprocessing
@@ -50,6 +51,28 @@ def test_comparisons_and_measures_place_maps_where_the_patches_are(clip):
     compared = compare(clip, images, methods=["CLIP"], masks=[mask])
     assert torch.equal(compared.maps["CLIP"], expected)
     assert compared.measures["CLIP"]["pointing"] > 0
+
+
+def test_cosines_are_the_models_own_without_scale_and_bias(clip, monkeypatch):
+    bias = torch.nn.Parameter(torch.tensor(-10.0))
+    monkeypatch.setattr(clip.model, "logit_bias", bias, raising=False)
+    images = random_images(clip, 2)
+    with torch.no_grad():
+        features = clip.model.encode_image(images, normalize=True)
+        expected = features @ clip.text_features().T
+        found = clip.cosines(clip(images))
+    assert not torch.allclose(clip(images), expected, atol=0.1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_figures_of_decompositions_place_maps_where_the_patches_are(clip):
+    parts = decompose(clip, random_images(clip, 1))
+    assert (parts.covered, parts.shown) == ((32, 32), (36, 36))
+    mapped = parts.figure(heads=0).axes[1].get_images()[-1].get_array()
+    assert mapped.shape == (36, 36)
+    inner = F.interpolate(parts.map()[:, :1], (32, 32), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(mapped[:32, :32], inner, atol=1e-9)
+    np.testing.assert_array_equal(mapped[32:], mapped[31:32].repeat(4, 0))
 
 
 def test_images_of_whole_patches_are_covered(clip):

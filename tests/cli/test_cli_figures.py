@@ -41,7 +41,7 @@ def test_sign_and_format(monkeypatch, tmp_path, photo, colours) -> None:
     assert run(monkeypatch, "compare", photo, *options, *drawn) == 0
     assert set(colours) == {"inferno"}
     svg = (tmp_path / "compare.svg").read_text()
-    assert ">CLIPSurgery</text>" in svg
+    assert ">CLIP Surgery</text>" in svg
     assert ">pig</text>" in svg
     colours.clear()
     drawn = ["--sign", "all", "--format", "pdf"]
@@ -57,7 +57,7 @@ def test_explain_takes_them_too(monkeypatch, tmp_path, photo, colours) -> None:
     options = ["--text", "pig", "--output", tmp_path, "--sign", "all", "--format", "svg"]
     assert run(monkeypatch, "explain", photo, *options) == 0
     assert set(colours) == {"RdBu_r"}
-    assert ">CLIPSurgery</text>" in (tmp_path / "photo-maps.svg").read_text()
+    assert ">CLIP Surgery</text>" in (tmp_path / "photo-maps.svg").read_text()
 
 
 @pytest.mark.parametrize("command", ["explain", "compare"])
@@ -66,7 +66,7 @@ def test_unknown_choices_are_rejected_before_the_work(
 ) -> None:
     options = ["none.png", "--text", "pig", "--output", tmp_path / "out"]
     assert run(monkeypatch, command, *options, "--sign", "both") == 2
-    assert "'both' is not one of 'all', 'positive'" in capsys.readouterr().err
+    assert "'both' is not one of 'auto', 'all', 'positive'" in capsys.readouterr().err
     assert run(monkeypatch, command, *options, "--format", "gif") == 2
     assert "'gif' is not one of 'png', 'svg', 'pdf'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -29,8 +29,9 @@ from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks.captions import METHODS as WORD_METHODS
 from captum_clip_surgery.tasks.sam import INSTANCES
+from captum_clip_surgery.visualization._grids import SCALES
 from captum_clip_surgery.visualization._saving import FORMATS
-from captum_clip_surgery.visualization._scales import SIGNS
+from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
 PROBE = """
 import sys
@@ -62,7 +63,8 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.FigureFormat) == tuple(FORMATS)
     assert get_args(_choices.Instances) == INSTANCES
     assert get_args(_choices.WordMethod) == WORD_METHODS
-    assert get_args(_choices.Sign) == SIGNS
+    assert get_args(_choices.Sign) == (AUTO, *SIGNS)
+    assert get_args(_choices.Scales) == SCALES
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS
     assert tuple(sorted(path.stem for path in protocol.FOLDER.iterdir())) == _choices.PROTOCOLS

@@ -67,6 +67,18 @@ def test_points_stay_where_they_are_on_a_image_that_is_shrunk() -> None:
     ]
 
 
+def test_points_of_a_text_show_around_those_of_a_later_text() -> None:
+    picture = np.zeros((100, 100, 3), np.uint8)
+    places = {"dog": [[50.0, 50], [10, 10]], "cat": [[51.0, 50]]}
+    prompts = [
+        Prompt(text, np.array(points), np.ones(len(points), int), None, None, 0.4)
+        for text, points in places.items()
+    ]
+    below, alone, above = figures.points_figure(picture, prompts).axes[1].lines
+    assert below.get_markersize() >= above.get_markersize() + 4  # a ring of two points
+    assert alone.get_markersize() == above.get_markersize()
+
+
 def test_points_of_one_kind_leave_the_image_its_size() -> None:
     picture = np.zeros((128, 128, 3), np.uint8)
     prompt = Prompt("dog", np.array([[30.0, 97]]), np.array([1]), None, None, 0.4)

@@ -79,14 +79,14 @@ def test_one(scene) -> Figure:
 @same
 def test_compare(scene) -> Figure:
     picture, texts, maps = scene
-    notes = {"CLIP": [["31 ms"] * 3]}
-    return compare_figure([picture], maps, texts, diverging=True, notes=notes, width=5)
+    notes, beside = {"CLIP": [["31 ms"] * 3]}, [["cosine 0.312"] * 3]
+    return compare_figure([picture], maps, texts, notes=notes, text_notes=beside, width=5)
 
 
 @same
 def test_compare_transposed(scene) -> Figure:
     picture, texts, maps = scene
-    return compare_figure([picture], maps, texts, "A title", shared=True, transpose=True, width=5)
+    return compare_figure([picture], maps, texts, "A title", scales="map", transpose=True, width=5)
 
 
 @same

@@ -139,7 +139,7 @@ def test_show_opens_a_figure_with_a_bar(monkeypatch: pytest.MonkeyPatch) -> None
     show(ATTRIBUTION, IMAGE, title="a dog")
     axis, bar = plt.gcf().axes
     assert axis.get_title() == "a dog"
-    assert axis.images[-1].get_cmap().name == COLORS["range"]
+    assert axis.images[-1].get_cmap().name == COLORS["all"]
     assert bar.get_ylim() == pytest.approx(axis.images[-1].get_clim())
     plt.close("all")
 

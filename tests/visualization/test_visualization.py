@@ -32,8 +32,13 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 def test_one_row_a_text_and_one_column_a_method() -> None:
     maps = {"first": torch.randn(3, 2, 4, 6), "second": torch.randn(3, 2, 40, 60)}
     figure = compare_figure([IMAGE] * 3, maps, ["dog", "cat"], title="a title")
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "first", "second"]
-    assert [figure.axes[i].get_ylabel() for i in range(0, 18, 3)] == ["dog", "cat"] * 3
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["first", "second"]
+    assert [figure.axes[i].get_ylabel() for i in range(0, 12, 2)] == ["dog", "cat"] * 3
+    pictures = figure.axes[12:15]  # each once, beside the first of its rows
+    assert [axis.get_title() for axis in pictures] == ["image", "", ""]
+    assert all(len(axis.images) == 1 for axis in pictures)
+    beside = [figure.axes[i].get_position().y0 for i in range(0, 12, 4)]
+    assert [axis.get_position().y0 for axis in pictures] == pytest.approx(beside)
     written = io.BytesIO()
     figure.savefig(written)
     assert Image.open(written).size[0] > 500
@@ -92,53 +97,62 @@ def test_nan_is_refused() -> None:
         drawn(torch.full((2, 2), torch.nan))
 
 
-def limits(figure: Figure, columns: int) -> list[tuple[float, float]]:
+def limits(figure: Figure) -> list[tuple[float, float]]:
     """Of the maps' colors, panel by panel."""
-    panels = [axis for axis in figure.axes if axis.images]  # the others are colour bars
-    maps = [axis for i, axis in enumerate(panels) if i % columns]
+    maps = [axis for axis in figure.axes if len(axis.images) > 1]  # no images and color bars
     return [axis.get_images()[1].get_clim() for axis in maps]
 
 
-def test_scales_of_ones_own_or_shared() -> None:
-    maps = {"first": torch.stack([torch.rand(1, 40, 60), 10 * torch.rand(1, 40, 60)])}
-    own = limits(compare_figure([IMAGE] * 2, maps, ["dog"]), 2)
-    assert own[0][1] < 1 < 9 < own[1][1] < 10
-    shared = limits(compare_figure([IMAGE] * 2, maps, ["dog"], shared=True), 2)
-    assert shared[0] == shared[1]
-    assert shared[0][1] > 9
+def test_texts_share_a_scale_unless_each_map_has_its_own() -> None:
+    maps = {"first": torch.stack([torch.rand(40, 60), 10 * torch.rand(40, 60)])[None]}
+    maps["second"] = 100 * maps["first"]
+    texts = ["absent", "dog"]
+    one, _, same, _ = limits(compare_figure([IMAGE], maps, texts))
+    assert one == same
+    assert 9 < one[1] < 10  # so that the absent text stays dark
+    (limit,) = set(limits(compare_figure([IMAGE], maps, texts, scales="figure")))
+    assert 900 < limit[1] < 1000
+    figure = compare_figure([IMAGE], maps, texts, scales="map")
+    own = limits(figure)
+    assert own[0][1] < 1 < 9 < own[2][1] < 10 < own[1][1] < 100 < own[3][1]
+    stated = [axis.get_xlabel().split(" to ") for axis in figure.axes[:4]]
+    assert [float(high) for _, high in stated] == pytest.approx([h for _, h in own], rel=0.01)
+    with pytest.raises(ValueError, match="scales must be one of method, figure, map, got 'all'"):
+        compare_figure([IMAGE], maps, texts, scales="all")
 
 
-def test_signed_maps_diverge_around_zero_where_both_signs_matter() -> None:
-    signed, hardly = torch.rand(1, 1, 40, 60) * 3 - 1, torch.rand(1, 1, 40, 60) - 0.05
+def test_maps_of_both_signs_diverge_around_zero() -> None:
+    signed, hardly = torch.rand(1, 1, 40, 60) * 3 - 1, torch.rand(1, 1, 40, 60) - 0.04
     maps = {"signed": signed, "hardly": hardly}
-    figure = compare_figure([IMAGE], maps, ["dog"], diverging=True)
-    (low, high), (other, _) = limits(figure, 3)
+    figure = compare_figure([IMAGE], maps, ["dog"])
+    (low, high), (other, _) = limits(figure)
     assert low == -high
     assert other > -0.1
-    colors = [axis.get_images()[1].get_cmap().name for axis in figure.axes[1:]]
+    colors = [axis.get_images()[1].get_cmap().name for axis in figure.axes[:2]]
     assert colors == ["RdBu_r", "inferno"]
-    plain = compare_figure([IMAGE], maps, ["dog"])
-    assert {axis.get_images()[1].get_cmap().name for axis in plain.axes[1:]} == {"inferno"}
+    plain = compare_figure([IMAGE], maps, ["dog"], sign="range")
+    assert {axis.get_images()[1].get_cmap().name for axis in plain.axes[:2]} == {"inferno"}
+    masks = compare_figure([IMAGE], maps, ["dog"], method="mask")  # which has no two signs
+    masks.savefig(io.BytesIO())
 
 
-def test_notes_stand_below_their_panels() -> None:
+def test_notes_stand_below_their_panels_and_beside_their_texts() -> None:
     maps = {"first": torch.stack([torch.rand(1, 4, 6), torch.zeros(1, 4, 6)])}
-    notes = {"image": [["a"], ["b"]], "first": [["c"], ["d"]]}
-    figure = compare_figure([IMAGE] * 2, maps, ["dog"], notes=notes)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["a", "c", "b", "d, all zero"]
+    notes, beside = {"first": [["c"], ["d"]]}, [["cosine 0.1"], ["cosine 0.2"]]
+    figure = compare_figure([IMAGE] * 2, maps, ["dog"], notes=notes, text_notes=beside)
+    assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["c", "d, all zero"]
+    assert [axis.texts[0].get_text() for axis in figure.axes[:2]] == ["cosine 0.1", "cosine 0.2"]
 
 
 def test_shared_scales_have_bars_with_the_maps_own_values() -> None:
     maps = {"first": 4 * torch.rand(1, 2, 40, 60) + 1, "second": torch.zeros(1, 2, 4, 6)}
     for transpose in (False, True):
-        figure = compare_figure(
-            [IMAGE], maps, ["dog", "cat"], shared=True, transpose=transpose, outlier_perc=0
-        )
+        figure = compare_figure([IMAGE], maps, ["dog", "cat"], transpose=transpose, outlier_perc=0)
         (bar,) = [axis for axis in figure.axes if not axis.images]  # nothing of zeros to explain
         low, high = bar.get_ylim() if transpose else bar.get_xlim()
         assert low == pytest.approx(maps["first"].min().item())
         assert high == pytest.approx(maps["first"].max().item())
-    own = compare_figure([IMAGE], maps, ["dog", "cat"])
+    own = compare_figure([IMAGE], maps, ["dog", "cat"], scales="map")
     assert all(axis.images for axis in own.axes)
 
 
@@ -148,17 +162,17 @@ def test_transposed_rows_are_methods_and_columns_texts() -> None:
     upright = compare_figure([IMAGE], maps, texts)
     turned = compare_figure([IMAGE], maps, texts, transpose=True)
     assert [axis.get_title() for axis in turned.axes[:3]] == texts
-    assert [axis.get_ylabel() for axis in turned.axes[::3]] == ["image", "first", "second"]
+    assert [axis.get_ylabel() for axis in turned.axes[:7:3]] == ["first", "second", "image"]
     for row in range(3):
-        for column in range(3):
-            one, other = upright.axes[3 * row + column], turned.axes[3 * column + row]
+        for column in range(2):
+            one, other = upright.axes[2 * row + column], turned.axes[3 * column + row]
             np.testing.assert_array_equal(one.images[-1].get_array(), other.images[-1].get_array())
 
 
 def test_signs_and_methods_of_all_panels() -> None:
     maps = {"first": torch.randn(1, 1, 40, 60)}
     figure = compare_figure([IMAGE], maps, ["dog"], sign="positive", method="heat_map")
-    (shown,) = figure.axes[1].images
+    (shown,) = figure.axes[0].images
     np.testing.assert_array_equal(shown.get_array(), maps["first"][0, 0].clamp(min=0))
     with pytest.raises(ValueError, match=r"sign must be one of all, positive, .*, got 'both'"):
         compare_figure([IMAGE], maps, ["dog"], sign="both")
@@ -191,14 +205,14 @@ def test_every_letter_is_legible_and_on_the_figure(
 def check_letters(width: str | float, transpose: bool) -> None:
     maps = {name: torch.rand(1, 2, 4, 6) for name in ("CLIP", "IntegratedGradients", "GradCam")}
     texts = ["a photograph of a small dog that sleeps beside a large tree", "cat"]
-    notes = {"image": [["logit 22.31"] * 2], "CLIP": [["1234 ms"] * 2]}
+    notes, beside = {"CLIP": [["1234 ms"] * 2]}, [["cosine 0.312"] * 2]
     figure = compare_figure(
         [IMAGE],
         maps,
         texts,
         "A title",
-        shared=True,
         notes=notes,
+        text_notes=beside,
         transpose=transpose,
         width=width,
     )
@@ -216,13 +230,13 @@ def check_letters(width: str | float, transpose: bool) -> None:
         if axis.get_title()
     ]
     assert len(titles) == (2 if transpose else 4)
-    for left, right in pairwise(titles):
+    for left, right in pairwise(sorted(titles, key=lambda title: title.x0)):
         assert left.x1 < right.x0
 
 
 def test_widths_that_hold_nothing_are_refused() -> None:
     maps = {str(name): torch.rand(1, 1, 4, 6) for name in range(9)}
-    with pytest.raises(ValueError, match=r"10 columns do not fit in 3.4 in; use width=5.1 or more"):
+    with pytest.raises(ValueError, match=r"10 columns do not fit in 3.4 in; use width=5.3 or more"):
         compare_figure([IMAGE], maps, ["dog"], width="column")
     with pytest.raises(
         ValueError, match=r"width must be inches .* one of column, .*, got 'poster'"
