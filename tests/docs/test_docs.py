@@ -36,7 +36,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 #: Pages whose Python is run by other tests.
-RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md"}
+RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md", "production.md"}
 EXAMPLES = ("A method", "A tower", "A measure", "A data set")
 MAX_LINES = 40  # of a worked example, over all its blocks
 SETUP = configparser.ConfigParser()
