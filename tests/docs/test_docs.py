@@ -42,7 +42,7 @@ EXAMPLES = ("A method", "A tower", "A measure", "A data set")
 MAX_LINES = 40  # of a worked example, over all its blocks
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of contributors
+TOOLS = {"pytest", "ruff", "mypy", "mkdocs", "curl"}  # programs of others that pages call
 COMMAND: Any = typer.main.get_command(app)
 
 
