@@ -43,7 +43,7 @@ COLUMNS = {"explanation_iou": "mIoU", "msc": "mSC", "pointing": "pointing", "ene
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`.
+    """Maps of several methods side by side, as `compare` returns them.
 
     Args:
         images: The N images as they are drawn, (H, W, 3), uint8 or floats in 0..1.

@@ -176,6 +176,7 @@ def fine(method: Method) -> Method:
     return make
 
 
+#: Every method to compare, by name; calling one with a classifier returns its attribution.
 METHODS: dict[str, Method] = {
     "CLIP": LayerCLIPSimilarity,
     "CLIPSurgery": LayerCLIPSurgery,

@@ -37,7 +37,7 @@ SUFFICIENT = 0.95
 
 @dataclass(frozen=True)
 class TowerReport:
-    """Result of `tower_report`.
+    """Findings about an image tower and its texts, as `tower_report` returns them.
 
     Args:
         tower: One-line description of the image tower.

@@ -64,7 +64,7 @@ def describe_specificity(correlation: float) -> str:
 
 @dataclass(frozen=True)
 class TrustReport:
-    """Result of `trust`.
+    """Findings about how far maps can be trusted, as `trust` returns them.
 
     Args:
         method: Name of the method.

@@ -38,6 +38,7 @@ USES: dict[str, tuple[str, ...]] = {
     "grid": ("size", "classes"),
     "specificity": ("size", "classes"),
 }
+#: Names of the tasks that a protocol can configure.
 TASKS = tuple(USES)
 #: Maximum side in pixels; a batch of one is 3 GB.
 MAX_PIXELS = 2**14

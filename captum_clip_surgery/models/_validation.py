@@ -57,7 +57,7 @@ def check_images(images: Tensor, tower: Tower, device: torch.device, finite: boo
         )
     if images.layout != torch.strided:
         raise TypeError(f"images are {images.layout}, expected a dense tensor: images.to_dense()")
-    if not len(images):
+    if images.shape[0] == 0:  # `len` would fix the batch size of an exported program
         raise ValueError(f"the batch is empty: shape {shape}")
     tower.grid(*images.shape[-2:])
     if images.device != device:

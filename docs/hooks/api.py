@@ -21,7 +21,8 @@ PROGRAMS = {f"{PACKAGE}.app", f"{PACKAGE}.cli"}
 @functools.cache
 def package() -> griffe.Module:
     """Read the package's sources, without importing them."""
-    loaded = griffe.load(PACKAGE, search_paths=[ROOT], resolve_aliases=True)
+    extensions = griffe.load_extensions(Path(__file__).with_name("docstrings.py"))
+    loaded = griffe.load(PACKAGE, search_paths=[ROOT], resolve_aliases=True, extensions=extensions)
     assert isinstance(loaded, griffe.Module)
     return loaded
 

@@ -130,7 +130,7 @@ def test_maps_of_fixed_text_features_are_exported():
     fixed = ZeroShotClassifier.from_features(
         clip.model, clip.text_features(), clip.empty_features()
     )
-    images = torch.randn(1, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, *clip.native_size, generator=torch.Generator().manual_seed(0))
 
     class Explained(nn.Module):
         def __init__(self, given: ZeroShotClassifier) -> None:
@@ -140,8 +140,10 @@ def test_maps_of_fixed_text_features_are_exported():
         def forward(self, images: Tensor) -> Tensor:
             return self.surgery.attribute_all(images)
 
-    program = torch.export.export(Explained(fixed).eval(), (images,))
+    batch = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(Explained(fixed).eval(), (images,), dynamic_shapes=batch)
     expected = LayerCLIPSurgery(clip).attribute_all(images)
-    torch.testing.assert_close(program.module()(images), expected)
+    for size in (1, 3):
+        torch.testing.assert_close(program.module()(images[:size]), expected[:size])
     with pytest.raises(TypeError, match=r"needs fixed text features.*from_features"):
         torch.export.export(Explained(clip).eval(), (images,))

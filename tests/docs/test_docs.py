@@ -30,18 +30,19 @@ from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.cli import app
 from captum_clip_surgery.models.image._registry import TOWER_CLASSES
 from tests._helpers.cases import each
+from tests._helpers.served import CHROMIUM, chromium
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 #: Pages whose Python is run by other tests.
-RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md"}
+RUN_ELSEWHERE = {"tasks.md", "measures.md", "export.md", "production.md"}
 EXAMPLES = ("A method", "A tower", "A measure", "A data set")
 MAX_LINES = 40  # of a worked example, over all its blocks
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-TOOLS = {"pytest", "ruff", "mypy", "mkdocs"}  # of contributors
+TOOLS = {"pytest", "ruff", "mypy", "mkdocs", "curl"}  # programs of others that pages call
 COMMAND: Any = typer.main.get_command(app)
 
 
@@ -311,6 +312,11 @@ def test_documented_names_can_be_imported_and_have_docstrings() -> None:
         if inspect.isroutine(value) or inspect.isclass(value)
     }
     assert not [path for path, value in functions_and_classes.items() if not value.__doc__]
+    api = hook("api")
+    undescribed = [
+        path for path in documented if not api.package()[path.partition(".")[2]].docstring
+    ]
+    assert not undescribed
     # The same object under two names would be documented twice.
     assert len({id(value) for value in functions_and_classes.values()}) == len(
         functions_and_classes
@@ -408,3 +414,36 @@ def test_no_page_is_an_orphan(site: dict[Path, Page]) -> None:
         paths = (urlsplit(link).path for link in site[path].links if local(link))
         queue += [(path.parent / unquote(target)).resolve() for target in paths if target]
     assert reached == set(site) - {root / "404.html"}
+
+
+@pytest.mark.slow
+def test_search_finds_the_words_that_people_use(site: dict[Path, Page]) -> None:
+    root = next(path.parent for path in site if path.name == "404.html")
+    entries = json.loads((root / "search" / "search_index.json").read_text())["docs"]
+    pages: dict[str, set[str]] = {}
+    for entry in entries:
+        for word in re.findall(r"\w+", f"{entry['title']} {entry['text']}".lower()):
+            pages.setdefault(word, set()).add(entry["location"].partition("#")[0])
+    assert "quickstart.html" in pages["heatmap"]
+    assert "quickstart.html" in pages["colorbar"]
+    assert "production.html" in pages["deploy"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_commands_are_copied_without_their_prompt(site: dict[Path, Page]) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    page = next(path for path in site if path.name == "quickstart.html")
+    # What the theme's button copies: the text of a block while it has this attribute.
+    copied = """blocks => blocks.map(block => {
+        block.setAttribute("data-md-copying", "");
+        return block.innerText;
+    })"""
+    with playwright.sync_playwright() as driver:
+        browser = chromium(driver)
+        tab = browser.new_page()
+        tab.goto(page.as_uri())
+        texts = tab.eval_on_selector_all("pre > code:has(.gp)", copied)
+        browser.close()
+    assert any(text.startswith("clip-surgery demo") for text in texts)
+    assert not [text for text in texts if "$" in text]

@@ -82,7 +82,7 @@ class TimmAttentionPool(AttentionPool):
         pooler, x = self.visual.trunk.attn_pool, self.visual.trunk.norm(x)
         q = split_heads(pooler.q(pooler.latent), pooler.num_heads)
         k, v = (split_heads(each, pooler.num_heads) for each in pooler.kv(x).chunk(2, dim=-1))
-        q = pooler.q_norm(q).expand(len(x), -1, -1, -1)
+        q = pooler.q_norm(q).expand(x.shape[0], -1, -1, -1)
         return AttentionInputs(q, pooler.k_norm(k), v, x, (1, x.shape[1]))
 
     @override

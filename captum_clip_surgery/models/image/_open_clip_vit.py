@@ -118,7 +118,7 @@ class VisionTransformerTower(Tower):
         patches = visual.conv1(images)
         grid = (patches.shape[-2], patches.shape[-1])
         patches = patches.flatten(2).mT
-        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions = resize_positions(
             visual.positional_embedding, self._native_grid, grid, 1, self.positions
         )

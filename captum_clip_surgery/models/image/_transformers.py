@@ -184,7 +184,7 @@ class TransformersCLIPTower(TransformersTower):
         embeddings = self.vision.embeddings
         patches = embeddings.patch_embedding(images)
         grid = (patches.shape[-2], patches.shape[-1])
-        class_token = embeddings.class_embedding.expand(len(patches), 1, -1)
+        class_token = embeddings.class_embedding.expand(patches.shape[0], 1, -1)
         tokens = torch.cat([class_token, patches.flatten(2).mT], dim=1) + self._positions(grid)
         return self.vision.pre_layrnorm(tokens), GridSpec(grid)  # the library's spelling
 
@@ -310,8 +310,8 @@ class Tipsv2Tower(TransformersTower):
         embeddings = self.vision.embeddings
         grid = self.grid(*images.shape[-2:])
         patches = embeddings.patch_embeddings(images)
-        class_token = embeddings.cls_token.expand(len(patches), -1, -1)
-        registers = embeddings.register_tokens.expand(len(patches), -1, -1)
+        class_token = embeddings.cls_token.expand(patches.shape[0], -1, -1)
+        registers = embeddings.register_tokens.expand(patches.shape[0], -1, -1)
         positions = resize_positions(
             embeddings.position_embeddings[0], self._native_grid, grid, 1, self.positions
         )
