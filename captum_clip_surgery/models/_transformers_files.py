@@ -170,13 +170,13 @@ def check_sam(folder: Path) -> str:
         raise ValueError(f"{folder} has an adapter (adapter_config.json); merge it into the model")
     check_links(folder)
     content = read_json(folder / CONFIG)
-    name = content.get("model_type") if isinstance(content, dict) else None
-    if not isinstance(name, str) or name not in SAM_KINDS:
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(model_type, str) or model_type not in SAM_KINDS:
         raise ValueError(
-            f"{folder / CONFIG}: model_type is {name!r:.100}, expected one of "
+            f"{folder / CONFIG}: model_type is {model_type!r:.100}, expected one of "
             f"{', '.join(SAM_KINDS)}"
         )
-    kind = SAM_KINDS[name]
+    kind = SAM_KINDS[model_type]
     if kind == "sam2":
         check_table(str(folder / CONFIG), sam2_parts(content), SAM2)
     else:

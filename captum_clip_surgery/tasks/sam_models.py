@@ -155,12 +155,13 @@ def _load_original(path: Path, device: torch.device) -> Any:
             f"{', '.join(map(str, ORIGINALS))}"
         )
     try:
-        from segment_anything import SamPredictor, sam_model_registry
+        import segment_anything
     except ImportError as error:
         raise ImportError(
             "original checkpoints of SAM need segment_anything: pip install segment-anything"
         ) from error
-    model = sam_model_registry[ORIGINALS[width]]()
+    library: Any = segment_anything
+    model = library.sam_model_registry[ORIGINALS[width]]()
     try:
         missing, _ = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -168,7 +169,7 @@ def _load_original(path: Path, device: torch.device) -> Any:
             f"{path} is not a checkpoint of SAM: {error_message(error):.300}"
         ) from None
     _check_complete(path, missing)
-    return SamPredictor(model.eval().to(device))
+    return library.SamPredictor(model.eval().to(device))
 
 
 def _check_complete(path: Path, missing: Collection[str]) -> None:
