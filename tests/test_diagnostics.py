@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.demo import Scenes, nouns
-from tests._helpers.tiny import TOWERS, random_images, tiny_model
+from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,43 @@ def test_the_figure_shows_what_the_report_holds(demo, scenes):
     assert on_grid.images[0].get_array().shape == (14, 14)
     assert spread.lines[0].get_ydata() == pytest.approx(report.spread)
     assert spread.lines[1].get_xdata() == [report.suggested_num_blocks]
+
+
+def built(kind: str) -> Any:
+    """A model as its library builds it, with random weights."""
+    if kind == "resnet":
+        vision = CLIPVisionCfg(layers=(1, 1, 1, 1), width=8, image_size=64)
+    else:
+        vision = CLIPVisionCfg(layers=2, width=16, head_width=8, image_size=32, patch_size=16)
+    text = CLIPTextCfg(context_length=8, width=16, heads=2, layers=1)
+    return with_preprocessing(CLIP(16, vision, text).eval())
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_random_weights_are_told_from_trained_ones(kind):
+    clip = ZeroShotClassifier(built(kind), ["a dog", "a cat"], templates=())
+    report = tower_report(clip, random_images(clip))
+    assert report.untrained == ("image tower", "text tower")
+    assert report.to_dict()["verdict"] == "untrained"
+    assert "Not a trained model: all normalization layers of the image tower and" in str(report)
+    with torch.no_grad():  # one step of training changes every gain
+        for parameter in clip.model.visual.parameters():
+            parameter += 1e-3 * torch.randn_like(parameter) * (parameter.ndim == 1)
+    assert tower_report(clip, random_images(clip)).untrained == ("text tower",)
+
+
+def test_verdicts_have_their_numbers(demo, scenes):
+    report = tower_report(demo, scenes)
+    assert (
+        report.verdict == "Sound: 0.0 outlier tokens per image, and a rebuilt embedding that "
+        "agrees (1.0000)."
+    )
+    norms = report.norms.clone()
+    norms[5, :, :3] *= 100
+    outliers = replace(report, norms=norms, agreement=None)
+    assert outliers.verdict.startswith(
+        "Outliers: up to 3.0 patch tokens per image (entering block 5)"
+    )
+    mismatch = replace(outliers, agreement=0.5)
+    assert "has a cosine of only 0.500 with the model's own" in mismatch.verdict
+    assert [each.to_dict()["verdict"] for each in (outliers, mismatch)] == ["outliers", "mismatch"]

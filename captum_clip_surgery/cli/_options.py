@@ -255,7 +255,7 @@ class Models(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Command):
-    """Check a checkpoint. Reports outlier tokens, what texts share, and suggests num_blocks.
+    """Check a checkpoint. Prints a verdict and its numbers: outlier tokens, what texts share.
 
     Example:
         clip-surgery check photos/ --model ViT-L-14 --pretrained openai

@@ -21,6 +21,7 @@ from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.diagnostics._verdict import describe_verdict, untrained_parts
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image import Tower
@@ -51,6 +52,7 @@ class TowerReport:
             common, 1 for identical ones; None for one text.
         spread: For 0, 1, ... blocks of surgery, the mean standard deviation over patches of the
             scores of each image's most likely text.
+        untrained: Towers whose weights are random: "image tower", "text tower".
     """
 
     tower: str
@@ -59,6 +61,12 @@ class TowerReport:
     agreement: float | None
     common_energy: float | None
     spread: tuple[float, ...]
+    untrained: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers come to: sound, outliers, a mismatch, or not a trained model."""
+        return describe_verdict(self.untrained, self.agreement, self.outliers)[1]
 
     @property
     def outliers(self) -> Tensor:
@@ -80,6 +88,7 @@ class TowerReport:
         """Return the report as JSON values; norms are summarized per block."""
         norms = self.norms.flatten(1)
         return {
+            "verdict": describe_verdict(self.untrained, self.agreement, self.outliers)[0],
             "tower": self.tower,
             "grid": list(self.grid),
             "images": self.norms.shape[1],
@@ -108,6 +117,7 @@ class TowerReport:
             common = f"{self.common_energy:.0%} of the text features' energy"
         return "\n".join(
             [
+                self.verdict,
                 self.tower,
                 f"images                 {self.norms.shape[1]}, {self.grid[0]} x {self.grid[1]} "
                 "patches each",
@@ -199,6 +209,7 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
             agreement=_agreement(clip, images),
             common_energy=_common_energy(clip.text_features()),
             spread=_spread(clip, images),
+            untrained=untrained_parts(clip.model),
         )
 
 

@@ -6,6 +6,7 @@ and adapters by name, opens vocabulary files by path, and asks for permission on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from captum_clip_surgery.models._schema import check_links, check_table, read_js
 from captum_clip_surgery.models._transformers_tables import (
     OTHER_TOKENIZERS,
     SAM,
+    SAM2,
     SAM_FILES,
     TEXT_TOWERS,
     TOKENIZER_FILES,
@@ -29,6 +31,8 @@ VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 STEPS = ("normalizer", "pre_tokenizer")
 #: How many times longer a tokenizer may make a text before it splits it; known ones, 3 times.
 MAX_GROWTH = 1_000
+#: The model that segments an image, by the `model_type` of a folder. The hub's SAM 2 name videos.
+SAM_KINDS = {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}
 
 
 def check_text_tower(folder: Path, name: str) -> Path:
@@ -145,34 +149,67 @@ def _check_growth(path: Path) -> None:
         )
 
 
-def check_sam(folder: Path) -> None:
-    """Check a folder with a SAM written by `save_pretrained`.
+def check_sam(folder: Path) -> str:
+    """Check a folder with a SAM or SAM 2 written by `save_pretrained`.
 
     Args:
         folder: The folder.
 
+    Returns:
+        "sam" or "sam2".
+
     Raises:
         FileNotFoundError: If there is no configuration, or no weights in safetensors.
-        ValueError: If an option is not allowed, or the configuration has more parameters than
-            the file of weights.
+        ValueError: If the model is another one, an option is not allowed, or the configuration has
+            more parameters than the file of weights.
     """
-    from transformers import SamConfig, SamModel
-
     for name in (CONFIG, "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; expected a SAM by save_pretrained")
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} has an adapter (adapter_config.json); merge it into the model")
     check_links(folder)
-    check_table(str(folder / CONFIG), read_json(folder / CONFIG), SAM)
+    content = read_json(folder / CONFIG)
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(model_type, str) or model_type not in SAM_KINDS:
+        raise ValueError(
+            f"{folder / CONFIG}: model_type is {model_type!r:.100}, expected one of "
+            f"{', '.join(SAM_KINDS)}"
+        )
+    kind = SAM_KINDS[model_type]
+    if kind == "sam2":
+        check_table(str(folder / CONFIG), sam2_parts(content), SAM2)
+    else:
+        check_table(str(folder / CONFIG), content, SAM)
     for name, allowed in SAM_FILES.items():
         if (folder / name).is_file():
             check_table(str(folder / name), read_json(folder / name), allowed)
     weights = (folder / "model.safetensors").stat().st_size
     with torch.device("meta"):
-        count = sum(p.numel() for p in SamModel(SamConfig.from_pretrained(folder)).parameters())
+        model = _build_sam2(content) if kind == "sam2" else _build_sam(folder)
+    count = sum(parameter.numel() for parameter in model.parameters())
     if count > weights:  # each takes at least a byte
         raise ValueError(
             f"{folder / CONFIG} describes {count:,} parameters, and the weights beside it have "
             f"{weights:,} bytes: they are not of one model"
         )
+    return kind
+
+
+def sam2_parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a configuration of SAM 2 that segment one image."""
+    return {key: config[key] for key in SAM2 if key in config}
+
+
+def _build_sam(folder: Path) -> nn.Module:
+    from transformers import SamConfig, SamModel
+
+    return SamModel(SamConfig.from_pretrained(folder))
+
+
+def _build_sam2(config: Mapping[str, Any]) -> nn.Module:
+    try:
+        from transformers import Sam2Config, Sam2Model
+    except ImportError as error:
+        raise ImportError("SAM 2 needs transformers 4.56 or later: upgrade it") from error
+    return Sam2Model(Sam2Config(**sam2_parts(config)))

@@ -169,11 +169,67 @@ SAM: Table = {
         "iou_head_hidden_dim": WIDTH,
     },
 }
+_EDGE_PAIR = ListOf(EDGE, range(2, 3))
+_STAGES = range(1, 17)
+_PER_STAGE = ListOf(WIDTH, _STAGES)
+_HIERA: Table = {
+    **ANY,
+    "model_type": ("sam2_hiera_det_model",),
+    **dict.fromkeys(("hidden_size", "num_attention_heads", "num_query_pool_stages"), WIDTH),
+    **dict.fromkeys(("image_size", "patch_kernel_size", "patch_stride"), _EDGE_PAIR),
+    **dict.fromkeys(("query_stride", "window_positional_embedding_background_size"), _EDGE_PAIR),
+    "patch_padding": ListOf(range(1_025), range(2, 3)),
+    "num_channels": (3,),
+    "blocks_per_stage": ListOf(LAYERS, _STAGES),
+    "embed_dim_per_stage": _PER_STAGE,
+    "num_attention_heads_per_stage": _PER_STAGE,
+    "window_size_per_stage": _PER_STAGE,
+    "global_attention_blocks": ListOf(range(1_000), range(1_000)),
+    "mlp_ratio": float,
+    "hidden_act": str,
+    "layer_norm_eps": float,
+}
+#: The parts of SAM 2 that segment one image; those for videos are not read.
+SAM2: Table = {
+    "vision_config": {
+        **ANY,
+        "model_type": ("sam2_vision_model", ""),
+        "backbone_config": _HIERA,
+        "backbone_channel_list": _PER_STAGE,
+        "backbone_feature_sizes": ListOf(_EDGE_PAIR, _STAGES),
+        "fpn_hidden_size": WIDTH,
+        **dict.fromkeys(("fpn_kernel_size", "fpn_stride", "num_feature_levels"), _STAGES),
+        "fpn_padding": range(17),
+        "fpn_top_down_levels": ListOf(range(17), range(17)),
+        "hidden_act": str,
+        "layer_norm_eps": float,
+    },
+    "prompt_encoder_config": {
+        **_SAM_PART,
+        "model_type": ("sam2_prompt_encoder", ""),
+        "mask_input_channels": WIDTH,
+        "num_point_embeddings": range(1, 101),
+        "scale": [WIDTH, float],
+    },
+    "mask_decoder_config": {
+        **_SAM_PART,
+        "model_type": ("sam2_mask_decoder", ""),
+        "attention_downsample_rate": range(1, 2**12),
+        "num_multimask_outputs": range(1, 101),
+        "iou_head_depth": LAYERS,
+        "iou_head_hidden_dim": WIDTH,
+        "dynamic_multimask_via_stability": bool,
+        "dynamic_multimask_stability_delta": float,
+        "dynamic_multimask_stability_thresh": float,
+    },
+}
 _EDGES: Table = dict.fromkeys(("height", "width", "longest_edge"), EDGE)
 _SAM_IMAGES: Table = {
-    "image_processor_type": ("SamImageProcessor", "SamImageProcessorFast"),
+    "image_processor_type": tuple(
+        f"{name}ImageProcessor{end}" for name in ("Sam", "Sam2") for end in ("", "Fast", "Pil")
+    ),
     "feature_extractor_type": ("SamFeatureExtractor",),
-    "processor_class": ("SamProcessor",),
+    "processor_class": ("SamProcessor", "Sam2Processor", "Sam2VideoProcessor"),
     **{f"do_{step}?": bool for step in ("convert_rgb", "normalize", "pad", "rescale", "resize")},
     **{f"{key}?": _EDGES for key in ("size", "mask_size", "pad_size", "mask_pad_size")},
     **{f"image_{key}?": ListOf(float, range(3, 4)) for key in ("mean", "std")},

@@ -8,7 +8,8 @@ from captum_clip_surgery.tasks._vocabulary import BACKGROUND, default_background
 from captum_clip_surgery.tasks.captions import WordMaps, maps_of_own_texts, word_maps
 from captum_clip_surgery.tasks.recognition import Recognition, recognize
 from captum_clip_surgery.tasks.refinement import refine_maps
-from captum_clip_surgery.tasks.sam import Prompt, Sam, points_from_map, prompts, sam_inputs
+from captum_clip_surgery.tasks.sam import Prompt, points_from_map, prompts, sam_inputs
+from captum_clip_surgery.tasks.sam_models import Sam
 from captum_clip_surgery.tasks.segmentation import Segmentation, class_scores, segment
 from captum_clip_surgery.tasks.words_by_patches import Interactions, interactions
 

@@ -1,20 +1,16 @@
-"""Points, boxes and masks for the Segment Anything Model (SAM), and its masks."""
+"""Points, boxes and masks for the Segment Anything Model (SAM)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models._transformers_files import check_sam
 from captum_clip_surgery.models._validation import resolve_indices
 from captum_clip_surgery.tasks._images import Images, Size, batches, choose_method
 from captum_clip_surgery.tasks._prompts import (
@@ -27,7 +23,7 @@ from captum_clip_surgery.tasks._prompts import (
     published_points,
 )
 
-__all__ = ["Prompt", "Sam", "points_from_map", "prompts", "sam_inputs"]
+__all__ = ["Prompt", "points_from_map", "prompts", "sam_inputs"]
 
 INSTANCES = ("one", "components", "peaks")
 #: The label of padding points in transformers' SAM.
@@ -228,71 +224,3 @@ def sam_inputs(prompts: Sequence[Sequence[Prompt]]) -> dict[str, list[Any]]:
 
 def _pad(values: np.ndarray, length: int, padding: object) -> list[Any]:
     return [*values.tolist(), *[padding] * (length - len(values))]
-
-
-class Sam:
-    """A SAM of transformers and its processor: prompts to masks.
-
-    Args:
-        model: A `transformers.SamModel` in eval mode.
-        processor: Its `transformers.SamProcessor`.
-
-    References:
-        Kirillov et al.: Segment Anything. ICCV 2023, as implemented in transformers.
-    """
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model, self.processor = model, processor
-
-    @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], device: torch.device) -> Self:
-        """Load model and processor from a folder, without downloading anything.
-
-        Args:
-            folder: A folder that `save_pretrained` wrote.
-            device: The model's device.
-
-        Raises:
-            FileNotFoundError: If there is no such folder, or no safetensors weights in it.
-            ImportError: If transformers is not installed.
-            ValueError: If an option could lead to code, a download or other files, or there are
-                more parameters than weights.
-        """
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"no folder of a SAM at {folder}")
-        try:
-            from transformers import SamImageProcessor, SamModel, SamProcessor
-        except ImportError as error:
-            raise ImportError(
-                "SAM needs transformers; install the extra: pip install 'captum_clip_surgery[sam]'"
-            ) from error
-        check_sam(Path(folder))
-        local: Any = {"local_files_only": True, "use_safetensors": True}
-        model: Any = SamModel.from_pretrained(folder, dtype=torch.float32, **local)
-        images = SamImageProcessor.from_pretrained(folder, local_files_only=True)
-        processor: Any = SamProcessor
-        return cls(model.eval().to(device), processor(images))
-
-    @torch.no_grad()
-    def masks(self, image: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """Return the mask (H, W) of bool that SAM rates best for each prompt.
-
-        Args:
-            image: The image.
-            prompts: Its prompts; the mask of one without points is empty.
-        """
-        pointed = [prompt for prompt in prompts if len(prompt.points)]
-        results = iter(self._masks(image, pointed) if pointed else [])
-        empty = np.zeros((image.height, image.width), dtype=bool)
-        return [next(results) if len(prompt.points) else empty for prompt in prompts]
-
-    def _masks(self, image: Image.Image, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        inputs = self.processor(images=image, return_tensors="pt", **sam_inputs([prompts]))
-        outputs = self.model(**inputs.to(self.model.device))
-        (candidates,) = self.processor.post_process_masks(
-            outputs.pred_masks.cpu(),
-            inputs["original_sizes"].cpu(),
-            inputs["reshaped_input_sizes"].cpu(),
-        )
-        best = outputs.iou_scores[0].argmax(-1).cpu()
-        return [masks[i].numpy() for masks, i in zip(candidates, best, strict=True)]

@@ -315,7 +315,15 @@ def test_compare_draws_and_says_what_it_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = [option for noun in SCENE.nouns for option in ("--text", noun)]
-    options = ("--methods", "CLIP,GuidedGradCam,LeGrad", "--output", tmp_path, "--shared", "--fine")
+    options = (
+        "--methods",
+        "CLIP,GuidedGradCam,LeGrad",
+        "--output",
+        tmp_path,
+        "--scales",
+        "map",
+        "--fine",
+    )
     assert run(monkeypatch, "compare", photo, *texts, *options) == 0
     captured = capsys.readouterr()
     assert "left out: GuidedGradCam: GuidedGradCam is not defined on" in captured.err
