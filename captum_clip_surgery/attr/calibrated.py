@@ -227,8 +227,9 @@ class LayerSCCLIP(_SCCLIPPath, LayerShapeMixin):
     is aggregated by the cosines after block 4.
 
     Open in the formulas, and decided here: outliers are those of the last block's stream in the
-    middle streams too; the branch sums streams as they are; an outlier without a sound neighbor
-    stays; the mean of cosines is that of the image; tokens are aggregated ahead of the projection.
+    middle streams too; those without a sound neighbor are replaced after the others; the branch
+    sums streams as they are; the mean of cosines is that of the image; tokens are aggregated ahead
+    of the projection.
 
     Args:
         forward_func: The classifier.
