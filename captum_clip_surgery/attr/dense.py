@@ -16,13 +16,16 @@ from torch import Tensor
 from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.functional import vv_attention
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 
 __all__ = [
     "GEM",
     "NACLIP",
     "SCLIP",
+    "CLIPtrase",
     "ClearCLIP",
+    "LayerCLIPtrase",
     "LayerClearCLIP",
     "LayerGEM",
     "LayerMaskCLIP",
@@ -45,10 +48,19 @@ def qq_attention(inputs: AttentionInputs) -> Tensor:
     return F.scaled_dot_product_attention(inputs.q, inputs.q, inputs.v)
 
 
+def kk_attention(inputs: AttentionInputs) -> Tensor:
+    """Return values weighted by k-k attention."""
+    return F.scaled_dot_product_attention(inputs.k, inputs.k, inputs.v)
+
+
 def correlative_attention(inputs: AttentionInputs) -> Tensor:
     """Return values weighted by q-q attention plus k-k attention: a sum, not a mean."""
-    keys = F.scaled_dot_product_attention(inputs.k, inputs.k, inputs.v)
-    return qq_attention(inputs) + keys
+    return qq_attention(inputs) + kk_attention(inputs)
+
+
+def threefold_attention(inputs: AttentionInputs) -> Tensor:
+    """Return values weighted by q-q, k-k and v-v attention: a sum, not a mean."""
+    return correlative_attention(inputs) + vv_attention(inputs.v)
 
 
 def neighborhood_attention(inputs: AttentionInputs) -> Tensor:
@@ -84,6 +96,7 @@ def _attend(directions: Tensor, values: Tensor) -> Tensor:
 MASKCLIP_PATH = PathConfig(1, identity_attention, mlp=True, values_only=True)
 SCLIP_PATH = PathConfig(1, correlative_attention, mlp=True)
 CLEARCLIP_PATH = PathConfig(1, qq_attention, residual=False)
+CLIPTRASE_PATH = PathConfig(1, threefold_attention, mlp=True)
 NACLIP_PATH = PathConfig(1, neighborhood_attention, residual=False)
 
 
@@ -134,6 +147,28 @@ class LayerSCLIP(_SCLIPPath, LayerShapeMixin):
 
 class SCLIP(_SCLIPPath, InputShapeMixin):
     """SCLIP shaped like the images; see `LayerSCLIP` for the method."""
+
+
+class _CLIPtrasePath(_PublishedPath):
+    method_name = "CLIPtrase"
+    published = CLIPTRASE_PATH
+
+
+class LayerCLIPtrase(_CLIPtrasePath, LayerShapeMixin):
+    """CLIPtrase on the patch grid: q-q plus k-k plus v-v attention in the last block, (N, 1, h, w).
+
+    These are the patch scores that the method starts from. Its second stage is left out, since it
+    gives labels and no scores: patches are clustered by their attention, and each cluster takes the
+    label that most of its patches have.
+
+    References:
+        Shao, Tian, Zhao, Su: Explore the Potential of CLIP for Training-Free Open Vocabulary
+        Semantic Segmentation. ECCV 2024.
+    """
+
+
+class CLIPtrase(_CLIPtrasePath, InputShapeMixin):
+    """CLIPtrase shaped like the images; see `LayerCLIPtrase` for the method."""
 
 
 class _ClearCLIPPath(_PublishedPath):

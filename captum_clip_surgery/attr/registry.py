@@ -29,6 +29,7 @@ from captum_clip_surgery.attr.attention import (
     LayerRawAttention,
 )
 from captum_clip_surgery.attr.augmentation import TestTimeAugmentation
+from captum_clip_surgery.attr.calibrated import LayerResCLIP, LayerSCCLIP, LayerSFP
 from captum_clip_surgery.attr.clip_surgery import (
     LayerCLIPSimilarity,
     LayerCLIPSurgery,
@@ -36,6 +37,7 @@ from captum_clip_surgery.attr.clip_surgery import (
 )
 from captum_clip_surgery.attr.dense import (
     LayerClearCLIP,
+    LayerCLIPtrase,
     LayerGEM,
     LayerMaskCLIP,
     LayerNACLIP,
@@ -185,9 +187,13 @@ METHODS: dict[str, Method] = {
     "FeatureSurgery": LayerFeatureCLIPSurgery,
     "MaskCLIP": LayerMaskCLIP,
     "SCLIP": LayerSCLIP,
+    "CLIPtrase": LayerCLIPtrase,
     "ClearCLIP": LayerClearCLIP,
     "NACLIP": LayerNACLIP,
     "GEM": LayerGEM,
+    "ResCLIP": LayerResCLIP,
+    "SCCLIP": LayerSCCLIP,
+    "SFP": LayerSFP,
     "DirectEffect": LayerDirectEffect,
     "LeGrad": LayerLeGrad,
     "AttentionRelevance": LayerAttentionRelevance,
