@@ -170,6 +170,23 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """Queries beside texts."""
+
+    query_image: Annotated[
+        list[Path] | None,
+        Option(metavar="FILE", help="Image to look for as for a text; repeat for more."),
+    ] = None
+    rather_than: Annotated[
+        str | None,
+        Option(
+            metavar="TEXT",
+            help="Text to subtract: shows what speaks for each text and image rather than for it.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawingOptions:
     """How maps are drawn, and into which files."""
 
