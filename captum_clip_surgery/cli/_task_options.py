@@ -236,8 +236,9 @@ class Match(Command):
         clip-surgery match one.jpg other.jpg --model ViT-B-16 --pretrained openai
     """
 
-    query: Annotated[Path, Argument(help="Image file.", show_default=False)]
-    image: Annotated[Path, Argument(help="Image file to match it with.", show_default=False)]
+    images: Annotated[
+        tuple[Path, Path], Argument(help="Two image files: query and image.", show_default=False)
+    ]
     pairs: Annotated[int, Option(min=1, help="Largest number of pairs of regions.")] = 3
     size: Size = None
     clip: ModelOptions

@@ -176,16 +176,16 @@ def words(options: _task_options.Words) -> None:
 
 def match(options: _task_options.Match) -> None:
     """Run the command."""
-    query, image = load_image(options.query), load_image(options.image)
+    query, image = map(load_image, options.images)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     result = tasks.explain_pair(clip, query, image, size=options.size)
-    stem = f"{options.query.stem}-{options.image.stem}"
+    stem = "-".join(path.stem for path in options.images)
     figure = result.figure(query, image, count=options.pairs)
     figure_path = save_figure(figure, options.output / f"{stem}-match.png")
-    named = {"query": str(options.query), "image": str(options.image)}
-    content = named | result.to_dict(options.pairs)
+    content: dict[str, Any] = dict(zip(("query", "image"), map(str, options.images), strict=True))
+    content = content | result.to_dict(options.pairs)
     json_path = _write_json(options.output / f"{stem}-match.json", content, indent=None)
-    echo(f"{options.query}, {options.image} -> {figure_path}, {json_path}", options.json)
+    echo(f"{content['query']}, {content['image']} -> {figure_path}, {json_path}", options.json)
     patches = content["patches"]
     echo(f"  {result.cosine:+.3f}  cosine, {patches:+.3f} by pairs of patches", options.json)
     for pair in content["pairs"]:

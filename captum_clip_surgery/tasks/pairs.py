@@ -137,9 +137,9 @@ class PairExplanation:
         Raises:
             ValueError: If `count` is below 1, or a map is not finite.
         """
-        from captum_clip_surgery.tasks import figures
+        from captum_clip_surgery.tasks._pair_figure import pair_figure
 
-        return figures.pair_figure(self, query_image, image, count=count, maps=maps, width=width)
+        return pair_figure(self, query_image, image, count, maps, width)
 
     def to_dict(self, count: int = 3) -> dict[str, Any]:
         """Return cosine, maps, sums of remainders and the strongest pairs, for `json.dumps`.

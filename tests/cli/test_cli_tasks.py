@@ -83,7 +83,7 @@ def test_segment_with_synonyms(monkeypatch, tmp_path, folder, capsys) -> None:
     labels = np.asarray(Image.open(content["images"][0]["labels"]))
     assert np.array_equal(labels, expected.labels.numpy())
     message = run(monkeypatch, "segment", folder, "--synonyms", file, "--text", "dog")
-    assert message == "error: --synonyms lists all classes; leave out --text and --texts"
+    assert message == "error: --synonyms lists all classes; leave out texts and queries"
 
 
 def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip) -> None:
@@ -277,10 +277,12 @@ def test_images_are_looked_for_and_texts_subtracted(
     assert content["images"][0]["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-6)
     # Without texts, the embedded model's nouns are not asked for.
     options = ("--query-image", query, "--output", tmp_path / "out")
-    assert run(monkeypatch, "segment", image, "--query-image", image, *options, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["classes"] == ["0.png", "1.png"]
+    arguments = (image, "--query-image", image, *options, "--no-background", "--json")
+    assert run(monkeypatch, "segment", *arguments) == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert [row["name"] for row in classes] == ["0.png", "1.png"]
     assert run(monkeypatch, "explain", image, *options) == 0
-    assert "100.0%  1.png" in capsys.readouterr().out
+    assert "1.png: cosine" in capsys.readouterr().out
 
 
 def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:
