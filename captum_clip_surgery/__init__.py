@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
     from captum_clip_surgery.models import ModelEntry, list_models
     from captum_clip_surgery.models.text import TEMPLATES
+    from captum_clip_surgery.tasks import PairExplanation, explain_pair
     from captum_clip_surgery.visualization import overlay, show
 
 __version__ = "0.1.0"
@@ -69,6 +70,7 @@ _MODULES = {
     "Comparison": "comparison",
     "Decomposition": "decomposition",
     "ModelEntry": "models",
+    "PairExplanation": "tasks",
     "TEMPLATES": "models.text",
     "TowerReport": "diagnostics",
     "TrustReport": "diagnostics",
@@ -76,6 +78,7 @@ _MODULES = {
     "compare": "comparison",
     "decompose": "decomposition",
     "describe_head": "decomposition",
+    "explain_pair": "tasks",
     "list_models": "models",
     "overlay": "visualization",
     "show": "visualization",
@@ -124,6 +127,7 @@ __all__ = [
     "LeGrad",
     "MaskCLIP",
     "ModelEntry",
+    "PairExplanation",
     "RawAttention",
     "ResCLIP",
     "TestTimeAugmentation",
@@ -135,6 +139,7 @@ __all__ = [
     "compare",
     "decompose",
     "describe_head",
+    "explain_pair",
     "functional",
     "list_models",
     "overlay",

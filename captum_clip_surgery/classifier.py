@@ -21,8 +21,7 @@ from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeature
 from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts, index_of
 from captum_clip_surgery.queries import Query
-from captum_clip_surgery.queries._features import query_features
-from captum_clip_surgery.queries._types import check_queries, names_of
+from captum_clip_surgery.queries._features import ask
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -203,14 +202,7 @@ class ZeroShotClassifier(ImageEncoder):
         model, _ = with_processor(model, None, processor)
         ImageEncoder.__init__(self, model, positions)
         text = GivenFeatures.checked(features, empty_features, self.joint_width(), self.device)
-        names = check_texts(
-            [f"feature {i}" for i in range(len(features))] if texts is None else texts
-        )
-        if len(names) != len(features):
-            raise ValueError(
-                f"got {len(names)} texts for {len(features)} features; pass a text for each"
-            )
-        self._set_text(text, names)
+        self._set_text(text, text.names(texts))
         return self
 
     @staticmethod
@@ -275,12 +267,7 @@ class ZeroShotClassifier(ImageEncoder):
             >>> clip.with_queries(["dog", DifferenceQuery("fox", "lion")]).texts
             ('dog', 'fox rather than lion')
         """
-        targets, others = check_queries(queries), check_queries(distractors or ())
-        names, count = names_of(targets + others), len(targets)
-        if not targets:
-            raise ValueError("no queries: a classifier needs at least one")
-        text = query_features(self.share(), self._text, targets + others)
-        return self._share(text, names[:count], names[count:])
+        return self._share(*ask(self.share(), self._text, queries, distractors or ()))
 
     def _share(self, text: TextFeatures, texts: Texts, distractors: Texts) -> Self:
         clip = self.share()

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "recognize": (_task_options.Recognize, "_tasks"),
     "points": (_task_options.Points, "_tasks"),
     "words": (_task_options.Words, "_tasks"),
+    "match": (_task_options.Match, "_tasks"),
     "evaluate": (_options.Evaluate, "_evaluate"),
     "export": (_options.Export, "_export"),
     "models": (_options.Models, "_check"),

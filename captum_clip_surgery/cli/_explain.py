@@ -27,7 +27,7 @@ from captum_clip_surgery.cli._model import (
     EMBEDDED_MODEL_NOTE,
     choose_methods,
     echo,
-    load_model,
+    load_asked,
     read_lines,
     report_left_out,
     required_texts,
@@ -161,11 +161,12 @@ def _prepare(
 ) -> tuple[ImageFiles, ZeroShotClassifier, dict[str, Method], dict[str, str]]:
     """Check what needs no model, then load it; the reasons of methods left out come last."""
     names = resolve_names(split_names(options.methods))
-    texts = required_texts(options.texts)
+    texts = required_texts(options.texts, options.queries)
     files = ImageFiles(options.images)
     if isinstance(options, _options.Compare):
         comparison.check_rows(len(files.paths), len(texts))
-    clip = load_model(options.clip, texts, read_lines(options.distractors), quiet=options.json)
+    distractors = read_lines(options.distractors)
+    clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
     methods, left_out = choose_methods(clip, names, options.feature_surgery, options.fine)
     return files, clip, methods, left_out
 

@@ -26,12 +26,13 @@ from captum_clip_surgery.cli._choices import (
 PANELS = {
     field: title
     for title, fields in {
-        "Texts": "text texts caption synonyms background no_background distractors",
+        "Texts": "text texts query_image rather_than caption synonyms background no_background "
+        "distractors",
         "Model": "model pretrained positions device precision",
         "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
         "refine threshold union instances boxes down_sample special trust sam",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
-        "Results": "output json sign format scales npz top maps shard_size masks",
+        "Results": "output json sign format scales npz top maps shard_size masks pairs",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "
         "resume verify plan fast compile",
         "Server": "host port password share",
@@ -167,6 +168,23 @@ class TextOptions:
 
     text: Text = None
     texts: Texts = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """Queries beside texts."""
+
+    query_image: Annotated[
+        list[Path] | None,
+        Option(metavar="FILE", help="Image to look for as for a text; repeat for more."),
+    ] = None
+    rather_than: Annotated[
+        str | None,
+        Option(
+            metavar="TEXT",
+            help="Text to subtract: shows what speaks for each text and image rather than for it.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

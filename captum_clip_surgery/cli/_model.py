@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.model import convert_weights_to_lp, get_cast_dtype
@@ -15,10 +16,13 @@ from captum_clip_surgery._utils import files
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
+from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions, TextOptions
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 
+#: Texts of a classifier that is asked for none.
+PLACEHOLDER = ("dog",)
 EMBEDDED_MODEL_NOTE = (
     "This is the embedded model: small, trained by this project on scenes of emoji; it does not "
     "work on photographs."
@@ -74,6 +78,35 @@ def load_model(
     )
 
 
+def load_asked(
+    options: ModelOptions,
+    texts: Sequence[str],
+    queries: QueryOptions,
+    distractors: Sequence[str] = (),
+    quiet: bool = False,
+) -> ZeroShotClassifier:
+    """Load a model for texts and query images, each rather than a subtracted text if there is one.
+
+    Args:
+        options: The model.
+        texts: Texts to look for; there may be none if there are images.
+        queries: Images to look for, and the text that is subtracted.
+        distractors: Further texts that compete in feature surgery.
+        quiet: Do not print that the embedded model is used.
+
+    Raises:
+        FileNotFoundError: If an image does not exist.
+        ValueError: If an option does not fit another.
+    """
+    images = [existing(path) for path in queries.query_image or ()]
+    if not images and queries.rather_than is None:
+        return load_model(options, texts, distractors, quiet)
+    asked: list[Any] = [*texts, *map(ImageQuery, images)]
+    if queries.rather_than is not None:
+        asked = [DifferenceQuery(query, queries.rather_than) for query in asked]
+    return load_model(options, PLACEHOLDER, (), quiet).with_queries(asked, distractors)
+
+
 def choose_device(wanted: str | None, of_process: str | None = None) -> str:
     """Return the device to compute on.
 
@@ -119,16 +152,18 @@ def existing(path: Path) -> Path:
     return path
 
 
-def read_texts(options: TextOptions, model: ModelOptions) -> list[str]:
-    """Return the given texts; without any, the embedded model's nouns.
+def read_texts(
+    options: TextOptions, model: ModelOptions, queries: QueryOptions | None = None
+) -> list[str]:
+    """Return the given texts; without any, and without query images, the embedded model's nouns.
 
     Raises:
-        ValueError: If there are no texts and the model is not the embedded one.
+        ValueError: If there is nothing to look for and the model is not the embedded one.
     """
-    texts = given_texts(options)
-    if not texts and model.model is None:
+    asked = given_texts(options) or (queries is not None and queries.query_image)
+    if not asked and model.model is None:
         return list(nouns())
-    return texts or required_texts(options)
+    return required_texts(options, queries)
 
 
 def given_texts(options: TextOptions) -> list[str]:
@@ -136,14 +171,14 @@ def given_texts(options: TextOptions) -> list[str]:
     return [*(options.text or ()), *read_lines(options.texts)]
 
 
-def required_texts(options: TextOptions) -> list[str]:
-    """Return the given texts.
+def required_texts(options: TextOptions, queries: QueryOptions | None = None) -> list[str]:
+    """Return the given texts, of which there may be none only if there are query images.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there is nothing to look for.
     """
     texts = given_texts(options)
-    if not texts:
+    if not texts and (queries is None or not queries.query_image):
         raise ValueError("no texts: give --text, once per text, or --texts FILE")
     return texts
 

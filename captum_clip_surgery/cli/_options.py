@@ -37,6 +37,7 @@ from captum_clip_surgery.cli._groups import (
     ModelOptions,
     NumBlocks,
     Output,
+    QueryOptions,
     RayOptions,
     Resume,
     RunBy,
@@ -73,6 +74,7 @@ class Explain(Command):
 
     images: Images
     texts: TextOptions
+    queries: QueryOptions
     distractors: Distractors = None
     clip: ModelOptions
     methods: Methods = "CLIPSurgery"
@@ -96,6 +98,7 @@ class Compare(Command):
 
     images: Images
     texts: TextOptions
+    queries: QueryOptions
     distractors: Distractors = None
     clip: ModelOptions
     methods: Methods = DEFAULT_METHODS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from captum_clip_surgery.cli._choices import (
     FeatureSurgery,
@@ -23,6 +23,7 @@ from captum_clip_surgery.cli._groups import (
     ModelOptions,
     NumBlocks,
     Output,
+    QueryOptions,
     Size,
     Surgery,
     TextOptions,
@@ -76,6 +77,7 @@ class Segment(Command):
 
     images: Images
     texts: TextOptions
+    queries: QueryOptions
     synonyms: Annotated[
         Path | None,
         Option(
@@ -122,6 +124,7 @@ class Recognize(Command):
 
     images: Images
     texts: TextOptions
+    queries: QueryOptions
     distractors: Distractors = None
     top: Annotated[int, Option(min=1, help="Number of classes to print per image.")] = 5
     threshold: Annotated[
@@ -172,6 +175,7 @@ class Points(Command):
 
     images: Images
     texts: TextOptions
+    queries: QueryOptions
     distractors: Distractors = None
     prompts: PromptOptions
     sam: Annotated[
@@ -221,4 +225,22 @@ class Words(Command):
     words: WordOptions
     clip: ModelOptions
     output: Output = Path("clip-surgery-words")
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(Command):
+    """Find what two images have in common. Writes a figure of matching regions, and JSON.
+
+    Example:
+        clip-surgery match one.jpg other.jpg --model ViT-B-16 --pretrained openai
+    """
+
+    images: Annotated[
+        tuple[Path, Path], Argument(help="Two image files: query and image.", show_default=False)
+    ]
+    pairs: Annotated[int, Option(min=1, help="Largest number of pairs of regions.")] = 3
+    size: Size = None
+    clip: ModelOptions
+    output: Output = Path("clip-surgery-match")
     json: Json = False

@@ -1,4 +1,4 @@
-"""Commands `segment`, `recognize`, `points` and `words`: tasks on the user's own images."""
+"""Commands for tasks on the user's own images, from `segment` to `match`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _task_options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import (
+    PLACEHOLDER,
     echo,
     existing,
     feature_surgery_of,
     given_texts,
+    load_asked,
     load_model,
     read_lines,
     read_texts,
 )
 from captum_clip_surgery.datasets import Classes
+from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.tasks import BACKGROUND, Sam, default_background, figures, label_colors
 from captum_clip_surgery.visualization import save_figure
 
@@ -35,7 +38,10 @@ def segment(options: _task_options.Segment) -> None:
     files = ImageFiles(options.images)
     own_background = [*names.pop(BACKGROUND, ()), *(options.background or ())]
     texts = [text for synonyms in names.values() for text in synonyms]
-    clip = load_model(options.clip, texts, read_lines(options.distractors), quiet=options.json)
+    distractors = read_lines(options.distractors)
+    clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
+    if options.synonyms is None:  # names of queries are not their texts
+        names = {name: (name,) for name in clip.texts}
     background = None if options.no_background else own_background or default_background(clip)
     if background and not own_background:
         texts_of_background = ", ".join(background)
@@ -84,9 +90,10 @@ def segment(options: _task_options.Segment) -> None:
 def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
     """Return the names of each class, by its own name."""
     if options.synonyms is None:
-        return {text: (text,) for text in read_texts(options.texts, options.clip)}
-    if given_texts(options.texts):
-        raise ValueError("--synonyms lists all classes; leave out --text and --texts")
+        texts = read_texts(options.texts, options.clip, options.queries)
+        return {text: (text,) for text in texts}
+    if given_texts(options.texts) or any(vars(options.queries).values()):
+        raise ValueError("--synonyms lists all classes; leave out texts and queries")
     classes = Classes.read(existing(options.synonyms))
     names = dict(zip(classes.first, classes.synonyms, strict=True))
     if classes.background is not None:
@@ -167,13 +174,34 @@ def words(options: _task_options.Words) -> None:
     _finish(files, content, options.json)
 
 
+def match(options: _task_options.Match) -> None:
+    """Run the command."""
+    query, image = map(load_image, options.images)
+    clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
+    result = tasks.explain_pair(clip, query, image, size=options.size)
+    stem = "-".join(path.stem for path in options.images)
+    figure = result.figure(query, image, count=options.pairs)
+    figure_path = save_figure(figure, options.output / f"{stem}-match.png")
+    content: dict[str, Any] = dict(zip(("query", "image"), map(str, options.images), strict=True))
+    content = content | result.to_dict(options.pairs)
+    json_path = _write_json(options.output / f"{stem}-match.json", content, indent=None)
+    echo(f"{content['query']}, {content['image']} -> {figure_path}, {json_path}", options.json)
+    patches = content["patches"]
+    echo(f"  {result.cosine:+.3f}  cosine, {patches:+.3f} by pairs of patches", options.json)
+    for pair in content["pairs"]:
+        boxes = (", ".join(f"{side:.0f}" for side in pair[name]) for name in ("query_box", "box"))
+        echo(f"  {pair['contribution']:+.3f}  {' with '.join(boxes)}", options.json)
+    if options.json:
+        print(json.dumps(content, indent=2))
+
+
 def _prepare(
     options: _task_options.Recognize | _task_options.Points,
 ) -> tuple[ImageFiles, ZeroShotClassifier]:
     """Check texts and images, then load the model, which takes longer."""
-    texts, distractors = read_texts(options.texts, options.clip), read_lines(options.distractors)
-    files = ImageFiles(options.images)
-    return files, load_model(options.clip, texts, distractors, quiet=options.json)
+    texts = read_texts(options.texts, options.clip, options.queries)
+    distractors, files = read_lines(options.distractors), ImageFiles(options.images)
+    return files, load_asked(options.clip, texts, options.queries, distractors, options.json)
 
 
 def _write_masks(masks: Any, stem: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -24,6 +24,7 @@ from captum_clip_surgery.queries._types import (
     MeanQuery,
     Query,
     RegionQuery,
+    check_queries,
     iter_leaves,
     names_of,
 )
@@ -168,6 +169,31 @@ class QueryFeatures:
         known = dict(zip(self._names, self._queries, strict=True))
         queries = [known.get(text, text) for text in texts]
         return query_features(self._images, self.text, queries, self._encoded_images)
+
+
+def ask(
+    images: ImageEncoder,
+    text: TextFeatures,
+    queries: Iterable[Query],
+    distractors: Iterable[Query],
+) -> tuple[TextFeatures, tuple[str, ...], tuple[str, ...]]:
+    """Return the features of a user's queries and distractors, and the names of both.
+
+    Args:
+        images: As for `QueryFeatures`.
+        text: As for `QueryFeatures`.
+        queries: The queries.
+        distractors: The distractors.
+
+    Raises:
+        TypeError: As `QueryFeatures`, or if the queries have no order.
+        ValueError: As `QueryFeatures`, or if there are no queries.
+    """
+    targets, others = check_queries(queries), check_queries(distractors)
+    if not targets:
+        raise ValueError("no queries: a classifier needs at least one")
+    names, count = names_of(targets + others), len(targets)
+    return query_features(images, text, targets + others), names[:count], names[count:]
 
 
 def query_features(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from captum_clip_surgery.attr import LayerCLIPSurgery, Method
+from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._guards import ModelWatch
 from captum_clip_surgery.models._validation import check_images
@@ -112,6 +114,16 @@ def batches(
             batch = clip.preprocessing(loaded, size).to(clip.device)
         yield batch, [height_width(image) for image in loaded]
         watch.check()
+
+
+def covered_pixels(
+    clip: ZeroShotClassifier, images: Tensor, grid: tuple[int, int]
+) -> list[np.ndarray]:
+    """Return the parts (H, W, 3) in 0..1 of images (N, 3, H, W) that a patch grid covers."""
+    shown = (images.shape[-2], images.shape[-1])
+    height, width = covered_size(clip, images.new_empty(grid), shown)
+    pixels = clip.unnormalize(images.cpu())[..., :height, :width]
+    return list(pixels.permute(0, 2, 3, 1).numpy())
 
 
 def as_list(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:

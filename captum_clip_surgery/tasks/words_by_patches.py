@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_clip_surgery.attr._base import check_classifier
-from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import full_precision
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
@@ -23,7 +22,7 @@ from captum_clip_surgery.models.text._direct_effects import TextEffects, text_ef
 from captum_clip_surgery.models.text._words import END, START
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.tasks._captions import Caption, tokenize_captions
-from captum_clip_surgery.tasks._images import Images, Size, batches
+from captum_clip_surgery.tasks._images import Images, Size, batches, covered_pixels
 
 __all__ = ["Interactions", "interactions"]
 
@@ -220,7 +219,7 @@ def interactions_of_batch(
         parts = _parts(text, captions, shown)
         image = direct_effects(clip.tower, pixels.to(clip.tower.dtype), parts)
         check_finite(pixels, image.sum(), "contributions")
-        seen = _covered_pixels(clip, pixels, image)
+        seen = covered_pixels(clip, pixels, image.grid)
         results = []
         for i, caption in enumerate(captions):
             words = tuple(compress(caption.words, shown[i]))
@@ -260,13 +259,3 @@ def _of_pair(
     remainder = {"words": rest[1:], "patches": maps[0], "rest": rest[0]}
     cosine = embedding @ feature / lengths
     return Interactions(words, maps[1:], remainder, cosine, size, pixels)
-
-
-def _covered_pixels(
-    clip: ZeroShotClassifier, images: Tensor, effects: DirectEffects
-) -> list[np.ndarray]:
-    """Return the parts (H, W, 3) of images (N, 3, H, W) that the patches cover, to draw."""
-    shown = (images.shape[-2], images.shape[-1])
-    height, width = covered_size(clip, effects.patches.unflatten(-1, effects.grid), shown)
-    pixels = clip.unnormalize(images.cpu())[..., :height, :width]
-    return list(pixels.permute(0, 2, 3, 1).numpy())

@@ -12,7 +12,8 @@ from PIL import Image
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import prompts, recognize, segment, word_maps
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
+from captum_clip_surgery.tasks import explain_pair, prompts, recognize, segment, word_maps
 from tests._helpers.command_line import run
 
 SCENES = Scenes("test", 2, size=128, objects=[2])
@@ -82,7 +83,7 @@ def test_segment_with_synonyms(monkeypatch, tmp_path, folder, capsys) -> None:
     labels = np.asarray(Image.open(content["images"][0]["labels"]))
     assert np.array_equal(labels, expected.labels.numpy())
     message = run(monkeypatch, "segment", folder, "--synonyms", file, "--text", "dog")
-    assert message == "error: --synonyms lists all classes; leave out --text and --texts"
+    assert message == "error: --synonyms lists all classes; leave out texts and queries"
 
 
 def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip) -> None:
@@ -253,3 +254,44 @@ def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
     assert str(message).startswith("error: no file matches")
     message = run(monkeypatch, "segment", "a.png", "--model", "RN50", "--pretrained", "x")
     assert message == "error: no texts: give --text, once per text, or --texts FILE"
+
+
+# --- queries beside texts ------------------------------------------------------------------------
+
+
+def test_images_are_looked_for_and_texts_subtracted(
+    monkeypatch, tmp_path, folder, capsys, clip
+) -> None:
+    image, query = folder / "0.png", folder / "1.png"
+    first, second = SCENES[0].nouns
+    arguments = (image, "--query-image", query, "--text", first, "--rather-than", second)
+    options = ("--feature-surgery", "none", "--output", tmp_path / "out", "--json")
+    assert run(monkeypatch, "recognize", *arguments, *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    names = [f"{first} rather than {second}", f"1.png rather than {second}"]
+    assert content["classes"] == names
+    asked = clip.with_queries(
+        [DifferenceQuery(first, second), DifferenceQuery(ImageQuery(query), second)]
+    )
+    (expected,) = recognize(asked, image, None)
+    assert content["images"][0]["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-6)
+    # Without texts, the embedded model's nouns are not asked for.
+    options = ("--query-image", query, "--output", tmp_path / "out")
+    arguments = (image, "--query-image", image, *options, "--no-background", "--json")
+    assert run(monkeypatch, "segment", *arguments) == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert [row["name"] for row in classes] == ["0.png", "1.png"]
+    assert run(monkeypatch, "explain", image, *options) == 0
+    assert "1.png: cosine" in capsys.readouterr().out
+
+
+def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:
+    paths = folder / "0.png", folder / "1.png"
+    options = ("--pairs", 2, "--output", tmp_path / "out", "--json")
+    assert run(monkeypatch, "match", *paths, *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    expected = explain_pair(clip, *paths)
+    assert content["cosine"] == pytest.approx(expected.cosine.item(), abs=1e-6)
+    assert content["pairs"] == expected.to_dict(2)["pairs"]
+    assert json.loads((tmp_path / "out" / "0-1-match.json").read_text()) == content
+    assert Image.open(tmp_path / "out" / "0-1-match.png").size[0] > 500

@@ -5,6 +5,7 @@ A third kind, those of queries, is in `captum_clip_surgery.queries`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery.models._validation import check_features, check_modes
 from captum_clip_surgery.models.text._encoder import PromptEncoder
-from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.models.text.templates import Template, check_texts
 
 
 class TextFeatures(Protocol):
@@ -158,6 +159,19 @@ class GivenFeatures(nn.Module):
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown."""
         return None if self.empty is None else F.normalize(self.empty, dim=-1)
+
+    def names(self, texts: Iterable[str] | None) -> tuple[str, ...]:
+        """Return the names (T) of the features; None stands for numbers.
+
+        Raises:
+            TypeError: If `texts` has the wrong type.
+            ValueError: If there are not as many as features, or one is empty.
+        """
+        count = len(self.given)
+        names = check_texts([f"feature {i}" for i in range(count)] if texts is None else texts)
+        if len(names) != count:
+            raise ValueError(f"got {len(names)} texts for {count} features; pass a text for each")
+        return names
 
     @property
     def requires_grad(self) -> bool:
