@@ -107,7 +107,7 @@ class _PieceFile:
         self._writer.__exit__(None, None, None)
 
     def abandon(self, error: BaseException) -> None:
-        """Remove what was written; raise an error of the disk as one that says how to go on."""
+        """Remove what was written; raise an error of the disk as one that says how to resume."""
         self._writer.__exit__(type(error), error, error.__traceback__)
 
 

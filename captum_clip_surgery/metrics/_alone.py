@@ -1,4 +1,4 @@
-"""Maps of images for texts that are each asked alone, and how they correlate."""
+"""Maps of images for texts that are each used alone, and how they correlate."""
 
 from __future__ import annotations
 

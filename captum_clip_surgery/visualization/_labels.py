@@ -105,7 +105,7 @@ def labels_figure(
     colors: Mapping[int, Color],
     width: float | str | None = None,
 ) -> Figure:
-    """Draw an image beside its labels, with a legend.
+    """Draw an image next to its labels, with a legend.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.

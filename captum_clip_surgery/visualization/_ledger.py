@@ -36,7 +36,7 @@ class LedgerRow:
     """One row of a ledger: a block, or a part without one.
 
     Args:
-        name: What stands beside the row.
+        name: Label of the row.
         heads: Parts of the block's heads.
         other: What the row adds beside its heads.
     """

@@ -219,7 +219,7 @@ def test_names_that_come_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(4):
         write_tar(tmp_path / "in" / f"{number}.tar", {"same.png": encoded(scene(number))})
-    with pytest.warns(UserWarning, match="3 images have a name that another has"):
+    with pytest.warns(UserWarning, match="3 images have the name of another one"):
         export(tmp_path / "in", tmp_path / "out")
     maps = load_maps(tmp_path / "out")
     assert list(maps) == ["same", "same~2", "same~3", "same~4"]

@@ -90,7 +90,7 @@ class PathTrace:
 
 @dataclass(frozen=True)
 class PathConfig:
-    """A second path beside the last blocks of a tower, as data.
+    """A second path parallel to the last blocks of a tower, as data.
 
     Equal configurations share a pass, so every field must be hashable: steps are functions, or
     instances of frozen dataclasses with `__call__`.

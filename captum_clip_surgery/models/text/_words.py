@@ -101,7 +101,7 @@ def _spelling(tokenizer: Any) -> _Spelling:
     if isinstance(tokenizer, TransformersTokenizer):
         return _spelling_of_hugging_face(tokenizer.tokenizer, set(), str)
     raise TypeError(
-        f"words cannot be told apart with a tokenizer of type {type(tokenizer).__name__}; use the "
+        f"words cannot be separated with a tokenizer of type {type(tokenizer).__name__}; use the "
         "one that open_clip.get_tokenizer(name) returns"
     )
 
