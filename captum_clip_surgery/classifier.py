@@ -126,7 +126,7 @@ class ZeroShotClassifier(ImageEncoder):
         Args:
             name: The name of a configuration of open_clip, or a model with weights of its own: a
                 folder, or a repository of the Hugging Face hub, in open_clip's, transformers' or
-                sentence-transformers' form. The form is told from the files, and `repr` says it. If
+                sentence-transformers' form. The files determine the form, and `repr` shows it. If
                 there are two, `local-dir:folder` and `hf-hub:repository` stand for open_clip's, and
                 `hf:folder` or `hf:repository` for transformers'.
             pretrained: For a configuration of open_clip, its tag or a checkpoint file: a state dict

@@ -81,7 +81,7 @@ class Torchrun:
 
     @property
     def device(self) -> str:
-        """Device of this process: a GPU of its own, or the CPU where there are none.
+        """Device of this process: a GPU of its own, or the CPU if there are none.
 
         Raises:
             ValueError: If the machine has more processes than GPUs.
@@ -186,8 +186,8 @@ def refuse_several(work: str) -> None:
     if world_size != "1":
         raise ValueError(
             f"{work} runs in a single process, but WORLD_SIZE is {world_size}: all of them "
-            "would write the same files. Start it once, without torchrun; only export, and evaluate "
-            "on a data set on disk, run in several processes"
+            "would write the same files. Start it once, without torchrun; only export, and "
+            "evaluate on a data set on disk, run in several processes"
         )
 
 
@@ -321,7 +321,7 @@ class _RayRun(Torchrun):
 
 
 class _Queue:
-    """Ray actor that hands out numbers."""
+    """Ray actor that distributes numbers."""
 
     def __init__(self) -> None:
         self.left: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""A long run's results in pieces: piece n is one Parquet file, done where the file lies.
+"""A long run's results in pieces: piece n is one Parquet file, and is done once the file exists.
 
 Whoever computes piece n writes it under a temporary name and renames it when it is complete and on
 the disk. Processes share nothing but the folder, so any loop, cluster or scheduler can map a

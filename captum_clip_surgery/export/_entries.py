@@ -32,7 +32,7 @@ OWN_ERRORS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An image that is not decoded yet, or the reason why there is none.
+    """An image that is not decoded yet, or the reason why it is missing.
 
     Attributes:
         name: Name of the image in the export.

@@ -61,7 +61,7 @@ def rows_of(
 
     Args:
         batch: The batch.
-        found: What was computed of its readable images; None if there are none.
+        found: Results for its readable images; None if there are none.
         texts: Texts of the maps.
         maps: Whether to store maps.
     """

@@ -1,7 +1,7 @@
 """Find what a model's name stands for: a configuration of open_clip, a folder, or a repository.
 
-The form of a folder or repository is told from its files. Two readings that both fit are an error
-that names both, and nothing but configurations is fetched to tell.
+The form of a folder or repository is determined from its files, of which only configurations are
+downloaded for this. If two forms fit, an error names both.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source
 
     Args:
         name: As the user wrote it.
-        has_weights: Whether the user named a tag or a file of weights beside it.
+        has_weights: Whether the user also named a tag or a file of weights.
         options: The user's options; `cache_dir`, `revision` and `token` are for the hub.
 
     Raises:

@@ -154,7 +154,7 @@ def show_labels(
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
-    """Return which pixels (h, w) have another label beside, above or below them."""
+    """Return which pixels (h, w) have a neighbor with another label."""
     edges = np.zeros(labels.shape, dtype=bool)
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edges[1:] |= down

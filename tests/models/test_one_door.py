@@ -80,7 +80,7 @@ def test_options_and_what_is_chosen(folder):
     assert clip.preprocessing.interpolation == "nearest"
     refused(TypeError, "take no option 'quick_gelu'; expected device,", folder, quick_gelu=True)
     refused(ValueError, "precision must be one of fp32", folder, precision="int8")
-    refused(ValueError, "has weights of its own, so that pretrained=", folder, "openai")
+    refused(ValueError, "has weights of its own, so pretrained=", folder, "openai")
 
 
 def test_weights_in_other_files(folder):
@@ -112,7 +112,7 @@ def test_a_folder_of_sentence_transformers(folder):
     assert torch.equal(load(top).text_features(), load(folder).text_features())
     rows.append({"idx": 1, "path": "1_Dense", "type": "sentence_transformers.models.Dense"})
     (top / "modules.json").write_text(json.dumps(rows))
-    refused(ValueError, "lists CLIPModel, Dense, expected a CLIPModel alone", top)
+    refused(ValueError, "lists CLIPModel, Dense, expected only a CLIPModel", top)
     rows[:] = [{"path": "../model", "type": "sentence_transformers.models.CLIPModel"}]
     (top / "modules.json").write_text(json.dumps(rows))
     refused(ValueError, "expected a folder next to the file", top)
@@ -182,7 +182,7 @@ def test_adapters_links_and_missing_preprocessing(folder):
     (folder / "adapter_config.json").write_text("{}")
     refused(ValueError, "has an adapter .* merge it", folder)
     (folder / "config.json").unlink()
-    refused(ValueError, "holds an adapter of peft alone", folder)
+    refused(ValueError, "holds only an adapter of peft", folder)
     (folder / "adapter_config.json").unlink()
     refused(FileNotFoundError, "holds no model: no open_clip_config.json", folder)
 
@@ -441,7 +441,7 @@ def test_names_that_are_nearly_right(registered, tmp_path, monkeypatch):
     refused(ValueError, "is a folder, expected a tag or file", "ViT-B-16", tmp_path)
     refused(TypeError, "the model's name is a int", 3)
     refused(TypeError, "pretrained is a list, .* pass them by name: texts=", "ViT-B-16", TEXTS)
-    refused(ValueError, "named alone, without pretrained=", "openai/clip-vit-x", "openai")
+    refused(ValueError, "named without pretrained=", "openai/clip-vit-x", "openai")
     for path in ("./nothing", "/nothing/here", "hf:/nothing"):
         refused(FileNotFoundError, f"no folder at {path.removeprefix('hf:')}", path)
     shutil.copytree(MODEL_FOLDER, "folder")

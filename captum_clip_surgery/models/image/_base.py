@@ -1,7 +1,7 @@
 """Image towers, and the forward pass that all dual-path methods share.
 
-An adapter computes beside the model and never changes it: it holds the tower's modules, calls them
-and reads their parameters.
+An adapter computes outside of the model and never changes it: it holds the tower's modules, calls
+them and reads their parameters.
 """
 
 from __future__ import annotations

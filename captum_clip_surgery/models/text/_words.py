@@ -32,7 +32,7 @@ def word_positions(
         tokenizer: open_clip's own tokenizer, or one of transformers.
         tokens: Token ids of one text, padded or not.
         special: Also return the start, if there is one, and the end, as "<start>" and "<end>".
-        text: The text, whose words are told apart by Unicode's rules. Without it, and for
+        text: The text, whose words are separated by Unicode's rules. Without it, and for
             tokenizers that do not say where in the text a token is, by those of the tokenizer.
 
     Returns:
