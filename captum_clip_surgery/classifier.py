@@ -41,7 +41,7 @@ class ZeroShotClassifier(ImageEncoder):
         model: Any model of open_clip or transformers whose image tower is supported; compiled,
             data-parallel and peft's models are unwrapped.
         texts: The K classes; an attribution's target is an index into them.
-        distractors: Further texts that compete in feature surgery but are no targets.
+        distractors: Further texts that compete in feature surgery but are not targets.
         tokenizer: `open_clip.get_tokenizer(name)`, a tokenizer of transformers, or a function of
             texts and `context_length` that returns token ids (texts, context_length) padded at the
             end. None stands for that of `processor`, or for open_clip's own BPE if the text tower's
@@ -126,7 +126,7 @@ class ZeroShotClassifier(ImageEncoder):
         Args:
             name: The name of a configuration of open_clip, or a model with weights of its own: a
                 folder, or a repository of the Hugging Face hub, in open_clip's, transformers' or
-                sentence-transformers' form. The form is told from the files, and `repr` says it. If
+                sentence-transformers' form. The files determine the form, and `repr` shows it. If
                 there are two, `local-dir:folder` and `hf-hub:repository` stand for open_clip's, and
                 `hf:folder` or `hf:repository` for transformers'.
             pretrained: For a configuration of open_clip, its tag or a checkpoint file: a state dict
@@ -195,7 +195,7 @@ class ZeroShotClassifier(ImageEncoder):
             processor: As for the class.
 
         Raises:
-            TypeError: If features are not floating-point tensors, or the model is refused.
+            TypeError: If features are not floating-point tensors, or the model is not supported.
             ValueError: If features have another width, or rows that are zero, NaN or infinite.
         """
         self = cls.__new__(cls)
@@ -217,7 +217,7 @@ class ZeroShotClassifier(ImageEncoder):
 
         Args:
             texts: The classes.
-            distractors: Further texts that compete in feature surgery but are no targets.
+            distractors: Further texts that compete in feature surgery but are not targets.
             templates: Templates of prompts; None stands for those of the model's training.
 
         Example::
@@ -235,7 +235,7 @@ class ZeroShotClassifier(ImageEncoder):
 
         Args:
             texts: The classes.
-            distractors: Further texts that compete in feature surgery but are no targets.
+            distractors: Further texts that compete in feature surgery but are not targets.
 
         Raises:
             ValueError: If this classifier was made by `from_features`, or there are no texts.
@@ -252,7 +252,7 @@ class ZeroShotClassifier(ImageEncoder):
 
         Args:
             queries: Texts, and queries of `captum_clip_surgery.queries`.
-            distractors: Further queries that compete in feature surgery but are no targets.
+            distractors: Further queries that compete in feature surgery but are not targets.
 
         Raises:
             TypeError: If an entry is not a query, or an image has another type.
@@ -284,7 +284,7 @@ class ZeroShotClassifier(ImageEncoder):
 
     @property
     def templates(self) -> tuple[Template, ...]:
-        """The templates of prompts; empty unless features come from texts alone."""
+        """The templates of prompts; empty unless all features come from texts."""
         return self._text.templates
 
     @property

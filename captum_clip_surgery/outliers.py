@@ -113,7 +113,7 @@ def local_outliers(
 
 
 def fill_from_neighbors(tokens: Tensor, outliers: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Replace outliers by the mean of those of their 8 neighbors on the grid that are none.
+    """Replace outliers by the mean of those of their 8 neighbors on the grid that are not outliers.
 
     Outliers whose neighbors are all outliers are replaced after these, from what replaced them, and
     so on. If all tokens of an image are outliers, they stay as they are.

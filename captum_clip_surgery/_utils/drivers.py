@@ -81,7 +81,7 @@ class Torchrun:
 
     @property
     def device(self) -> str:
-        """Device of this process: a GPU of its own, or the CPU where there are none.
+        """Device of this process: a GPU of its own, or the CPU if there are none.
 
         Raises:
             ValueError: If the machine has more processes than GPUs.
@@ -185,20 +185,20 @@ def refuse_several(work: str) -> None:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != "1":
         raise ValueError(
-            f"{work} is not shared among processes, and WORLD_SIZE is {world_size}: each would do "
-            "all of it and write the same files. Start it once, without torchrun; evaluate of a "
-            "data set on disk and export are shared"
+            f"{work} runs in a single process, but WORLD_SIZE is {world_size}: all of them "
+            "would write the same files. Start it once, without torchrun; only export, and "
+            "evaluate on a data set on disk, run in several processes"
         )
 
 
 def check_ray_alone(array: str | None) -> None:
-    """Check that Ray alone shares out the work.
+    """Check that only Ray distributes the work.
 
     Raises:
         ValueError: If a job array or `torchrun` would do so too.
     """
     if array is not None:
-        raise ValueError("--array and --engine ray both share out the work; give one of them")
+        raise ValueError("--array and --engine ray both distribute the work; pass only one")
     refuse_several("--engine ray")
 
 
@@ -297,7 +297,7 @@ def run_on_ray(
                     if lost > retries:
                         raise RuntimeError(
                             f"{lost} Ray actors were lost, the last one because: {error}. Finished "
-                            "pieces are complete: run the same command again to go on"
+                            "pieces are complete: run the same command again to resume"
                         ) from error
                     ray.get(queue.give_back.remote(rank))
                     running.update([launch(rank)])
@@ -321,7 +321,7 @@ class _RayRun(Torchrun):
 
 
 class _Queue:
-    """Ray actor that hands out numbers."""
+    """Ray actor that distributes numbers."""
 
     def __init__(self) -> None:
         self.left: dict[str, list[int]] = {}

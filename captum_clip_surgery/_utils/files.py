@@ -21,7 +21,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
     Args:
         path: The file.
-        errors: What to do with bytes that are no UTF-8, as for `bytes.decode`.
+        errors: What to do with bytes that are not UTF-8, as for `bytes.decode`.
 
     Raises:
         ValueError: If the file is not UTF-8 text; the message names the line.
@@ -49,7 +49,7 @@ def read_lines(path: Path, errors: str = "strict") -> list[str]:
 
     Args:
         path: The file, read as by `read_text`.
-        errors: What to do with bytes that are no UTF-8.
+        errors: What to do with bytes that are not UTF-8.
 
     Raises:
         ValueError: If the file is not UTF-8 text; the message names the line.

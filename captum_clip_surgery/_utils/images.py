@@ -95,7 +95,7 @@ class _Encoding:
         inverted: Whether the file has zero for white and Pillow leaves it so.
         key: Transparent color in the scale of Pillow's pixels, or None.
         low_bytes: Lower halves of 16-bit colors with a transparent color, which Pillow drops.
-        ignores_alpha: Whether the fourth channel is no alpha.
+        ignores_alpha: Whether the fourth channel is not alpha.
     """
 
     bits: int = 0
@@ -177,7 +177,7 @@ def _tiff_encoding(image: Any) -> _Encoding:
     if len(bits) == 4 and EXTRA_SAMPLES not in tags and image.mode == "RGBA":
         warnings.warn(
             f"{image.filename or 'a TIFF image'} has four bands and no ExtraSamples tag; the "
-            "fourth is taken as alpha and laid on white. Store three bands if it is none",
+            "fourth is read as alpha and laid on white. If it is not alpha, store three bands",
             stacklevel=2,
         )
     wide = image.mode.startswith(("I", "F"))

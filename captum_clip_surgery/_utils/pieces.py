@@ -1,4 +1,4 @@
-"""A long run's results in pieces: piece n is one Parquet file, done where the file lies.
+"""A long run's results in pieces: piece n is one Parquet file, and is done once the file exists.
 
 Whoever computes piece n writes it under a temporary name and renames it when it is complete and on
 the disk. Processes share nothing but the folder, so any loop, cluster or scheduler can map a
@@ -327,7 +327,7 @@ def damage_as_error(path: Path) -> Iterator[None]:
             raise
         raise ValueError(
             f"{path} is damaged ({error_message(error):.200}); remove it and run the same command "
-            "again to compute it anew"
+            "again to recompute it"
         ) from error
 
 
@@ -340,7 +340,7 @@ def _write_errors(path: Path) -> Iterator[None]:
             raise OSError(
                 error.errno,
                 f"no space left to write {path}; finished files are complete: free some space and "
-                "run the same command again to go on",
+                "run the same command again to resume",
             ) from error
         raise
 

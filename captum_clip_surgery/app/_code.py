@@ -73,7 +73,7 @@ def _map_values(model: Model, settings: Settings) -> dict[str, Any]:
 
 
 def _contrasts(name: str, settings: Settings) -> bool:
-    """Return whether a method cannot be asked for one text alone."""
+    """Return whether a method cannot explain a single text."""
     return name in SURGERY_METHODS and settings.feature_surgery in CONTRASTING
 
 

@@ -1,4 +1,4 @@
-"""Maps of an image on the page: it passes the tower once, whatever texts are asked for."""
+"""Maps of an image on the page: it passes through the tower once, whatever the texts."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Explainer:
     def _measure_specificity(
         self, explanation: Explanation, image: PageImage, images: Tensor, settings: Settings
     ) -> Iterator[Explanation]:
-        """Measure how much maps depend on their texts, each of which is asked alone."""
+        """Measure how much maps depend on their texts, each of which is used alone."""
         texts = settings.texts
         (absent,) = draw_absent(self.clip, images, [texts])
         outputs = self._cached_outputs(image.digest, settings.side)

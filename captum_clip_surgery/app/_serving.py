@@ -172,7 +172,7 @@ def _headers() -> Any:
     from starlette.middleware import Middleware
 
     class Headers:
-        """Middleware that adds `HEADERS`, and answers 404 for files deleted meanwhile."""
+        """Middleware that adds `HEADERS`, and answers 404 for files that have been deleted."""
 
         def __init__(self, app: Any) -> None:
             self.app = app

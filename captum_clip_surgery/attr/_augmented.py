@@ -56,7 +56,7 @@ class View:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the maps of resized images lie, and where the result does.
+    """Positions of the maps of resized images, and of the result.
 
     Attributes:
         shown: (height, width) of the resized images in pixels.

@@ -54,7 +54,7 @@ class ForwardPass:
     Args:
         clip: The classifier.
         images: Images (N, 3, H, W), checked.
-        configs: Paths to compute in the same pass as the first one asked for.
+        configs: Paths to compute in the same pass as the first one requested.
         outputs: Outputs already computed for these images; new ones are added.
     """
 
@@ -116,7 +116,7 @@ def forward_pass(
     Args:
         clip: The classifier.
         images: Images (N, 3, H, W).
-        configs: Paths that will be asked for.
+        configs: Paths that will be requested.
         outputs: Outputs already computed for these images by this tower; new ones are added.
 
     Raises:

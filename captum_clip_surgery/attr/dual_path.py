@@ -1,4 +1,4 @@
-"""Methods that run a second path beside the last blocks of the image tower.
+"""Methods that run a second path parallel to the last blocks of the image tower.
 
 Derive from `DualPathAttribution` to write a dense method: a `PathConfig` says how the path runs.
 """
@@ -42,7 +42,7 @@ class DualPathAttribution(PatchAttribution):
 
     Args:
         forward_func: The classifier.
-        path_config: How the path runs beside the last blocks.
+        path_config: How the path runs parallel to the last blocks.
         feature_surgery: "release", "paper" or "empty" (see `functional.feature_surgery`), None for
             plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8
             on.

@@ -1,6 +1,6 @@
 """Methods that differentiate scores: LeGrad, Grad-ECLIP and Grad-CAM on patch tokens.
 
-They run the tower's blocks beside the model, which keeps its modules and gets no `.grad`. They
+They run the tower's blocks outside of the model, which keeps its modules and gets no `.grad`. They
 enable gradients themselves, whatever the caller's mode, and return detached maps. Many texts cost
 one forward pass and batched backward passes.
 """

@@ -94,7 +94,7 @@ class NusWide(ImageDataset):
         if self.missing:
             warnings.warn(
                 f"{len(self.missing)} of NUS-WIDE's {self.listed} photographs are not at {root}, "
-                f"such as {self.missing[0]}: figures are of the other "
+                f"such as {self.missing[0]}: figures cover the other "
                 f"{self.listed - len(self.missing)}",
                 stacklevel=3,
             )

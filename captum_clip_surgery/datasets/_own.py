@@ -66,7 +66,7 @@ class OwnImage:
         if value != 1 and mask_orientation == 1 and (value < 5 or is_square):
             warnings.warn(
                 f"{self.where} is turned upright by its EXIF orientation {value}, and {where} has "
-                "none; it is taken to match the image as shown. If it matches the stored pixels, "
+                "none; it is assumed to match the image as shown. If it matches the stored pixels, "
                 "turn it as well, or store the image upright",
                 stacklevel=2,
             )

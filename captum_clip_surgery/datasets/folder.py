@@ -51,8 +51,8 @@ class Folder(ImageDataset):
         FileNotFoundError: If a folder, `classes.txt`, the mask of an image or the image of a mask
             is missing.
         ValueError: If two images have the same name, a file is of another kind, both kinds of masks
-            exist, `classes.txt` cannot be read, or only one class occurs beside ignored pixels, as
-            in masks of 0 and 255.
+            exist, `classes.txt` cannot be read, or only one class occurs apart from ignored
+            pixels, as in masks of 0 and 255.
     """
 
     def __init__(self, root: Path | str) -> None:

@@ -38,7 +38,7 @@ class DemoClassifier(ZeroShotClassifier):
 
         Args:
             texts: The classes.
-            distractors: Further texts that compete in feature surgery but are no targets.
+            distractors: Further texts that compete in feature surgery but are not targets.
             templates: Templates of prompts; None stands for those of the model's training.
         """
         templates = prompt_templates() if templates is None else templates
@@ -54,7 +54,7 @@ class DemoClassifier(ZeroShotClassifier):
 
         Args:
             texts: The classes.
-            distractors: Further texts that compete in feature surgery but are no targets.
+            distractors: Further texts that compete in feature surgery but are not targets.
         """
         clip = super().with_texts(texts, distractors)
         clip.warn_of_unknown_words()
@@ -67,7 +67,7 @@ class DemoClassifier(ZeroShotClassifier):
 
         Args:
             queries: Texts, and queries of `captum_clip_surgery.queries`.
-            distractors: Further queries that compete in feature surgery but are no targets.
+            distractors: Further queries that compete in feature surgery but are not targets.
         """
         clip = super().with_queries(queries, distractors)
         clip.warn_of_unknown_words()

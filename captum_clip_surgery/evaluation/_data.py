@@ -46,7 +46,7 @@ class EvalSample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that cannot be read.
+    """An unreadable image.
 
     Args:
         index: Index of the image in the data set.

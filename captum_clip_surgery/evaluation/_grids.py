@@ -41,7 +41,7 @@ class GridDataset(ImageDataset):
         self.data = data
 
     def read(self, index: int) -> Sample:
-        """Read an image and those beside it."""
+        """Read an image and its neighbors in the grid."""
         sample, draw = self.data[index], random.Random(index)
         shown = sorted(shown_classes(sample.target) - {self.background})
         cell, masks = draw.randrange(GRID**2), {}

@@ -1,4 +1,4 @@
-"""Measuring in threads, beside the model: while they measure a batch, the next one is explained."""
+"""Measuring in threads: while they measure a batch, the model explains the next one."""
 
 from __future__ import annotations
 

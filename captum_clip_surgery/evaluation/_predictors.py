@@ -79,7 +79,7 @@ class MapPredictor(Predictor):
     def prepare(self) -> None:
         """Embed the classes' names, and create the methods if all classes compete."""
         if self.view.keep_aspect:
-            raise ValueError("maps are of squashed images; a view of them cannot have keep_aspect")
+            raise ValueError("maps need squashed images; their view cannot have keep_aspect")
         labels = [label for label in range(len(self.classes)) if label != self.data.background]
         # All texts are embedded at once in either case: the last bits of a feature depend on the
         # texts beside it, and must not depend on which images a process sees first.

@@ -129,7 +129,7 @@ class Runner:
         return sum(any(name not in table.rows for table in tables) for name in self.names)
 
     def create(self, name: str, view: View) -> TaskRun:
-        """Create a task; nothing is written yet, because it may be refused."""
+        """Create a task; nothing is written yet, because it may be rejected."""
         evaluator = EVALUATORS[name](self.data)
         predictor = evaluator.predictor(self.clip, self.data, self.methods, view)
         tables = {

@@ -28,7 +28,7 @@ class SpecificityPredictor(Predictor):
     def prepare(self) -> None:
         """Check the view, and embed all texts."""
         if self.view.keep_aspect:
-            raise ValueError("maps are of squashed images; a view of them cannot have keep_aspect")
+            raise ValueError("maps need squashed images; their view cannot have keep_aspect")
         # All at once: the last bits of a feature depend on the texts beside it, and must not depend
         # on which images a process sees first.
         ZeroShotClassifier.with_texts(self.clip, [*self.classes.first, *NONSENSE])

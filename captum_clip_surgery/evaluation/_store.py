@@ -48,7 +48,7 @@ class ImageRows:
 
     @classmethod
     def unreadable(cls, name: str, error: str, columns: Columns) -> ImageRows:
-        """Return the rows of an image that cannot be read: none."""
+        """Return the rows of an unreadable image: none."""
         return cls(name, "", error, torch.zeros(0, 1 + sum(columns.values()), dtype=torch.float64))
 
 

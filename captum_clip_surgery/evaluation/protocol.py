@@ -73,7 +73,7 @@ class View:
         synonyms: Whether all names of a class are texts, of which the best counts; otherwise only
             the first.
         classes: Name of a file of class names in the package; None stands for the data set's own.
-        background_name: Whether the background is also asked for by its own name, "background";
+        background_name: Whether the background is also described by its own name, "background";
             with False only its further names are texts.
         background: Probability below which a pixel is background, of its best name in a softmax
             over all names. Names of the background itself compete in any case.

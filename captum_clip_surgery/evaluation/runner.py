@@ -112,7 +112,7 @@ def evaluate(
         timeout: Seconds to wait for processes that finish no piece.
 
     Returns:
-        Results by method, and how the run went. Images that cannot be read are left out and listed.
+        Results by method, and how the run went. Unreadable images are left out and listed.
         As long as other tasks of an array have not ended, the results are those of the images so
         far.
 

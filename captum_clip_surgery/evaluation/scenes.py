@@ -85,7 +85,8 @@ def evaluate_scenes(
     its probability among all nouns. "grid" joins every four scenes into one image, with all their
     nouns as texts, and looks for an object that only one of them has, if there is one.
     "specificity" is the rank correlation of the map of each scene's first object with maps for four
-    absent nouns, for nonsense, and of the previous scene, each text used alone: nine maps a scene.
+    absent nouns, for nonsense, and of the previous scene, with each text used alone: nine maps per
+    scene.
 
     Args:
         clip: A classifier, whose texts are replaced by each scene's nouns.

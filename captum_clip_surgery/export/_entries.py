@@ -32,7 +32,7 @@ OWN_ERRORS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """An image that is not decoded yet, or the reason why there is none.
+    """An image that is not decoded yet, or the reason why it is missing.
 
     Attributes:
         name: Name of the image in the export.
@@ -99,7 +99,7 @@ def raise_passing(error: Exception, name: str) -> None:
     """Raise errors of the machine again: an image listed as unreadable would stay so."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno not in OWN_ERRORS:
-            cause.add_note(f"reading {name}; nothing is lost: run the same command again to go on")
+            cause.add_note(f"reading {name}; nothing is lost: run the same command again to resume")
             raise cause
 
 

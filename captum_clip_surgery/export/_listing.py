@@ -25,7 +25,7 @@ Files = list[tuple[bytes, str]]
 
 @dataclass(frozen=True)
 class Listing(Sequence[Shard]):
-    """Shards of a list, each read from the disk when it is asked for.
+    """Shards of a list, each read from the disk on access.
 
     Args:
         path: File of the list; row group n has the files of shard n.

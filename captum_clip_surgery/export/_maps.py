@@ -161,9 +161,9 @@ class MapStore(Mapping[str, np.ndarray]):
         if wrong:
             wrong = sorted(set(wrong))
             raise ValueError(
-                f"{len(wrong)} files of {self.path} are not as they were written: "
+                f"{len(wrong)} files of {self.path} are damaged or missing: "
                 f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}; export again with "
-                "--verify to compute them anew"
+                "--verify to compute them again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def load_maps(path: str | os.PathLike[str]) -> MapStore:
     if store.missing:
         warnings.warn(
             f"the export in {path} has not ended: {store.missing} of its files are not there; run "
-            "the same command again to go on with it",
+            "the same command again to resume it",
             stacklevel=2,
         )
     return store

@@ -1,4 +1,4 @@
-"""The plan of an export: small, picklable, and all that a process needs beside the model."""
+"""The plan of an export: small, picklable, and all that a process needs apart from the model."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def plan(
     """Plan the export of a collection: maps of all texts, best texts and embeddings of its images.
 
     Each shard of the collection makes one Parquet file, which gets its name when it is complete. A
-    plan in the same folder with the same arguments goes on with the export.
+    plan in the same folder with the same arguments resumes the export.
 
     Args:
         method: A method such as `LayerCLIPSurgery(clip)`.
@@ -214,7 +214,7 @@ def plan(
             saved Hugging Face data set, or a list of paths, as for `open_source`.
         output: Folder of the export.
         top: Number of best texts recorded per image.
-        maps: Whether to store maps, or embeddings and best texts alone.
+        maps: Whether to store maps, or only embeddings and best texts.
         size: Side or (height, width) of the model's input in pixels (default: its native size).
         batch_size: Number of images per forward pass.
         shard_size: Number of images per shard; an input tar always makes one shard.
@@ -269,7 +269,7 @@ def plan(
     pieces, listing = Pieces(folder / DATA, 0), folder / LISTING
     if (folder / DATA).exists() and not (folder / RUN).exists():
         raise ValueError(
-            f"{folder / DATA} exists without a {RUN}, so that it is unknown what it is of; choose "
+            f"{folder / DATA} exists without a {RUN}, so its contents are unknown; choose "
             "another folder"
         )
     if not look and (listing.exists() or (folder / TABLES).exists()):

@@ -61,7 +61,7 @@ def rows_of(
 
     Args:
         batch: The batch.
-        found: What was computed of its readable images; None if there are none.
+        found: Results for its readable images; None if there are none.
         texts: Texts of the maps.
         maps: Whether to store maps.
     """
@@ -107,7 +107,7 @@ class _PieceFile:
         self._writer.__exit__(None, None, None)
 
     def abandon(self, error: BaseException) -> None:
-        """Remove what was written; raise an error of the disk as one that says how to go on."""
+        """Remove what was written; raise an error of the disk as one that says how to resume."""
         self._writer.__exit__(type(error), error, error.__traceback__)
 
 

@@ -243,7 +243,7 @@ def _members(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
             assert archive.fileobj is not None
             archive.fileobj.seek(archive.offset)
             if archive.fileobj.read(len(END)) != END:
-                raise ValueError(f"it is cut or damaged at byte {archive.offset}")
+                raise ValueError(f"it is truncated or damaged at byte {archive.offset}")
     except Exception as error:  # a cut or damaged archive says so in many ways
         raise_passing(error, str(path))
         problems.append(f"read no further: {describe(error)}")

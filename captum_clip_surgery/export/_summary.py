@@ -72,8 +72,8 @@ def write_summary(folder: Path, pieces: Pieces) -> Summary:
     if found.repeated:
         new = next(iter(found.repeated))
         warnings.warn(
-            f"{len(found.repeated)} images have a name that another has; the second "
-            f"{new.rpartition('~')[0]!r} is known as {new!r}, others alike",
+            f"{len(found.repeated)} images have the name of another one; the second "
+            f"{new.rpartition('~')[0]!r} is called {new!r}, and so on",
             stacklevel=3,
         )
     table = pa.table(

@@ -115,7 +115,7 @@ def open_parquet(paths: Sequence[Path], shard_size: int, column: str | None) -> 
         column: Name of the column of images; None finds it.
 
     Raises:
-        ValueError: If a file is no Parquet file, or the column is missing or in doubt.
+        ValueError: If a file is not a Parquet file, or the column is missing or ambiguous.
     """
     shards: list[TableShard] = []
     for path in paths:
@@ -146,7 +146,7 @@ def open_saved(
         Its Arrow files, and its shards.
 
     Raises:
-        ValueError: If its files cannot be read, or the column is missing or in doubt.
+        ValueError: If its files cannot be read, or the column is missing or ambiguous.
     """
     paths, shards, row = [], list[TableShard](), 0
     try:

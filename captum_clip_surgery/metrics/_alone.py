@@ -1,4 +1,4 @@
-"""Maps of images for texts that are each asked alone, and how they correlate."""
+"""Maps of images for texts that are each used alone, and how they correlate."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def specificity_of_maps(
         clip: The classifier; its own texts do not matter.
         methods: Creates each method for a classifier, by name.
         images: Images (N, 3, H, W), preprocessed.
-        texts: K texts, each of which is asked of every image.
+        texts: K texts, each of which is used for every image.
 
     Returns:
         Rank correlations (N, K) with maps for absent texts by method, and for methods that cannot

@@ -42,7 +42,7 @@ def check_checkpoint(path: Path) -> None:
     except Exception as error:  # torch and pickle raise many types
         reason = error_message(error)
         if found := FOREIGN.search(reason):
-            reason = f"it holds objects of {found[1]}; save the state dict alone"
+            reason = f"it holds objects of {found[1]}; save only the state dict"
         raise ValueError(f"{path} is not a checkpoint of weights only: {reason:.800}") from error
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided:

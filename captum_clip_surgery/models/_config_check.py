@@ -198,7 +198,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if name and (":" in name or "/" in name or not timm.is_model(name)):
         raise ValueError(
             f"{path}: model_cfg.vision_cfg.timm_model_name is {name!r:.100}, which is not one of "
-            "timm's own models; a folder's model is built from the folder alone"
+            "timm's own models; a folder's model is built only from the folder"
         )
     options: dict[str, Any] = {}
     if config["text_cfg"].get("hf_model_name"):
@@ -213,7 +213,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} describes no model: {error_message(error):.500}") from error
         if least > weights:  # each takes at least a byte
             raise ValueError(
-                f"{path} describes {least:,} parameters or more, and the weights beside "
+                f"{path} describes {least:,} parameters or more, and the weights next to "
                 f"it have {weights:,} bytes: they are not of one model"
             )
     pixels = _pixels(config["vision_cfg"].get("image_size", 1))

@@ -116,7 +116,7 @@ MODEL_TYPES: Mapping[str, str] = {
     "chinese_clip": "ChineseCLIPModel",
     "tipsv2": "Tipsv2Model",
 }
-#: Other types of models for images and texts, to be refused by name: the reasons are elsewhere.
+#: Other types of models for images and texts, which raise an error with the reason given elsewhere.
 OTHER_TYPES: Mapping[str, str] = {
     "align": "AlignModel",
     "blip": "BlipModel",

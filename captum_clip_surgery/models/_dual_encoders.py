@@ -67,7 +67,7 @@ FAMILIES: Mapping[str, Family] = {
     "ChineseCLIPModel": Family("chinese_clip", "ChineseCLIP", "masked"),
     "Tipsv2Model": Family("tipsv2", "Tipsv2", "masked", (0.0,) * 3, (1.0,) * 3),
 }
-#: Reasons why other models of transformers are refused, by the beginning of their class's name.
+#: Reasons why other models of transformers are not supported, by the start of their class name.
 REFUSED: Mapping[str, str] = {
     "Align": "its image tower is an EfficientNet, which has no self-attention to repair",
     "Blip2": "queries of a Q-Former pool its patches, so that no patch has an embedding of its own",

@@ -1,4 +1,4 @@
-"""Tell what kind of file something is that is no checkpoint, or only part of one."""
+"""Tell what kind of file is given in place of a checkpoint, or that a checkpoint is incomplete."""
 
 from __future__ import annotations
 

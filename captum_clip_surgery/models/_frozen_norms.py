@@ -93,7 +93,7 @@ class FrozenNorms(TorchFunctionMode):
     def _scaled(self, centered: Tensor, normalized_shape: Any, eps: float) -> Tensor:
         if math.prod(normalized_shape) != centered.shape[-1]:
             raise TypeError(
-                f"a norm spans dimensions of {tuple(normalized_shape)}, not the last one alone: "
+                f"a norm spans dimensions of {tuple(normalized_shape)}, not only the last one: "
                 "direct effects are not defined on it"
             )
         if self._given is None:

@@ -113,7 +113,7 @@ def load(
             return _load_open_clip(source, named, mean, std, interpolation, tokenizer, **options)
     if pretrained is not None:
         raise ValueError(
-            f"{name} has weights of its own, so that pretrained={str(pretrained)!r} has no meaning:"
+            f"{name} has weights of its own, so pretrained={str(pretrained)!r} does not apply:"
             " leave it out, or save the weights in a folder of their own by save_pretrained"
         )
     check_options(options)

@@ -23,7 +23,7 @@ def with_processor(model: Any, tokenizer: Any, processor: Any) -> tuple[Any, Any
         processor: A processor of transformers or None.
 
     Raises:
-        TypeError: If `processor` is no processor of transformers, or the model is open_clip's.
+        TypeError: If `processor` is not a processor of transformers, or the model is open_clip's.
     """
     if processor is None and is_processor(tokenizer):
         tokenizer, processor = None, tokenizer

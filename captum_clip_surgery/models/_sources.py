@@ -1,7 +1,7 @@
 """Find what a model's name stands for: a configuration of open_clip, a folder, or a repository.
 
-The form of a folder or repository is told from its files. Two readings that both fit are an error
-that names both, and nothing but configurations is fetched to tell.
+The form of a folder or repository is determined from its files, of which only configurations are
+downloaded for this. If two forms fit, an error names both.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source
 
     Args:
         name: As the user wrote it.
-        has_weights: Whether the user named a tag or a file of weights beside it.
+        has_weights: Whether the user also named a tag or a file of weights.
         options: The user's options; `cache_dir`, `revision` and `token` are for the hub.
 
     Raises:
@@ -128,7 +128,7 @@ def _unknown(name: str, has_weights: bool) -> str:
     close = close_names(name.replace("/", "-"), open_clip.list_models())
     message = f"open_clip has no model {name!r}{close}"
     if has_weights and REPOSITORY.fullmatch(name) and not close:
-        return f"{message}; a repository of the hub is named alone, without pretrained="
+        return f"{message}; a repository of the hub is named without pretrained="
     if has_weights:
         return message
     return f"{message}. Nor is it a folder here, or a repository of the hub (ORGANIZATION/NAME)"
@@ -171,7 +171,7 @@ def _forms(folder: Path) -> dict[str, Path]:
         forms["transformers"] = inner
     elif (inner / ADAPTER).is_file() and not forms:
         raise ValueError(
-            f"{folder} holds an adapter of peft alone; load its model, add the adapter "
+            f"{folder} holds only an adapter of peft; load its model, add the adapter "
             "(PeftModel.from_pretrained), and pass merge_and_unload() to ZeroShotClassifier"
         )
     return forms
@@ -192,12 +192,12 @@ def path_of_model(modules: Any, where: str) -> str:
     first = kinds[0] if kinds else ""
     if first not in ("CLIPModel", "Transformer") or set(kinds[1:]) - {"Normalize"}:
         raise ValueError(
-            f"{where} lists {', '.join(kinds)[:200] or 'no modules'}, expected a CLIPModel alone, "
+            f"{where} lists {', '.join(kinds)[:200] or 'no modules'}, expected only a CLIPModel, "
             "or with Normalize"
         )
     path = rows[0].get("path", "")
     if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"{where}: path is {path!r:.100}, expected a folder beside the file")
+        raise ValueError(f"{where}: path is {path!r:.100}, expected a folder next to the file")
     return path
 
 
@@ -205,7 +205,7 @@ def path_of_model(modules: Any, where: str) -> str:
 
 
 def _of_repository(name: str, options: dict[str, Any], prefer: str | None = None) -> Source:
-    """Tell the form of a repository from its list of files and its configuration alone."""
+    """Tell the form of a repository from its list of files and its configuration only."""
     if name.startswith(PLACES):
         raise FileNotFoundError(f"no folder at {name}")
     files = _reached(name, lambda: set(_list_files(name, options)))
@@ -305,5 +305,5 @@ def _reached(name: str, call: Callable[[], Any]) -> Any:
         close = close_names(name.replace("/", "-"), open_clip.list_models())
         raise OSError(
             f"{name} is neither a folder nor a configuration of open_clip{close}; as a repository "
-            f"of the hub it cannot be had: {reason}"
+            f"of the hub it cannot be loaded: {reason}"
         ) from error

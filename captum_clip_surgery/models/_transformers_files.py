@@ -53,7 +53,7 @@ def check_text_tower(folder: Path, name: str) -> Path:
     if not tower.is_relative_to(folder.resolve()) or not (tower / CONFIG).is_file():
         raise ValueError(
             f"{folder}: the text tower is hf_model_name {name!r:.100}, which is not a folder with "
-            f"a {CONFIG} inside {folder}; a folder's model is built from the folder alone. "
+            f"a {CONFIG} inside {folder}; a folder's model is built only from the folder. "
             "Save the tower's configuration there: transformers.AutoConfig.from_pretrained(...)"
             ".save_pretrained(...)"
         )
@@ -190,7 +190,7 @@ def check_sam(folder: Path) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     if count > weights:  # each takes at least a byte
         raise ValueError(
-            f"{folder / CONFIG} describes {count:,} parameters, and the weights beside it have "
+            f"{folder / CONFIG} describes {count:,} parameters, and the weights next to it have "
             f"{weights:,} bytes: they are not of one model"
         )
     return kind

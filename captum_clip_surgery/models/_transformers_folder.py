@@ -220,8 +220,8 @@ def _load(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
     count = sum(torch.Size(shape).numel() for shape in expected.values())
     if count > size:  # each takes at least a byte
         raise ValueError(
-            f"{path} describes {count:,} parameters, and the weights beside it have {size:,} bytes:"
-            " they are not of one model"
+            f"{path} describes {count:,} parameters, and the weights next to it have {size:,} "
+            "bytes: they are not of one model"
         )
     try:
         stored = _shapes(files)
@@ -230,7 +230,7 @@ def _load(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
     for name, shape in expected.items():
         if name in stored and stored[name] != shape:
             raise ValueError(
-                f"{path} and the weights beside it are not of one model: {name} is {shape} by the "
+                f"{path} and the weights next to it are not of one model: {name} is {shape} by the "
                 f"configuration and {stored[name]} in {files[0].name}"
             )
     safe = files[0].suffix == ".safetensors"

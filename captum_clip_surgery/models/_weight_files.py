@@ -130,7 +130,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_openai(state: Mapping[str, Any]) -> bool:
-    """Check for OpenAI's three numbers, and that the shapes beside them agree."""
+    """Check for OpenAI's three numbers, and that the other shapes agree."""
     if not all(isinstance(state.get(name), Tensor) for name in OPENAI_KEYS):
         return False
     resolution, context, vocabulary = (int(state[name]) for name in OPENAI_KEYS)

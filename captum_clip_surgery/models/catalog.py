@@ -33,7 +33,7 @@ class ModelEntry:
         supported: Whether surgery is defined on the image tower.
         reason: Reason why it is not; empty if it is.
         pooling: How tokens become one embedding; empty if not supported.
-        blocks: Number of blocks that surgery can run beside; 0 if not supported.
+        blocks: Number of blocks that surgery can run parallel to; 0 if not supported.
         patch_size: Height and width of a patch in pixels; None if not supported.
         native_size: Height and width of images in pixels; None if not supported.
         grid: Rows and columns of patches at the native size; None if not supported.

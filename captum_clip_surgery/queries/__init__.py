@@ -1,4 +1,4 @@
-"""What a classifier can be asked for beside texts: images, regions, means, differences, features.
+"""Queries other than texts: images, regions, means, differences and features.
 
 `ZeroShotClassifier.with_queries` takes them.
 """

@@ -1,4 +1,4 @@
-"""Features of the images and regions that a classifier is asked for."""
+"""Features of the images and regions that a classifier compares images with."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def tokenize_captions(
         captions: N captions; a string for one image.
 
     Raises:
-        TypeError: If captions are not strings, or words cannot be told apart with the tokenizer.
+        TypeError: If captions are not strings, or the tokenizer does not allow separating words.
         ValueError: If there are not as many captions as images, a caption is empty, or one is
             longer than the context.
     """

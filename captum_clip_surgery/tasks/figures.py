@@ -54,7 +54,7 @@ REGION_SHARE = 0.1
 def segmentation_figure(
     image: np.ndarray, segmentation: Segmentation, width: float | str | None = None
 ) -> Figure:
-    """Draw an image beside its classes, with a legend of their shares of the pixels.
+    """Draw an image next to its classes, with a legend of their shares of the pixels.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
@@ -74,7 +74,7 @@ def segmentation_figure(
 def recognition_figure(
     image: np.ndarray, recognition: Recognition, count: int = 10, width: float | str | None = None
 ) -> Figure:
-    """Draw an image beside the scores of its highest-scoring classes.
+    """Draw an image next to the scores of its highest-scoring classes.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.

@@ -174,7 +174,7 @@ def sam_inputs(prompts: Sequence[Sequence[Prompt]]) -> dict[str, list[Any]]:
     """Return the keyword arguments, besides `images`, of transformers' `SamProcessor`.
 
     Prompts with fewer points than others are padded with points of label -10, as in transformers,
-    which embeds them as zeros: they affect masks slightly. Masks are no input of the processor; the
+    which embeds them as zeros: they affect masks slightly. The processor takes no masks; the
     model takes one per image as `input_masks` (images, 1, 256, 256).
 
     Args:

@@ -68,7 +68,7 @@ def compare_figure(
         texts: The K texts.
         title: Title above the grid.
         notes: For methods, a note below the panel of each image and text.
-        text_notes: For each image and text, a note beside the text's name, such as its cosine.
+        text_notes: For each image and text, a note next to the text's name, such as its cosine.
         scales: "method" for one color scale for all maps of a method, "figure" for one for all
             maps, or "map" for one for each map, whose limits are noted below it.
         sign: As for `visualize_attribution`; or "auto": methods whose maps have both signs are

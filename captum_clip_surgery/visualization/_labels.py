@@ -105,7 +105,7 @@ def labels_figure(
     colors: Mapping[int, Color],
     width: float | str | None = None,
 ) -> Figure:
-    """Draw an image beside its labels, with a legend.
+    """Draw an image next to its labels, with a legend.
 
     Args:
         image: The image (H, W, 3), uint8 or floats in 0..1.
@@ -154,7 +154,7 @@ def show_labels(
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
-    """Return which pixels (h, w) have another label beside, above or below them."""
+    """Return which pixels (h, w) have a neighbor with another label."""
     edges = np.zeros(labels.shape, dtype=bool)
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edges[1:] |= down

@@ -99,7 +99,7 @@ def panel_grid(
             per panel.
         bars: Where to leave room for color bars: "below" columns, "right" of rows, or "".
         lead: Where to leave room for panels of `add_lead`: "left" of rows, "above" columns, or "".
-            Names beside the leads have room for a second line.
+            Names next to the leads have room for a second line.
 
     Returns:
         The figure and its axes (rows, columns), without leads.

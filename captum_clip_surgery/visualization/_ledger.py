@@ -1,4 +1,4 @@
-"""A sum and its parts: bars that add up, beside the map of the parts that have a place."""
+"""A sum and its parts: bars that add up, next to the map of the parts that have a position."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LedgerRow:
     """One row of a ledger: a block, or a part without one.
 
     Args:
-        name: What stands beside the row.
+        name: Label of the row.
         heads: Parts of the block's heads.
-        other: What the row adds beside its heads.
+        other: What the row adds apart from its heads.
     """
 
     name: str

@@ -118,7 +118,7 @@ def test_a_bmp_without_alpha_is_opaque() -> None:
 
 def test_four_bands_of_tiff_are_said_to_be_taken_as_alpha() -> None:
     content = tiff(2, 8, bytes([1, 2, 3, 0, 6, 5, 4, 255]), photometric=2, bands=4)
-    with pytest.warns(UserWarning, match="four bands and no ExtraSamples.* taken as alpha"):
+    with pytest.warns(UserWarning, match="four bands and no ExtraSamples.* read as alpha"):
         assert [tuple(pixel) for pixel in read(content).tolist()] == ON_WHITE
 
 

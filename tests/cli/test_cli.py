@@ -199,7 +199,7 @@ def test_what_processes_do_not_share_is_refused_to_several(
     """Each would do all of it, and all would write the same files."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     ended = run(monkeypatch, *arguments, "--output", tmp_path / "out")
-    assert f"error: {work} is not shared among processes, and WORLD_SIZE is 2" in str(ended)
+    assert f"error: {work} runs in a single process, but WORLD_SIZE is 2" in str(ended)
     assert not (tmp_path / "out").exists()
 
 

@@ -70,7 +70,7 @@ def test_against_pandas(tmp_path: Path) -> None:
 def test_missing_photographs_are_counted_and_labels_stay_with_theirs(tmp_path: Path) -> None:
     write_nus(tmp_path, SHOWS, photographs=list(SHOWS)[1:2])
     with pytest.warns(
-        UserWarning, match=r"2 of NUS-WIDE's 3 photographs .* figures are of the"
+        UserWarning, match=r"2 of NUS-WIDE's 3 photographs .* figures cover the"
     ) as w:
         data = NusWide(tmp_path)
     assert w[0].filename == __file__

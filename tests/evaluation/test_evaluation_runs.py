@@ -219,7 +219,7 @@ def test_refused(clip: ZeroShotClassifier, folder: Folder) -> None:
     with pytest.raises(ValueError, match=r"protocol p measures points, .* the Labels of folder"):
         run(clip, folder, protocol=points)
     aspect = View(size=96, keep_aspect=True)
-    with pytest.raises(ValueError, match="maps are of squashed images"):
+    with pytest.raises(ValueError, match="maps need squashed images"):
         run(clip, folder, protocol=replace(BOTH, views={"localization": aspect}))
     tags = Given("dog\ncat", [SCENES[0].image], [Tags(frozenset({0}))])
     for view in (aspect, View(synonyms=True), View(texts="present")):

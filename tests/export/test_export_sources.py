@@ -167,7 +167,7 @@ def test_images_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for number in range(2):
         files = {"same.png": encoded(scene(number)), f"own{number}.png": encoded(scene(5))}
         write_tar(tmp_path / f"t{number}.tar", files)
-    with pytest.warns(UserWarning, match="the second 'same' is known as 'same~2'"):
+    with pytest.warns(UserWarning, match="the second 'same' is called 'same~2'"):
         export(f"{tmp_path}/*.tar", tmp_path / "out")
     maps = load_maps(tmp_path / "out")
     assert list(maps) == ["same", "own0", "same~2", "own1"]
@@ -219,7 +219,7 @@ def test_names_that_come_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(4):
         write_tar(tmp_path / "in" / f"{number}.tar", {"same.png": encoded(scene(number))})
-    with pytest.warns(UserWarning, match="3 images have a name that another has"):
+    with pytest.warns(UserWarning, match="3 images have the name of another one"):
         export(tmp_path / "in", tmp_path / "out")
     maps = load_maps(tmp_path / "out")
     assert list(maps) == ["same", "same~2", "same~3", "same~4"]

@@ -91,7 +91,7 @@ def stretched(folder: Path, changes: dict[str, Any]) -> None:
 
 
 META = {"vision_cfg__width": 8192, "vision_cfg__head_width": 64}
-UNLIKE = "or more, and the weights beside it have"
+UNLIKE = "or more, and the weights next to it have"
 CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], None], dict[str, Any], str]] = {
     "meta in an option": (embedded, META | {"text_cfg__pool_type": "meta"}, "expected one of"),
     "meta in a timm name": (embedded, META | {"vision_cfg__timm_model_name": "meta"}, "timm's own"),

@@ -47,7 +47,7 @@ def changed(path: str, value: Any) -> str:
 
 
 WHOLE = "expected a whole number from 1 to "
-UNLIKE = "describes [0-9,]+ parameters or more, and the weights beside it have"
+UNLIKE = "describes [0-9,]+ parameters or more, and the weights next to it have"
 SIZES: list[tuple[str, Any, str]] = [
     ("vision_cfg.width", 10**9, WHOLE), ("vision_cfg.width", 10**6, UNLIKE),
     ("vision_cfg.width", -1, WHOLE), ("vision_cfg.width", 0, WHOLE),

@@ -1,7 +1,7 @@
 """Image towers, and the forward pass that all dual-path methods share.
 
-An adapter computes beside the model and never changes it: it holds the tower's modules, calls them
-and reads their parameters.
+An adapter computes outside of the model and never changes it: it holds the tower's modules, calls
+them and reads their parameters.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Tower(TowerFamily):
             yield BlockTrace(heads, probabilities, x)
 
     def dual_path(self, images: Tensor, path_config: PathConfig) -> TowerOutput:
-        """Run one second path beside the model's own one.
+        """Run one second path parallel to the model's own one.
 
         Args:
             images: Images (N, 3, H, W).
@@ -160,7 +160,7 @@ class Tower(TowerFamily):
         return output
 
     def paths(self, images: Tensor, path_configs: Sequence[PathConfig]) -> list[TowerOutput]:
-        """Run any number of second paths beside the model's own one, in one forward pass.
+        """Run any number of second paths parallel to the model's own one, in one forward pass.
 
         Args:
             images: Images (N, 3, H, W).
@@ -248,7 +248,7 @@ class Tower(TowerFamily):
         trace: PathTrace,
         own: bool = True,
     ) -> tuple[dict[int, Tensor], Tensor]:
-        """Run the blocks from `first` on, and paths beside them.
+        """Run the blocks from `first` on, and paths parallel to them.
 
         Args:
             x: The stream (N, L, D) that enters block `first`.

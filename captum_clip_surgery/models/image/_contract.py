@@ -59,7 +59,7 @@ class TowerFamily(ABC):
     @property
     @abstractmethod
     def blocks(self) -> Sequence[Any]:
-        """The modules that surgery can run beside, first to last."""
+        """The modules that surgery can run parallel to, first to last."""
 
     @property
     def containers(self) -> dict[str, nn.Module]:

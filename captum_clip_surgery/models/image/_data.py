@@ -44,7 +44,7 @@ class BlockTrace:
 
 
 class PathTrace:
-    """Streams and attention of the model's own pass that paths asked for, as far as it has run.
+    """Streams and attention of the model's own pass that paths requested, as far as it has run.
 
     Steps before a path, which start once the model's own pass is over, find all of them.
 
@@ -78,19 +78,19 @@ class PathTrace:
         return self._results[function]
 
     def add_stream(self, index: int, x: Tensor) -> None:
-        """Keep the stream (N, L, D) that enters block `index` if a path asked for it."""
+        """Keep the stream (N, L, D) that enters block `index` if a path requested it."""
         if index in self._wanted_streams:
             self.streams[index] = x
 
     def add_attention(self, index: int, heads: AttentionInputs) -> None:
-        """Keep the attention of block `index` if a path asked for it."""
+        """Keep the attention of block `index` if a path requested it."""
         if index in self._wanted_attentions:
             self.attentions[index] = heads.probabilities()
 
 
 @dataclass(frozen=True)
 class PathConfig:
-    """A second path beside the last blocks of a tower, as data.
+    """A second path parallel to the last blocks of a tower, as data.
 
     Equal configurations share a pass, so every field must be hashable: steps are functions, or
     instances of frozen dataclasses with `__call__`.
@@ -109,8 +109,8 @@ class PathConfig:
         attentions: Indices of blocks before the last one; their attention is in the trace.
         before: Maps the stream (N, L, D) that enters the first of those blocks, and the trace, to
             the stream that the path starts from. Queries, keys and values then come from that
-            stream as well, which passes the model's blocks beside the model's own one. The pooled
-            embedding and the trace remain those of the model.
+            stream as well, which passes through the model's blocks parallel to the model's own
+            one. The pooled embedding and the trace remain those of the model.
         after: Maps patch tokens (N, h*w, D) after the last block, and the trace, to those that are
             projected.
         plus: Paths whose patch tokens are added to this one's, ahead of `after`; each takes its own

@@ -55,7 +55,7 @@ class DiskFeatures:
         """Return a key for each text.
 
         Args:
-            settings: What determines the features beside the text, as JSON.
+            settings: What determines the features apart from the text, as JSON.
             content: What is encoded for each text, as JSON.
         """
         return {

@@ -252,7 +252,7 @@ class PromptEncoder:
         return cached
 
     def _settings(self) -> tuple[Any, ...]:
-        """Return what determines features beside the text tower, with the tokenizer's options.
+        """Return what determines features apart from the text tower, with the tokenizer's options.
 
         A tokenizer's numbers and tables are left out: it may count, and keeps what it has read.
         """

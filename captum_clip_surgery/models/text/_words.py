@@ -32,7 +32,7 @@ def word_positions(
         tokenizer: open_clip's own tokenizer, or one of transformers.
         tokens: Token ids of one text, padded or not.
         special: Also return the start, if there is one, and the end, as "<start>" and "<end>".
-        text: The text, whose words are told apart by Unicode's rules. Without it, and for
+        text: The text, whose words are separated by Unicode's rules. Without it, and for
             tokenizers that do not say where in the text a token is, by those of the tokenizer.
 
     Returns:
@@ -101,7 +101,7 @@ def _spelling(tokenizer: Any) -> _Spelling:
     if isinstance(tokenizer, TransformersTokenizer):
         return _spelling_of_hugging_face(tokenizer.tokenizer, set(), str)
     raise TypeError(
-        f"words cannot be told apart with a tokenizer of type {type(tokenizer).__name__}; use the "
+        f"words cannot be separated with a tokenizer of type {type(tokenizer).__name__}; use the "
         "one that open_clip.get_tokenizer(name) returns"
     )
 
