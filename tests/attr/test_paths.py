@@ -28,8 +28,10 @@ from tests._helpers.tiny import TOWERS, random_images, relative_error, tiny_mode
 from tests._helpers.tower_kinds import TINY
 
 TOLERANCE = 1e-5
-_NAMES = "CLIP CLIPSurgery ArchitectureSurgery FeatureSurgery MaskCLIP SCLIP ClearCLIP NACLIP GEM"
-DENSE = _NAMES.split()
+DENSE = [
+    *("CLIP", "CLIPSurgery", "ArchitectureSurgery", "FeatureSurgery", "MaskCLIP", "SCLIP"),
+    *("CLIPtrase", "ClearCLIP", "NACLIP", "GEM", "ResCLIP", "SCCLIP"),
+]
 
 
 def keys_only(inputs: AttentionInputs) -> torch.Tensor:
