@@ -66,6 +66,8 @@ def load_model(
         if options.precision != "fp32":
             convert_weights_to_lp(clip.model, get_cast_dtype(options.precision))
         return clip
+    if not quiet:
+        print(f"loading {options.model} ...", file=sys.stderr, flush=True)
     return ZeroShotClassifier.from_pretrained(
         options.model,
         options.pretrained,

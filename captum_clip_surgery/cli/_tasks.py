@@ -35,8 +35,14 @@ from captum_clip_surgery.visualization import save_figure
 def segment(options: _task_options.Segment) -> None:
     """Run the command."""
     names = _class_names(options)
-    files = ImageFiles(options.images)
     own_background = [*names.pop(BACKGROUND, ()), *(options.background or ())]
+    is_alone = len(names) < 2 and not any(vars(options.queries).values())
+    if is_alone and options.no_background:
+        raise ValueError(
+            "--no-background assigns every pixel to one of the texts and needs at least two; give "
+            "more, or leave it out"
+        )
+    files = ImageFiles(options.images)
     texts = [text for synonyms in names.values() for text in synonyms]
     distractors = read_lines(options.distractors)
     clip = load_asked(options.clip, texts, options.queries, distractors, options.json)

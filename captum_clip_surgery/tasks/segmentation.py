@@ -292,8 +292,8 @@ def _check_tokens(clip: ZeroShotClassifier, image: Image.Image, target: Size) ->
     if rows * columns > MAX_TOKENS:
         raise ValueError(
             f"an image of {image.height} x {image.width} pixels, kept in shape, has {rows} x "
-            f"{columns} patches, more than {MAX_TOKENS}; pass a smaller size or longest=, crop it, "
-            "or leave out keep_aspect"
+            f"{columns} patches, more than {MAX_TOKENS}; choose a smaller size, crop it, or do not "
+            "keep its aspect ratio"
         )
 
 

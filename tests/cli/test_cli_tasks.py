@@ -250,6 +250,8 @@ def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command
 def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
     message = run(monkeypatch, "segment", tmp_path, *TEXTS)
     assert message == f"error: no images in the folder {tmp_path}"
+    message = run(monkeypatch, "segment", tmp_path, "--text", "dog", "--no-background")
+    assert str(message).startswith("error: --no-background assigns every pixel to one")
     message = run(monkeypatch, "segment", "none/*.png", *TEXTS)
     assert str(message).startswith("error: no file matches")
     message = run(monkeypatch, "segment", "a.png", "--model", "RN50", "--pretrained", "x")
