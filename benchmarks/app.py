@@ -86,7 +86,9 @@ def visit(page: Any, address: str, number: int, words: Iterator[str]) -> list[fl
     page.wait_for_function("document.querySelector('#ccs-maps img.ccs-map')?.complete")
     times = [time.perf_counter() - begin]
     written, picture = page.locator("#ccs-texts textarea"), page.locator("#ccs-upload input")
-    texts = tuple(written.input_value().split("\n"))
+    texts = (next(words), *written.input_value().split("\n")[1:])
+    written.fill("\n".join(texts))  # texts of an example are cleared by an upload, these are not
+    look(page, lambda: page.locator("#ccs-run").click(), texts)
     photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": upload(number)}
     before = page.locator("#ccs-maps img.ccs-map").first.get_attribute("src")
     times.append(look(page, lambda: picture.set_input_files(photo), texts, before))

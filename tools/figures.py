@@ -104,8 +104,10 @@ def draw_app() -> None:
         page = browser.new_page(viewport=DESKTOP)
         page.goto(server.address)
         page.wait_for_selector("#ccs-maps img.ccs-map")
-        first_map = page.locator("#ccs-maps img.ccs-map").nth(1)
-        first_map.click(position={"x": 110, "y": 70})  # on the zebra
+        page.locator("#ccs-maps button.ccs-frame").nth(1).click()
+        large = page.locator("dialog img.ccs-map")
+        side = large.bounding_box()["width"]
+        large.click(position={"x": 0.52 * side, "y": 0.33 * side})  # on the zebra
         page.wait_for_selector(".ccs-point")
         save_screenshot(page, "app-maps.png", full_page=True)
         for name, title in TABS.items():

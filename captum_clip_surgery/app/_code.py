@@ -31,6 +31,13 @@ class Model:
     pretrained: str | None = None
     undefined: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What users choose the model by."""
+        if self.name is None:
+            return "embedded model"
+        return self.name if self.pretrained is None else f"{self.name}, {self.pretrained}"
+
     @classmethod
     def of(
         cls, clip: ZeroShotClassifier, name: str | None = None, pretrained: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._settings import (
     COLOR_MAPS,
     FEATURE_SURGERY,
@@ -17,6 +17,8 @@ from captum_clip_surgery.app._settings import (
     check_number,
     split_lines,
 )
+from captum_clip_surgery.app._templates import html
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.tasks.sam import INSTANCES
 from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
@@ -40,11 +42,11 @@ class Controls:
     """Components by the name of the setting, created where they are on the page.
 
     Args:
-        explainer: The model's methods and sizes.
+        models: Models to choose from.
     """
 
-    def __init__(self, explainer: Explainer) -> None:
-        self.explainer = explainer
+    def __init__(self, models: Models) -> None:
+        self.models = models
         self.by_name: dict[str, Any] = {}
 
     def texts(self) -> None:
@@ -58,12 +60,23 @@ class Controls:
         )
 
     def options(self) -> None:
-        """Create the options of methods."""
-        self.by_name["methods"] = gr.CheckboxGroup(
-            list(self.explainer.methods), label="Methods", elem_id="ccs-methods"
+        """Create the model and the options of methods."""
+        self.by_name["model"] = gr.Dropdown(
+            self.models.titles,
+            label="Model",
+            info="Models that this page was started with.",
+            visible=len(self.models.titles) > 1,
+            elem_id="ccs-model",
         )
+        self.by_name["methods"] = gr.CheckboxGroup(
+            [(title_of(name), name) for name in self.models.methods()],
+            label="Methods",
+            elem_id="ccs-methods",
+        )
+        with gr.Accordion("What the methods do", open=False, elem_id="ccs-about-methods"):
+            gr.HTML(html("methods", methods=self.models.methods()), apply_default_css=False)
         self.by_name["side"] = gr.Dropdown(
-            [NONE["side"], *map(str, self.explainer.sides()[1:])],
+            [NONE["side"], *map(str, self.models.larger_sides())],
             label="Resolution",
             info="Side in pixels to which the image is resized. Larger is finer and slower.",
             elem_id="ccs-side",
@@ -165,6 +178,8 @@ class Controls:
         show_point = check_flag(pointed, "whether to show scores at a point")
         raw["point"] = (_fraction(across), _fraction(down)) if show_point else None
         raw["caption"] = _string(raw["caption"], "caption")
+        if raw["model"] in (None, self.models.titles[0]):
+            raw["model"] = ""  # so that views and links open where other models are served
         return Settings.from_dict(raw)
 
     def values(self, settings: Settings) -> dict[Any, Any]:
@@ -176,6 +191,7 @@ class Controls:
             "distractors": "\n".join(settings.distractors),
             "background": "\n".join(settings.background),
             "methods": list(settings.methods),
+            "model": settings.model or self.models.titles[0],
             "side": None if settings.side is None else str(settings.side),
             "pointed": settings.point is not None,
             "across": round(100 * x),

@@ -20,12 +20,15 @@ from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.figures import points_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._labels import label_color, show_labels
+from captum_clip_surgery.visualization._scales import format_value
 from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
 #: Longer side in pixels of a small and of a large image.
-PANEL, LARGE = 360, 640
+PANEL, LARGE = 480, 640
 DPI = 100
+#: Number of colors of a legend.
+STOPS = 9
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,34 @@ def map_style(maps: Tensor, settings: Settings) -> MapStyle:
     """Return how the maps (K, h, w) of a method are drawn: on one scale, as in figures."""
     view = View(cmap=settings.cmap, alpha_overlay=settings.opacity)
     return MapStyle.of(maps, view, settings.sign)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Color legend of maps on one scale.
+
+    Args:
+        low: Value of the first color.
+        high: Value of the last color.
+        colors: Colors for CSS, evenly spaced from low to high.
+        zero: Place of zero in percent of the bar, or None if it is not between low and high.
+    """
+
+    low: str
+    high: str
+    colors: tuple[str, ...]
+    zero: float | None
+
+
+def legend(style: MapStyle) -> Legend | None:
+    """Return the legend of a method's maps, or None if they are constant."""
+    colors = style.colors()
+    if colors is None or style.shared is None:
+        return None
+    low, high = style.shared
+    stops = tuple(map(to_hex, colors.to_rgba(np.linspace(low, high, STOPS))))
+    zero = 100 * -low / (high - low) if low < 0 < high else None
+    return Legend(format_value(low), format_value(high), stops, zero)
 
 
 def overlay(image: Image.Image, attribution: Tensor, style: MapStyle) -> Drawn:

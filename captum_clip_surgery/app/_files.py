@@ -6,9 +6,10 @@ import base64
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -78,11 +79,29 @@ def view(image: PageImage, settings: Settings) -> File:
     """Return settings and image as a file that `read_view` reads."""
     content: dict[str, object] = {"settings": json.loads(settings.to_json())}
     if settings.example is None:
-        buffer = io.BytesIO()
-        image.pixels.save(buffer, format="PNG")
-        encoded = base64.b64encode(buffer.getvalue()).decode()
-        content["image"] = {"name": image.name, "png": encoded}
+        content["image"] = encode_image(image)
     return File("view.json", "application/json", json.dumps(content, ensure_ascii=False).encode())
+
+
+def encode_image(image: PageImage) -> dict[str, str] | None:
+    """Return a user's own image as JSON values; None for an example."""
+    if image.example is not None:
+        return None
+    buffer = io.BytesIO()
+    image.pixels.save(buffer, format="PNG")
+    return {"name": image.name, "png": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def read_kept(content: str) -> tuple[Settings | None, PageImage]:
+    """Read what the browser kept: a view, or an image whose texts are still to be written.
+
+    Raises:
+        ValueError: If it is neither, or a setting or the image is rejected.
+    """
+    values = _read_values(content.encode())
+    if values.get("settings") is None:
+        return None, _read_image(values)
+    return read_view(content.encode())
 
 
 def read_view(content: bytes) -> tuple[Settings, PageImage]:
@@ -91,6 +110,15 @@ def read_view(content: bytes) -> tuple[Settings, PageImage]:
     Raises:
         ValueError: If the file is too long or not a view, or a setting or the image is rejected.
     """
+    values = _read_values(content)
+    settings = Settings.from_dict(values["settings"])
+    if settings.example is not None:
+        return settings, example_image(settings.example)
+    return settings, _read_image(values)
+
+
+def _read_values(content: bytes) -> dict[str, Any]:
+    """Return the values of a view, unchecked except that there are settings."""
     if len(content) > MAX_VIEW:
         raise ValueError(f"the file has {len(content)} bytes; the limit of views is {MAX_VIEW}")
     try:
@@ -99,9 +127,10 @@ def read_view(content: bytes) -> tuple[Settings, PageImage]:
         raise ValueError("the file is not a view; open one that this page saved") from None
     if not isinstance(values, dict) or "settings" not in values:
         raise ValueError("the file is not a view: it has no settings")
-    settings = Settings.from_dict(values["settings"])
-    if settings.example is not None:
-        return settings, example_image(settings.example)
+    return values
+
+
+def _read_image(values: Mapping[str, Any]) -> PageImage:
     image = values.get("image")
     if not isinstance(image, dict) or not isinstance(image.get("png"), str):
         raise ValueError("the view has neither an image nor an example")
@@ -109,7 +138,7 @@ def read_view(content: bytes) -> tuple[Settings, PageImage]:
         decoded = base64.b64decode(image["png"], validate=True)
     except ValueError:
         raise ValueError("the view's image is damaged") from None
-    return settings, read_image(decoded, str(image.get("name", "image.png"))[:100])
+    return read_image(decoded, str(image.get("name", "image.png"))[:100])
 
 
 def link(settings: Settings) -> str:

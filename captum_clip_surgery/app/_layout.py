@@ -10,9 +10,9 @@ import gradio as gr
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._controls import Controls
-from captum_clip_surgery.app._explaining import Explainer
 from captum_clip_surgery.app._files import OF_RESULT
-from captum_clip_surgery.app._images import EXAMPLES, MAX_MEGABYTES, example_image, example_scene
+from captum_clip_surgery.app._images import EXAMPLES, example_image, example_scene
+from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._templates import escape, html
 
 TITLE = "What CLIP sees"
@@ -23,16 +23,15 @@ TAB_TITLES = {
     "words": "Words",
 }
 ABOUT_TABS = {
-    "maps": "Where each method sees each text, likeliest text first. Click a map to read the "
-    "scores of all texts at that point.",
+    "maps": "Where each method sees each text, most similar text first. Click a map to enlarge it, "
+    "and the enlarged map to read the scores of all texts at that point.",
     "segmentation": "Assigns every pixel to the text that it resembles most.",
     "points": "Points and boxes that prompt the Segment Anything Model for each text.",
     "words": "Where the image shows each word of a sentence, and which words matter.",
 }
 ABOUT_DEMO = (
-    "This is the embedded model: small, and trained by this project on scenes of emoji. It does "
-    "not work on photographs. For those, start the page with a pretrained model: "
-    "clip-surgery app --model ViT-B-16 --pretrained openai"
+    "This is the embedded model. It knows 156 drawn objects and no photographs. For photographs, "
+    "start the page with a pretrained model: clip-surgery app --model ViT-B-16 --pretrained openai"
 )
 
 
@@ -41,24 +40,28 @@ def asset(name: str) -> str:
     return (resources("captum_clip_surgery.app") / name).read_text(encoding="utf-8")
 
 
+def header(model: Model) -> str:
+    """Return the title of the page, and what its model is."""
+    about = ABOUT_DEMO if model.name is None else f"The model is {model.title}."
+    return html("header", title=TITLE, about=about)
+
+
 class Layout:
     """Components of the page, created within Gradio's blocks.
 
     Args:
-        explainer: The model's methods and sizes.
-        model: Origin of the model.
+        models: Models to choose from.
     """
 
-    def __init__(self, explainer: Explainer, model: Model) -> None:
-        self.explainer = explainer
-        self.controls = Controls(explainer)
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.controls = Controls(models)
         self.results: dict[str, Any] = {}
-        about = ABOUT_DEMO if model.name is None else f"The model is {model.name}."
-        gr.HTML(html("header", title=TITLE, about=about))
-        with gr.Row():
-            with gr.Column(scale=1, min_width=320):
+        self.header = gr.HTML(header(models.get("")[1]))
+        with gr.Row(elem_id="ccs-body"):
+            with gr.Column(scale=1, min_width=320, elem_id="ccs-inputs"):
                 self._add_inputs()
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=320, elem_id="ccs-output"):
                 self.notice = gr.HTML(elem_id="ccs-notices", apply_default_css=False)
                 self._add_tabs()
                 self._add_downloads()
@@ -68,11 +71,12 @@ class Layout:
             label="Your image",
             sources=["upload", "clipboard"],
             type="filepath",
-            height=170,
+            height=140,
             buttons=[],
-            placeholder=f"Drop, choose or paste an image of up to {MAX_MEGABYTES} MB",
+            placeholder="Drop, choose or paste an image",
             elem_id="ccs-upload",
         )
+        self.picture = gr.HTML(elem_id="ccs-picture", apply_default_css=False)
         examples = [
             (figures.plain(example_image(i).pixels, 96), ", ".join(example_scene(i).nouns))
             for i in range(len(EXAMPLES))
@@ -87,9 +91,10 @@ class Layout:
         with gr.Row():
             self.run = gr.Button("Explain", variant="primary", min_width=80, elem_id="ccs-run")
             self.stop = gr.Button("Stop", min_width=80, elem_id="ccs-stop")
-        if self.explainer.clip.vocabulary is not None:
-            with gr.Accordion("Known nouns", open=False):
-                gr.HTML(f"<p>{escape(', '.join(self.explainer.clip.vocabulary))}</p>")
+        nouns = self.models.vocabulary()
+        if nouns is not None:
+            with gr.Accordion("Known nouns", open=False, elem_id="ccs-nouns"):
+                gr.HTML(f"<p>{escape(', '.join(nouns))}</p>")
         with gr.Accordion("Methods and model", open=False, elem_id="ccs-options"):
             self.controls.options()
         with gr.Accordion("Appearance", open=False, elem_id="ccs-appearance"):
@@ -97,6 +102,8 @@ class Layout:
         with gr.Accordion("Scores at a point", open=False, elem_id="ccs-at-point"):
             self.controls.point()
         self.controls.hidden()
+        self.kept_settings = gr.Textbox(visible="hidden", label="kept settings")
+        self.kept_image = gr.JSON(visible="hidden")
 
     def _add_tabs(self) -> None:
         inputs = {
@@ -112,7 +119,7 @@ class Layout:
                     if name in inputs:
                         inputs[name]()
                     self.results[name] = gr.HTML(
-                        js_on_load=asset("click.js") if name == "maps" else None,
+                        js_on_load=asset("click.js"),
                         elem_id=f"ccs-{name}",
                         min_height=200,
                         apply_default_css=False,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from captum_clip_surgery.app import _files as files
 from captum_clip_surgery.app import _tabs as tabs
-from captum_clip_surgery.app._code import Model, python
+from captum_clip_surgery.app._code import python
 from captum_clip_surgery.app._controls import ComponentValues
-from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._figures import plain
 from captum_clip_surgery.app._images import (
     PageImage,
     Sessions,
@@ -22,9 +20,11 @@ from captum_clip_surgery.app._images import (
     example_scene,
     read_image,
 )
-from captum_clip_surgery.app._layout import TITLE, Layout, asset
-from captum_clip_surgery.app._settings import Settings
+from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, asset, header
+from captum_clip_surgery.app._models import Models
+from captum_clip_surgery.app._settings import Settings, split_lines
 from captum_clip_surgery.app._templates import html, notice
+from captum_clip_surgery.app._uploads import take_file
 
 #: Requests that may wait; further ones are rejected.
 MAX_WAITING = 32
@@ -34,6 +34,7 @@ CLEANING = (60, 300)
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 #: Text boxes that take effect when they are submitted.
 SUBMITTED = ("texts", "distractors", "background", "caption")
+WRITE_TEXTS = "Write what to look for, one text per line, then press Explain."
 
 Updates = dict[Any, Any]
 #: A computation that updates the page step by step.
@@ -47,20 +48,18 @@ def default_settings(example: int = 0) -> Settings:
 
 
 class Page:
-    """The page of one model; `blocks` is what Gradio serves.
+    """The page; `blocks` is what Gradio serves.
 
     Args:
-        explainer: The model.
-        model: Origin of the model, for the Python code.
+        models: Models to choose from.
     """
 
-    def __init__(self, explainer: Explainer, model: Model) -> None:
-        self.explainer = explainer
-        self.model = model
+    def __init__(self, models: Models) -> None:
+        self.models = models
         self.sessions = Sessions()
         self._running: list[Any] = []
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as blocks:
-            self.layout = Layout(explainer, model)
+            self.layout = Layout(models)
             self.controls = self.layout.controls
             self._connect(blocks)
         blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
@@ -71,9 +70,10 @@ class Page:
     def _connect(self, blocks: gr.Blocks) -> None:
         layout, named = self.layout, self.controls.by_name
         results = list(layout.results.values())
+        kept: list[Any] = [layout.kept_settings, layout.kept_image]
         outputs = [*self.controls.all(), *results, layout.notice, layout.python, layout.upload]
         options: dict[str, Any] = {
-            "outputs": [*outputs, layout.tabs, layout.link],
+            "outputs": [*outputs, layout.header, layout.picture, *kept, layout.tabs, layout.link],
             "preprocess": False,  # settings check all that browsers send
             "trigger_mode": "always_last",  # of changes during work, the last one counts
             "show_progress": "minimal",
@@ -83,12 +83,25 @@ class Page:
         }
         values = set(self.controls.all())
 
-        def on(*triggers: Any, fn: Callable[..., Any], inputs: set[Any] | None = None) -> None:
-            event = gr.on(triggers, fn, inputs=values if inputs is None else inputs, **options)
-            self._running.append(event)
+        def on(
+            *triggers: Any,
+            fn: Callable[..., Any],
+            inputs: set[Any] | None = None,
+            js: str | None = None,
+        ) -> None:
+            inputs = values if inputs is None else inputs
+            self._running.append(gr.on(triggers, fn, inputs=inputs, js=js, **options))
+
+        def in_browser(*triggers: Any, js: str, inputs: Any = None) -> None:
+            script = asset(js)
+            gr.on(triggers, None, inputs, None, js=script, queue=False, api_visibility="private")
 
         changed = [named[name].input for name in named if name not in (*SUBMITTED, "tab")]
-        on(layout.run.click, *(named[name].submit for name in SUBMITTED), fn=self._run)
+        submitted = [layout.run.click, *(named[name].submit for name in SUBMITTED)]
+        on(*submitted, fn=self._run)
+        in_browser(*submitted, layout.examples.click, js="show.js")
+        in_browser(layout.notice.change, js="tell.js", inputs=layout.notice)
+        in_browser(*(one.change for one in kept), js="keep.js", inputs=kept)
         on(*changed, fn=self._run)
         for name, tab in layout.tab_items.items():
             on(tab.select, fn=self._on_select(name))
@@ -96,7 +109,12 @@ class Page:
         on(layout.examples.click, fn=self._on_example)
         on(layout.results["maps"].click, fn=self._on_point)
         on(layout.open.upload, fn=self._on_open, inputs={layout.open})
-        on(blocks.load, fn=self._on_load, inputs=set())
+        on(
+            blocks.load,
+            fn=self._on_load,
+            inputs={layout.kept_settings},
+            js=asset("restore.js"),
+        )
         self._connect_downloads(values)
         layout.stop.click(
             lambda: notice(["Stopped."]),
@@ -145,14 +163,29 @@ class Page:
         return select
 
     def _on_upload(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
-        """Explain an uploaded or pasted image; its file is deleted as soon as it is read."""
-        upload = self.layout.upload
+        """Show an uploaded or pasted image; its file is deleted as soon as it is read.
+
+        An example's texts and caption are cleared; the user's own are explained at once.
+        """
+        upload, named = self.layout.upload, self.controls.by_name
 
         def work() -> Iterator[Updates]:
-            content, name = _take_file(values[upload])
-            self._set_image(read_image(content, name), request)
-            yield {upload: None}
-            yield from self._show(self._settings(values, request), request)
+            content, name = take_file(values[upload])
+            image = read_image(content, name)
+            start = self._example_of(request)
+            cleared: Updates = {}
+            if start is not None:
+                if split_lines(values[named["texts"]]) == start.texts:
+                    cleared[named["texts"]] = ""
+                if values[named["caption"]] == start.caption:
+                    cleared[named["caption"]] = ""
+            hints = self._model_hints(values[named["model"]] or "")
+            yield {**self._set_image(image, request), upload: None, **cleared}
+            if split_lines({**values, **cleared}[named["texts"]]):
+                settings = self._settings({**values, **cleared}, request)
+                yield from self._show(settings, request, hints)
+            else:
+                yield self._await_texts(hints)
 
         yield from self._catching(work, {upload: None})
 
@@ -164,11 +197,11 @@ class Page:
         def work() -> Iterator[Updates]:
             example = _example_of(event)
             start = default_settings(example)
-            self._set_image(example_image(example), request)
+            picture = self._set_image(example_image(example), request)
             named = self.controls.by_name
             texts = {named["texts"]: "\n".join(start.texts), named["caption"]: start.caption}
             settings = replace(self._settings({**values, **texts}, request), point=None)
-            yield self.controls.values(settings)
+            yield {**picture, **self.controls.values(settings)}
             yield from self._show(settings, request)
 
         yield from self._catching(work)
@@ -189,15 +222,22 @@ class Page:
         """Open a view from a file."""
 
         def work() -> Iterator[Updates]:
-            content, _ = _take_file(values[self.layout.open])
+            content, _ = take_file(values[self.layout.open])
             yield from self._open(*files.read_view(content), request)
 
         yield from self._catching(work)
 
     def _on_load(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
-        """Open the view of a link, or the first example."""
+        """Open what the browser tab kept, the view of a link, or the first example."""
+        kept = values[self.layout.kept_settings]
 
         def work() -> Iterator[Updates]:
+            if isinstance(kept, str) and kept:
+                try:
+                    yield from self._restore(*files.read_kept(kept), request)
+                    return
+                except ValueError:  # of another version, or not written by this page
+                    pass
             link = request.query_params.get("view")
             settings, image = default_settings(), example_image(0)
             hints: tuple[str, ...] = ()
@@ -236,23 +276,63 @@ class Page:
 
     # --- sessions --------------------------------------------------------------------------------
 
+    def _restore(
+        self, settings: Settings | None, image: PageImage, request: gr.Request
+    ) -> Iterator[Updates]:
+        if settings is not None:
+            yield from self._open(settings, image, request)
+            return
+        named = self.controls.by_name
+        cleared = {named["texts"]: "", named["caption"]: ""}
+        usual = self.controls.values(default_settings())
+        yield {**self._set_image(image, request), **usual, **cleared}
+        yield self._await_texts(self._model_hints(""))
+
+    def _await_texts(self, hints: tuple[str, ...]) -> Updates:
+        """Clear results, and say what to do with an image without texts."""
+        message = notice([WRITE_TEXTS, *hints])
+        return {
+            **dict.fromkeys(self.layout.results.values(), ""),
+            self.layout.notice: message,
+            self.layout.python: "",
+            self.layout.kept_settings: "",
+        }
+
+    def _model_hints(self, title: str) -> tuple[str, ...]:
+        """Return what users of the embedded model should know about their own images."""
+        return (ABOUT_DEMO,) if self.models.get(title)[1].name is None else ()
+
+    def _example_of(self, request: gr.Request) -> Settings | None:
+        """Return the first view of the example that is shown, or None for a user's own image."""
+        try:
+            example = self.sessions.image(_session(request)).example
+        except ValueError:  # no longer kept
+            return None
+        return None if example is None else default_settings(example)
+
     def _open(
         self, settings: Settings, image: PageImage, request: gr.Request, hints: tuple[str, ...] = ()
     ) -> Iterator[Updates]:
-        self._set_image(image, request)
-        yield {**self.controls.values(settings), self.layout.tabs: gr.Tabs(selected=settings.tab)}
+        picture = self._set_image(image, request)
+        tabs_update = {self.layout.tabs: gr.Tabs(selected=settings.tab)}
+        yield {**picture, **self.controls.values(settings), **tabs_update}
         yield from self._show(settings, request, hints)
 
-    def _set_image(self, image: PageImage, request: gr.Request) -> None:
-        """Replace a user's image, and drop everything cached of the previous one."""
+    def _set_image(self, image: PageImage, request: gr.Request) -> Updates:
+        """Replace a user's image, drop everything cached of the previous one, and show it."""
         for digest in self.sessions.set_image(_session(request), image):
-            self.explainer.forget(digest)
+            self.models.forget(digest)
+        drawn, is_own = plain(image.pixels), image.example is None
+        return {
+            self.layout.picture: html("picture", drawn=drawn, file=image.name, is_own=is_own),
+            self.layout.kept_image: files.encode_image(image),
+        }
 
     def _close(self, request: gr.Request) -> None:
         """Drop everything that is kept of a user."""
         session = _session(request)
         for digest in self.sessions.close(session):
-            self.explainer.forget(digest)
+            self.models.forget(digest)
         # Gradio would keep the last results of thousands of users, images included.
         held = self.blocks.state_holder
         held.session_data.pop(session, None)
@@ -267,15 +347,18 @@ class Page:
         self, settings: Settings, request: gr.Request, hints: tuple[str, ...] = ()
     ) -> Iterator[Updates]:
         layout, image = self.layout, self.sessions.image(_session(request))
-        for result in tabs.show(self.explainer, image, settings):
+        explainer, model = self.models.get(settings.model)
+        for result in tabs.show(explainer, image, settings):
             if result is None:
                 yield {layout.notice: gr.skip()}
                 continue
             yield {
                 layout.results[settings.tab]: result.html,
                 layout.notice: notice([*hints, *result.hints]),
-                layout.python: html("code", python=python(self.model, image, settings)),
+                layout.python: html("code", python=python(model, image, settings)),
                 layout.link: gr.Textbox(visible=False),
+                layout.kept_settings: settings.to_json(),
+                layout.header: header(model),
             }
 
     def _catching(self, work: Work, on_error: Updates | None = None) -> Iterator[Updates]:
@@ -291,13 +374,14 @@ class Page:
     ) -> Iterator[files.File | None]:
         """Yield None while a file is being made, so that it can be stopped, then the file."""
         image = self.sessions.image(_session(request))
+        explainer, model = self.models.get(settings.model)
         if name == "Python":
-            yield files.script(self.model, image, settings)
+            yield files.script(model, image, settings)
         elif name == "View":
             yield files.view(image, settings)
         else:
             last = None
-            for result in tabs.show(self.explainer, image, settings):
+            for result in tabs.show(explainer, image, settings):
                 last = result or last
                 yield None
             assert last is not None  # a tab gives a result or raises
@@ -313,23 +397,3 @@ def _example_of(event: gr.EventData) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"there is no example {number!r:.80}")
     return number
-
-
-def _take_file(upload: Any) -> tuple[bytes, str]:
-    """Return the bytes and the name of an uploaded file, which is deleted.
-
-    Browsers may send any path: files outside the upload folder are neither read nor deleted.
-    """
-    if not isinstance(upload, Mapping) or not isinstance(upload.get("path"), str):
-        raise ValueError("no file was uploaded; choose it again")
-    try:
-        path = Path(upload["path"]).resolve()
-        uploads = Path(get_upload_folder()).resolve()
-        if not path.is_relative_to(uploads) or not path.is_file():
-            raise ValueError("no file was uploaded; choose it again")
-        content = path.read_bytes()
-    except OSError:
-        raise ValueError("the file could not be uploaded; choose it again") from None
-    path.unlink(missing_ok=True)
-    name = upload.get("orig_name")
-    return content, Path(name).name[:100] if isinstance(name, str) else path.name

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def serve(
     port: int | None = None,
     password: str | None = None,
     share: bool = False,
+    more: Sequence[tuple[ZeroShotClassifier, str | None, str | None]] = (),
 ) -> None:
     """Serve the page until it is interrupted.
 
@@ -49,11 +51,13 @@ def serve(
         port: Port to listen on; None stands for the first free one from 7860.
         password: Password that users must enter, with any name; None requires none.
         share: Whether to request a public address from Gradio's servers.
+        more: Further models that users can choose, each with its name and tag as `model` and
+            `pretrained`.
 
     Raises:
         ImportError: If the extra `app` is not installed.
         OSError: If the port is taken.
-        ValueError: If the password is empty.
+        ValueError: If the password is empty, or a model is given twice.
     """
     if password is not None and not password:
         raise ValueError("password is empty; leave the option out to require none")
@@ -69,12 +73,14 @@ def serve(
         from captum_clip_surgery.app._explaining import Explainer
         from captum_clip_surgery.app._images import MAX_MEGABYTES, MAX_SESSIONS, example_image
         from captum_clip_surgery.app._layout import asset
+        from captum_clip_surgery.app._models import Models
         from captum_clip_surgery.app._page import Page, default_settings
 
-        explainer = Explainer(clip)
-        page = Page(explainer, Model.of(clip, model, pretrained))
+        served = [(clip, model, pretrained), *more]
+        models = Models([(Explainer(one), Model.of(one, *origin)) for one, *origin in served])
+        page = Page(models)
         # Warm up, so that the first user need not wait.
-        tabs.complete(explainer, example_image(0), default_settings())
+        tabs.complete(models.explainers[0], example_image(0), default_settings())
         _, local, public = page.blocks.launch(
             server_name=host,
             server_port=port,

@@ -51,6 +51,7 @@ class Settings:
         caption: Sentence whose words get maps.
         example: Number of the example image, or None for the user's own image.
         tab: Selected tab, one of `TABS`.
+        model: Title of the model, or "" for the page's first one.
 
     Raises:
         ValueError: If a value has the wrong type or exceeds its limit.
@@ -78,6 +79,7 @@ class Settings:
     caption: str = ""
     example: int | None = None
     tab: str = "maps"
+    model: str = ""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -165,7 +167,7 @@ def _check_texts(value: Any, what: str, most: int, least: int = 0) -> tuple[str,
     if len(value) > most:
         raise ValueError(f"{len(value)} {what}s given; the limit is {most}")
     if len(value) < least:
-        raise ValueError(f"no {what} given; add at least one")
+        raise ValueError(f"no {what} given; write what to look for, one {what} per line")
     texts = tuple(_check_text(text, what) for text in value)
     if not all(texts):
         raise ValueError(f"a {what} is empty")
@@ -196,7 +198,9 @@ def _is_control(sign: str) -> bool:
 
 
 def _check_methods(value: Any) -> tuple[str, ...]:
-    names = _check_texts(value, "method", len(METHODS), 1)
+    names = _check_texts(value, "method", len(METHODS))
+    if not names:
+        raise ValueError("no method is ticked; tick at least one under “Methods and model”")
     for name in names:
         _one_of(METHODS, "method")(name)
     return names
@@ -248,4 +252,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "caption": lambda value: _check_text(value, "caption"),
     "example": lambda value: _check_integer(value, "example", 0, 10_000),
     "tab": _one_of(TABS, "tab"),
+    "model": lambda value: _check_text(value, "model"),
 }

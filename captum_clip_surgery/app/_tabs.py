@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from captum_clip_surgery._utils.similarity import format_cosine
+from captum_clip_surgery._utils.similarity import SHARE, format_cosine
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._explaining import Explainer, Explanation, specificity_of
-from captum_clip_surgery.app._figures import Drawn
+from captum_clip_surgery.app._figures import Drawn, Legend
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.app._templates import html
@@ -44,12 +44,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Panel:
-    """An image on the page: its name, a text that describes it, how far to trust it."""
+    """An image on the page: its name, a text that describes it, its colors, how far to trust it."""
 
     drawn: Drawn
     name: str
     alt: str
-    is_original: bool = False
+    legend: Legend | None = None
     trust: str = ""
 
 
@@ -76,10 +76,6 @@ def complete(explainer: Explainer, image: PageImage, settings: Settings) -> Resu
     """
     *_, last = (result for result in show(explainer, image, settings) if result is not None)
     return last
-
-
-def _original(image: PageImage) -> Panel:
-    return Panel(figures.plain(image.pixels), "image", "The image itself", is_original=True)
 
 
 def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -160,29 +156,37 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
 
 
 def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -> str:
-    original, texts = _original(image), explanation.texts
+    texts = explanation.texts
     styles = {name: figures.map_style(maps, settings) for name, maps in explanation.maps.items()}
     rows = []
     for index in explanation.ranking():
-        panels = [original]
+        panels = []
         for name in settings.methods:
             if name in explanation.maps:
                 drawn = figures.overlay(image.pixels, explanation.maps[name][index], styles[name])
-                alt = f"Where {name} sees {texts[index]!r} in the image"
+                alt = f"Where {title_of(name)} sees {texts[index]!r} in the image"
+                colors = figures.legend(styles[name])
                 values = explanation.specificity.get(name)
                 trust = "" if values is None else describe_specificity(values[index])
-                panels.append(Panel(drawn, name, alt, trust=trust))
+                panels.append(Panel(drawn, title_of(name), alt, colors, trust))
         rows.append(
             {
                 "text": texts[index],
+                "cosine": format_cosine(float(explanation.cosines[index])),
                 "probability": float(explanation.probabilities[index]),
-                "logit": float(explanation.logits[index]),
                 "panels": panels,
             }
         )
     at_point = {} if settings.point is None else explanation.scores_at(settings.point)
-    scores = {name: list(zip(texts, row, strict=True)) for name, row in at_point.items()}
-    return html("maps", rows=rows, point=settings.point, scores_at_point=scores)
+    scores = {title_of(name): list(zip(texts, row, strict=True)) for name, row in at_point.items()}
+    return html(
+        "maps",
+        rows=rows,
+        point=settings.point,
+        scores_at_point=scores,
+        share=SHARE,
+        methods=[name for name in settings.methods if name in explanation.maps],
+    )
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -243,10 +247,11 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
     (words,) = word_maps(explainer.clip, [image.pixels], [settings.caption], size=settings.side)
     maps, importance = words.maps.cpu(), words.importance.tolist()
     style = figures.map_style(maps, settings)
-    panels = [_original(image)]
+    panels, colors = [], figures.legend(style)
     for word, attribution, value in zip(words.words, maps, importance, strict=True):
         drawn = figures.overlay(image.pixels, attribution, style)
-        panels.append(Panel(drawn, f"{word} {value:+.2f}", f"Where the image shows {word!r}"))
+        alt = f"Where the image shows {word!r}"
+        panels.append(Panel(drawn, f"{word} {value:+.2f}", alt, colors))
     numbered = [f"{number}. {word}" for number, word in enumerate(words.words, 1)]
     yield Result(
         html(

@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from markupsafe import escape as escape_html
 
-from captum_clip_surgery.attr._descriptions import title_of
+from captum_clip_surgery._utils.similarity import format_share
+from captum_clip_surgery.attr._descriptions import sentence_of, title_of
 
 #: Gradio evaluates templates with these signs in HTML, in what users wrote as well.
 TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\"})
@@ -81,7 +82,12 @@ def _environment(**options: Any) -> Environment:
 
 
 _HTML = _environment(autoescape=True, finalize=escape)
-_HTML.filters |= {"sentence": sentence, "title": title_of}
+_HTML.filters |= {
+    "sentence": sentence,
+    "title": title_of,
+    "describe": sentence_of,
+    "share": format_share,
+}
 _CODE = _environment(autoescape=False, keep_trailing_newline=True)
 _CODE.filters |= {"literal": literal, "comment": comment, "title": title_of}
 

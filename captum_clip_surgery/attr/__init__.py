@@ -52,7 +52,7 @@ from captum_clip_surgery.attr.dense import (
     MaskCLIP,
 )
 from captum_clip_surgery.attr.direct_effect import DirectEffect, LayerDirectEffect
-from captum_clip_surgery.attr.dual_path import DualPathAttribution, PathConfig, PathTrace
+from captum_clip_surgery.attr.dual_path import DualPathAttribution, PathConfig
 from captum_clip_surgery.attr.gradient import (
     GradECLIP,
     LayerGradECLIP,
@@ -107,7 +107,6 @@ __all__ = [
     "Method",
     "PatchAttribution",
     "PathConfig",
-    "PathTrace",
     "RawAttention",
     "ResCLIP",
     "TestTimeAugmentation",

@@ -325,7 +325,7 @@ class LayerResCLIP(_ResCLIPPath, LayerShapeMixin):
     In the last block, the baseline's self-self attention has the weight 1 - `weight` and the mean
     of the q-k attention of blocks 6 to 9 of 12, head by head, has `weight`.
 
-    The blocks and the default weight could not be checked against the paper. Its second stage, in
+    The blocks and the default weight are stated from memory of the paper. Its second stage, in
     which patches of one predicted class attend to each other, is left out: it would make the map
     of a text depend on the other texts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from dataclasses import replace
 
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.cli import _options
@@ -17,7 +18,12 @@ def app(options: _options.App) -> None:
     if name is None:
         print(EMBEDDED_MODEL_NOTE)
     clip = load_model(options.clip, ["a picture"], quiet=True)
-    serve(clip, name, pretrained, **vars(options.server))
+    more = []
+    for also in options.also or ():
+        other, _, tag = also.partition(":")
+        chosen = replace(options.clip, model=other, pretrained=tag or None)
+        more.append((load_model(chosen, ["a picture"], quiet=True), other, tag or None))
+    serve(clip, name, pretrained, more=more, **vars(options.server))
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -28,7 +28,7 @@ PANELS = {
     for title, fields in {
         "Texts": "text texts query_image rather_than caption synonyms background no_background "
         "distractors",
-        "Model": "model pretrained positions device precision",
+        "Model": "model pretrained also positions device precision",
         "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
         "refine threshold union instances boxes down_sample special trust sam",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",

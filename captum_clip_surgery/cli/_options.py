@@ -311,4 +311,12 @@ class App(Command):
     """
 
     clip: ModelOptions
+    also: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME[:TAG]",
+            help="Further model that visitors can choose, with its pretrained tag after a colon; "
+            "repeat for more.",
+        ),
+    ] = None
     server: ServerOptions

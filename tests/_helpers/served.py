@@ -102,6 +102,7 @@ class Visitor:
         self.values: dict[str, Any] = {
             "ccs-texts": "star\nzebra",
             "ccs-methods": ["CLIP"],
+            "ccs-model": "embedded model",
             "ccs-side": "native",
             "ccs-feature-surgery": "auto",
             "ccs-distractors": "",

@@ -40,6 +40,7 @@ from captum_clip_surgery.app._images import (
     example_scene,
     read_image,
 )
+from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._settings import MAX_CHARACTERS, Settings
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr.registry import METHODS
@@ -120,7 +121,7 @@ def test_settings_come_back_from_json() -> None:
 @each(
     ("given", "words"),
     [
-        ({"texts": []}, "no text given; add at least one"),
+        ({"texts": []}, "no text given; write what to look for, one text per line"),
         ({"texts": ["a"] * 2}, "'a' is listed twice"),
         ({"texts": [str(i) for i in range(25)]}, "25 texts given; the limit is 24"),
         ({"texts": "star"}, "texts must be a list, got 'star'"),
@@ -135,7 +136,7 @@ def test_settings_come_back_from_json() -> None:
         ({"caption": "a \uffff"}, "control character"),
         ({"texts": ["x" * (MAX_CHARACTERS + 1)]}, "201 characters; the limit is 200"),
         ({"distractors": [str(i) for i in range(201)]}, "201 distractors given; the limit is 200"),
-        ({"methods": []}, "no method"),
+        ({"methods": []}, "no method is ticked; tick at least one"),
         ({"methods": ["Magic"]}, "method must be one of CLIP, .*, got 'Magic'"),
         ({"texts": [str(i) for i in range(24)], "methods": list(METHODS)}, "the limit is 96"),
         ({"feature_surgery": "softly"}, "must be one of auto, .*, got 'softly'"),
@@ -619,7 +620,7 @@ def test_what_was_found_of_a_image_goes_with_its_visitor(
     pytest.importorskip("gradio")
     from captum_clip_surgery.app._page import Page
 
-    page, visitor = Page(explainer, _code.Model()), SimpleNamespace(session_hash="anna")
+    page, visitor = Page(Models([(explainer, _code.Model())])), SimpleNamespace(session_hash="anna")
     mine = read_image(PHOTO, "mine.png")
     page._set_image(mine, visitor)
     _tabs.complete(explainer, mine, settings(example=None))
@@ -631,6 +632,19 @@ def test_what_was_found_of_a_image_goes_with_its_visitor(
         page.sessions.image("anna")
     _tabs.complete(explainer, mine, settings(example=None))
     assert passes == [1, 1, 1]  # nothing was remembered
+
+
+def test_a_model_is_chosen_by_its_title(explainer: Explainer) -> None:
+    other = Explainer(ZeroShotClassifier.demo(["star"]))
+    named = _code.Model("ViT-B-16", "openai")
+    models = Models([(explainer, _code.Model()), (other, named)])
+    assert models.titles == ["embedded model", "ViT-B-16, openai"]
+    assert models.get("") == models.get("embedded model") == (explainer, _code.Model())
+    assert models.get("ViT-B-16, openai") == (other, named)
+    with pytest.raises(ValueError, match="no model 'ViT-L'; choose one of embedded model, ViT-B"):
+        models.get("ViT-L")
+    with pytest.raises(ValueError, match="2 models given, but only 1 have different names"):
+        Models([(explainer, _code.Model()), (other, _code.Model())])
 
 
 def test_without_gradio_the_extra_is_named(
@@ -791,7 +805,7 @@ def test_what_browsers_send_is_refused_in_words(
     pytest.importorskip("gradio")
     from captum_clip_surgery.app._controls import Controls
 
-    controls = Controls(explainer)
+    controls = Controls(Models([(explainer, _code.Model())]))
     for make in (
         "texts",
         "options",

@@ -47,7 +47,7 @@ def test_what_goes_wrong_shows(endurance: Any) -> None:
     html = tabs.complete(Explainer(clip), example_image(0), asked).html
     answer, refused = (
         "data: " + json.dumps({"output": {"data": [{"__type__": "update"}, shown]}})
-        for shown in (html, "No text given; add at least one.")
+        for shown in (html, "No text given; write what to look for, one text per line.")
     )
     own, another = (example_image(number).pixels for number in (0, 1))
     endurance.check(answer, clip, own)

@@ -76,9 +76,10 @@ def test_who_leaves_holds_up_nobody(server: Server, control: str, event: str) ->
 
 def test_nothing_of_who_left_is_held() -> None:
     """Neither by the page nor by Gradio, which keeps what it showed."""
+    from captum_clip_surgery.app._models import Models
     from captum_clip_surgery.app._page import Page
 
-    page = Page(Explainer(ZeroShotClassifier.demo(["star"])), Model())
+    page = Page(Models([(Explainer(ZeroShotClassifier.demo(["star"])), Model())]))
     _, address, _ = page.blocks.launch(
         server_port=free_port(), prevent_thread_lock=True, quiet=True, ssr_mode=False
     )
