@@ -1,6 +1,8 @@
 """Draw the figures in `docs/images` again, on the embedded model.
 
-    python -m tools.figures [demo] [check] [tasks] [ledger] [match] [results] [app]     without a name: all
+    python -m tools.figures [demo] [check] [tasks] [ledger] [match] [results] [app]
+
+Without a name, all are drawn.
 
 `app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results` draws
 the table of docs/results.md, whose numbers take `clip-surgery evaluate` hours, and `scaling.png` is
