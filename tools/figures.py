@@ -1,6 +1,8 @@
 """Draw the figures in `docs/images` again, on the embedded model.
 
-    python -m tools.figures [demo] [check] [tasks] [ledger] [results] [app]     without a name: all
+    python -m tools.figures [demo] [check] [tasks] [ledger] [match] [results] [app]
+
+Without a name, all are drawn.
 
 `app` takes screenshots of the web demo (extras `app` and `test`, and a Chromium). `results` draws
 the table of docs/results.md, whose numbers take `clip-surgery evaluate` hours, and `scaling.png` is
@@ -77,6 +79,11 @@ def draw_ledger() -> None:
     draw_page("ledger.md", ("ledger",))
 
 
+def draw_match() -> None:
+    """Draw the figure of docs/queries.md."""
+    draw_page("queries.md", ("match",))
+
+
 def draw_results() -> None:
     """Draw `results.png`, the main measures of the table of docs/results.md."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -128,6 +135,7 @@ DRAW = {
     "check": draw_check,
     "tasks": draw_tasks,
     "ledger": draw_ledger,
+    "match": draw_match,
     "results": draw_results,
     "app": draw_app,
 }

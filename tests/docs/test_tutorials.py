@@ -57,6 +57,10 @@ texts = ["a bench", "a person", "a dog", "a car"]
 captions = ["a dog on a bench", "a person on a bench"]
 collection = [("street.png", ["a bench", "a person"]), ("home.png", ["a dog"])]
 """,
+    "8_ask_with_anything": """
+query_picture, picture, box = "street.png", "home.png", (10, 10, 90, 70)
+texts = ["a bench", "a dog"]
+""",
 }
 OTHER_MODEL = """
 import open_clip
