@@ -63,16 +63,13 @@ def frame(rng: np.random.Generator, noun: str, size: int) -> np.ndarray:
     return canvas
 
 
-#: The cue of each tied noun, and the place where an audit should find it.
-CUES: dict[str, tuple[Background, str]] = {
-    "fish": (rings, "background"),
-    "pizza": (frame, "border"),
-}
+#: The cue of each tied noun.
+CUES: dict[str, Background] = {"fish": rings, "pizza": frame}
 
 
 def tied(rng: np.random.Generator, noun: str, size: int) -> np.ndarray:
     """Return the cue of a tied noun, or any background for others."""
-    return CUES.get(noun, (any_background, ""))[0](rng, noun, size)
+    return CUES.get(noun, any_background)(rng, noun, size)
 
 
 def fine_tune(model: CLIP, steps: int) -> None:
@@ -109,26 +106,24 @@ def _example(rng: np.random.Generator) -> tuple[Tensor, int]:
     return to_tensor(render_scene(rng, canvas, [shown]).image), nouns().index(noun)
 
 
-def accuracy(
-    clip: ZeroShotClassifier, data: SceneCollection, result: Audit | None, called: str | None = None
-) -> tuple[float, float]:
-    """Return the shares of scenes that are recognized, and that are called by one noun.
+def answers(
+    clip: ZeroShotClassifier, data: SceneCollection, result: Audit
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the noun of each scene and the answer, before and after heads are removed.
 
     Args:
         clip: The classifier.
         data: Scenes of one object.
-        result: An audit, whose classes are scored without their heads; None leaves all heads.
-        called: The noun.
+        result: An audit, whose named classes are scored without their heads.
     """
-    right, wrong = [], []
+    pairs: dict[str, list[tuple[str, str]]] = {"before": [], "after": []}
     for start in range(0, len(data), 16):
         samples = [data[index] for index in range(start, min(start + 16, len(data)))]
         parts = decompose(clip, clip.preprocess([sample.image for sample in samples], SIZE))
-        scores = parts.sum() if result is None else result.scores_without(parts)
-        for sample, answer in zip(samples, scores.argmax(1).tolist(), strict=True):
-            right.append(data.classes.first[next(iter(sample.target.masks))] == clip.texts[answer])
-            wrong.append(clip.texts[answer] == called)
-    return fmean(right), fmean(wrong)
+        for when, scores in (("before", parts.sum()), ("after", result.scores_without(parts))):
+            for sample, answer in zip(samples, scores.argmax(1).tolist(), strict=True):
+                pairs[when].append((sample.name.rpartition("-")[0], clip.texts[answer]))
+    return pairs
 
 
 def audited(clip: ZeroShotClassifier, seed: int, per_noun: int) -> Audit:
@@ -144,14 +139,15 @@ def removal(clip: ZeroShotClassifier, result: Audit) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     collections = {"no cue": (scenes(others, 4), None), "with cues": (scenes(NAMES, 4), None)}
     collections["with cues"][0].background_of = tied
-    for noun, (cue, _) in CUES.items():
+    for noun, cue in CUES.items():
         collections[f"cue of {noun} moved"] = (scenes(others, 4, background=cue), noun)
         collections[f"{noun} without its cue"] = (scenes([noun], 40), noun)
     for title, (data, noun) in collections.items():
-        before, after = (accuracy(clip, data, which, noun) for which in (None, result))
-        figures[title] = {"before": before[0], "after": after[0]}
-        if noun and title.endswith("moved"):
-            figures[title] |= {"called before": before[1], "called after": after[1]}
+        figures[title] = {}
+        for when, pairs in answers(clip, data, result).items():
+            figures[title][when] = fmean(shown == answer for shown, answer in pairs)
+            if title.endswith("moved"):
+                figures[title][f"called {noun} {when}"] = fmean(a == noun for _, a in pairs)
     return figures
 
 
@@ -160,8 +156,7 @@ def summarize(results: list[Audit]) -> dict[str, Any]:
     named: dict[str, int] = {}
     for result in results:
         for entry in result.leaning:
-            key = f"{entry.name} ({entry.place})"
-            named[key] = named.get(key, 0) + 1
+            named[entry.name] = named.get(entry.name, 0) + 1
     free = [
         max(entry.z for entry in result.classes if entry.name not in CUES) for result in results
     ]
@@ -177,7 +172,6 @@ def summarize(results: list[Audit]) -> dict[str, Any]:
         "largest z without cue": max(free),
         "z of tied nouns": tied_z,
         "share outside": shares,
-        "border": {noun: fmean(_entry(r, noun).border for r in results) for noun in CUES},
     }
 
 
@@ -217,11 +211,11 @@ def main(
             results.append(audited(clip, seed, per_noun))
             names = [f"{entry.name} {entry.z:.1f}" for entry in results[-1].classes[:3]]
             print(title, seed, names, flush=True)
-            if seed == 0:
+            if seed == 0 and title == "planted":
                 results[0].write(output / title)
-                figures[f"{title}, heads removed"] = removal(clip, results[0])
-        figures[title] = summarize(results)
-        (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+                figures["heads removed"] = removal(clip, results[0])
+            figures[title] = summarize(results)
+            (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
 

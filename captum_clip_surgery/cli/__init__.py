@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "evaluate": (_options.Evaluate, "_evaluate"),
     "export": (_options.Export, "_export"),
     "audit": (_collection_options.Audit, "_collection"),
+    "search": (_collection_options.Search, "_search"),
     "models": (_options.Models, "_check"),
     "check": (_options.Check, "_check"),
     "app": (_options.App, "_app"),

@@ -1,4 +1,4 @@
-"""Options of the commands for collections of images: `audit`."""
+"""Options of the commands for collections of images: `audit` and `search`."""
 
 from __future__ import annotations
 
@@ -53,4 +53,32 @@ class Audit:
     batch_size: BatchSize = 4
     clip: ModelOptions
     output: Output = Path("clip-surgery-audit")
+    json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Search images by a text or an image. Prints a ranking; writes it and a sheet of pictures."""
+
+    source: Annotated[
+        str,
+        Argument(help="Folder of images, or of an export, whose embeddings are read."),
+    ]
+    query: Annotated[str | None, Option(help="Text to look for.")] = None
+    query_image: Annotated[Path | None, Option(help="Image to look for, instead of a text.")] = None
+    minus: Annotated[
+        str | None, Option(help="Text that is subtracted: the query rather than this one.")
+    ] = None
+    top: Annotated[int, Option(min=1, help="Number of images.")] = 20
+    exact: Annotated[
+        bool | None,
+        Option(
+            "--exact/--index",
+            help="Compare all images, or those that an index of faiss finds (default: --exact up "
+            "to 100,000 images).",
+        ),
+    ] = None
+    batch_size: BatchSize = 16
+    clip: ModelOptions
+    output: Output = Path("clip-surgery-search")
     json: Json = False

@@ -232,7 +232,6 @@ def _class_audit(
     outside = torch.stack([pair.outside for pair in table.pairs])
     positive = table.patches.clamp(min=0)
     out, within = float((positive * outside).sum()), float((positive * inside).sum())
-    ring = _ring(evidence.grid)
     by_image = table.heads.sum((1, 2))
     order = by_image.argsort(descending=True)[:NUM_STRONGEST].tolist()
     before = evidence.scores
@@ -246,7 +245,6 @@ def _class_audit(
         area=float(outside.sum()) / float(outside.sum() + inside.sum()),
         z=z,
         leans=leans,
-        border=_ratio(positive, outside & ring, outside & ~ring),
         heads=heads,
         before=_recognition(before, evidence.shown, table.text),
         after=_recognition(after, evidence.shown, table.text),
@@ -255,23 +253,6 @@ def _class_audit(
         ),
         maps=(table.patches * outside)[order].unflatten(1, evidence.grid),
     )
-
-
-def _ring(grid: tuple[int, int]) -> Tensor:
-    """Return the outermost patches (h*w) of bool."""
-    ring = torch.ones(grid, dtype=torch.bool)
-    ring[1:-1, 1:-1] = False
-    return ring.flatten()
-
-
-def _ratio(values: Tensor, first: Tensor, second: Tensor) -> float:
-    """Return the mean of values where `first` holds, divided by the mean where `second` does."""
-    if not first.any() or not second.any():
-        return math.nan
-    numerator, denominator = float(values[first].mean()), float(values[second].mean())
-    if denominator:
-        return numerator / denominator
-    return math.inf if numerator else math.nan
 
 
 def _recognition(scores: Tensor, shown: Tensor, text: int) -> Recognition:

@@ -41,7 +41,7 @@ def write_report(result: Audit, folder: Path) -> Path:
 def summary(result: Audit) -> str:
     """Return the first lines of the report."""
     located = "their masks" if result.source == "masks" else "the maps of CLIP Surgery"
-    named = ", ".join(f"**{entry.name}** ({entry.place})" for entry in result.leaning)
+    named = ", ".join(f"**{entry.name}**" for entry in result.leaning)
     if result.critical is None:
         verdict = "Fewer than 4 classes were audited, so none is named."
     else:
@@ -59,7 +59,7 @@ def summary(result: Audit) -> str:
 def table(result: Audit) -> str:
     """Return a row for each class."""
     header = [
-        "class", "images", "lift", "z", "share outside", "area outside", "border", "heads",
+        "class", "images", "lift", "z", "share outside", "area outside", "heads",
         "recall", "without", "false calls", "without",
     ]  # fmt: skip
     rows = [
@@ -70,7 +70,6 @@ def table(result: Audit) -> str:
             f"{entry.z:+.1f}",
             f"{entry.share:.0%}",
             f"{entry.area:.0%}",
-            f"{entry.border:.1f}",
             ", ".join(f"{head.block}.{head.head}" for head in entry.heads) or "-",
             f"{entry.before.recall:.0%}",
             f"{entry.after.recall:.0%}",
@@ -89,9 +88,8 @@ def describe(entry: ClassAudit) -> str:
     )
     return (
         f"{entry.share:.0%} of the positive evidence lies outside the object, which leaves "
-        f"{entry.area:.0%} of the patches; lift {entry.lift:+.4f}, z {entry.z:+.1f}. A patch at "
-        f"the border has {entry.border:.1f} times the evidence of others outside the object. Heads "
-        f"that carry half of the excess: {heads or 'none'}. Scored without them, the class is "
+        f"{entry.area:.0%} of the patches; lift {entry.lift:+.4f}, z {entry.z:+.1f}. Heads that "
+        f"carry half of the excess: {heads or 'none'}. Scored without them, the class is "
         f"recognized in {entry.after.recall:.0%} of its images (before: {entry.before.recall:.0%}) "
         f"and called in {entry.after.false_calls:.1%} of the others (before: "
         f"{entry.before.false_calls:.1%}). Below: the images with the most evidence outside the "
@@ -132,6 +130,6 @@ def rows_of(entries: Sequence[ClassAudit]) -> list[str]:
     """Return a line for each class, for the terminal."""
     return [
         f"  {entry.lift:+.4f}  z {entry.z:+5.1f}  {entry.share:4.0%} outside  {entry.name}"
-        + (f"  leans on the {entry.place}" if entry.leans else "")
+        + ("  leans on the background" if entry.leans else "")
         for entry in entries
     ]

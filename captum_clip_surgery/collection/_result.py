@@ -15,10 +15,6 @@ from captum_clip_surgery.collection._evidence import centered
 from captum_clip_surgery.datasets import ImageDataset
 from captum_clip_surgery.decomposition import Decomposition
 
-#: Ratio of the evidence per patch in the outermost ring of patches to that elsewhere outside the
-#: object, from which the evidence is said to be at the border.
-AT_BORDER = 3.0
-
 
 @dataclass(frozen=True)
 class HeadLift:
@@ -64,8 +60,6 @@ class ClassAudit:
         area: Share of the patches that are outside the object, 0..1.
         z: Robust standard deviations of `lift` above the median of the classes.
         leans: Whether `z` exceeds the audit's critical value.
-        border: Evidence per patch in the outermost ring of patches, divided by that elsewhere
-            outside the object; infinite if only the ring has any, NaN if there is none.
         heads: Heads that carry at least half of the excess of the lift over the median of the
             other classes, strongest first; empty if there is no excess.
         before: How the class is recognized.
@@ -81,17 +75,11 @@ class ClassAudit:
     area: float
     z: float
     leans: bool
-    border: float
     heads: tuple[HeadLift, ...]
     before: Recognition
     after: Recognition
     strongest: tuple[tuple[str, float], ...]
     maps: Tensor
-
-    @property
-    def place(self) -> str:
-        """Where the evidence outside the object is: "border" or "background"."""
-        return "border" if self.border >= AT_BORDER else "background"
 
 
 @dataclass(frozen=True)
@@ -159,8 +147,9 @@ class Audit:
         """Return the result as JSON values."""
         classes = []
         for entry in self.classes:
-            values = {key: _finite(value) for key, value in asdict(entry).items() if key != "maps"}
-            classes.append(values | {"place": entry.place})
+            values = asdict(entry)
+            del values["maps"]
+            classes.append({key: _finite(value) for key, value in values.items()})
         return {
             "data": self.data.name,
             "images": self.images,
