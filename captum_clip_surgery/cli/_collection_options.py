@@ -9,11 +9,19 @@ from typing import Annotated
 from typer import Argument, Option
 
 from captum_clip_surgery.cli._choices import Dataset
-from captum_clip_surgery.cli._groups import BatchSize, Json, ModelOptions, Output, Size, TextOptions
+from captum_clip_surgery.cli._groups import (
+    BatchSize,
+    Command,
+    Json,
+    ModelOptions,
+    Output,
+    Size,
+    TextOptions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class Audit(Command):
     """Find classes that lean on the background. Writes a report with pictures, and JSON."""
 
     images: Annotated[
@@ -57,7 +65,7 @@ class Audit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Command):
     """Search images by a text or an image. Prints a ranking; writes it and a sheet of pictures."""
 
     source: Annotated[
