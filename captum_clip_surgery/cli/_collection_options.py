@@ -22,7 +22,11 @@ from captum_clip_surgery.cli._groups import (
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(Command):
-    """Find classes that lean on the background. Writes a report with pictures, and JSON."""
+    """Find classes that lean on the background. Writes a report with pictures, and JSON.
+
+    Example:
+        clip-surgery audit --boxes photos/metadata.jsonl --model ViT-B-16 --pretrained openai
+    """
 
     images: Annotated[
         list[str] | None,
@@ -66,7 +70,11 @@ class Audit(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Command):
-    """Search images by a text or an image. Prints a ranking; writes it and a sheet of pictures."""
+    """Search images by a text or an image. Prints a ranking; writes it and a sheet of pictures.
+
+    Example:
+        clip-surgery search photos/ --query "a red bicycle" --model ViT-B-16 --pretrained openai
+    """
 
     source: Annotated[
         str,
