@@ -26,8 +26,8 @@ from captum_clip_surgery.cli._choices import (
 PANELS = {
     field: title
     for title, fields in {
-        "Texts": "text texts query query_image rather_than minus caption synonyms background no_background "
-        "distractors",
+        "Texts": "text texts query query_image rather_than minus caption synonyms background "
+        "no_background distractors",
         "Model": "model pretrained also positions device precision",
         "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
         "refine threshold union instances boxes down_sample special trust sam min_images "
