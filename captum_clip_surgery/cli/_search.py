@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -74,7 +76,7 @@ def _open(
     files = ImageFiles([options.source])
     names: list[str] = []
 
-    def images() -> object:
+    def images() -> Iterator[Image.Image]:
         for path, image in files:
             names.append(str(path))
             yield image
