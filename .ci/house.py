@@ -27,6 +27,7 @@ ORDER = [
     ["tasks", "comparison", "decomposition", "diagnostics"],
     ["demo"],
     ["evaluation", "export"],
+    ["collection"],
     ["app"],
     ["cli", "__main__"],
 ]

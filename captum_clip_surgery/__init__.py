@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         word_scores,
     )
     from captum_clip_surgery.classifier import ZeroShotClassifier
+    from captum_clip_surgery.collection import Audit, audit
     from captum_clip_surgery.comparison import Comparison, compare
     from captum_clip_surgery.decomposition import Decomposition, decompose, describe_head
     from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 
 #: The modules of public names that are not in `attr`.
 _MODULES = {
+    "Audit": "collection",
     "Comparison": "comparison",
     "Decomposition": "decomposition",
     "ModelEntry": "models",
@@ -75,6 +77,7 @@ _MODULES = {
     "TowerReport": "diagnostics",
     "TrustReport": "diagnostics",
     "ZeroShotClassifier": "classifier",
+    "audit": "collection",
     "compare": "comparison",
     "decompose": "decomposition",
     "describe_head": "decomposition",
@@ -96,6 +99,7 @@ __all__ = [
     "TEMPLATES",
     "AttentionRelevance",
     "AttentionRollout",
+    "Audit",
     "CLIPSimilarity",
     "CLIPSurgery",
     "CLIPtrase",
@@ -136,6 +140,7 @@ __all__ = [
     "TrustReport",
     "WordScores",
     "ZeroShotClassifier",
+    "audit",
     "compare",
     "decompose",
     "describe_head",

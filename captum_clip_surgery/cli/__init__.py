@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import captum_clip_surgery
-from captum_clip_surgery.cli import _options, _task_options
+from captum_clip_surgery.cli import _collection_options, _options, _task_options
 from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.cli._groups import PANELS
 
@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "match": (_task_options.Match, "_tasks"),
     "evaluate": (_options.Evaluate, "_evaluate"),
     "export": (_options.Export, "_export"),
+    "audit": (_collection_options.Audit, "_collection"),
+    "search": (_collection_options.Search, "_search"),
     "models": (_options.Models, "_check"),
     "check": (_options.Check, "_check"),
     "app": (_options.App, "_app"),

@@ -26,11 +26,12 @@ from captum_clip_surgery.cli._choices import (
 PANELS = {
     field: title
     for title, fields in {
-        "Texts": "text texts query_image rather_than caption synonyms background no_background "
-        "distractors",
+        "Texts": "text texts query query_image rather_than minus caption synonyms background "
+        "no_background distractors",
         "Model": "model pretrained also positions device precision",
         "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
-        "refine threshold union instances boxes down_sample special trust sam",
+        "refine threshold union instances boxes down_sample special trust sam min_images "
+        "false_alarms exact",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
         "Results": "output json sign format scales npz top maps shard_size masks pairs",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "

@@ -31,18 +31,21 @@ from captum_clip_surgery.datasets._imagenet_s import ImageNetS
 from captum_clip_surgery.datasets._nus_wide import NusWide
 from captum_clip_surgery.datasets._open_images import OpenImagesPoints
 from captum_clip_surgery.datasets._voc import PascalVoc, PascalVocTags
+from captum_clip_surgery.datasets.boxes import Boxes, PlainImages
 from captum_clip_surgery.datasets.folder import Folder
 from captum_clip_surgery.datasets.hugging_face import HuggingFace
 
 __all__ = [
     "DATASETS",
     "IGNORE_INDEX",
+    "Boxes",
     "Classes",
     "Folder",
     "HuggingFace",
     "ImageDataset",
     "Labels",
     "Masks",
+    "PlainImages",
     "Point",
     "Points",
     "Sample",

@@ -17,12 +17,12 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-__all__ = ["Scene", "Scenes", "nouns", "prompt_templates"]
+__all__ = ["BACKGROUNDS", "Scene", "Scenes", "nouns", "prompt_templates", "render_scene"]
 
 Array = np.ndarray
 Generator = np.random.Generator
 
-__all__ = ["Scene", "Scenes", "nouns", "prompt_templates"]
+__all__ = ["BACKGROUNDS", "Scene", "Scenes", "nouns", "prompt_templates", "render_scene"]
 
 SPRITE_SIDE = 112
 SPRITE_COLUMNS = 12
@@ -127,15 +127,32 @@ class Scenes(Sequence[Scene]):
         rng = np.random.default_rng([STREAMS[self.split], *self.objects, index % self.length])
         count = int(rng.choice(self.objects))
         # The background has its own stream, so that the layout is the same at every size.
-        return _render(rng, _background(rng.spawn(1)[0], self.split, self.size), count)
+        canvas = _background(rng.spawn(1)[0], self.split, self.size)
+        return _render(rng, canvas, rng.choice(len(nouns()), count, replace=False))
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[index] for index in range(self.length))
 
 
-def _render(rng: Generator, canvas: Array, count: int) -> Scene:
-    size = len(canvas)
-    chosen = rng.choice(len(nouns()), count, replace=False)
+def render_scene(rng: Generator, canvas: Array, names: Sequence[str]) -> Scene:
+    """Render chosen objects on a chosen background.
+
+    Args:
+        rng: Generator of the layout and the caption.
+        canvas: The background (side, side, 3) in 0..1; it is painted over.
+        names: Names of 1 to 3 different objects.
+
+    Raises:
+        ValueError: If a name is not one of `nouns()`.
+    """
+    unknown = [name for name in names if name not in nouns()]
+    if unknown:
+        raise ValueError(f"scenes have no {unknown[0]!r}; their objects are those of nouns()")
+    return _render(rng, canvas, [nouns().index(name) for name in names])
+
+
+def _render(rng: Generator, canvas: Array, chosen: Sequence[int] | Array) -> Scene:
+    size, count = len(canvas), len(chosen)
     masks = np.zeros((count, size, size), dtype=bool)
     # Objects may overlap, but a layout that hides too much of one is drawn again.
     while True:
@@ -294,6 +311,7 @@ def _marble(rng: Generator, size: int) -> Array:
     return _blend(np.abs(np.sin(veins * rng.uniform(8, 20))), rng)
 
 
+#: Kinds of background by split: functions of a generator and a side.
 BACKGROUNDS: dict[str, tuple[Callable[[Generator, int], Array], ...]] = {
     "train": (_plain, _ramps, _clouds, _stripes, _speckle, _blocks),
     "validation": (_checks, _waves),

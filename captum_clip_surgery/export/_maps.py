@@ -134,6 +134,16 @@ class MapStore(Mapping[str, np.ndarray]):
         """
         return self._row(name, partial(np.array, dtype=np.float32), "embedding")
 
+    def embeddings(self) -> tuple[list[str], np.ndarray]:
+        """Return the names of all images in order, and their embeddings (N, C), float32."""
+        columns = []
+        for number in self._summary.numbers:
+            table = self._pieces.read(number, ["embedding", "reason"])
+            column = table.filter(table["reason"].is_null())["embedding"].combine_chunks()
+            if len(column):
+                columns.append(column.flatten().to_numpy().reshape(len(column), -1))
+        return list(self), np.concatenate(columns) if columns else np.empty((0, 0), np.float32)
+
     def batches(self) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield names and maps (N, K, h, w) of all images in order.
 

@@ -62,7 +62,9 @@ def test_masks_mark_the_pixels_that_objects_changed() -> None:
 
     def render(shade: float) -> module.Scene:
         rng = np.random.default_rng(5)
-        return module._render(rng, np.full((96, 96, 3), shade), 3)
+        chosen = rng.choice(len(nouns()), 3, replace=False)
+        names = [nouns()[noun] for noun in chosen]
+        return module.render_scene(rng, np.full((96, 96, 3), shade), names)
 
     dark, light = render(0.0), render(1.0)
     np.testing.assert_array_equal(dark.masks, light.masks)

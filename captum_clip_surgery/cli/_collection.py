@@ -1,0 +1,68 @@
+"""Command `audit`: classes that lean on the background."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+
+from captum_clip_surgery.cli._collection_options import Audit
+from captum_clip_surgery.cli._images import find_images
+from captum_clip_surgery.cli._model import echo, load_model, read_texts
+from captum_clip_surgery.collection import audit as audit_collection
+from captum_clip_surgery.collection._report import rows_of, summary
+from captum_clip_surgery.datasets import Boxes, ImageDataset, PlainImages, open_dataset
+from captum_clip_surgery.demo import nouns
+from captum_clip_surgery.demo.collection import SceneCollection
+from captum_clip_surgery.evaluation.runner import draw_sample
+
+#: Nouns of scenes, and scenes of each.
+NUM_NOUNS, SCENES_PER_NOUN = 24, 10
+#: Options that only data sets have.
+DATASET_OPTIONS = ("dataset", "root", "split")
+
+
+def audit(options: Audit) -> None:
+    """Run the command."""
+    clip = load_model(options.clip, ["dog"], quiet=options.json)
+    data = _open(options, options.size or clip.native_size[0])
+    result = audit_collection(
+        clip,
+        data,
+        draw_sample(len(data), options.limit, options.seed),
+        options.size,
+        options.min_images,
+        options.false_alarms,
+        options.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+    path = result.write(options.output)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    echo(summary(result).replace("**", "").removeprefix("# "))
+    echo("\n".join(["", *rows_of(result.classes)]))
+    echo(f"\nreport: {path}")
+
+
+def _open(options: Audit, size: int) -> ImageDataset:
+    """Return the images to audit."""
+    if options.images and options.boxes:
+        raise ValueError("give image files or --boxes, not both; --boxes names its images")
+    if options.images or options.boxes:
+        changed = [
+            f"--{field.name}"
+            for field in fields(options)
+            if field.name in DATASET_OPTIONS and getattr(options, field.name) != field.default
+        ]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} cannot be combined with files of your own")
+    if options.boxes:
+        return Boxes(options.boxes)
+    if options.images:
+        return PlainImages(find_images(options.images), read_texts(options.texts, options.clip))
+    if options.dataset == "scenes":
+        return SceneCollection(nouns()[::6][:NUM_NOUNS], SCENES_PER_NOUN, size)
+    if options.root is None:
+        raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
+    return open_dataset(options.dataset, options.root, options.split)

@@ -1,0 +1,96 @@
+"""Command `search`: the images of a folder or of an export that match a query best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.cli._collection_options import Search
+from captum_clip_surgery.cli._images import ImageFiles
+from captum_clip_surgery.cli._model import echo, load_model
+from captum_clip_surgery.collection import Hit, ImageIndex
+from captum_clip_surgery.collection import search as search_index
+from captum_clip_surgery.collection._sheet import contact_sheet
+from captum_clip_surgery.export import load_maps
+from captum_clip_surgery.preprocessing import load_image
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, Query
+from captum_clip_surgery.visualization import save_figure
+
+#: File that describes an export.
+RUN = "run.json"
+
+
+def search(options: Search) -> None:
+    """Run the command."""
+    query = _query(options)
+    clip = load_model(options.clip, ["a picture"], quiet=options.json)
+    files, index, folder = _open(options, clip)
+    hits = search_index(clip, query, index, options.top)
+    local = clip.with_queries([query])
+    content = {
+        "query": local.texts[0],
+        "images": len(index),
+        "exact": index.exact,
+        "hits": [hit._asdict() for hit in hits],
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2)
+    (options.output / "search.json").write_text(f"{text}\n", encoding="utf-8")
+    sheet = _write_sheet(local, hits, folder, options.output / "search.png")
+    if options.json:
+        print(text)
+    else:
+        rows = [[str(n), f"{hit.score:+.4f}", hit.name] for n, hit in enumerate(hits, 1)]
+        echo(markdown(["rank", "score", "image"], rows, left=0))
+        echo(f"\n{local.texts[0]!r} in {len(index)} images; {sheet}")
+    if files is not None:
+        files.exit_if_unreadable()
+
+
+def _query(options: Search) -> Query:
+    """Return the query of the options."""
+    if (options.query is None) == (options.query_image is None):
+        raise ValueError("give either --query or --query-image")
+    if options.query is not None:
+        query: str | ImageQuery = options.query
+    else:
+        assert options.query_image is not None
+        query = ImageQuery(options.query_image)
+    return query if options.minus is None else DifferenceQuery(query, options.minus)
+
+
+def _open(
+    options: Search, clip: ZeroShotClassifier
+) -> tuple[ImageFiles | None, ImageIndex, Path | None]:
+    """Return the files that were read, the index, and the folder that names are relative to."""
+    source = Path(options.source)
+    if (source / RUN).exists():
+        place = Path(load_maps(source).settings["source"]["place"])
+        index = ImageIndex.from_export(source, clip, options.exact)
+        return None, index, place if place.is_dir() else None
+    files = ImageFiles([options.source])
+    names: list[str] = []
+
+    def images() -> Iterator[Image.Image]:
+        for path, image in files:
+            names.append(str(path))
+            yield image
+
+    index = ImageIndex.from_images(clip, images(), names, options.batch_size, options.exact)
+    return files, index, Path()
+
+
+def _write_sheet(
+    clip: ZeroShotClassifier, hits: Sequence[Hit], folder: Path | None, path: Path
+) -> str:
+    """Write the pictures of the images that are found, and return what to say of it."""
+    if folder is None or not all((folder / hit.name).is_file() for hit in hits):
+        return "without pictures, because the images are not files in the export's source"
+    images = [load_image(folder / hit.name) for hit in hits]
+    save_figure(contact_sheet(clip, hits, images), path)
+    return f"pictures: {path}"

@@ -1,0 +1,258 @@
+"""The evidence for every class in every image of a collection, from one decomposition each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from captum_clip_surgery.attr import LayerCLIPSurgery
+from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Sample, Tags
+from captum_clip_surgery.decomposition import Decomposition, decompose
+
+#: Share of the range of surgery's map from which a patch belongs to the object.
+OBJECT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and a class that it shows.
+
+    Args:
+        image: Index of the image among those that were read.
+        text: Index of the class.
+        inside: Patches (h*w) of bool that hold a part of the object.
+        outside: Patches (h*w) of bool that hold nothing of it and no unlabeled pixel.
+        patches: Evidence for the class by patch, (h*w).
+        heads: Evidence for the class by head (blocks, heads), summed over the patches outside.
+    """
+
+    image: int
+    text: int
+    inside: Tensor
+    outside: Tensor
+    patches: Tensor
+    heads: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence for K classes in N images.
+
+    The evidence for a class is its cosine minus the mean over all classes, and the exact
+    contributions to that difference.
+
+    Args:
+        names: Names of the N images.
+        indices: Their indices in the data set.
+        texts: Names of the K classes.
+        grid: Rows and columns of patches, h and w.
+        scores: Evidence (N, K), summed over all parts of the model.
+        heads: Evidence (N, K, blocks, heads), summed over patches.
+        background: Evidence (N, K, blocks, heads) of the mean patch outside all objects; NaN for
+            images without such a patch.
+        shown: Whether an image shows a class, (N, K): 1, 0, or -1 where it is unknown.
+        pairs: The images and classes whose objects are located.
+        unreadable: Reason by name of each image that could not be read.
+    """
+
+    names: tuple[str, ...]
+    indices: tuple[int, ...]
+    texts: tuple[str, ...]
+    grid: tuple[int, int]
+    scores: Tensor
+    heads: Tensor
+    background: Tensor
+    shown: Tensor
+    pairs: tuple[Pair, ...]
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def collect(
+    clip: ZeroShotClassifier,
+    data: ImageDataset,
+    indices: Sequence[int],
+    size: int | tuple[int, int] | None,
+    batch_size: int,
+    progress: bool,
+) -> Evidence:
+    """Decompose the images of a data set, and keep the evidence.
+
+    Args:
+        clip: A classifier of the data set's classes without its background.
+        data: The data set.
+        indices: Indices of the images to read.
+        size: Side or (height, width) in pixels that the model sees.
+        batch_size: Number of images per decomposition.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If a target has another type than labels, masks or tags.
+        ValueError: If no image can be read.
+    """
+    labels = [i for i in range(len(data.classes)) if i != data.background]
+    pieces: list[_Piece] = []
+    unreadable: dict[str, str] = {}
+    read: list[int] = []
+    bar = tqdm(total=len(indices), desc="audit", unit="image", disable=not progress)
+    with bar:
+        for start in range(0, len(indices), batch_size):
+            samples = []
+            for index in indices[start : start + batch_size]:
+                try:
+                    samples.append(data[index])
+                    read.append(index)
+                except (OSError, ValueError) as error:
+                    unreadable[data.names[index]] = str(error)
+            if samples:
+                first = sum(len(piece.names) for piece in pieces)
+                pieces.append(_Piece.of(clip, samples, labels, size, first))
+            bar.update(len(indices[start : start + batch_size]))
+    if not pieces:
+        name, reason = next(iter(unreadable.items()))
+        raise ValueError(f"none of {len(unreadable)} images can be read; {name}: {reason}")
+    return Evidence(
+        names=tuple(name for piece in pieces for name in piece.names),
+        indices=tuple(read),
+        texts=clip.texts,
+        grid=pieces[0].grid,
+        scores=torch.cat([piece.scores for piece in pieces]),
+        heads=torch.cat([piece.heads for piece in pieces]),
+        background=torch.cat([piece.background for piece in pieces]),
+        shown=torch.cat([piece.shown for piece in pieces]),
+        pairs=tuple(pair for piece in pieces for pair in piece.pairs),
+        unreadable=unreadable,
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The evidence in one batch of images; fields as in `Evidence`."""
+
+    names: list[str]
+    grid: tuple[int, int]
+    scores: Tensor
+    heads: Tensor
+    background: Tensor
+    shown: Tensor
+    pairs: list[Pair]
+
+    @classmethod
+    def of(
+        cls,
+        clip: ZeroShotClassifier,
+        samples: Sequence[Sample],
+        labels: Sequence[int],
+        size: int | tuple[int, int] | None,
+        first: int,
+    ) -> _Piece:
+        """Decompose a batch whose first image has the index `first`."""
+        batch = clip.preprocess([sample.image for sample in samples], size)
+        parts = decompose(clip, batch)
+        scores, attention = centered(parts)  # (n, K), (n, K, blocks, heads, h*w)
+        shown = torch.stack([_shown(sample, labels) for sample in samples])
+        for row, score in zip(shown, scores, strict=True):
+            if (row == -1).all():  # without any tags, the model's own answer counts
+                row[:] = 0
+                row[score.argmax()] = 1
+        pairs, background = [], []
+        for index, sample in enumerate(samples):
+            free = torch.ones(attention.shape[-1], dtype=torch.bool)
+            texts = (shown[index] == 1).nonzero().flatten().tolist()
+            regions = _regions(clip, batch[[index]], sample, texts, labels, parts.grid)
+            for text, (inside, outside) in zip(texts, regions, strict=True):
+                free &= outside
+                own = attention[index, text]
+                pairs.append(
+                    Pair(
+                        image=first + index,
+                        text=text,
+                        inside=inside,
+                        outside=outside,
+                        patches=own.sum((0, 1)),
+                        heads=(own * outside).sum(-1),
+                    )
+                )
+            background.append(attention[index][..., free].mean(-1).float())
+        return cls(
+            names=[sample.name for sample in samples],
+            grid=parts.grid,
+            scores=scores,
+            heads=attention.sum(-1).float(),
+            background=torch.stack(background),
+            shown=shown,
+            pairs=pairs,
+        )
+
+
+def centered(parts: Decomposition) -> tuple[Tensor, Tensor]:
+    """Return the evidence for each text: the sums (N, K) and the parts of heads and patches.
+
+    Args:
+        parts: A decomposition of the cosines of all classes.
+
+    Returns:
+        Sums (N, K) and parts (N, K, blocks, heads, h*w), each minus its mean over the texts.
+    """
+    cosines, attention = parts.sum(), parts.attention
+    return cosines - cosines.mean(1, keepdim=True), attention - attention.mean(1, keepdim=True)
+
+
+def _shown(sample: Sample, labels: Sequence[int]) -> Tensor:
+    """Return whether a sample shows each class (K,): 1, 0 or -1 for unknown."""
+    target = sample.target
+    if isinstance(target, Labels):
+        target = target.masks()
+    if isinstance(target, Masks):
+        present, unknown = frozenset(target.masks), frozenset[int]()
+    elif isinstance(target, Tags):
+        present, unknown = target.present, target.unknown
+    else:
+        raise TypeError(
+            f"the target of {sample.name!r} must be labels, masks or tags, got "
+            f"{type(target).__name__}"
+        )
+    return torch.tensor([1 if i in present else -1 if i in unknown else 0 for i in labels])
+
+
+def _regions(
+    clip: ZeroShotClassifier,
+    image: Tensor,
+    sample: Sample,
+    texts: Sequence[int],
+    labels: Sequence[int],
+    grid: tuple[int, int],
+) -> list[tuple[Tensor, Tensor]]:
+    """Return for each shown class the patches inside and outside its object, (h*w) of bool."""
+    if not texts:
+        return []
+    target = sample.target
+    if isinstance(target, Tags):
+        surgery = LayerCLIPSurgery(clip)
+        with torch.no_grad():
+            maps = surgery.attribute_all(image, texts)[0].flatten(1).cpu()  # (K', h*w)
+        low, high = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+        objects = maps >= low + OBJECT_THRESHOLD * (high - low)
+        return [(inside, ~inside) for inside in objects]
+    masks = target.masks() if isinstance(target, Labels) else target
+    assert isinstance(masks, Masks)
+    regions = []
+    for text in texts:
+        label = labels[text]
+        inside = _patches(masks.masks[label], grid)
+        outside = ~inside
+        if label in masks.ignored:
+            outside &= ~_patches(masks.ignored[label], grid)
+        regions.append((inside, outside))
+    return regions
+
+
+def _patches(mask: object, grid: tuple[int, int]) -> Tensor:
+    """Return the patches (h*w) that hold a pixel of a mask (H, W)."""
+    pixels = torch.as_tensor(mask).float()[None]
+    return F.adaptive_max_pool2d(pixels, grid).flatten() > 0
