@@ -19,6 +19,7 @@ from captum_clip_surgery.cli._choices import (
     FigureFormat,
     Positions,
     Precision,
+    Repair,
     Sign,
 )
 
@@ -29,8 +30,8 @@ PANELS = {
         "Texts": "text texts query_image rather_than caption synonyms background no_background "
         "distractors",
         "Model": "model pretrained also positions device precision",
-        "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
-        "refine threshold union instances boxes down_sample special trust sam",
+        "Method": "methods method size fine repair feature_surgery num_blocks window stride "
+        "keep_aspect refine threshold union instances boxes down_sample special trust sam",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
         "Results": "output json sign format scales npz top maps shard_size masks pairs",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "
@@ -73,6 +74,15 @@ Fine = Annotated[
         "--fine",
         help="Average maps over four shifted copies of the enlarged image, for finer maps at about "
         "six times the cost.",
+    ),
+]
+Repaired = Annotated[
+    Repair | None,
+    Option(
+        "--repair",
+        help="Remedy for outlier tokens, which 'check' reports: replace them ('auto' only those of "
+        "extreme norm), aggregate patches by likeness, or move them to registers found from the "
+        "images.",
     ),
 ]
 Size = Annotated[

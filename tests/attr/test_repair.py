@@ -13,6 +13,7 @@ from captum_clip_surgery import (
     LayerGEM,
     LayerNACLIP,
     ZeroShotClassifier,
+    tower_report,
 )
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.demo import Scenes, nouns
@@ -79,6 +80,35 @@ def test_options():
     image = random_images(clip)[:, :, :8, :8]  # one patch
     for repair in ("auto", "neighbors", "likeness"):
         assert LayerCLIPSurgery(clip, repair=repair).attribute_all(image).isfinite().all()
+
+
+def test_towers_pooled_by_queries_keep_their_own_tokens_by_default():
+    clip = ZeroShotClassifier(tiny_model("siglip"), ["a dog", "a cat"], templates=())
+    images = random_images(clip)
+    surgery = LayerCLIPSurgery(clip)
+    assert "num_blocks=0 (default for towers pooled by attention)" in repr(surgery)
+    own = LayerFeatureCLIPSurgery(clip).attribute_all(images)
+    assert torch.equal(surgery.attribute_all(images), own)
+    assert repr(LayerCLIPSurgery(clip, num_blocks=3)).startswith("LayerCLIPSurgery(num_blocks=3,")
+    report = tower_report(clip, images)
+    assert report.default_num_blocks[0] == 0
+    assert "default num_blocks     0 (0 for towers pooled by attention" in str(report)
+
+
+@pytest.mark.slow
+def test_a_check_up_names_the_remedy_and_shows_it():
+    clip = with_outliers()
+    images = clip.preprocess([scene.image for scene in Scenes("test", 6, objects=[2])])
+    report = tower_report(clip, images)
+    assert report.verdict.startswith("Outliers: ")
+    assert 'repair="auto"' in report.verdict
+    likely = clip(images).argmax(-1)
+    for maps, repair in zip(report.maps, (None, "auto"), strict=True):
+        surgery = LayerCLIPSurgery(clip, feature_surgery="empty", repair=repair)
+        expected = surgery.attribute(images, target=likely).detach().flatten(1)
+        assert torch.allclose(maps, expected, atol=1e-6)
+    drawn = report.figure().subfigs[1].axes[:2]
+    assert [axis.get_title() for axis in drawn] == ["surgery, likeliest text", 'with repair="auto"']
 
 
 # --- remedies on the model that writes outliers ---------------------------------------------------
