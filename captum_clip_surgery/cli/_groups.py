@@ -102,7 +102,8 @@ NumBlocks = Annotated[
     int | None,
     Option(
         min=0,
-        help="Number of last blocks that surgery spans (default: 6, or all if there are fewer).",
+        help="Number of last blocks that surgery spans (default: 6, or all if there are fewer; 0 "
+        "for towers pooled by learned queries).",
     ),
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from open_clip.model import CLIP
 
 from captum_clip_surgery import LayerCLIPSurgery, LayerLeGrad, ZeroShotClassifier
 from captum_clip_surgery.attr._engine import attribute_many, forward_pass
@@ -13,7 +14,7 @@ from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.outliers import norm_outliers
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.outliers import BLOCK, with_outliers
-from tests._helpers.tiny import TOWERS, random_images, tiny_model
+from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def scenes(edited) -> torch.Tensor:
     return edited.preprocess([scene.image for scene in Scenes("test", 8, objects=[2])])
 
 
+@pytest.mark.slow
 def test_neurons_that_write_outliers_are_found(edited, scenes):
     clip = edited.with_registers(scenes, count=4)
     fires = edited.model.visual.transformer.resblocks[BLOCK].mlp.c_fc.weight.norm(dim=1)
@@ -91,6 +93,7 @@ def test_tower_with_register_is_that_of_hooks_on_a_copy():
     assert torch.allclose(own.flatten(2).mT, cosines, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_maps_of_any_method_are_those_of_the_register_tower(edited, scenes):
     texts = nouns()[:2]
     clip = edited.with_texts(texts)
@@ -125,3 +128,31 @@ def test_every_tower_takes_a_register_or_says_why_not(kind):
     assert not torch.allclose(registered(images), clip(images), atol=1e-6)
     assert "moved to a register" in repr(registered)
     assert not differences(before, snapshot(clip.model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["vit_little_patch16_reg4_gap_256", "vit_base_patch16_reg4_gap_256"]
+)
+def test_trained_registers_are_no_patches(name):
+    """timm's real configurations with registers, random weights, in open_clip's CLIP."""
+    vision = dict(timm_model_name=name, timm_pool="avg", timm_proj="linear", image_size=256)
+    text = dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1)
+    model = with_preprocessing(CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text).eval())
+    clip = ZeroShotClassifier(model, ["a dog", "a cat"], templates=())
+    tower, images = clip.tower, torch.randn(1, 3, 256, 192)
+    assert tower.num_prefix_tokens == model.visual.trunk.num_prefix_tokens >= 4
+    assert model.visual.trunk.num_reg_tokens == 4
+    with torch.no_grad():
+        x, spec = tower.enter(images, len(tower.blocks) - 2)
+        tokens = x
+        for index in (-2, -1):
+            heads = tower.attention_inputs(index, x, spec)
+            attention = (heads.v @ heads.v.mT * heads.v.shape[-1] ** -0.5).softmax(-1)
+            tokens = tokens + tower.merge(index, attention @ heads.v, heads.x)
+            x = tower.blocks[index](x)
+        patches = tower.project(tokens[:, tower.num_prefix_tokens :])
+    assert patches.shape == (1, 16 * 12, 32)
+    maps = LayerCLIPSurgery(clip, num_blocks=2, feature_surgery=None).attribute_all(images)
+    cosines = torch.nn.functional.normalize(patches, dim=-1) @ clip.text_features().T
+    assert torch.allclose(maps.flatten(2).mT, cosines, atol=1e-5)
