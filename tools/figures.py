@@ -1,6 +1,6 @@
 """Draw the figures in `docs/images` again, on the embedded model.
 
-    python -m tools.figures [demo] [check] [tasks] [ledger] [match] [results] [app]
+    python -m tools.figures [demo] [check] [outliers] [tasks] [ledger] [match] [results] [app]
 
 Without a name, all are drawn.
 
@@ -18,15 +18,17 @@ import tempfile
 from io import BytesIO
 from pathlib import Path
 
+import torch
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from captum_clip_surgery import ZeroShotClassifier, tower_report
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.visualization import save_figure
+from captum_clip_surgery.visualization import compare_figure, save_figure
 from captum_clip_surgery.visualization._charts import bar_figure
 from tests._helpers import served
+from tests._helpers.outliers import with_outliers
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -57,6 +59,34 @@ def draw_check() -> None:
     clip = ZeroShotClassifier.demo(nouns())
     images = clip.preprocess([scene.image for scene in Scenes("test", 12)])
     save_figure(tower_report(clip, images).figure(), IMAGES / "check.png")
+
+
+def draw_outliers() -> None:
+    """Draw `outliers.png`: maps of a model that writes outliers, without and with remedies."""
+    sound, edited = ZeroShotClassifier.demo(nouns()), with_outliers()
+    scenes = Scenes("test", 60, objects=[2, 3])
+    registers = edited.with_registers(edited.preprocess([scene.image for scene in scenes[:24]]))
+    columns = {
+        "unedited": (sound, None),
+        "with outliers": (edited, None),
+        "registers": (registers, None),
+        **{f'"{repair}"': (edited, repair) for repair in ("auto", "neighbors", "likeness")},
+    }
+    chosen = [scenes[index] for index in (3, 5, 8)]
+    maps = {
+        name: torch.cat(
+            [
+                LayerCLIPSurgery(clip.with_texts(scene.nouns), repair=repair)
+                .attribute_all(clip.preprocess(scene.image), [0])
+                .detach()
+                for scene in chosen
+            ]
+        )
+        for name, (clip, repair) in columns.items()
+    }
+    notes = {"unedited": [[scene.nouns[0]] for scene in chosen]}
+    figure = compare_figure([scene.image for scene in chosen], maps, [""], notes=notes)
+    figure.savefig(IMAGES / "outliers.png", dpi=100)
 
 
 def draw_page(name: str, figures: tuple[str, ...]) -> None:
@@ -133,6 +163,7 @@ def draw_app() -> None:
 DRAW = {
     "demo": draw_demo,
     "check": draw_check,
+    "outliers": draw_outliers,
     "tasks": draw_tasks,
     "ledger": draw_ledger,
     "match": draw_match,

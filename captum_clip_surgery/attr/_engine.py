@@ -97,7 +97,7 @@ def _joined(clip: ZeroShotClassifier, images: Tensor) -> ForwardPass | None:
     if current is None:
         return None
     forward, version = current
-    same = clip.model is forward.clip.model and images is forward.images
+    same = clip.shares_tower(forward.clip) and images is forward.images
     return forward if same and version_of(images) == version else None
 
 
@@ -203,10 +203,10 @@ def attribute_many(
     if not sharing:
         return {name: explain_of(method)(images, targets) for name, method in methods.items()}
     clip: ZeroShotClassifier = sharing[0].forward_func
-    if any(method.forward_func.model is not clip.model for method in sharing):
+    if any(not clip.shares_tower(method.forward_func) for method in sharing):
         raise ValueError(
-            "the methods belong to different models, which cannot share a forward pass; call "
-            "attribute_many once per model"
+            "the methods belong to different models or registers, which cannot share a forward "
+            "pass; call attribute_many once for each"
         )
     configs = list(dict.fromkeys(method.path_config for method in sharing))
     with forward_pass(clip, images, configs, outputs):

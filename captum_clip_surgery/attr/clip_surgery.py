@@ -10,11 +10,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from captum_clip_surgery import functional
-from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin
+from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin, check_classifier
 from captum_clip_surgery.attr.dual_path import DualPathAttribution, resolve_num_blocks
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
-from captum_clip_surgery.models.image._surgery import vv_attention
+from captum_clip_surgery.models.image._surgery import (
+    default_num_blocks,
+    released_num_blocks,
+    vv_attention,
+)
 
 __all__ = [
     "CLIPSimilarity",
@@ -41,13 +45,19 @@ class _SurgeryPath(DualPathAttribution):
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
         normalize_values: bool = False,
         layer: nn.Module | None = None,
+        repair: str | None = None,
     ) -> None:
+        tower = check_classifier(forward_func).tower
+        if num_blocks is None and layer is None:
+            num_blocks = default_num_blocks(tower)
+            if num_blocks != released_num_blocks(tower):
+                self._chosen_because = " (default for towers pooled by attention)"
         path_config = PathConfig(
             resolve_num_blocks(forward_func, num_blocks, layer),
             _normalized_vv_attention if normalize_values else vv_attention,
             values_only=True,
         )
-        super().__init__(forward_func, path_config, feature_surgery, inverse_temperature)
+        super().__init__(forward_func, path_config, feature_surgery, inverse_temperature, repair)
 
 
 class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
@@ -61,8 +71,9 @@ class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
         forward_func: The classifier.
         layer: The first block that the second path spans, instead of `num_blocks`.
         num_blocks: The number of last blocks it spans. None stands for 6 as released, or all where
-            the tower has fewer; a ResNet has one, its attention pooling. 0 gives CLIP's own tokens.
-            Towers pooled by attention may need few or none (docs/models.md).
+            the tower has fewer; a ResNet has one, its attention pooling. For towers pooled by
+            learned queries (SigLIP, CoCa, PE-Core), None stands for 0, CLIP's own tokens: on the
+            one that was measured, surgery made maps worse (docs/models.md).
         feature_surgery: "release", "paper" or "empty" (see `functional.feature_surgery`), None for
             plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8
             on. With few texts, the release variant only contrasts the given texts: with two, one
@@ -70,11 +81,13 @@ class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
         normalize_values: Weight values by their direction only, as the paper states for ResNets;
             the published code does not.
+        repair: What is done about outlier tokens: "auto", "neighbors", "likeness" or None, see
+            `DualPathAttribution`.
 
     Raises:
         TypeError: If `forward_func` is not a `ZeroShotClassifier`.
         ValueError: If `num_blocks` exceeds the tower's blocks, `layer` is not one of them, or
-            `feature_surgery` is unknown.
+            `feature_surgery` or `repair` is unknown.
 
     References:
         Li, Wang, Duan, Zhang, Li: A closer look at the explainability of Contrastive
@@ -98,9 +111,16 @@ class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
         feature_surgery: str | None = "auto",
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
         normalize_values: bool = False,
+        repair: str | None = None,
     ) -> None:
         super().__init__(
-            forward_func, num_blocks, feature_surgery, inverse_temperature, normalize_values, layer
+            forward_func,
+            num_blocks,
+            feature_surgery,
+            inverse_temperature,
+            normalize_values,
+            layer,
+            repair,
         )
 
 
@@ -125,9 +145,15 @@ class CLIPSurgery(_SurgeryPath, InputShapeMixin):
         feature_surgery: str | None = "auto",
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
         normalize_values: bool = False,
+        repair: str | None = None,
     ) -> None:
         super().__init__(
-            forward_func, num_blocks, feature_surgery, inverse_temperature, normalize_values
+            forward_func,
+            num_blocks,
+            feature_surgery,
+            inverse_temperature,
+            normalize_values,
+            repair=repair,
         )
 
 
@@ -143,8 +169,9 @@ class _FeatureSurgeryPath(DualPathAttribution):
         forward_func: ZeroShotClassifier,
         feature_surgery: str | None = "auto",
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
+        repair: str | None = None,
     ) -> None:
-        super().__init__(forward_func, OWN_TOKENS, feature_surgery, inverse_temperature)
+        super().__init__(forward_func, OWN_TOKENS, feature_surgery, inverse_temperature, repair)
 
 
 class LayerFeatureCLIPSurgery(_FeatureSurgeryPath, LayerShapeMixin):

@@ -105,11 +105,11 @@ class _PublishedPath(DualPathAttribution):
 
     published: ClassVar[PathConfig]
 
-    def __init__(self, forward_func: ZeroShotClassifier) -> None:
-        super().__init__(forward_func, self.published)
+    def __init__(self, forward_func: ZeroShotClassifier, repair: str | None = None) -> None:
+        super().__init__(forward_func, self.published, repair=repair)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({self._repair_option.removeprefix(', ')})"
 
 
 class _MaskCLIPPath(_PublishedPath):
@@ -214,12 +214,20 @@ class NACLIP(_NACLIPPath, InputShapeMixin):
 class _GEMPath(DualPathAttribution):
     method_name = "GEM"
 
-    def __init__(self, forward_func: ZeroShotClassifier, num_blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        forward_func: ZeroShotClassifier,
+        num_blocks: int | None = None,
+        repair: str | None = None,
+    ) -> None:
         num_blocks = resolve_num_blocks(forward_func, num_blocks)
-        super().__init__(forward_func, PathConfig(num_blocks, self_self_attention))
+        path_config = PathConfig(num_blocks, self_self_attention)
+        super().__init__(forward_func, path_config, repair=repair)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_blocks={self.path_config.num_blocks})"
+        return (
+            f"{type(self).__name__}(num_blocks={self.path_config.num_blocks}{self._repair_option})"
+        )
 
 
 class LayerGEM(_GEMPath, LayerShapeMixin):
@@ -229,6 +237,8 @@ class LayerGEM(_GEMPath, LayerShapeMixin):
         forward_func: The classifier.
         num_blocks: The number of last blocks that the path spans; None stands for 6 as released, or
             all where the tower has fewer.
+        repair: What is done about outlier tokens: "auto", "neighbors", "likeness" or None, see
+            `DualPathAttribution`.
 
     References:
         Bousselham, Petersen, Ferrari, Kuehne: Grounding Everything: Emerging Localization

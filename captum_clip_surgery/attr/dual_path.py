@@ -19,6 +19,7 @@ from captum_clip_surgery.attr._base import (
     check_classifier,
 )
 from captum_clip_surgery.attr._engine import tower_output
+from captum_clip_surgery.attr._repair import repaired_path
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig, PathTrace, TowerOutput
 from captum_clip_surgery.models.image._surgery import released_num_blocks
@@ -47,11 +48,17 @@ class DualPathAttribution(PatchAttribution):
             plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8
             on.
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
+        repair: What is done about outlier tokens, which spoil maps on some checkpoints: "auto"
+            replaces patches of extreme norm by the mean of their sound neighbors before the path,
+            and changes nothing where there are none; "neighbors" also replaces the 5 % with the
+            largest local outlier factor; "likeness" aggregates the path's tokens by the cosines of
+            a middle block; None does nothing. Another remedy is a classifier with a register, see
+            `ZeroShotClassifier.with_registers`.
 
     Raises:
         TypeError: If `forward_func` is not a `ZeroShotClassifier`.
-        ValueError: If `feature_surgery` is unknown, or `inverse_temperature` is not a finite
-            number.
+        ValueError: If `feature_surgery` or `repair` is unknown, or `inverse_temperature` is not a
+            finite number.
     """
 
     def __init__(
@@ -60,11 +67,13 @@ class DualPathAttribution(PatchAttribution):
         path_config: PathConfig,
         feature_surgery: str | None = None,
         inverse_temperature: float = functional.INVERSE_TEMPERATURE,
+        repair: str | None = None,
     ) -> None:
         super().__init__(forward_func)
         check_variant(feature_surgery)
         check_inverse_temperature(inverse_temperature)
-        self._path_config = path_config
+        self._path_config = repaired_path(path_config, repair, forward_func.tower)
+        self.repair = repair
         self.feature_surgery = feature_surgery
         self.inverse_temperature = inverse_temperature
         self._set_layer(-max(1, path_config.num_blocks))
@@ -111,14 +120,22 @@ class DualPathAttribution(PatchAttribution):
             )
         return scores.unflatten(-1, output.grid)
 
+    #: Why the path spans its number of blocks, for `repr`, if that is not what was released.
+    _chosen_because = ""
+
+    @property
+    def _repair_option(self) -> str:
+        return "" if self.repair is None else f", repair={self.repair!r}"
+
     def __repr__(self) -> str:
         rule = ""
         if self.feature_surgery == "auto":
             rule = f' ("empty" below {AUTO_TEXTS} texts and distractors, "release" from there)'
+        num_blocks = f"{self.path_config.num_blocks}{self._chosen_because}"
         return (
-            f"{type(self).__name__}(num_blocks={self.path_config.num_blocks}, "
+            f"{type(self).__name__}(num_blocks={num_blocks}, "
             f"feature_surgery={self.feature_surgery!r}{rule}, "
-            f"inverse_temperature={self.inverse_temperature})"
+            f"inverse_temperature={self.inverse_temperature}{self._repair_option})"
         )
 
 

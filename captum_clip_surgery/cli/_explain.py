@@ -38,8 +38,11 @@ from captum_clip_surgery.diagnostics import describe_specificity, trust
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.metrics._alone import specificity_of_maps
+from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
+#: Number of first images from which registers are found.
+MAX_REGISTER_IMAGES = 64
 #: Index of the test scene that `demo` shows: three objects, each found by its own map.
 DEMO_SCENE = 60
 
@@ -167,8 +170,18 @@ def _prepare(
         comparison.check_rows(len(files.paths), len(texts))
     distractors = read_lines(options.distractors)
     clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
-    methods, left_out = choose_methods(clip, names, options.feature_surgery, options.fine)
+    repair = options.repair
+    if repair == "registers":
+        clip, repair = _with_registers(clip, files.paths, options.size), None
+    methods, left_out = choose_methods(clip, names, options.feature_surgery, options.fine, repair)
     return files, clip, methods, left_out
+
+
+def _with_registers(
+    clip: ZeroShotClassifier, paths: Sequence[Path], size: int | None
+) -> ZeroShotClassifier:
+    images = [load_image(path) for path in paths[:MAX_REGISTER_IMAGES]]
+    return clip.with_registers(clip.preprocess(images, size))
 
 
 def _matches(clip: ZeroShotClassifier, logits: Tensor) -> list[tuple[dict[str, Any], str]]:

@@ -19,6 +19,7 @@ from captum_clip_surgery.cli._choices import (
     FigureFormat,
     Positions,
     Precision,
+    Repair,
     Sign,
 )
 
@@ -29,9 +30,9 @@ PANELS = {
         "Texts": "text texts query query_image rather_than minus caption synonyms background "
         "no_background distractors",
         "Model": "model pretrained also positions device precision",
-        "Method": "methods method size fine feature_surgery num_blocks window stride keep_aspect "
-        "refine threshold union instances boxes down_sample special trust sam min_images "
-        "false_alarms exact",
+        "Method": "methods method size fine repair feature_surgery num_blocks window stride "
+        "keep_aspect refine threshold union instances boxes down_sample special trust sam "
+        "min_images false_alarms exact",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
         "Results": "output json sign format scales npz top maps shard_size masks pairs",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "
@@ -76,6 +77,15 @@ Fine = Annotated[
         "six times the cost.",
     ),
 ]
+Repaired = Annotated[
+    Repair | None,
+    Option(
+        "--repair",
+        help="Remedy for outlier tokens, which 'check' reports: replace them ('auto' only those of "
+        "extreme norm), aggregate patches by likeness, or move them to registers found from the "
+        "images.",
+    ),
+]
 Size = Annotated[
     int | None,
     Option(min=1, help="Side in pixels of the images the model sees (default: its native size)."),
@@ -93,7 +103,8 @@ NumBlocks = Annotated[
     int | None,
     Option(
         min=0,
-        help="Number of last blocks that surgery spans (default: 6, or all if there are fewer).",
+        help="Number of last blocks that surgery spans (default: 6, or all if there are fewer; 0 "
+        "for towers pooled by learned queries).",
     ),
 ]
 BatchSize = Annotated[int, Option(min=1, help="Images per forward pass.")]

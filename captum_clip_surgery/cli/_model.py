@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,11 @@ def echo(line: str, quiet: bool = False) -> None:
 
 
 def choose_methods(
-    clip: ZeroShotClassifier, names: Sequence[str], feature_surgery: str, is_fine: bool
+    clip: ZeroShotClassifier,
+    names: Sequence[str],
+    feature_surgery: str,
+    is_fine: bool,
+    repair: str | None = None,
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Select methods by name as `registry.choose` does, with options that concern all of them.
 
@@ -211,6 +216,10 @@ def choose_methods(
         names: Names of methods, or "all".
         feature_surgery: Variant of feature surgery of the methods that have it.
         is_fine: Whether to average the maps of shifted copies.
+        repair: Remedy for outlier tokens of the methods that have one.
+
+    Raises:
+        ValueError: If no method has such a remedy.
     """
     methods, left_out = choose(clip, names)
     if feature_surgery != "auto":
@@ -220,6 +229,14 @@ def choose_methods(
             for name, surgery in SURGERY_METHODS.items()
             if name in methods
         }
+    if repair is not None:
+        repairable = [n for n, each in methods.items() if "repair" in signature(each).parameters]
+        if not repairable:
+            raise ValueError(
+                f"--repair {repair} is not defined for {', '.join(methods)}; use --repair "
+                "registers, which serves all methods"
+            )
+        methods |= {name: partial(methods[name], repair=repair) for name in repairable}
     if is_fine:
         methods = {name: fine(method) for name, method in methods.items()}
     return methods, left_out

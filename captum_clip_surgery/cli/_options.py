@@ -39,6 +39,7 @@ from captum_clip_surgery.cli._groups import (
     Output,
     QueryOptions,
     RayOptions,
+    Repaired,
     Resume,
     RunBy,
     Size,
@@ -81,6 +82,7 @@ class Explain(Command):
     feature_surgery: Surgery = "auto"
     size: Size = None
     fine: Fine = False
+    repair: Repaired = None
     trust: Trust = False
     npz: Annotated[bool, Option("--npz", help="Also write the raw maps as NPZ files.")] = False
     drawing: DrawingOptions
@@ -105,6 +107,7 @@ class Compare(Command):
     feature_surgery: Surgery = "auto"
     size: Size = None
     fine: Fine = False
+    repair: Repaired = None
     scales: Annotated[
         Scales,
         Option(

@@ -20,16 +20,22 @@ from torch import Tensor
 from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
+from captum_clip_surgery.attr._repair import repaired_path
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.diagnostics._verdict import describe_verdict, untrained_parts
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image import Tower
-from captum_clip_surgery.models.image._surgery import vv_attention
+from captum_clip_surgery.models.image._surgery import (
+    RELEASED_NUM_BLOCKS,
+    default_num_blocks,
+    released_num_blocks,
+    surgery_path,
+    vv_attention,
+)
+from captum_clip_surgery.outliers import NORM_RATIO
 from captum_clip_surgery.visualization._scales import COLORS
 
-#: A patch token is an outlier if its norm is at least this multiple of its image's median norm.
-OUTLIER = 4.0
 #: Largest number of blocks that is tried.
 MAX_NUM_BLOCKS = 12
 #: The suggested num_blocks is the smallest whose spread reaches this share of the largest spread.
@@ -53,6 +59,9 @@ class TowerReport:
         spread: For 0, 1, ... blocks of surgery, the mean standard deviation over patches of the
             scores of each image's most likely text.
         untrained: Towers whose weights are random: "image tower", "text tower".
+        default_num_blocks: Number of blocks that surgery spans by default, and why.
+        maps: Maps of each image's most likely text by surgery as it is and with `repair="auto"`,
+            (2, N, h*w).
     """
 
     tower: str
@@ -62,6 +71,8 @@ class TowerReport:
     common_energy: float | None
     spread: tuple[float, ...]
     untrained: tuple[str, ...] = ()
+    default_num_blocks: tuple[int, str] = (RELEASED_NUM_BLOCKS, "as released")
+    maps: Tensor | None = None
 
     @property
     def verdict(self) -> str:
@@ -72,7 +83,7 @@ class TowerReport:
     def outliers(self) -> Tensor:
         """Mean number of outlier tokens per image, (blocks + 1,)."""
         median = self.norms.median(-1, keepdim=True).values
-        return (self.norms >= OUTLIER * median).double().sum(-1).mean(-1)
+        return (self.norms >= NORM_RATIO * median).double().sum(-1).mean(-1)
 
     @property
     def suggested_num_blocks(self) -> int:
@@ -100,6 +111,7 @@ class TowerReport:
             "common_energy": self.common_energy,
             "spread": list(self.spread),
             "suggested_num_blocks": self.suggested_num_blocks,
+            "default_num_blocks": self.default_num_blocks[0],
         }
 
     def __str__(self) -> str:
@@ -123,10 +135,11 @@ class TowerReport:
                 "patches each",
                 f"norms of patch tokens  {norms[0].median():.1f} (median) before the first block, "
                 f"{norms[-1].median():.1f} after the last, {norms.max():.1f} at most",
-                f"outlier tokens         {where} ({OUTLIER:g} times the median norm or more)",
+                f"outlier tokens         {where} ({NORM_RATIO:g} times the median norm or more)",
                 f"pooled embedding       {agreement}",
                 f"common to all texts    {common}",
                 f"suggested num_blocks   {self.suggested_num_blocks} (a hint: see docs/models.md)",
+                "default num_blocks     {} ({})".format(*self.default_num_blocks),
             ]
         )
 
@@ -136,8 +149,10 @@ class TowerReport:
         Returns:
             A figure that is not registered with pyplot; `visualization.save_figure` writes it.
         """
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
-        by_block, on_grid, by_num_blocks = figure.subplots(1, 3, width_ratios=[1.25, 1, 1.25])
+        shows_maps = self.maps is not None and bool(self.outliers.any())
+        figure = Figure(figsize=(11, 6.2 if shows_maps else 3.4), layout="constrained")
+        upper, *lower = np.atleast_1d(figure.subfigures(2)) if shows_maps else [figure]
+        by_block, on_grid, by_num_blocks = upper.subplots(1, 3, width_ratios=[1.25, 1, 1.25])
         self._draw_norms(by_block)
         last = len(self.norms) - 1
         worst = int(self.outliers.argmax()) if self.outliers.any() else last
@@ -149,6 +164,12 @@ class TowerReport:
         where = "after the last block" if worst == last else f"before block {worst}"
         on_grid.set(xticks=[], yticks=[], xlabel=where, title=f"norms in image {image}")
         self._draw_spread(by_num_blocks)
+        if self.maps is not None and shows_maps:
+            titles = ("surgery, likeliest text", 'with repair="auto"')
+            for axis, title, maps in zip(lower[0].subplots(1, 2), titles, self.maps, strict=True):
+                drawn = axis.imshow(maps[image].reshape(self.grid).numpy(), cmap=COLORS["all"])
+                figure.colorbar(drawn, ax=axis, shrink=0.8)
+                axis.set(xticks=[], yticks=[], xlabel=f"image {image}", title=title)
         return figure
 
     def _draw_norms(self, axis: Axes) -> None:
@@ -158,7 +179,9 @@ class TowerReport:
         axis.fill_between(blocks, low, high, alpha=0.25, color="tab:blue", label="1 % to 99 %")
         axis.plot(blocks, median, color="tab:blue", label="median")
         axis.plot(blocks, norms.max(1), color="tab:orange", ls="--", label="largest")
-        axis.plot(blocks, OUTLIER * median, color="grey", ls=":", label=f"{OUTLIER:g} x median")
+        axis.plot(
+            blocks, NORM_RATIO * median, color="grey", ls=":", label=f"{NORM_RATIO:g} x median"
+        )
         axis.set(yscale="log", xlabel="before block (last: after all)")
         axis.set_title("norms of patch tokens")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -198,7 +221,10 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
     """
     tower = clip.tower
     check_images(images, tower, clip.device)
-    with torch.no_grad(), forward_pass(clip, images, _path_configs(clip)):
+    configs = _path_configs(clip)
+    surgery = surgery_path(tower)
+    pair = [surgery, repaired_path(surgery, "auto", tower)]
+    with torch.no_grad(), forward_pass(clip, images, [*configs, *pair]):
         grid = tower.grid(*images.shape[-2:])
         if grid == (1, 1):
             raise ValueError("images have one patch, so maps cannot vary; pass larger images")
@@ -208,8 +234,10 @@ def tower_report(clip: ZeroShotClassifier, images: Tensor) -> TowerReport:
             norms=_norms(tower, images),
             agreement=_agreement(clip, images),
             common_energy=_common_energy(clip.text_features()),
-            spread=_spread(clip, images),
+            spread=tuple(float(_maps(clip, images, path).std(1).mean()) for path in configs),
             untrained=untrained_parts(clip.model),
+            default_num_blocks=(surgery.num_blocks, _why_by_default(tower)),
+            maps=torch.stack([_maps(clip, images, path).cpu() for path in pair]),
         )
 
 
@@ -252,16 +280,19 @@ def _common_energy(features: Tensor) -> float | None:
     return (count * float(features.mean(0).square().sum()) - lengths) / (count - 1)
 
 
-def _spread(clip: ZeroShotClassifier, images: Tensor) -> tuple[float, ...]:
-    """Return, for each path, the standard deviation of the likeliest text's scores."""
+def _why_by_default(tower: Tower) -> str:
+    if default_num_blocks(tower) != released_num_blocks(tower):
+        return "0 for towers pooled by attention: see docs/models.md"
+    return "as released"
+
+
+def _maps(clip: ZeroShotClassifier, images: Tensor, path_config: PathConfig) -> Tensor:
+    """Return the scores (N, h*w) of each image's likeliest text by a path."""
     features, empty = clip.text_features(), clip.empty_features()
     contrast = features if empty is None else features - empty
-    spread = []
-    for path_config in _path_configs(clip):
-        output = tower_output(clip, images, path_config)
-        with full_precision(images):
-            patches, pooled = normalized(output.patches), normalized(output.pooled)
-            likely = (pooled @ features.T.to(pooled.dtype)).argmax(-1)  # (N,)
-            scores = patches @ contrast[likely][..., None].to(patches.dtype)  # (N, h*w, 1)
-        spread.append(float(scores[..., 0].std(1).mean()))
-    return tuple(spread)
+    output = tower_output(clip, images, path_config)
+    with full_precision(images):
+        patches, pooled = normalized(output.patches), normalized(output.pooled)
+        likely = (pooled @ features.T.to(pooled.dtype)).argmax(-1)  # (N,)
+        scores = patches @ contrast[likely][..., None].to(patches.dtype)  # (N, h*w, 1)
+    return scores[..., 0]

@@ -73,7 +73,8 @@ def describe_verdict(
     if most >= FINDING:
         return OUTLIERS, (
             f"Outliers: up to {most:.1f} patch tokens per image (entering block {block:.0f}) have "
-            "norms far above the others. Maps may light up at them, where nothing is."
+            "norms far above the others. Maps may light up at them, where nothing is. Remedies: "
+            'repair="auto" of the methods, or clip.with_registers(images) for all methods.'
         )
     agrees = "" if agreement is None else f", and a rebuilt embedding that agrees ({agreement:.4f})"
     return SOUND, f"Sound: {most:.1f} outlier tokens per image{agrees}."

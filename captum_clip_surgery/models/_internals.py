@@ -61,7 +61,7 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # --- modules -------------------------------------------------------------------------------------
 
 
-def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     """Return a module's children by name, without duplicates being dropped."""
     return module._modules
 

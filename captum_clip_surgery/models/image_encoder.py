@@ -19,6 +19,12 @@ from captum_clip_surgery.models._guards import (
 from captum_clip_surgery.models._internals import has_hooks, shallow_copy
 from captum_clip_surgery.models._validation import check_finite, check_images, check_modes
 from captum_clip_surgery.models.image import Tower
+from captum_clip_surgery.models.image._registers import (
+    NUM_NEURONS,
+    Neuron,
+    RegisterTower,
+    find_register_neurons,
+)
 from captum_clip_surgery.preprocessing import ImageInput, Preprocess
 
 __all__ = ["ImageEncoder"]
@@ -48,6 +54,8 @@ class ImageEncoder(nn.Module):
     """
 
     model: Any
+    #: Feed-forward neurons that are moved to a register, each as (block, neuron).
+    registers: tuple[Neuron, ...] = ()
 
     def __init__(self, model: nn.Module, positions: str = "bilinear") -> None:
         super().__init__()
@@ -82,7 +90,43 @@ class ImageEncoder(nn.Module):
     @property
     def tower(self) -> Tower:
         """The adapter for the model's image tower, verified again if the model has changed."""
-        return self._image_tower.tower()
+        tower = self._image_tower.tower()
+        return RegisterTower(tower, self.registers) if self.registers else tower
+
+    def with_registers(self, images: Tensor, count: int = NUM_NEURONS) -> Self:
+        """Return a classifier whose outlier tokens are moved out of the images, to a register.
+
+        Outliers are written by a few feed-forward neurons, which are found from images. At patches,
+        these neurons are set to 0; a token that is no part of the image gets each neuron's largest
+        activation. The model is not changed and no weight is copied; logits and the maps of all
+        methods are those of the tower with the register.
+
+        Args:
+            images: Images (N, 3, H, W) that have outlier tokens, see `tower_report`; some dozens.
+            count: Number of neurons.
+
+        Raises:
+            TypeError: If `images` is not a dense floating-point tensor, or the tower's feed-forward
+                layers or rotary positions do not allow a register.
+            ValueError: If no token is an outlier, the images do not fit the model, or `count` is
+                below 1.
+
+        References:
+            Jiang, Dravid, Efros, Gandelsman: Vision Transformers Don't Need Trained Registers.
+            NeurIPS 2025.
+        """
+        tower = self._image_tower.tower()
+        check_images(images, tower, self.device)
+        check_modes(self.model)
+        with torch.no_grad(), assert_parameters_unchanged(self.model):
+            neurons = find_register_neurons(tower, images, count)
+        clone = self.share()
+        clone.registers = neurons
+        return clone
+
+    def shares_tower(self, other: ImageEncoder) -> bool:
+        """Return whether another classifier computes the same of images: one pass serves both."""
+        return self.model is other.model and self.registers == other.registers
 
     @property
     def native_size(self) -> tuple[int, int]:

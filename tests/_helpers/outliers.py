@@ -48,7 +48,7 @@ HEAD = WIDTH // HEADS
 def with_outliers() -> ZeroShotClassifier:
     """Return the embedded model, edited, with all nouns as texts."""
     clip = ZeroShotClassifier.demo(nouns())
-    scenes = [*Scenes("test", 96, objects=[1, 2])]
+    scenes = [*Scenes("test", 64, objects=[1, 2])]
     visual: Any = clip.model.visual
     with torch.no_grad():
         images = clip.preprocess([scene.image for scene in scenes])

@@ -185,7 +185,7 @@ def check_gradients_with_respect_to_parameters(
 ) -> None:
     # A copy, since differences are taken by moving its parameters.
     clip = copy.deepcopy(double_clip(family))
-    surgery = LayerCLIPSurgery(clip, feature_surgery=form)
+    surgery = LayerCLIPSurgery(clip, num_blocks=len(clip.tower.blocks), feature_surgery=form)
     images = image_of(clip, grid).requires_grad_()
     parameters = dict(clip.model.visual.named_parameters())
     gradients = check_gradients(lambda: surgery.attribute_all(images), [*parameters.values()])

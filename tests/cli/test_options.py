@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from captum_clip_surgery import METHODS, tasks
 from captum_clip_surgery._utils.drivers import run_on_ray
 from captum_clip_surgery.app import serve
+from captum_clip_surgery.attr._repair import REPAIRS
 from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, _task_options, app
 from captum_clip_surgery.cli._bridge import as_function
@@ -62,6 +63,7 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.AutoFeatureSurgery) == ("auto", *VARIANTS, "none")
     assert get_args(_choices.FigureFormat) == tuple(FORMATS)
     assert get_args(_choices.Instances) == INSTANCES
+    assert get_args(_choices.Repair) == (*REPAIRS, "registers")
     assert get_args(_choices.WordMethod) == WORD_METHODS
     assert get_args(_choices.Sign) == (AUTO, *SIGNS)
     assert get_args(_choices.Scales) == SCALES

@@ -6,7 +6,7 @@ them and reads their parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -236,8 +236,13 @@ class Tower(TowerFamily):
                     f"the first {limit} can be traced (indices below {limit})"
                 )
         streams |= {count - span.num_blocks for span in spans if span.before is not None}
-        trace = PathTrace(self.grid(*images.shape[-2:]), streams, attentions)
+        trace = self._make_trace(self.grid(*images.shape[-2:]), streams, attentions)
         return trace, min([*(count - span.num_blocks for span in spans), *attentions])
+
+    def _make_trace(
+        self, grid: Grid, streams: Collection[int], attentions: Collection[int]
+    ) -> PathTrace:
+        return PathTrace(grid, streams, attentions)
 
     def _run_paths(
         self,

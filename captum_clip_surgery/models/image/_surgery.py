@@ -23,6 +23,15 @@ def released_num_blocks(tower: Tower) -> int:
     return min(RELEASED_NUM_BLOCKS, len(tower.blocks))
 
 
+def default_num_blocks(tower: Tower) -> int:
+    """Return the number of last blocks that surgery spans by default.
+
+    As released, or 0 for a tower whose tokens are pooled by learned queries: the tokens of the one
+    such tower that was measured localize as they are, and surgery spoils them (docs/models.md).
+    """
+    return released_num_blocks(tower) if tower.attention_pool is None else 0
+
+
 def surgery_path(tower: Tower) -> PathConfig:
     """Return the path of architecture surgery on a tower."""
-    return PathConfig(released_num_blocks(tower), vv_attention, values_only=True)
+    return PathConfig(default_num_blocks(tower), vv_attention, values_only=True)

@@ -1,0 +1,66 @@
+"""The option `repair` of dual-path methods: steps that keep outlier tokens from spoiling maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captum_clip_surgery.attr._token_steps import Aggregate, Likeness, split_patches
+from captum_clip_surgery.models.image import PathConfig, PathTrace, Tower
+from captum_clip_surgery.outliers import fill_from_neighbors, local_outliers, norm_outliers
+
+#: Values of `repair`, besides None.
+REPAIRS = ("auto", "neighbors", "likeness")
+#: The number of the block, of 12, whose cosines aggregate patches, as SC-CLIP has it.
+LIKENESS_BLOCK = (9, 12)
+
+
+@dataclass(frozen=True)
+class FillOutliers:
+    """Replaces outlier patches by the mean of their sound neighbors.
+
+    Attributes:
+        local: Whether local outliers are replaced, and not only patches of extreme norm.
+    """
+
+    local: bool
+
+    def __call__(self, tokens: Tensor, trace: PathTrace) -> Tensor:
+        """Return tokens (N, P + h*w, D) with outliers among the patches replaced."""
+        prefix, patches = split_patches(tokens, trace)
+        outliers = norm_outliers(patches)
+        if self.local and patches.shape[1] > 1:
+            outliers = outliers | local_outliers(patches)
+        return torch.cat([prefix, fill_from_neighbors(patches, outliers, trace.grid)], dim=1)
+
+
+def repaired_path(path: PathConfig, repair: str | None, tower: Tower) -> PathConfig:
+    """Return a path with the steps of a repair.
+
+    Args:
+        path: A path without steps.
+        repair: One of `REPAIRS`, or None for the path as it is.
+        tower: The tower that the path will run on.
+
+    Raises:
+        ValueError: If `repair` is unknown.
+    """
+    if repair is None:
+        return path
+    if repair == "registers":
+        raise ValueError(
+            "registers are found from images and serve all methods: make the method on "
+            "clip.with_registers(images), without repair="
+        )
+    if repair not in REPAIRS:
+        options = ", ".join(map(repr, REPAIRS))
+        raise ValueError(f"repair must be one of {options} or None, got {repair!r}")
+    if repair == "likeness":
+        number, of = LIKENESS_BLOCK
+        block = min(number * len(tower.blocks) // of, len(tower.blocks) - 1)
+        return replace(path, after=Aggregate(Likeness(block)), streams=(block,))
+    fill = FillOutliers(local=repair == "neighbors")
+    # Without blocks, there is nothing but the tower's own last tokens.
+    return replace(path, before=fill) if path.num_blocks else replace(path, after=fill)
