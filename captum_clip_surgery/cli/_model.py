@@ -236,7 +236,8 @@ def choose_methods(
                 f"--repair {repair} is not defined for {', '.join(methods)}; use --repair "
                 "registers, which serves all methods"
             )
-        methods |= {name: partial(methods[name], repair=repair) for name in repairable}
+        options: dict[str, Any] = {"repair": repair}
+        methods |= {name: partial(methods[name], **options) for name in repairable}
     if is_fine:
         methods = {name: fine(method) for name, method in methods.items()}
     return methods, left_out

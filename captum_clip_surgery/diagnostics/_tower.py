@@ -151,7 +151,7 @@ class TowerReport:
         """
         shows_maps = self.maps is not None and bool(self.outliers.any())
         figure = Figure(figsize=(11, 6.2 if shows_maps else 3.4), layout="constrained")
-        upper, *lower = np.atleast_1d(figure.subfigures(2)) if shows_maps else [figure]
+        upper, *lower = figure.subfigures(1 + shows_maps, 1, squeeze=False)[:, 0]
         by_block, on_grid, by_num_blocks = upper.subplots(1, 3, width_ratios=[1.25, 1, 1.25])
         self._draw_norms(by_block)
         last = len(self.norms) - 1

@@ -347,5 +347,5 @@ def _replaced(module: nn.Module, path: Sequence[str], part: nn.Module) -> nn.Mod
     if not path:
         return part
     clone = shallow_copy(module)
-    children_of(clone)[path[0]] = _replaced(children_of(module)[path[0]], path[1:], part)
+    children_of(clone)[path[0]] = _replaced(module.get_submodule(path[0]), path[1:], part)
     return clone
