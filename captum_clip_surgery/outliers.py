@@ -92,6 +92,8 @@ def local_outliers(
 ) -> Tensor:
     """Return a mask of the tokens with the largest local outlier factors, the same number for all.
 
+    A single token has no neighbors to compare with and is not an outlier.
+
     Args:
         tokens: Patch tokens (..., L, D).
         num_neighbors: As for `local_outlier_factors`.
@@ -101,12 +103,14 @@ def local_outliers(
         Mask (..., L).
 
     Raises:
-        ValueError: As `local_outlier_factors`.
+        ValueError: If `num_neighbors` is below 1.
 
     References:
         Bai et al.: Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation. IEEE
         Transactions on Image Processing, 2025: 30 neighbors, 5 %.
     """
+    if tokens.shape[-2] == 1:
+        return torch.zeros_like(tokens[..., 0], dtype=torch.bool)
     factors = local_outlier_factors(tokens, num_neighbors)
     largest = factors.topk(int(share * factors.shape[-1]), dim=-1).indices
     return torch.zeros_like(factors, dtype=torch.bool).scatter(-1, largest, True)

@@ -12,6 +12,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, tower_report
 from captum_clip_surgery.demo import Scenes, nouns
+from captum_clip_surgery.diagnostics._verdict import describe_verdict
 from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing
 
 
@@ -190,3 +191,10 @@ def test_verdicts_have_their_numbers(demo, scenes):
     mismatch = replace(outliers, agreement=0.5)
     assert "has a cosine of only 0.500 with the model's own" in mismatch.verdict
     assert [each.to_dict()["verdict"] for each in (outliers, mismatch)] == ["outliers", "mismatch"]
+
+
+def test_verdicts_name_the_place_and_do_not_take_nan_for_agreement():
+    last = torch.tensor([0.0, 0.1, 0.0, 2.5])  # three blocks: the last row is after them
+    assert "(after the last block)" in describe_verdict((), 1.0, last)[1]
+    assert "(entering block 2)" in describe_verdict((), 1.0, last.roll(-1))[1]
+    assert describe_verdict((), float("nan"), torch.zeros(4))[0] == "mismatch"

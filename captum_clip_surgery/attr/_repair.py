@@ -7,14 +7,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.attr._token_steps import Aggregate, Likeness, split_patches
+from captum_clip_surgery.attr._token_steps import (
+    LIKENESS_BLOCK,
+    Aggregate,
+    Likeness,
+    scale_block,
+    split_patches,
+)
 from captum_clip_surgery.models.image import PathConfig, PathTrace, Tower
 from captum_clip_surgery.outliers import fill_from_neighbors, local_outliers, norm_outliers
 
 #: Values of `repair`, besides None.
 REPAIRS = ("auto", "neighbors", "likeness")
-#: The number of the block, of 12, whose cosines aggregate patches, as SC-CLIP has it.
-LIKENESS_BLOCK = (9, 12)
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class FillOutliers:
         """Return tokens (N, P + h*w, D) with outliers among the patches replaced."""
         prefix, patches = split_patches(tokens, trace)
         outliers = norm_outliers(patches)
-        if self.local and patches.shape[1] > 1:
+        if self.local:
             outliers = outliers | local_outliers(patches)
         return torch.cat([prefix, fill_from_neighbors(patches, outliers, trace.grid)], dim=1)
 
@@ -58,8 +62,7 @@ def repaired_path(path: PathConfig, repair: str | None, tower: Tower) -> PathCon
         options = ", ".join(map(repr, REPAIRS))
         raise ValueError(f"repair must be one of {options} or None, got {repair!r}")
     if repair == "likeness":
-        number, of = LIKENESS_BLOCK
-        block = min(number * len(tower.blocks) // of, len(tower.blocks) - 1)
+        block = scale_block(LIKENESS_BLOCK, len(tower.blocks))
         return replace(path, after=Aggregate(Likeness(block)), streams=(block,))
     fill = FillOutliers(local=repair == "neighbors")
     # Without blocks, there is nothing but the tower's own last tokens.

@@ -22,9 +22,19 @@ from captum_clip_surgery.outliers import (
     local_outliers,
 )
 
+#: Number of blocks of the towers by which papers number theirs.
+PAPER_BLOCKS = 12
+#: The paper's block whose cosines aggregate patches in SC-CLIP and SFP.
+LIKENESS_BLOCK = 9
+
 Step = Callable[[Tensor, PathTrace], Tensor]
 #: Finds outliers: a mask (N, h*w) of patches.
 Find = Callable[[PathTrace], Tensor]
+
+
+def scale_block(number: int, count: int) -> int:
+    """Return how many of `count` blocks stand for the first `number` blocks of the papers."""
+    return number * count // PAPER_BLOCKS
 
 
 def split_patches(tokens: Tensor, trace: PathTrace) -> tuple[Tensor, Tensor]:
@@ -50,8 +60,6 @@ class LocalOutliers:
     def __call__(self, trace: PathTrace) -> Tensor:
         """Return the mask (N, h*w) of outliers."""
         _, patches = split_patches(trace.streams[self.block], trace)
-        if patches.shape[1] == 1:  # has no neighbors to compare with
-            return torch.zeros_like(patches[..., 0], dtype=torch.bool)
         return local_outliers(patches, self.num_neighbors, self.share)
 
 

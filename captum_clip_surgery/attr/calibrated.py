@@ -16,12 +16,14 @@ from torch import Tensor
 
 from captum_clip_surgery.attr._base import InputShapeMixin, LayerShapeMixin, check_classifier
 from captum_clip_surgery.attr._token_steps import (
+    LIKENESS_BLOCK,
     Aggregate,
     ClassOutliers,
     Likeness,
     LocalOutliers,
     ReplaceOutliers,
     Steps,
+    scale_block,
 )
 from captum_clip_surgery.attr.dense import (
     CLEARCLIP_PATH,
@@ -36,12 +38,10 @@ from captum_clip_surgery.models.image import AttentionInputs, PathConfig, PathTr
 
 __all__ = ["SCCLIP", "SFP", "LayerResCLIP", "LayerSCCLIP", "LayerSFP", "ResCLIP"]
 
-#: Number of blocks of the towers by which the papers number theirs.
-PAPER_BLOCKS = 12
 #: The fewest blocks on which the middle blocks of the papers are different ones.
 MIN_BLOCKS = 3
-#: Blocks whose likeness weights patches before and in the last block, and after it.
-LIKENESS_BLOCK, FINAL_LIKENESS_BLOCK = 9, 4
+#: Block whose likeness aggregates patches after the last block in SC-CLIP.
+FINAL_LIKENESS_BLOCK = 4
 #: First and last block of the streams that SC-CLIP's second branch sums.
 BRANCH_BLOCKS = (4, 10)
 #: First and last block whose attention ResCLIP averages.
@@ -63,11 +63,6 @@ def _check_depth(clip: ZeroShotClassifier, name: str) -> int:
             f"blocks, got {clip.tower.family} with {count}; use LayerCLIPSurgery"
         )
     return count
-
-
-def _scaled(number: int, count: int) -> int:
-    """Return how many of `count` blocks stand for the first `number` blocks of the papers."""
-    return number * count // PAPER_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -170,10 +165,10 @@ def sc_clip_path(count: int) -> PathConfig:
     last = count - 1
     repair = ReplaceOutliers(LocalOutliers(last))
     likeness, final = (
-        Likeness(_scaled(number, count), repair)
+        Likeness(scale_block(number, count), repair)
         for number in (LIKENESS_BLOCK, FINAL_LIKENESS_BLOCK)
     )
-    first, final_block = (_scaled(number, count) for number in BRANCH_BLOCKS)
+    first, final_block = (scale_block(number, count) for number in BRANCH_BLOCKS)
     levels = tuple(range(first, final_block + 1))
     attention = LikenessAttention(likeness)
     streams = tuple(sorted({last, likeness.block, final.block, *levels}))
@@ -193,7 +188,7 @@ def sfp_path(count: int) -> PathConfig:
     """Return SFP's path for a tower of `count` blocks."""
     last = count - 1
     repair = ReplaceOutliers(ClassOutliers(last - 1))
-    likeness = Likeness(_scaled(LIKENESS_BLOCK, count), repair)
+    likeness = Likeness(scale_block(LIKENESS_BLOCK, count), repair)
     return PathConfig(
         1,
         CalibratedAttention(LikenessAttention(likeness)),
@@ -302,7 +297,7 @@ class _ResCLIPPath(DualPathAttribution):
             raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
             raise ValueError(f"weight must be a number from 0 to 1, got {weight!r}")
-        first, last = (_scaled(number, count) for number in ATTENTION_BLOCKS)
+        first, last = (scale_block(number, count) for number in ATTENTION_BLOCKS)
         blocks = tuple(range(first - 1, last))
         path = BASELINES[baseline]
         path_config = replace(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -169,8 +169,9 @@ def fine(method: Method) -> Method:
         method: Creates the method for a classifier.
     """
 
-    def make(clip: ZeroShotClassifier) -> TestTimeAugmentation:
-        explainer = method(clip)
+    @wraps(method)  # the same options, as `inspect.signature` sees them
+    def make(clip: ZeroShotClassifier, **options: Any) -> TestTimeAugmentation:
+        explainer = method(clip, **options)
         if isinstance(explainer, TestTimeAugmentation):
             return explainer
         return TestTimeAugmentation(explainer)

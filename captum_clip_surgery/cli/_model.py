@@ -225,8 +225,8 @@ def choose_methods(
     if feature_surgery != "auto":
         variant = feature_surgery_of(feature_surgery)
         methods |= {
-            name: partial(surgery, feature_surgery=variant)
-            for name, surgery in SURGERY_METHODS.items()
+            name: partial(methods[name], feature_surgery=variant)
+            for name in (*SURGERY_METHODS, "CLIPSurgeryFine")
             if name in methods
         }
     if repair is not None:
@@ -236,6 +236,8 @@ def choose_methods(
                 f"--repair {repair} is not defined for {', '.join(methods)}; use --repair "
                 "registers, which serves all methods"
             )
+        if unchanged := [name for name in methods if name not in repairable]:
+            print(f"--repair {repair} has no effect on {', '.join(unchanged)}", file=sys.stderr)
         options: dict[str, Any] = {"repair": repair}
         methods |= {name: partial(methods[name], **options) for name in repairable}
     if is_fine:

@@ -64,15 +64,16 @@ def describe_verdict(
             f"Not a trained model: all normalization layers of the {' and the '.join(untrained)} "
             "have their initial values, so the weights are random and maps mean nothing."
         )
-    if agreement is not None and agreement < AGREEMENT:
+    if agreement is not None and not agreement >= AGREEMENT:  # NaN included
         return MISMATCH, (
             "Mismatch: the embedding that is rebuilt from the blocks has a cosine of only "
             f"{agreement:.3f} with the model's own, so maps would mislead. Please report it."
         )
-    most, block = (float(value) for value in outliers.max(0))
+    most, block = float(outliers.max()), int(outliers.argmax())
     if most >= FINDING:
+        place = f"entering block {block}" if block < len(outliers) - 1 else "after the last block"
         return OUTLIERS, (
-            f"Outliers: up to {most:.1f} patch tokens per image (entering block {block:.0f}) have "
+            f"Outliers: up to {most:.1f} patch tokens per image ({place}) have "
             "norms far above the others. Maps may light up at them, where nothing is. Remedies: "
             'repair="auto" of the methods, or clip.with_registers(images) for all methods.'
         )
