@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         word_scores,
     )
     from captum_clip_surgery.classifier import ZeroShotClassifier
-    from captum_clip_surgery.collection import Audit, audit
+    from captum_clip_surgery.collection import Audit, ImageIndex, audit, search
     from captum_clip_surgery.comparison import Comparison, compare
     from captum_clip_surgery.decomposition import Decomposition, decompose, describe_head
     from captum_clip_surgery.diagnostics import TowerReport, TrustReport, tower_report, trust
@@ -71,6 +71,7 @@ _MODULES = {
     "Audit": "collection",
     "Comparison": "comparison",
     "Decomposition": "decomposition",
+    "ImageIndex": "collection",
     "ModelEntry": "models",
     "PairExplanation": "tasks",
     "TEMPLATES": "models.text",
@@ -84,6 +85,7 @@ _MODULES = {
     "explain_pair": "tasks",
     "list_models": "models",
     "overlay": "visualization",
+    "search": "collection",
     "show": "visualization",
     "tower_report": "diagnostics",
     "trust": "diagnostics",
@@ -109,6 +111,7 @@ __all__ = [
     "DirectEffect",
     "FeatureCLIPSurgery",
     "GradECLIP",
+    "ImageIndex",
     "LayerAttentionRelevance",
     "LayerAttentionRollout",
     "LayerCLIPSimilarity",
@@ -148,6 +151,7 @@ __all__ = [
     "functional",
     "list_models",
     "overlay",
+    "search",
     "show",
     "tower_report",
     "trust",

@@ -34,6 +34,12 @@ def environment_info(device: torch.device) -> dict[str, Any]:
     }
 
 
+def precision(dtype: torch.dtype) -> str:
+    """Return open_clip's name of the precision of weights: fp32, fp16 or bf16."""
+    names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return the SHA-256, in hexadecimal, of a model's parameters and buffers.
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._images import find_images
-from captum_clip_surgery.cli._model import echo, load_model, read_texts
+from captum_clip_surgery.cli._model import echo, given_texts, load_model, read_texts
 from captum_clip_surgery.collection import audit as audit_collection
 from captum_clip_surgery.collection._report import rows_of, summary
 from captum_clip_surgery.datasets import Boxes, ImageDataset, PlainImages, open_dataset
@@ -57,11 +57,20 @@ def _open(options: Audit, size: int) -> ImageDataset:
         ]
         if changed:
             raise ValueError(f"{', '.join(changed)} cannot be combined with files of your own")
+    if not options.images and given_texts(options.texts):
+        raise ValueError(
+            "--text and --texts need image files, whose classes they are; boxes and data sets have "
+            "classes of their own"
+        )
     if options.boxes:
         return Boxes(options.boxes)
     if options.images:
         return PlainImages(find_images(options.images), read_texts(options.texts, options.clip))
     if options.dataset == "scenes":
+        if options.root is not None or options.split is not None:
+            raise ValueError(
+                "--root and --split belong to a data set on disk; choose it with --dataset"
+            )
         return SceneCollection(nouns()[::6][:NUM_NOUNS], SCENES_PER_NOUN, size)
     if options.root is None:
         raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from captum_clip_surgery.diagnostics import describe_specificity, trust
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.metrics._alone import specificity_of_maps
-from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Number of first images from which registers are found.
@@ -150,7 +150,7 @@ def compare(options: _options.Compare) -> None:
     table = result.to_markdown()
     figure = result.figure(options.scales, options.drawing.sign)
     path = save_figure(figure, options.output / f"compare.{options.drawing.format}")
-    (options.output / "compare.md").write_text(table + "\n")
+    (options.output / "compare.md").write_text(table + "\n", encoding="utf-8")
     if options.json:
         content = {"figure": str(path), "methods": result.rows(), "left_out": left_out}
         print(json.dumps(content, indent=2))
@@ -172,15 +172,17 @@ def _prepare(
     clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
     repair = options.repair
     if repair == "registers":
-        clip, repair = _with_registers(clip, files.paths, options.size), None
+        clip, repair = _with_registers(clip, files, options.size), None
     methods, left_out = choose_methods(clip, names, options.feature_surgery, options.fine, repair)
     return files, clip, methods, left_out
 
 
 def _with_registers(
-    clip: ZeroShotClassifier, paths: Sequence[Path], size: int | None
+    clip: ZeroShotClassifier, files: ImageFiles, size: int | None
 ) -> ZeroShotClassifier:
-    images = [load_image(path) for path in paths[:MAX_REGISTER_IMAGES]]
+    images = [image for _, image in islice(files, MAX_REGISTER_IMAGES)]
+    if not images:
+        files.exit_if_unreadable()
     return clip.with_registers(clip.preprocess(images, size))
 
 

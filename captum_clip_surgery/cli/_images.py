@@ -66,6 +66,8 @@ class ImageFiles:
     def __iter__(self) -> Iterator[tuple[Path, Image.Image]]:
         show_bar = len(self.paths) > 1 and sys.stderr.isatty()
         for path in tqdm(self.paths, disable=not show_bar, unit="image", leave=False):
+            if path in self.unreadable:  # reported by an earlier pass
+                continue
             try:
                 image = load_image(path)
             except (ValueError, OSError) as error:

@@ -80,6 +80,8 @@ def _open(
         for path, image in files:
             names.append(str(path))
             yield image
+        if not names:
+            raise ValueError(f"no image in {options.source} could be read")
 
     index = ImageIndex.from_images(clip, images(), names, options.batch_size, options.exact)
     return files, index, Path()

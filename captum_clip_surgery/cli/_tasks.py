@@ -220,7 +220,7 @@ def _write_masks(masks: Any, stem: Path) -> list[str]:
 
 def _write_json(path: Path, content: object, indent: int | None = 2) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=indent) + "\n")
+    path.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
     return path
 
 

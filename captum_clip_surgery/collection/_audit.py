@@ -147,6 +147,8 @@ def judge(
         false_alarms=false_alarms,
         critical=critical,
         means=means,
+        size=evidence.size,
+        covered=evidence.covered,
     )
 
 

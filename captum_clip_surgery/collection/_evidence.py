@@ -52,6 +52,8 @@ class Evidence:
         indices: Their indices in the data set.
         texts: Names of the K classes.
         grid: Rows and columns of patches, h and w.
+        size: (height, width) in pixels of images as the model sees them.
+        covered: (height, width) of the part of them that the patches cover.
         scores: Evidence (N, K), summed over all parts of the model.
         heads: Evidence (N, K, blocks, heads), summed over patches.
         background: Evidence (N, K, blocks, heads) of the mean patch outside all objects; NaN for
@@ -65,6 +67,8 @@ class Evidence:
     indices: tuple[int, ...]
     texts: tuple[str, ...]
     grid: tuple[int, int]
+    size: tuple[int, int]
+    covered: tuple[int, int]
     scores: Tensor
     heads: Tensor
     background: Tensor
@@ -121,6 +125,8 @@ def collect(
         indices=tuple(read),
         texts=clip.texts,
         grid=pieces[0].grid,
+        size=pieces[0].size,
+        covered=pieces[0].covered,
         scores=torch.cat([piece.scores for piece in pieces]),
         heads=torch.cat([piece.heads for piece in pieces]),
         background=torch.cat([piece.background for piece in pieces]),
@@ -136,6 +142,8 @@ class _Piece:
 
     names: list[str]
     grid: tuple[int, int]
+    size: tuple[int, int]
+    covered: tuple[int, int]
     scores: Tensor
     heads: Tensor
     background: Tensor
@@ -164,7 +172,7 @@ class _Piece:
         for index, sample in enumerate(samples):
             free = torch.ones(attention.shape[-1], dtype=torch.bool)
             texts = (shown[index] == 1).nonzero().flatten().tolist()
-            regions = _regions(clip, batch[[index]], sample, texts, labels, parts.grid)
+            regions = _regions(clip, batch[[index]], sample, texts, labels, parts)
             for text, (inside, outside) in zip(texts, regions, strict=True):
                 free &= outside
                 own = attention[index, text]
@@ -182,6 +190,8 @@ class _Piece:
         return cls(
             names=[sample.name for sample in samples],
             grid=parts.grid,
+            size=parts.shown,
+            covered=parts.covered,
             scores=scores,
             heads=attention.sum(-1).float(),
             background=torch.stack(background),
@@ -226,7 +236,7 @@ def _regions(
     sample: Sample,
     texts: Sequence[int],
     labels: Sequence[int],
-    grid: tuple[int, int],
+    parts: Decomposition,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return for each shown class the patches inside and outside its object, (h*w) of bool."""
     if not texts:
@@ -244,15 +254,19 @@ def _regions(
     regions = []
     for text in texts:
         label = labels[text]
-        inside = _patches(masks.masks[label], grid)
+        inside = _patches(masks.masks[label], parts)
         outside = ~inside
         if label in masks.ignored:
-            outside &= ~_patches(masks.ignored[label], grid)
+            outside &= ~_patches(masks.ignored[label], parts)
         regions.append((inside, outside))
     return regions
 
 
-def _patches(mask: object, grid: tuple[int, int]) -> Tensor:
-    """Return the patches (h*w) that hold a pixel of a mask (H, W)."""
-    pixels = torch.as_tensor(mask).float()[None]
-    return F.adaptive_max_pool2d(pixels, grid).flatten() > 0
+def _patches(mask: object, parts: Decomposition) -> Tensor:
+    """Return the patches (h*w) that hold a pixel of a mask (H, W) of the whole image."""
+    pixels = torch.as_tensor(mask).float()
+    height, width = (
+        max(1, round(side * covered / shown))
+        for side, covered, shown in zip(pixels.shape, parts.covered, parts.shown, strict=True)
+    )
+    return F.adaptive_max_pool2d(pixels[None, :height, :width], parts.grid).flatten() > 0

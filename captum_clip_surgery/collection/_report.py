@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery.attr._coverage import fill_image
 from captum_clip_surgery.collection._result import Audit, ClassAudit
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._attribution import show_map
@@ -26,7 +26,7 @@ def write_report(result: Audit, folder: Path) -> Path:
     save_figure(lifts_figure(result), folder / "lifts.png")
     parts = [summary(result), "![Lift of each class](lifts.png)", table(result)]
     for entry in result.leaning or result.classes[:MAX_DRAWN]:
-        name = f"class-{re.sub(r'[^A-Za-z0-9]+', '-', entry.name)}.png"
+        name = f"class-{result.texts.index(entry.name)}.png"
         save_figure(class_figure(result, entry), folder / name)
         parts += [f"## {entry.name}", describe(entry), f"![{entry.name}]({name})"]
     for title, reasons in (("Not audited", result.left_out), ("Unreadable", result.unreadable)):
@@ -117,8 +117,10 @@ def class_figure(result: Audit, entry: ClassAudit) -> Figure:
     images = [np.asarray(result.data[result.data.names.index(name)].image) for name in names]
     aspect = max(map(panel_aspect, images))
     figure, axes = panel_grid(2, len(images), aspect, titled=True, noted=False)
-    scale = float(entry.maps.max())
-    for column, name, image, evidence in zip(axes.T, names, images, entry.maps, strict=True):
+    maps, scale = entry.maps, float(entry.maps.max())
+    if result.covered != result.size:
+        maps = fill_image(maps[None], result.covered, result.size)[0]
+    for column, name, image, evidence in zip(axes.T, names, images, maps, strict=True):
         show_image(column[0], image)
         title, size = fit_text(name, panel_width(column[0]), 8)
         column[0].set_title(title, fontsize=size, parse_math=False)

@@ -99,6 +99,8 @@ class Audit:
             is named.
         means: Mean contribution (K, blocks, heads) of each head to the evidence for each class, in
             images that do not show it.
+        size: (height, width) in pixels of images as the model sees them.
+        covered: (height, width) of the part of them that the patches cover.
     """
 
     data: ImageDataset
@@ -111,6 +113,8 @@ class Audit:
     false_alarms: float
     critical: float | None
     means: Tensor
+    size: tuple[int, int]
+    covered: tuple[int, int]
 
     @property
     def leaning(self) -> tuple[ClassAudit, ...]:

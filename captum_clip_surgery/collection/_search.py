@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 
-from captum_clip_surgery._utils.provenance import weights_digest
+from captum_clip_surgery._utils.provenance import precision, weights_digest
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.export import load_maps
 from captum_clip_surgery.preprocessing import ImageInput, load_image
@@ -130,11 +130,8 @@ class ImageIndex:
             ValueError: If it is damaged, or was made by another model.
         """
         store = load_maps(path)
-        if clip is not None and weights_digest(clip.model) != store.settings["model"]["weights"]:
-            raise ValueError(
-                f"the export in {Path(path)} was made by a model with other weights than those "
-                "of the query; choose the same model"
-            )
+        if clip is not None:
+            _check_model(clip, store.settings["model"], Path(path))
         names, embeddings = store.embeddings()
         return cls(names, embeddings, exact)
 
@@ -201,6 +198,22 @@ def search(clip: ZeroShotClassifier, query: Query, index: ImageIndex, top: int =
     """
     (feature,) = clip.with_queries([query]).text_features().detach().float().cpu().numpy()
     return index.search(feature, top)
+
+
+def _check_model(clip: ZeroShotClassifier, recorded: Mapping[str, Any], folder: Path) -> None:
+    """Check that an export was made by the model of a query."""
+    if weights_digest(clip.model) == recorded["weights"]:
+        return
+    own, other = precision(clip.tower.dtype), recorded["precision"]
+    if own != other:
+        raise ValueError(
+            f"the export in {folder} was made with precision {other}, and the model of the query "
+            f"has {own}; load it with precision {other}"
+        )
+    raise ValueError(
+        f"the export in {folder} was made by a model with other weights than those of the query; "
+        "choose the same model"
+    )
 
 
 def _build_graph(embeddings: np.ndarray) -> Any:

@@ -141,14 +141,14 @@ def write(results: Mapping[str, Result], folder: Path, about: Mapping[str, Any])
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {**about, "methods": {name: asdict(result) for name, result in results.items()}}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tables = [
         to_markdown(results, ALL_COLUMNS, memory=True),
         "With 95 % confidence intervals:",
         to_markdown(results, ALL_COLUMNS, memory=True, wide=True),
     ]
-    (folder / "results.md").write_text("\n\n".join(tables) + "\n")
-    with (folder / "results.csv").open("w", newline="") as file:
+    (folder / "results.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["method", "measure", "value", "low", "high", "seconds_an_image", "peak_bytes"]

@@ -14,7 +14,7 @@ import torch
 from captum.attr import LayerAttribution
 
 from captum_clip_surgery._utils.pieces import RUN, Pieces, differences, read_run, start_run
-from captum_clip_surgery._utils.provenance import environment_info, weights_digest
+from captum_clip_surgery._utils.provenance import environment_info, precision, weights_digest
 from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.export._explaining import Paths, explain_batch
@@ -334,6 +334,7 @@ def _describe(method: DualPathAttribution) -> dict[str, Any]:
         "tower": clip.tower.describe(),
         "positions": clip.tower.positions,
         "activation": describe_activation(clip.model),
+        "precision": precision(clip.tower.dtype),
         "weights": weights_digest(clip.model),
         "settings": settings_digest(clip.model),
         "preprocessing": repr(clip.preprocessing),

@@ -37,7 +37,8 @@ def pair_figure(
 
     Args:
         pair: The explanation of both images, as `tasks.explain_pair` returns it.
-        query_image: The query image; None stands for the part of it that the model saw.
+        query_image: The query image, of which the part that the patches cover is drawn; None stands
+            for that part as the model sees it.
         image: The other image likewise.
         count: Largest number of pairs of regions.
         maps: Whether to draw the maps, on one scale.
@@ -52,8 +53,8 @@ def pair_figure(
     """
     given = (query_image, image)
     pictures = [
-        seen if picture is None else np.asarray(load_image(picture))
-        for picture, seen in zip(given, pair.pixels, strict=True)
+        seen if picture is None else _crop(np.asarray(load_image(picture)), shares)
+        for picture, seen, shares in zip(given, pair.pixels, pair.shares, strict=True)
     ]
     whole = PAIR if width is None else inches(width)
     side = max(MIN_SIDE, (whole - max(1.4, whole * LEGEND / PAIR)) / 2)
@@ -77,6 +78,12 @@ def pair_figure(
     if maps:
         _draw_on_one_scale(axes[1], pictures, pair.maps())
     return figure
+
+
+def _crop(image: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
+    """Return the upper left part of an image (H, W, 3) with shares of its height and width."""
+    height, width = (round(side * share) for side, share in zip(image.shape, shares, strict=False))
+    return image[: max(1, height), : max(1, width)]
 
 
 def _draw_on_one_scale(

@@ -23,6 +23,8 @@ from captum_clip_surgery.tasks._images import Size, batches, covered_pixels
 
 __all__ = ["PairExplanation", "RegionPair", "explain_pair"]
 
+#: Shares of the height and the width of an image.
+Shares = tuple[float, float]
 #: Share of the value at its start down to which a region extends.
 EXTENT = 0.5
 
@@ -57,6 +59,7 @@ class PairExplanation:
             always the whole images.
         pixels: The parts (H, W, 3) of both images that the patches cover, as the model sees them,
             in 0..1.
+        shares: Shares of the height and the width of both images that the patches cover.
     """
 
     interactions: Tensor
@@ -64,6 +67,7 @@ class PairExplanation:
     cosine: Tensor
     sizes: tuple[Size, Size]
     pixels: tuple[np.ndarray, np.ndarray]
+    shares: tuple[Shares, Shares] = ((1.0, 1.0), (1.0, 1.0))
 
     def sum(self) -> Tensor:
         """Return the sum () of all contributions, which is the cosine up to rounding."""
@@ -124,8 +128,9 @@ class PairExplanation:
         """Draw lines between the regions that match most, and the map of each image.
 
         Args:
-            query_image: The query image to draw, such as the original in its own size; None stands
-                for the part of it that the model saw.
+            query_image: The query image to draw, such as the original in its own size, of which
+                the part that the patches cover is drawn; None stands for that part as the model
+                sees it.
             image: The other image likewise.
             count: Largest number of pairs of regions.
             maps: Whether to draw the maps below.
@@ -232,6 +237,7 @@ def explain_pair(
         cosine,
         (query.size, other.size),
         (query.pixels, other.pixels),
+        (query.shares, other.shares),
     )
 
 
@@ -245,6 +251,7 @@ class _Side:
     grid: Size
     size: Size
     pixels: np.ndarray
+    shares: Shares
 
     @classmethod
     def of(
@@ -264,7 +271,7 @@ class _Side:
         (seen,) = covered_pixels(clip, pixels, effects.grid)
         shares = seen.shape[0] / pixels.shape[-2], seen.shape[1] / pixels.shape[-1]
         covered = round(sizes[0][0] * shares[0]), round(sizes[0][1] * shares[1])
-        return cls(patches, rest, embedding, effects.grid, covered, seen)
+        return cls(patches, rest, embedding, effects.grid, covered, seen, shares)
 
 
 # --- regions -------------------------------------------------------------------------------------

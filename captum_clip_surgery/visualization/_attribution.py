@@ -23,7 +23,7 @@ from captum_clip_surgery.visualization._images import (
     show_image,
 )
 from captum_clip_surgery.visualization._layout import fit_text, inches, panel_width, title_size
-from captum_clip_surgery.visualization._scales import Limits, ScaledMap, as_map
+from captum_clip_surgery.visualization._scales import Limits, ScaledMap, as_map, limits_for
 from captum_clip_surgery.visualization._views import HEAT_MAPS, VIEWS, View
 
 #: Width of a figure, and room for a color bar, a title and a note, in inches.
@@ -161,10 +161,11 @@ def show_map(
     """
     view = view or View()
     values = as_map(attribution)
+    limits = limits_for(values, view.sign, view.outlier_perc, scale)
     if image is not None:
         height, width = downsample(image).shape[:2]
         values = upsample(values, (height, width))
-    scaled = ScaledMap.of(values, view.sign, view.outlier_perc, scale)
+    scaled = ScaledMap.of(values, view.sign, limits)
     if view.method != "original_image" and scaled.note:
         axis.set_xlabel(scaled.note, fontsize=8, labelpad=2)
     if scaled.is_empty:

@@ -11,7 +11,14 @@ from torch import Tensor
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import upsample, visualize_attribution
 from captum_clip_surgery.visualization._images import in_pale_gray, panel_aspect
-from captum_clip_surgery.visualization._scales import AUTO, Limits, ScaledMap, as_map, sign_of
+from captum_clip_surgery.visualization._scales import (
+    AUTO,
+    Limits,
+    ScaledMap,
+    as_map,
+    limits_for,
+    sign_of,
+)
 from captum_clip_surgery.visualization._views import View
 
 #: Sides in inches of a figure on the screen: its width, and what its height adds to the image's.
@@ -63,8 +70,8 @@ def overlay(
     view = View("blended_heat_map", sign, outlier_perc, cmap, alpha_overlay)
     pixels = np.asarray(load_image(image))
     height, width = pixels.shape[:2]
-    values = upsample(values, (height, width))
-    scaled = ScaledMap.of(values, sign, outlier_perc, scale)
+    limits = limits_for(values, sign, outlier_perc, scale)
+    scaled = ScaledMap.of(upsample(values, (height, width)), sign, limits)
     drawn = in_pale_gray(pixels)
     colors = view.colors(scaled.limits)
     if colors is not None and not scaled.is_empty:

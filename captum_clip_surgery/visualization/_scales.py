@@ -173,6 +173,23 @@ def limits_of_sign(strongest: float, sign: str) -> Limits:
     return low, 0.0 if sign == "negative" else strongest
 
 
+def limits_for(
+    values: np.ndarray, sign: str, outlier_perc: float, scale: float | Limits | None
+) -> Limits:
+    """Return the limits of a map's colors, whatever the size at which it is drawn.
+
+    Args:
+        values: The map (h, w) as it was given, before it is upsampled, which flattens its peaks.
+        sign: One of `SIGNS`.
+        outlier_perc: Percentage from 0 to below 100, see `color_limits`.
+        scale: The value drawn strongest instead, above 0; for "range" a pair (low, high).
+
+    Raises:
+        ValueError: If the scale does not fit the sign.
+    """
+    return color_limits(values, sign, outlier_perc) if scale is None else _check_scale(scale, sign)
+
+
 @dataclass(frozen=True)
 class ScaledMap:
     """A map ready to draw.
@@ -190,24 +207,14 @@ class ScaledMap:
     note: str = ""
 
     @classmethod
-    def of(
-        cls, values: np.ndarray, sign: str, outlier_perc: float, scale: float | Limits | None = None
-    ) -> Self:
-        """Scale a map (h, w) from `as_map`.
+    def of(cls, values: np.ndarray, sign: str, limits: Limits) -> Self:
+        """Scale a map (h, w).
 
         Args:
-            values: The map.
+            values: The map at the size at which it is drawn.
             sign: One of `SIGNS`.
-            outlier_perc: Percentage from 0 to below 100, see `color_limits`.
-            scale: The value drawn strongest instead, above 0; for "range" a pair (low, high).
-
-        Raises:
-            ValueError: If the scale does not fit the sign.
+            limits: Limits of the colors, see `limits_for`.
         """
-        if scale is None:
-            limits = color_limits(values, sign, outlier_perc)
-        else:
-            limits = _check_scale(scale, sign)
         selected = select_sign(values, sign)
         return cls(selected, limits, sign, _note(values, selected, sign))
 

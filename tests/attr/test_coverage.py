@@ -12,11 +12,18 @@ from captum_clip_surgery import (
     CLIPSimilarity,
     LayerCLIPSimilarity,
     ZeroShotClassifier,
+    audit,
     compare,
+    explain_pair,
 )
+from captum_clip_surgery.attr._coverage import fill_image
+from captum_clip_surgery.collection._evidence import collect
+from captum_clip_surgery.collection._report import class_figure
+from captum_clip_surgery.datasets import Classes, ImageDataset, Masks, Sample
 from captum_clip_surgery.decomposition import decompose
 from captum_clip_surgery.export import load_maps, plan
 from captum_clip_surgery.tasks import interactions, word_maps
+from captum_clip_surgery.visualization._attribution import upsample
 from tests._helpers.tiny import random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
 
@@ -106,3 +113,36 @@ def test_interactions_stay_on_the_grid_and_say_which_pixels_it_covers(clip):
     assert found.maps.shape == (2, 4, 4)  # stretched, they would not sum to the cosine
     seen = clip.unnormalize(images)[0, :, :32, :32].permute(1, 2, 0)
     assert np.array_equal(found.pixels, seen.numpy())
+
+
+class OneObject(ImageDataset):
+    """Images of a gray square, objects of one pixel and of others that no patch covers."""
+
+    def __init__(self, texts):
+        super().__init__("one", Classes(tuple((text,) for text in texts)), ["a", "b"])
+
+    def read(self, index):
+        mask = np.zeros((72, 72), bool)
+        mask[48:64, 64:] = mask[40, 63] = True
+        return Sample(self.names[index], Image.new("RGB", (72, 72), "gray"), Masks({index: mask}))
+
+
+def test_audits_place_objects_and_evidence_where_the_patches_are(clip):
+    result = audit(clip, data := OneObject(clip.texts), min_images=1)
+    assert (result.size, result.covered) == ((36, 36), (32, 32))
+    evidence = collect(clip, data, [0], None, 1, progress=False)
+    assert evidence.pairs[0].inside.nonzero().flatten().tolist() == [2 * 4 + 3]
+    entry = next(entry for entry in result.classes if entry.maps.max() > 0)
+    axis = class_figure(result, entry).axes[1]
+    drawn = axis.images[-1].get_array()
+    whole = fill_image(entry.maps[None], (32, 32), (36, 36))[0, 0].double().numpy()
+    assert np.allclose(drawn, upsample(whole, (72, 72)).clip(0), atol=1e-6)
+
+
+def test_pairs_are_drawn_on_the_part_that_the_patches_cover(clip):
+    image = Image.new("RGB", (144, 72), "gray")
+    result = explain_pair(clip, image, random_images(clip, 1))
+    assert result.sizes == ((64, 128), (32, 32))
+    figure = result.figure(image, np.zeros((360, 360, 3), np.uint8))
+    shapes = [axis.images[0].get_array().shape[:2] for axis in figure.axes[:2]]
+    assert shapes == [(64, 128), (320, 320)]

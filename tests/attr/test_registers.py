@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -43,6 +44,8 @@ def test_neurons_that_write_outliers_are_found(edited, scenes):
     assert not norm_outliers(tokens[1][:, 2:]).any()
     register, largest = tokens[1][:, 1].norm(dim=-1), tokens[0][:, 1:].norm(dim=-1).amax(1)
     assert torch.allclose(register, largest, rtol=0.1)  # in every image, whatever fires in it
+    with patch("captum_clip_surgery.models.image._registers.BATCH_SIZE", 3):
+        assert edited.with_registers(scenes, count=4).registers == clip.registers
     sound = ZeroShotClassifier.demo(["dog"])
     with pytest.raises(ValueError, match="none of the 8 images has outlier tokens"):
         sound.with_registers(scenes)

@@ -27,6 +27,8 @@ def test_what_is_not_read_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         "a.jxl cannot be read as an image: JPEG XL is not read; convert" in capsys.readouterr().err
     )
+    assert [path.name for path, _ in files] == ["b.mpo"]  # a second pass reports nothing again
+    assert not capsys.readouterr().err
     with pytest.raises(SystemExit, match="1 of 2 images were skipped"):
         files.exit_if_unreadable()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
@@ -102,6 +103,9 @@ def test_an_export_is_searched_as_its_images_are(clip, folder, tmp_path):
     text = clip.with_texts(["pizza"]).text_features()[0]
     assert search(clip, "pizza", images, 1) == images.search(text.numpy(), 1)
     assert search(clip, ImageQuery(paths[0]), images, 1)[0].score == pytest.approx(1, abs=1e-5)
+    half = ZeroShotClassifier(copy.deepcopy(clip.model).to(torch.bfloat16), clip.texts)
+    with pytest.raises(ValueError, match=r"made with precision fp32, and the model .* has bf16"):
+        ImageIndex.from_export(tmp_path / "out", half)
     other = ZeroShotClassifier.demo(["dog"])
     with torch.no_grad():
         other.model.visual.proj += 1
@@ -122,4 +126,7 @@ def test_command_writes_ranking_and_pictures(folder, tmp_path, monkeypatch, caps
     assert content["images"] == 6
     assert [hit["name"].rpartition("/")[2][:5] for hit in content["hits"][:2]] == ["pizza"] * 2
     Image.open(out / "search.png").verify()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    assert "broken could be read" in run(monkeypatch, tmp_path / "broken", "--query", "dog")
     assert "give either --query or --query-image" in run(monkeypatch, folder)

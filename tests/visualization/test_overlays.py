@@ -26,7 +26,7 @@ from captum_clip_surgery.visualization import (
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import MAX_PIXELS
 from captum_clip_surgery.visualization._labels import label_color
-from captum_clip_surgery.visualization._scales import COLORS, SIGNS, ScaledMap, as_map
+from captum_clip_surgery.visualization._scales import COLORS, SIGNS, ScaledMap, as_map, limits_for
 from captum_clip_surgery.visualization._views import VIEWS
 from tests._helpers.cases import each
 
@@ -48,7 +48,8 @@ def test_maps_are_normalized_as_captum_does(sign: str, outlier_perc: float) -> N
         ATTRIBUTION, sign=sign, outlier_perc=outlier_perc + 1e-9, use_pyplot=False
     )
     expected = np.asarray(axis.images[0].get_array())
-    scaled = ScaledMap.of(ATTRIBUTION, sign, outlier_perc + 1e-9)
+    limits = limits_for(ATTRIBUTION, sign, outlier_perc + 1e-9, None)
+    scaled = ScaledMap.of(ATTRIBUTION, sign, limits)
     np.testing.assert_allclose(scaled.strengths(), expected, atol=1e-12)
     assert expected.std() > 0.05
     figure, _ = visualize_attribution(

@@ -117,6 +117,10 @@ def test_texts_share_a_scale_unless_each_map_has_its_own() -> None:
     assert own[0][1] < 1 < 9 < own[2][1] < 10 < own[1][1] < 100 < own[3][1]
     stated = [axis.get_xlabel().split(" to ") for axis in figure.axes[:4]]
     assert [float(high) for _, high in stated] == pytest.approx([h for _, h in own], rel=0.01)
+    coarse = {"map": torch.eye(3)[None, None] - 0.3}  # upsampling flattens its peaks
+    figure = compare_figure([IMAGE], coarse, ["dog"], scales="map")
+    assert limits(figure) == [pytest.approx((-0.7, 0.7))]
+    assert figure.axes[0].get_xlabel() == "-0.7 to 0.7"
     with pytest.raises(ValueError, match="scales must be one of method, figure, map, got 'all'"):
         compare_figure([IMAGE], maps, texts, scales="all")
 

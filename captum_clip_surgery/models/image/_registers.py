@@ -25,6 +25,8 @@ from captum_clip_surgery.outliers import norm_outliers
 Neuron = tuple[int, int]
 #: Number of neurons that are moved by default.
 NUM_NEURONS = 10
+#: Number of images in a pass that looks for outliers.
+BATCH_SIZE = 8
 
 
 class RegisterTower(Tower):
@@ -203,28 +205,54 @@ def find_register_neurons(
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
-    activations: list[Tensor] = []
-    recording = _with_last_layers(tower, lambda _, linear: _RecordInputs(linear, activations))
-    x, grid_spec = recording.embed(images.to(tower.dtype))
-    for index in range(len(recording.blocks)):
-        x = recording.run_block(index, x, grid_spec)
+    batches = images.split(BATCH_SIZE)
+    found: list[tuple[int, Tensor]] = []  # for each batch, the first block with outliers, and these
+    first = len(tower.blocks) - 1
+    for batch in batches:
+        block, outliers = _first_outliers(tower, batch, first)
+        if outliers.any():
+            first = block
+        found.append((block, outliers))
+    sums: list[Tensor] = []  # of the activations at outliers, by block
+    for batch, (block, outliers) in zip(batches, found, strict=True):
+        if block == first and outliers.any():
+            own = _sum_activations(tower, batch, block, outliers)
+            sums = [a + b for a, b in zip(sums, own, strict=True)] if sums else own
+    if not sums:
+        raise ValueError(
+            f"none of the {len(images)} images has outlier tokens, so that there is nothing to "
+            "move to a register; use the classifier as it is, or pass images of the kind whose "
+            "maps fail"
+        )
+    widths = [len(each) for each in sums]
+    places = [(block, neuron) for block, width in enumerate(widths) for neuron in range(width)]
+    largest = torch.cat(sums).topk(min(count, sum(widths))).indices
+    return tuple(sorted(places[place] for place in largest.tolist()))
+
+
+def _first_outliers(tower: Tower, images: Tensor, last: int) -> tuple[int, Tensor]:
+    """Return the first block up to `last` after which there are outliers, and their mask (N, L).
+
+    Without any, it is the last block, with an empty mask.
+    """
+    x, grid_spec = tower.embed(images.to(tower.dtype))
+    for index in range(last + 1):
+        x = tower.run_block(index, x, grid_spec)
         outliers = norm_outliers(x[:, tower.num_prefix_tokens :])
         if outliers.any():
-            return _most_active(activations, outliers, tower.num_prefix_tokens, count)
-    raise ValueError(
-        f"none of the {len(images)} images has outlier tokens, so that there is nothing to move to "
-        "a register; use the classifier as it is, or pass images of the kind whose maps fail"
-    )
+            return index, outliers
+    return last, outliers
 
 
-def _most_active(
-    activations: Sequence[Tensor], outliers: Tensor, start: int, count: int
-) -> tuple[Neuron, ...]:
-    means = [activation[:, start:][outliers].float().mean(0) for activation in activations]
-    widths = [len(mean) for mean in means]
-    places = [(block, neuron) for block, width in enumerate(widths) for neuron in range(width)]
-    largest = torch.cat(means).topk(min(count, sum(widths))).indices
-    return tuple(sorted(places[place] for place in largest.tolist()))
+def _sum_activations(tower: Tower, images: Tensor, last: int, outliers: Tensor) -> list[Tensor]:
+    """Return the sums (hidden,) of each block's activations at outliers (N, L), up to `last`."""
+    sums: list[Tensor] = []
+    start = tower.num_prefix_tokens
+    summing = _with_last_layers(tower, lambda _, layer: _SumInputs(layer, outliers, start, sums))
+    x, grid_spec = summing.embed(images.to(tower.dtype))
+    for index in range(last + 1):
+        x = summing.run_block(index, x, grid_spec)
+    return sums
 
 
 # --- paths beside the register -------------------------------------------------------------------
@@ -299,17 +327,19 @@ class _MoveNeurons(nn.Module):
         return self.linear(activations.index_copy(-1, neurons, moved))
 
 
-class _RecordInputs(nn.Module):
-    """A feed-forward's last layer that appends the activations it reads to a list."""
+class _SumInputs(nn.Module):
+    """A feed-forward's last layer that appends the sum of its inputs at some patches to a list."""
 
-    def __init__(self, linear: nn.Module, activations: list[Tensor]) -> None:
+    def __init__(self, linear: nn.Module, patches: Tensor, start: int, sums: list[Tensor]) -> None:
         super().__init__()
         self.linear = linear
-        self.activations = activations
+        self.patches = patches
+        self.start = start
+        self.sums = sums
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return the layer's output (N, L, D) for activations (N, L, hidden)."""
-        self.activations.append(activations)
+        self.sums.append(activations[:, self.start :][self.patches].float().sum(0))
         return self.linear(activations)
 
 
