@@ -21,7 +21,7 @@ from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeature
 from captum_clip_surgery.models.text._tokenization import Tokenizer
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts, index_of
 from captum_clip_surgery.queries import Query
-from captum_clip_surgery.queries._features import ask
+from captum_clip_surgery.queries._features import QueryFeatures, are_differences, ask, bias_of
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -159,18 +159,11 @@ class ZeroShotClassifier(ImageEncoder):
             TypeError: If surgery is not defined on the image tower.
             ImportError: If the extra `transformers` is needed and not installed.
         """
-        loaded = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
+        found = load(name, pretrained, mean, std, interpolation, tokenizer, **options)
         self = cls(
-            loaded.model,
-            texts,
-            distractors,
-            loaded.tokenizer,
-            templates,
-            truncate,
-            positions,
-            cache,
+            found.model, texts, distractors, found.tokenizer, templates, truncate, positions, cache
         )
-        self.origin = loaded.origin
+        self.origin = found.origin
         return self
 
     @classmethod
@@ -275,6 +268,10 @@ class ZeroShotClassifier(ImageEncoder):
         clip.text_features()
         return clip
 
+    def _follow_tower(self) -> None:
+        if isinstance(self._text, QueryFeatures):
+            vars(self).update(_text=self._text.encoded_by(self.share()))
+
     # --- texts -----------------------------------------------------------------------------------
 
     @property
@@ -295,6 +292,11 @@ class ZeroShotClassifier(ImageEncoder):
             TypeError: If this classifier was made by `from_features`.
         """
         return self._text.encoder
+
+    @property
+    def differences(self) -> tuple[bool, ...]:
+        """Whether each of the texts names a difference, whose score is that of two cosines."""
+        return are_differences(self._text, len(self.texts))
 
     def index(self, text: str) -> int:
         """Return the target of a text.
@@ -324,8 +326,7 @@ class ZeroShotClassifier(ImageEncoder):
     def empty_features(self) -> Tensor | None:
         """Return the L2-normalized feature (C,) of the empty text, or None if it is unknown.
 
-        With differences among the queries, in which it cancels: (texts + distractors, C), with rows
-        of zeros for differences.
+        With differences, in which it cancels: (texts + distractors, C), zero for differences.
         """
         self._check_exportable()
         return self._text.empty_features()
@@ -361,16 +362,15 @@ class ZeroShotClassifier(ImageEncoder):
     def logits(self, image_features: Tensor) -> Tensor:
         """Return the logits (N, K) of L2-normalized image features (N, C) for the K texts."""
         text_features = self.text_features()[: len(self.texts)].to(image_features.dtype)
-        bias = getattr(self.model, "logit_bias", None)
+        bias = bias_of(self.model, self.differences)
         with full_precision(image_features):
             logits = self.model.logit_scale.exp() * image_features @ text_features.T
             return logits if bias is None else logits + bias
 
     def cosines(self, logits: Tensor) -> Tensor:
-        """Return the cosines (N, K) of images and texts that logits (N, K) stand for.
+        """Return the cosines, or differences of two, (N, K) that logits (N, K) stand for.
 
-        Cosines compare between calls; logits depend on the model's scale, and their softmax on the
-        other texts.
+        Cosines compare between calls; logits depend on the scale, and their softmax on other texts.
 
         Example::
 
@@ -379,7 +379,7 @@ class ZeroShotClassifier(ImageEncoder):
             >>> clip.cosines(clip(torch.rand(1, 3, 64, 64))).abs().max().item() <= 1
             True
         """
-        bias = getattr(self.model, "logit_bias", None)
+        bias = bias_of(self.model, self.differences)
         logits = logits if bias is None else logits - bias.detach().to(logits)
         return logits / self.model.logit_scale.detach().exp().to(logits)
 

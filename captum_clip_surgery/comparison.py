@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
-from captum_clip_surgery._utils.similarity import format_cosine
+from captum_clip_surgery._utils.similarity import format_cosines
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
@@ -49,7 +49,8 @@ class Comparison:
         images: The N images as they are drawn, (H, W, 3), uint8 or floats in 0..1.
         texts: The K texts.
         logits: Logits of the images for the texts, (N, K).
-        cosines: Cosines of the images and the texts, (N, K).
+        cosines: Cosines of the images and the texts, (N, K), or differences of two.
+        differences: Whether each text names a difference, (K,).
         maps: Maps by method, (N, K, h, w), raw and signed.
         costs: Time and memory of all maps of a method.
         left_out: Reason by name of each method that is not defined on this classifier or failed,
@@ -63,6 +64,7 @@ class Comparison:
     texts: tuple[str, ...]
     logits: Tensor
     cosines: Tensor
+    differences: Sequence[bool]
     maps: Mapping[str, Tensor]
     costs: Mapping[str, ProfileResult]
     left_out: Mapping[str, str]
@@ -142,7 +144,7 @@ class Comparison:
             {title_of(name): values for name, values in self.maps.items()},
             self.texts,
             notes={title_of(name): rows for name, rows in notes.items()},
-            text_notes=[list(map(format_cosine, row)) for row in self.cosines.tolist()],
+            text_notes=[format_cosines(row, self.differences) for row in self.cosines.tolist()],
             scales=scales,
             sign=sign,
             transpose=transpose,
@@ -216,7 +218,7 @@ def compare(
     else:
         chosen, left_out = choose(clip, methods)
     with torch.no_grad():
-        logits = torch.cat([clip(part)[:, indices].cpu() for part in batch.split(BATCH_SIZE)])
+        logits = torch.cat([clip(part).cpu() for part in batch.split(BATCH_SIZE)])
     maps, costs = {}, {}
     bar = tqdm(chosen.items(), leave=False, disable=not progress, unit="method")
     for name, method in bar:
@@ -236,8 +238,9 @@ def compare(
     return Comparison(
         pixels,
         texts,
-        logits,
-        clip.cosines(logits),
+        logits[:, indices],
+        clip.cosines(logits)[:, indices],
+        [clip.differences[i] for i in indices],
         maps,
         costs,
         left_out,

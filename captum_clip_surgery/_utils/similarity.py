@@ -8,15 +8,20 @@ from collections.abc import Sequence
 SHARE = "share among your texts"
 
 
-def format_cosine(cosine: float) -> str:
-    """Write a cosine.
+def format_cosine(cosine: float, difference: bool = False) -> str:
+    """Write a cosine, or the difference of two.
 
     Example::
 
-        >>> format_cosine(0.3123)
-        'cosine 0.312'
+        >>> format_cosine(0.3123), format_cosine(-0.0123, difference=True)
+        ('cosine 0.312', 'difference of cosines -0.012')
     """
-    return f"cosine {cosine:.3f}"
+    return f"{'difference of cosines' if difference else 'cosine'} {cosine:.3f}"
+
+
+def format_cosines(cosines: Sequence[float], differences: Sequence[bool]) -> list[str]:
+    """Write cosines, each of which may be the difference of two."""
+    return list(map(format_cosine, cosines, differences))
 
 
 def format_share(share: float) -> str:
@@ -32,24 +37,28 @@ def format_share(share: float) -> str:
     return "over 99.9%" if share >= 0.9995 else f"{share:.1%}"
 
 
-def describe_similarities(cosines: Sequence[float], shares: Sequence[float]) -> list[str]:
+def describe_similarities(
+    cosines: Sequence[float], shares: Sequence[float], differences: Sequence[bool]
+) -> list[str]:
     """Describe how similar an image is to each text.
 
     Args:
         cosines: Cosines with the K texts.
         shares: Softmax of the logits over the K texts. A single text has the share 1 in every
             image, so only its cosine is written.
+        differences: Whether each is the difference of two cosines.
 
     Example::
 
-        >>> describe_similarities([0.312, 0.25], [0.946, 0.054])[0]
+        >>> describe_similarities([0.312, 0.25], [0.946, 0.054], [False, False])[0]
         'cosine 0.312, share among your texts 94.6%'
-        >>> describe_similarities([0.312], [1.0])
+        >>> describe_similarities([0.312], [1.0], [False])
         ['cosine 0.312']
     """
+    written = format_cosines(cosines, differences)
     if len(cosines) == 1:
-        return [format_cosine(cosines[0])]
+        return written
     return [
-        f"{format_cosine(cosine)}, {SHARE} {format_share(share)}"
-        for cosine, share in zip(cosines, shares, strict=True)
+        f"{cosine}, {SHARE} {format_share(share)}"
+        for cosine, share in zip(written, shares, strict=True)
     ]

@@ -8,7 +8,13 @@ from dataclasses import fields
 
 from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._images import find_images
-from captum_clip_surgery.cli._model import echo, given_texts, load_model, read_texts
+from captum_clip_surgery.cli._model import (
+    PLACEHOLDER,
+    echo,
+    given_texts,
+    load_model,
+    read_texts,
+)
 from captum_clip_surgery.collection import audit as audit_collection
 from captum_clip_surgery.collection._report import rows_of, summary
 from captum_clip_surgery.datasets import Boxes, ImageDataset, PlainImages, open_dataset
@@ -24,7 +30,7 @@ DATASET_OPTIONS = ("dataset", "root", "split")
 
 def audit(options: Audit) -> None:
     """Run the command."""
-    clip = load_model(options.clip, ["dog"], quiet=options.json)
+    clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     data = _open(options, options.size or clip.native_size[0])
     result = audit_collection(
         clip,

@@ -13,6 +13,7 @@ from captum_clip_surgery.cli._groups import (
     BatchSize,
     Command,
     Json,
+    Minus,
     ModelOptions,
     Output,
     Size,
@@ -82,9 +83,7 @@ class Search(Command):
     ]
     query: Annotated[str | None, Option(help="Text to look for.")] = None
     query_image: Annotated[Path | None, Option(help="Image to look for, instead of a text.")] = None
-    minus: Annotated[
-        str | None, Option(help="Text that is subtracted: the query rather than this one.")
-    ] = None
+    minus: Minus = None
     top: Annotated[int, Option(min=1, help="Number of images.")] = 20
     exact: Annotated[
         bool | None,

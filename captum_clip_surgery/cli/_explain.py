@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery import comparison
-from captum_clip_surgery._utils.similarity import describe_similarities, format_cosine
+from captum_clip_surgery._utils.similarity import describe_similarities, format_cosines
 from captum_clip_surgery.attr import METHODS, Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._descriptions import title_of
@@ -60,7 +60,8 @@ def demo(options: _options.Demo) -> None:
     with torch.no_grad():
         logits = clip(clip.preprocess(scene.image))
     cosines = clip.cosines(logits)[0].tolist()
-    path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts, cosines)
+    notes = format_cosines(cosines, clip.differences)
+    path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts, notes)
     results = evaluate_scenes(
         clip,
         test[: options.scenes],
@@ -98,10 +99,11 @@ def explain(options: _options.Explain) -> None:
         with torch.no_grad():
             logits = clip(batch)
         matches = _matches(clip, logits)
+        cosines = format_cosines(clip.cosines(logits)[0].tolist(), clip.differences)
         notes = _trust_notes(clip, methods, batch) if options.trust else None
         suffix = options.drawing.format
         figure_path = stem.with_name(f"{stem.name}-maps.{suffix}")
-        cosines, sign = [match["cosine"] for match, _ in matches], options.drawing.sign
+        sign = options.drawing.sign
         _write_figure(figure_path, np.asarray(image), maps, clip.texts, cosines, sign, notes)
         echo(f"{path} -> {figure_path}", options.json)
         ranking = logits[0].argsort(descending=True, stable=True).tolist()
@@ -189,11 +191,15 @@ def _with_registers(
 def _matches(clip: ZeroShotClassifier, logits: Tensor) -> list[tuple[dict[str, Any], str]]:
     """Return how well each text matches an image, as JSON values and in words."""
     cosines, shares = clip.cosines(logits)[0].tolist(), logits[0].softmax(-1).tolist()
+    differences = clip.differences
     values = [
-        {"text": text, "cosine": cosine} | ({"share": share} if len(clip.texts) > 1 else {})
-        for text, cosine, share in zip(clip.texts, cosines, shares, strict=True)
+        {"text": text, "difference of cosines" if difference else "cosine": cosine}
+        | ({"share": share} if len(clip.texts) > 1 else {})
+        for text, cosine, share, difference in zip(
+            clip.texts, cosines, shares, differences, strict=True
+        )
     ]
-    return list(zip(values, describe_similarities(cosines, shares), strict=True))
+    return list(zip(values, describe_similarities(cosines, shares, differences), strict=True))
 
 
 def _default_methods() -> dict[str, Method]:
@@ -219,7 +225,7 @@ def _write_figure(
     image: np.ndarray,
     maps: Mapping[str, Tensor],
     texts: Sequence[str],
-    cosines: Sequence[float],
+    cosines: Sequence[str],
     sign: str = "auto",
     notes: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Path:
@@ -228,7 +234,7 @@ def _write_figure(
         {title_of(name): values[None] for name, values in maps.items()},
         texts,
         notes={title_of(name): lines for name, lines in (notes or {}).items()},
-        text_notes=[list(map(format_cosine, cosines))],
+        text_notes=[cosines],
         sign=sign,
     )
     return save_figure(figure, path)

@@ -27,7 +27,7 @@ from captum_clip_surgery.cli._choices import (
 PANELS = {
     field: title
     for title, fields in {
-        "Texts": "text texts query query_image rather_than minus caption synonyms background "
+        "Texts": "text texts query query_image minus caption synonyms background "
         "no_background distractors",
         "Model": "model pretrained also positions device precision",
         "Method": "methods method size fine repair feature_surgery num_blocks window stride "
@@ -47,6 +47,13 @@ Images = Annotated[
     Argument(help="Image files, folders or glob patterns.", show_default=False),
 ]
 Text = Annotated[list[str] | None, Option(help="Text to look for; repeat for more.")]
+Minus = Annotated[
+    str | None,
+    Option(
+        metavar="TEXT",
+        help="Text to subtract: asks what speaks for each text and image rather than for it.",
+    ),
+]
 Texts = Annotated[
     Path | None,
     Option(metavar="FILE", help="File with one text per line."),
@@ -190,13 +197,7 @@ class QueryOptions:
         list[Path] | None,
         Option(metavar="FILE", help="Image to look for as for a text; repeat for more."),
     ] = None
-    rather_than: Annotated[
-        str | None,
-        Option(
-            metavar="TEXT",
-            help="Text to subtract: shows what speaks for each text and image rather than for it.",
-        ),
-    ] = None
+    minus: Minus = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from inspect import signature
@@ -101,13 +102,19 @@ def load_asked(
         FileNotFoundError: If an image does not exist.
         ValueError: If an option does not fit another.
     """
-    images = [existing(path) for path in queries.query_image or ()]
-    if not images and queries.rather_than is None:
+    images = list(dict.fromkeys(existing(path) for path in queries.query_image or ()))
+    if not images and queries.minus is None:
         return load_model(options, texts, distractors, quiet)
-    asked: list[Any] = [*texts, *map(ImageQuery, images)]
-    if queries.rather_than is not None:
-        asked = [DifferenceQuery(query, queries.rather_than) for query in asked]
+    asked: list[Any] = [*texts, *_image_queries(images)]
+    if queries.minus is not None:
+        asked = [DifferenceQuery(query, queries.minus) for query in asked]
     return load_model(options, PLACEHOLDER, (), quiet).with_queries(asked, distractors)
+
+
+def _image_queries(paths: Sequence[Path]) -> list[ImageQuery]:
+    """Return images as queries, named by files, or by whole paths where files share a name."""
+    counts = Counter(path.name for path in paths)
+    return [ImageQuery(path, str(path) if counts[path.name] > 1 else None) for path in paths]
 
 
 def choose_device(wanted: str | None, of_process: str | None = None) -> str:

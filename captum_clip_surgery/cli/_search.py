@@ -12,7 +12,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._collection_options import Search
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.cli._model import echo, load_model
+from captum_clip_surgery.cli._model import PLACEHOLDER, echo, load_model
 from captum_clip_surgery.collection import Hit, ImageIndex
 from captum_clip_surgery.collection import search as search_index
 from captum_clip_surgery.collection._sheet import contact_sheet
@@ -28,7 +28,7 @@ RUN = "run.json"
 def search(options: Search) -> None:
     """Run the command."""
     query = _query(options)
-    clip = load_model(options.clip, ["a picture"], quiet=options.json)
+    clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     files, index, folder = _open(options, clip)
     hits = search_index(clip, query, index, options.top)
     local = clip.with_queries([query])

@@ -34,9 +34,14 @@ from captum_clip_surgery.visualization import save_figure
 
 def segment(options: _task_options.Segment) -> None:
     """Run the command."""
+    if options.queries.minus is not None:
+        raise ValueError(
+            "segment takes no --minus, because subtracting one text from all classes does not "
+            "change which of their cosines is largest; give it as a class of its own, --text"
+        )
     names = _class_names(options)
     own_background = [*names.pop(BACKGROUND, ()), *(options.background or ())]
-    is_alone = len(names) < 2 and not any(vars(options.queries).values())
+    is_alone = len(names) < 2 and not options.queries.query_image
     if is_alone and options.no_background:
         raise ValueError(
             "--no-background assigns every pixel to one of the texts and needs at least two; give "
@@ -98,7 +103,7 @@ def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
     if options.synonyms is None:
         texts = read_texts(options.texts, options.clip, options.queries)
         return {text: (text,) for text in texts}
-    if given_texts(options.texts) or any(vars(options.queries).values()):
+    if given_texts(options.texts) or options.queries.query_image:
         raise ValueError("--synonyms lists all classes; leave out texts and queries")
     classes = Classes.read(existing(options.synonyms))
     names = dict(zip(classes.first, classes.synonyms, strict=True))

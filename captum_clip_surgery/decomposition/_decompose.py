@@ -20,6 +20,7 @@ from captum_clip_surgery.functional import full_precision, text_span
 from captum_clip_surgery.models._validation import check_finite
 from captum_clip_surgery.models.image import direct_effects
 from captum_clip_surgery.preprocessing import ImageInput
+from captum_clip_surgery.queries._features import bias_of
 
 #: Number of images that are decomposed at once.
 BATCH_SIZE = 8
@@ -103,7 +104,7 @@ def _decompose(
     def share(parts: Tensor) -> Tensor:
         return as_double(parts).cpu() / lengths.view(-1, *[1] * (parts.ndim - 1))
 
-    bias = getattr(clip.model, "logit_bias", None)
+    bias = bias_of(clip.model, clip.differences)
     shown = (images.shape[-2], images.shape[-1])
     return Decomposition(
         images=pixels,
@@ -116,7 +117,7 @@ def _decompose(
         feed_forward=None if effects.feed_forward is None else share(effects.feed_forward),
         remainder={name: share(parts) for name, parts in effects.remainder.items()},
         logit_scale=float(clip.model.logit_scale.exp()),
-        logit_bias=0.0 if bias is None else float(bias),
+        logit_bias=0.0 if bias is None else as_double(bias).cpu(),
         pooled_by_attention=clip.tower.pooling == "attention",
     )
 

@@ -66,7 +66,7 @@ class Decomposition:
             the class token and registers) and "bias" (biases of projections and of the last norm).
             Parts that the tower does not have are absent.
         logit_scale: Factor from cosines to logits.
-        logit_bias: Constant that is added to get logits.
+        logit_bias: What is added to get logits, for all texts or for each, (K,).
         pooled_by_attention: Whether the only block is the pooling, whose heads read the tokens
             after the last block, as on ResNets and towers such as SigLIP's.
         quantity: Name of what the parts sum to.
@@ -82,7 +82,7 @@ class Decomposition:
     feed_forward: Tensor | None
     remainder: Mapping[str, Tensor]
     logit_scale: float
-    logit_bias: float = 0.0
+    logit_bias: float | Tensor = 0.0
     pooled_by_attention: bool = False
     quantity: str = "cosine"
 

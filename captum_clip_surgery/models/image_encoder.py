@@ -98,8 +98,8 @@ class ImageEncoder(nn.Module):
 
         Outliers are written by a few feed-forward neurons, which are found from images. At patches,
         these neurons are set to 0; a token that is no part of the image gets each neuron's largest
-        activation. The model is not changed and no weight is copied; logits and the maps of all
-        methods are those of the tower with the register.
+        activation. The model is not changed and no weight is copied; logits, the maps of all
+        methods and the features of query images are those of the tower with the register.
 
         Args:
             images: Images (N, 3, H, W) that have outlier tokens, see `tower_report`; some dozens.
@@ -122,7 +122,11 @@ class ImageEncoder(nn.Module):
             neurons = find_register_neurons(tower, images, count)
         clone = self.share()
         clone.registers = neurons
+        clone._follow_tower()
         return clone
+
+    def _follow_tower(self) -> None:
+        """Compute anew what another image tower computed, which is nothing in this class."""
 
     def shares_tower(self, other: ImageEncoder) -> bool:
         """Return whether another classifier computes the same of images: one pass serves both."""

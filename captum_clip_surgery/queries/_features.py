@@ -42,12 +42,13 @@ class QueryFeatures:
         images: The image side of the model.
         text: The text features of a classifier of this model, by which texts are encoded.
         queries: Queries and distractors, at least one of which is not a text.
+        names: Their names.
         encoded: Features of the queries' images, if there are any already.
 
     Raises:
         TypeError: If an entry is not a query, or an image has another type.
-        ValueError: If two queries have one name, a query is invalid on this model, or there are
-            texts and `text` cannot encode any.
+        ValueError: If a query is invalid on this model, or there are texts and `text` cannot encode
+            any.
     """
 
     #: Templates alone do not determine these features.
@@ -58,12 +59,13 @@ class QueryFeatures:
         images: ImageEncoder,
         text: TextFeatures,
         queries: Sequence[Query],
+        names: Sequence[str],
         encoded: EncodedImages | None = None,
     ) -> None:
         self.text = text
         self._images = images
         self._queries = tuple(queries)
-        self._names = names_of(queries)
+        self._names = tuple(names)
         # Each part with the name of a query that it belongs to, for messages.
         leaves = {
             leaf: name
@@ -130,7 +132,7 @@ class QueryFeatures:
         and theirs are zero.
         """
         empty = self.text.empty_features()
-        kept = [not isinstance(query, DifferenceQuery) for query in self._queries]
+        kept = [not difference for difference in self.differences]
         if all(kept):
             return empty
         if any(kept):
@@ -147,9 +149,7 @@ class QueryFeatures:
     @property
     def has_empty_features(self) -> bool:
         """Whether what "empty" subtracts is known or can be computed."""
-        return self.text.has_empty_features or all(
-            isinstance(query, DifferenceQuery) for query in self._queries
-        )
+        return self.text.has_empty_features or all(self.differences)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -168,7 +168,17 @@ class QueryFeatures:
         """
         known = dict(zip(self._names, self._queries, strict=True))
         queries = [known.get(text, text) for text in texts]
-        return query_features(self._images, self.text, queries, self._encoded_images)
+        # Not named anew, because names without name= depend on positions.
+        return query_features(self._images, self.text, queries, texts, self._encoded_images)
+
+    def encoded_by(self, images: ImageEncoder) -> QueryFeatures:
+        """Return the features of the same queries, whose images another tower encodes."""
+        return QueryFeatures(images, self.text, self._queries, self._names)
+
+    @property
+    def differences(self) -> tuple[bool, ...]:
+        """Whether each query is a difference."""
+        return tuple(isinstance(query, DifferenceQuery) for query in self._queries)
 
 
 def ask(
@@ -187,19 +197,20 @@ def ask(
 
     Raises:
         TypeError: As `QueryFeatures`, or if the queries have no order.
-        ValueError: As `QueryFeatures`, or if there are no queries.
+        ValueError: As `QueryFeatures`, or if there are no queries or two have one name.
     """
     targets, others = check_queries(queries), check_queries(distractors)
     if not targets:
         raise ValueError("no queries: a classifier needs at least one")
     names, count = names_of(targets + others), len(targets)
-    return query_features(images, text, targets + others), names[:count], names[count:]
+    return query_features(images, text, targets + others, names), names[:count], names[count:]
 
 
 def query_features(
     images: ImageEncoder,
     text: TextFeatures,
     queries: Sequence[Query],
+    names: Sequence[str],
     encoded: EncodedImages | None = None,
 ) -> TextFeatures:
     """Return the features of queries, which are of a kind of their own if some are not texts.
@@ -208,6 +219,7 @@ def query_features(
         images: As for `QueryFeatures`.
         text: As for `QueryFeatures`.
         queries: Queries and distractors.
+        names: Their names.
         encoded: As for `QueryFeatures`.
 
     Raises:
@@ -218,7 +230,23 @@ def query_features(
     texts = tuple(query for query in queries if isinstance(query, str))
     if len(texts) == len(queries):
         return base.with_texts(texts)
-    return QueryFeatures(images, base, queries, encoded)
+    return QueryFeatures(images, base, queries, names, encoded)
+
+
+def are_differences(text: TextFeatures, count: int) -> tuple[bool, ...]:
+    """Return whether each of the first `count` features is that of a difference."""
+    return text.differences[:count] if isinstance(text, QueryFeatures) else (False,) * count
+
+
+def bias_of(model: Any, differences: Sequence[bool]) -> Tensor | None:
+    """Return the bias of a model's logits, a scalar or (K,), or None if it has none.
+
+    It is zero for differences, in which it cancels.
+    """
+    bias: Tensor | None = getattr(model, "logit_bias", None)
+    if bias is None or not any(differences):
+        return bias
+    return torch.where(torch.tensor(differences, device=bias.device), 0, bias)
 
 
 def _combine(query: Query, leaves: Mapping[Any, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class RegionQuery:
 
     Args:
         image: The image, as for `ImageQuery`.
-        box: (left, top, right, bottom) in pixels of this image, as PIL's `crop` takes it.
+        box: (left, top, right, bottom) in pixels of this image, as PIL's `crop` takes it; also
+            an array or tensor.
         mask: Mask (H, W) of bool, of the image's height and width, instead of a box.
         name: Name for `index` and figures; None stands for "region of" and the image's name.
 
@@ -80,7 +82,7 @@ class RegionQuery:
         if (self.box is None) == (self.mask is None):
             raise ValueError("a region needs either box= or mask=, and not both")
         if self.box is not None:
-            _check_box(self.box)
+            object.__setattr__(self, "box", _check_box(self.box))
         else:
             _check_mask(self.mask)
 
@@ -260,14 +262,19 @@ def _check_name(name: str | None) -> None:
         check_texts([name], "name")
 
 
-def _check_box(box: Any) -> None:
-    numbers = [float(side) for side in box] if isinstance(box, Sequence) else []
-    left, top, right, bottom = numbers if len(numbers) == 4 else [math.nan] * 4
-    if not (left < right < math.inf and top < bottom < math.inf and min(left, top) >= 0):
+def _check_box(box: Any) -> Box:
+    """Return a box, which may be an array or tensor, as a tuple."""
+    sides = box.tolist() if isinstance(box, (np.ndarray, Tensor)) else box
+    listed = isinstance(sides, Sequence) and not isinstance(sides, str) and len(sides) == 4
+    if not (listed and all(isinstance(side, Real) for side in sides)):
+        raise ValueError(f"box must be four numbers (left, top, right, bottom), got {box!r:.80}")
+    left, top, right, bottom = sides
+    if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
         raise ValueError(
             "box must be (left, top, right, bottom) in pixels with 0 <= left < right and "
-            f"0 <= top < bottom, got {box!r}"
+            f"0 <= top < bottom, all finite, got {box!r}"
         )
+    return left, top, right, bottom
 
 
 def _check_mask(mask: Any) -> None:

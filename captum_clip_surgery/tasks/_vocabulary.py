@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +101,8 @@ def make_vocabulary(
     Raises:
         TypeError: If `background` is a string or `classes` is not a mapping of lists of texts.
         ValueError: If a class has no names or shares one, `background` repeats a text of the
-            classifier, a threshold is out of range, or one class is left without an alternative.
+            classifier, a threshold is out of range, one class is left without an alternative, or
+            differences compete with other queries.
     """
     if merge not in MERGES:
         raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
@@ -109,6 +110,7 @@ def make_vocabulary(
         raise TypeError(f"background must be a list, got {background!r}; pass [{background!r}]")
     members = _members(clip, classes)
     _check_disjoint(members)
+    _check_differences(clip, members.values())
     names = tuple(members)
     if min_area is not None and (isinstance(min_area, bool) or not 0 <= min_area <= 1):
         raise ValueError(f"min_area must be a share from 0 to 1, got {min_area!r}")
@@ -146,6 +148,7 @@ def make_vocabulary(
             clip, names, ((), *texts), merge, _check_threshold(background), min_area=min_area
         )
     extended, added = _with_background(clip, background)
+    _check_differences(extended, (added, *texts))
     limit = None if threshold is None else _check_threshold(threshold)
     return Vocabulary(extended, names, (added, *texts), merge, limit, min_area=min_area)
 
@@ -196,6 +199,19 @@ def _check_disjoint(members: Mapping[str, Sequence[int]]) -> None:
         for text in texts:
             if owner.setdefault(text, name) != name:
                 raise ValueError(f"text {text} names both {owner[text]!r} and {name!r}")
+
+
+def _check_differences(clip: ZeroShotClassifier, members: Iterable[Sequence[int]]) -> None:
+    """Check that cosines do not compete with differences of cosines, which are around zero."""
+    indices, are = [index for texts in members for index in texts], clip.differences
+    ours = [index for index in indices if are[index]]
+    others = [index for index in indices if not are[index]]
+    if ours and others:
+        raise ValueError(
+            f"{clip.texts[ours[0]]!r} is a difference and {clip.texts[others[0]]!r} is not, so "
+            "their scores cannot compete for pixels; make all classes differences, without texts "
+            "of the background"
+        )
 
 
 def _with_background(

@@ -266,7 +266,7 @@ def test_images_are_looked_for_and_texts_subtracted(
 ) -> None:
     image, query = folder / "0.png", folder / "1.png"
     first, second = SCENES[0].nouns
-    arguments = (image, "--query-image", query, "--text", first, "--rather-than", second)
+    arguments = (image, "--query-image", query, "--text", first, "--minus", second)
     options = ("--feature-surgery", "none", "--output", tmp_path / "out", "--json")
     assert run(monkeypatch, "recognize", *arguments, *options) == 0
     content = json.loads(capsys.readouterr().out)
@@ -285,6 +285,20 @@ def test_images_are_looked_for_and_texts_subtracted(
     assert [row["name"] for row in classes] == ["0.png", "1.png"]
     assert run(monkeypatch, "explain", image, *options) == 0
     assert "1.png: cosine" in capsys.readouterr().out
+    assert run(monkeypatch, "explain", image, *options, "--minus", second) == 0
+    assert f"1.png rather than {second}: difference of cosines" in capsys.readouterr().out
+    message = run(monkeypatch, "segment", image, *options, "--minus", second)
+    assert str(message).startswith("error: segment takes no --minus")
+
+
+def test_images_of_one_name_are_named_by_path(monkeypatch, tmp_path, folder, capsys) -> None:
+    image, copied = folder / "1.png", tmp_path / "1.png"
+    copied.write_bytes((folder / "0.png").read_bytes())
+    options = ("--query-image", folder / "0.png", "--output", tmp_path / "out", "--json")
+    queries = ("--query-image", image, "--query-image", copied, "--query-image", image)
+    assert run(monkeypatch, "recognize", image, *queries, *options) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["classes"] == [str(image), str(copied), "0.png"]
 
 
 def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:

@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from captum_clip_surgery import METHODS, LayerCLIPSurgery, LayerDirectEffect, ZeroShotClassifier
+from captum_clip_surgery.comparison import compare
+from captum_clip_surgery.decomposition import decompose
 from captum_clip_surgery.metrics import randomization
+from captum_clip_surgery.models import image_encoder
 from captum_clip_surgery.models.image._surgery import surgery_path
 from captum_clip_surgery.queries import (
     DifferenceQuery,
@@ -146,6 +149,58 @@ def test_a_difference_is_the_logarithm_of_the_odds(vit):
     assert close(logit, (probabilities[:, 0] / probabilities[:, 2]).log(), 1e-4)
 
 
+def test_a_bias_of_logits_cancels_in_differences():
+    model = tiny_model("siglip")
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-7.5))
+    clip = ZeroShotClassifier(model, TEXTS, templates=())
+    images = random_images(clip)
+    queries = [DifferenceQuery("a dog", "a cat"), "a dog", DifferenceQuery("a cat", "a dog")]
+    asked = clip.with_queries(queries, ["a tree"])
+    logits, texts = asked(images), clip(images)
+    assert asked.differences == (True, False, True)
+    assert close(logits[:, 0], texts[:, 0] - texts[:, 1])
+    assert torch.equal(logits[:, 1], texts[:, 0])
+    assert close(logits[:, 0], -logits[:, 2])
+    cosines = clip.image_features(images) @ asked.text_features()[:3].T
+    assert close(asked.cosines(logits), cosines)
+    assert close(compare(asked, images, methods=["CLIP"], targets=[1, 2]).cosines, cosines[:, 1:])
+    assert close(decompose(asked, images).logits().float(), logits)
+
+
+def test_names_without_name_survive_another_order(vit):
+    first, second = pictures(vit, 2)
+    asked = vit.with_queries([ImageQuery(first), ImageQuery(second)])
+    turned = asked.with_texts(["image 1", "image 0"])
+    for local in (turned, asked, asked.with_texts(["image 1"])):
+        feature = local.with_texts(["image 1"]).text_features()[0]
+        assert torch.equal(feature, asked.text_features()[1])
+    assert torch.equal(turned.text_features(), asked.text_features().flip(0))
+
+
+def test_images_of_queries_pass_the_registers(vit, monkeypatch):
+    neurons = ((0, 3), (1, 5))
+    monkeypatch.setattr(image_encoder, "find_register_neurons", lambda *_: neurons)
+    images = random_images(vit)
+    asked = vit.with_queries([ImageQuery(images[0], "it"), "a dog"])
+    registered = asked.with_registers(images)
+    with torch.no_grad():
+        expected = registered.image_features(images[:1])[0]
+    assert close(registered.text_features()[0], expected)
+    assert not close(asked.text_features()[0], expected, 1e-3)
+    assert torch.equal(registered.text_features()[1], vit.text_features()[0])
+
+
+def test_differences_compete_only_with_differences(vit):
+    images = pictures(vit, 1)
+    queries = [DifferenceQuery("a dog", "a cat"), DifferenceQuery("a tree", "a cat")]
+    asked = vit.with_queries(queries)
+    labels = segment(asked, images)[0].labels
+    assert torch.equal(labels, segment(vit.with_texts(["a dog", "a tree"]), images)[0].labels)
+    for clip, background in ((asked, ["grass"]), (vit.with_queries([*queries, "a dog"]), None)):
+        with pytest.raises(ValueError, match=r"is a difference and '(grass|a dog)' is not"):
+            segment(clip, images, background=background)
+
+
 def test_an_image_query_finds_itself(vit):
     images = random_images(vit, 3)
     asked = vit.with_queries([ImageQuery(image, str(i)) for i, image in enumerate(images)])
@@ -167,6 +222,8 @@ def test_a_region_counts_patches_by_their_share(vit):
     mask[rows // 2 : rows, columns // 2 : 2 * columns] = True
     same = vit.with_queries([RegionQuery(image[0], mask=mask)]).text_features()[0]
     assert close(same, feature)
+    for arrays in (np.array(box), torch.tensor(box), list(box)):
+        assert RegionQuery(image, box=arrays).box == box
 
 
 # --- where they go -------------------------------------------------------------------------------
@@ -306,6 +363,9 @@ def test_bad_queries_are_refused_by_name(vit, tmp_path):
         (lambda: RegionQuery(image), "either box= or mask="),
         (lambda: RegionQuery(image, mask=mask), "mask is empty"),
         (lambda: RegionQuery(image, box=(5, 5, 5, 9)), "left < right"),
+        (lambda: RegionQuery(image, box=np.array([0, 9, 5, 9])), "top < bottom"),
+        (lambda: RegionQuery(image, box=("a", 1, 2, 3)), r"four numbers .*got \('a', 1, 2, 3\)"),
+        (lambda: RegionQuery(image, box=torch.ones(3)), "four numbers"),
         (lambda: MeanQuery([]), "at least one"),
     ]:
         with pytest.raises(ValueError, match=message):
