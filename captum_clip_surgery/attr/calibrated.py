@@ -59,8 +59,9 @@ def _check_depth(clip: ZeroShotClassifier, name: str) -> int:
     count = len(check_classifier(clip).tower.blocks)
     if count < MIN_BLOCKS:
         raise TypeError(
-            f"{name} reads middle blocks of the image tower, which needs at least {MIN_BLOCKS} "
-            f"blocks, got {clip.tower.family} with {count}; use LayerCLIPSurgery"
+            f"{name} is not defined on {clip.tower.family} with {count} "
+            f"block{'s' * (count > 1)}: it reads middle blocks, which takes {MIN_BLOCKS} blocks or "
+            "more; use LayerCLIPSurgery"
         )
     return count
 
@@ -250,8 +251,8 @@ class _SFPPath(DualPathAttribution):
         tower = forward_func.tower
         if tower.pooling != "class token":
             raise TypeError(
-                f"SFP finds outliers by the attention of a class token, and {tower.family} is "
-                f"pooled by {tower.pooling}; use LayerSCCLIP"
+                f"SFP is not defined on {tower.family} pooled by {tower.pooling}: it finds outliers "
+                "by the attention of a class token; use LayerSCCLIP"
             )
         super().__init__(forward_func, sfp_path(count))
 

@@ -230,9 +230,9 @@ def choose_methods(
     """
     methods, left_out = choose(clip, names)
     if feature_surgery != "auto":
-        variant = feature_surgery_of(feature_surgery)
+        variant: dict[str, Any] = {"feature_surgery": feature_surgery_of(feature_surgery)}
         methods |= {
-            name: partial(methods[name], feature_surgery=variant)
+            name: partial(methods[name], **variant)
             for name in (*SURGERY_METHODS, "CLIPSurgeryFine")
             if name in methods
         }
