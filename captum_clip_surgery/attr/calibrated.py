@@ -251,8 +251,8 @@ class _SFPPath(DualPathAttribution):
         tower = forward_func.tower
         if tower.pooling != "class token":
             raise TypeError(
-                f"SFP is not defined on {tower.family} pooled by {tower.pooling}: it finds outliers "
-                "by the attention of a class token; use LayerSCCLIP"
+                f"SFP is not defined on {tower.family} pooled by {tower.pooling}: it finds "
+                "outliers by the attention of a class token; use LayerSCCLIP"
             )
         super().__init__(forward_func, sfp_path(count))
 
