@@ -363,7 +363,7 @@ def test_a_file_records_no_preprocessing(
         ("RN50", "opanai", {}, ValueError, "RN50 has no pretrained tag 'opanai'; it has openai, "),
         (NAME, "openai", {}, ValueError, "'openai'; it has none; pass a checkpoint file"),
         ("RN50", None, {}, ValueError, "pretrained is None: RN50 .* file or one of openai, "),
-        (NAME, None, {}, ValueError, "would keep its random start; pass a checkpoint file$"),
+        (NAME, None, {}, ValueError, "has random weights; pass a checkpoint file$"),
         (
             "RN50",
             "openai",
