@@ -164,7 +164,8 @@ def load_image(image: ImageInput) -> Image.Image:
     if isinstance(image, (str, PathLike)):
         path = Path(image)
         if not path.is_file():
-            raise FileNotFoundError(f"no image file at {path}")
+            folder = ", which is a folder" if path.is_dir() else ""
+            raise FileNotFoundError(f"no image file at {path}{folder}")
         return read_image(path, str(path))
     if isinstance(image, np.ndarray):
         return to_rgb(_from_array(image))

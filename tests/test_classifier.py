@@ -362,8 +362,8 @@ def test_a_file_records_no_preprocessing(
         ("zzz", "openai", {}, ValueError, "open_clip has no model 'zzz'$"),
         ("RN50", "opanai", {}, ValueError, "RN50 has no pretrained tag 'opanai'; it has openai, "),
         (NAME, "openai", {}, ValueError, "'openai'; it has none; pass a checkpoint file"),
-        ("RN50", None, {}, ValueError, "pretrained is None: RN50 .* file or one of openai, "),
-        (NAME, None, {}, ValueError, "would keep its random start; pass a checkpoint file$"),
+        ("RN50", None, {}, ValueError, "pretrained is missing: .* RN50 .* file or one of openai, "),
+        (NAME, None, {}, ValueError, "has random weights; pass a checkpoint file$"),
         (
             "RN50",
             "openai",

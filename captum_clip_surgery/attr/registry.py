@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any
 
@@ -249,7 +250,9 @@ def resolve_names(names: Iterable[str]) -> list[str]:
     for name in names:
         own = known.get(name.lower(), name)
         if name != "all" and own not in METHODS:
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all")
+            close = get_close_matches(name.lower(), known, 1)
+            hint = f"; did you mean {known[close[0]]}?" if close else ""
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all{hint}")
         resolved |= dict.fromkeys(METHODS if name == "all" else [own])
     return list(resolved)
 

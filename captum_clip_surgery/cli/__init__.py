@@ -59,6 +59,13 @@ class _Command(TyperCommand):
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **settings | {"rich_markup_mode": "rich"})
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's
+            raise
+
 
 app = typer.Typer(
     help="Explain what CLIP sees, and where.",

@@ -6,14 +6,16 @@ import json
 import sys
 from dataclasses import fields
 
+from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._images import find_images
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
     echo,
+    existing,
     given_texts,
     load_model,
-    read_texts,
+    required_texts,
 )
 from captum_clip_surgery.collection import audit as audit_collection
 from captum_clip_surgery.collection._report import rows_of, summary
@@ -30,8 +32,11 @@ DATASET_OPTIONS = ("dataset", "root", "split")
 
 def audit(options: Audit) -> None:
     """Run the command."""
+    data = _open(options)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
-    data = _open(options, options.size or clip.native_size[0])
+    if data is None:
+        size = options.size or clip.native_size[0]
+        data = SceneCollection(nouns()[::6][:NUM_NOUNS], SCENES_PER_NOUN, size)
     result = audit_collection(
         clip,
         data,
@@ -48,11 +53,19 @@ def audit(options: Audit) -> None:
         return
     echo(summary(result).replace("**", "").removeprefix("# "))
     echo("\n".join(["", *rows_of(result.classes)]))
+    if result.left_out:
+        echo(
+            f"\n{quantity(len(result.left_out), 'class')} left out, each with its reason in the "
+            f"report: fewer than {options.min_images} images, or no background in images of other "
+            "classes; raise --limit or lower --min-images"
+        )
     echo(f"\nreport: {path}")
+    if not result.classes:
+        sys.exit("error: no class was audited")
 
 
-def _open(options: Audit, size: int) -> ImageDataset:
-    """Return the images to audit."""
+def _open(options: Audit) -> ImageDataset | None:
+    """Return the images to audit; None stands for scenes, whose size depends on the model."""
     if options.images and options.boxes:
         raise ValueError("give image files or --boxes, not both; --boxes names its images")
     if options.images or options.boxes:
@@ -69,15 +82,18 @@ def _open(options: Audit, size: int) -> ImageDataset:
             "classes of their own"
         )
     if options.boxes:
-        return Boxes(options.boxes)
+        return Boxes(existing(options.boxes))
     if options.images:
-        return PlainImages(find_images(options.images), read_texts(options.texts, options.clip))
+        texts = required_texts(options.texts)
+        if len(texts) < 2:
+            raise ValueError("an audit needs at least 2 classes, got 1; add --text or --texts")
+        return PlainImages(find_images(options.images), texts)
     if options.dataset == "scenes":
         if options.root is not None or options.split is not None:
             raise ValueError(
                 "--root and --split belong to a data set on disk; choose it with --dataset"
             )
-        return SceneCollection(nouns()[::6][:NUM_NOUNS], SCENES_PER_NOUN, size)
+        return None
     if options.root is None:
         raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
     return open_dataset(options.dataset, options.root, options.split)

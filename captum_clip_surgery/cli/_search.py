@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._collection_options import Search
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.cli._model import PLACEHOLDER, echo, load_model
+from captum_clip_surgery.cli._model import PLACEHOLDER, echo, existing, load_model
 from captum_clip_surgery.collection import Hit, ImageIndex
-from captum_clip_surgery.collection import search as search_index
 from captum_clip_surgery.collection._sheet import contact_sheet
 from captum_clip_surgery.export import load_maps
 from captum_clip_surgery.preprocessing import load_image
@@ -29,9 +29,10 @@ def search(options: Search) -> None:
     """Run the command."""
     query = _query(options)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
-    files, index, folder = _open(options, clip)
-    hits = search_index(clip, query, index, options.top)
     local = clip.with_queries([query])
+    (feature,) = local.text_features().detach().float().cpu().numpy()
+    files, index, folder = _open(options, clip)
+    hits = index.search(feature, options.top)
     content = {
         "query": local.texts[0],
         "images": len(index),
@@ -40,14 +41,15 @@ def search(options: Search) -> None:
     }
     options.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2)
-    (options.output / "search.json").write_text(f"{text}\n", encoding="utf-8")
+    json_path = options.output / "search.json"
+    json_path.write_text(f"{text}\n", encoding="utf-8")
     sheet = _write_sheet(local, hits, folder, options.output / "search.png")
     if options.json:
         print(text)
     else:
         rows = [[str(n), f"{hit.score:+.4f}", hit.name] for n, hit in enumerate(hits, 1)]
         echo(markdown(["rank", "score", "image"], rows, left=0))
-        echo(f"\n{local.texts[0]!r} in {len(index)} images; {sheet}")
+        echo(f"\n{local.texts[0]!r} in {quantity(len(index), 'image')}: {json_path}; {sheet}")
     if files is not None:
         files.exit_if_unreadable()
 
@@ -60,7 +62,7 @@ def _query(options: Search) -> Query:
         query: str | ImageQuery = options.query
     else:
         assert options.query_image is not None
-        query = ImageQuery(options.query_image)
+        query = ImageQuery(existing(options.query_image))
     return query if options.minus is None else DifferenceQuery(query, options.minus)
 
 

@@ -39,7 +39,7 @@ class SegmentationOptions:
         Option(
             min=1,
             help="Side in pixels of the images the model sees (default: 512, or the native size "
-            "if larger).",
+            "if larger; 224 for the embedded model).",
         ),
     ] = None
     window: Annotated[
@@ -237,7 +237,7 @@ class Match(Command):
     """
 
     images: Annotated[
-        tuple[Path, Path], Argument(help="Two image files: query and image.", show_default=False)
+        list[Path], Argument(help="Two image files: query and image.", show_default=False)
     ]
     pairs: Annotated[int, Option(min=1, help="Largest number of pairs of regions.")] = 3
     size: Size = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from captum_clip_surgery import tasks
+from captum_clip_surgery._utils.text import quantity, slug
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _task_options
 from captum_clip_surgery.cli._images import ImageFiles
@@ -27,9 +28,14 @@ from captum_clip_surgery.cli._model import (
     read_texts,
 )
 from captum_clip_surgery.datasets import Classes
+from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.tasks import BACKGROUND, Sam, default_background, figures, label_colors
 from captum_clip_surgery.visualization import save_figure
+from captum_clip_surgery.visualization._layout import fit_text, panel_width
+
+#: Smallest contribution that `match` prints: half of the last digit.
+MIN_PRINTED = 0.0005
 
 
 def segment(options: _task_options.Segment) -> None:
@@ -56,7 +62,7 @@ def segment(options: _task_options.Segment) -> None:
     background = None if options.no_background else own_background or default_background(clip)
     if background and not own_background:
         texts_of_background = ", ".join(background)
-        echo(f"background: {texts_of_background} (set by --background)", options.json)
+        echo(f"background: {texts_of_background} (change it with --background)", options.json)
     arguments = vars(options.segmentation) | {
         "feature_surgery": feature_surgery_of(options.segmentation.feature_surgery),
         "classes": names,
@@ -76,7 +82,8 @@ def segment(options: _task_options.Segment) -> None:
         echo(f"{path} -> {figure_path}, {labels_path}", options.json)
         areas, shares = result.areas(), result.shares()
         for name, share in shares.items():
-            echo(f"  {share:6.1%}  {name}", options.json)
+            percent = f"{share:.1%}" if share >= 0.001 else "<0.1%"
+            echo(f"  {percent:>6}  {name}", options.json)
         entry: dict[str, Any] = {
             "image": str(path),
             "labels": str(labels_path),
@@ -84,8 +91,10 @@ def segment(options: _task_options.Segment) -> None:
             "shares": shares,
         }
         if options.masks:
-            masks = [(result.labels == classes.index(name)).cpu().numpy() for name in areas]
-            entry["masks"] = dict(zip(areas, _write_masks(masks, stem), strict=True))
+            indices = {name: classes.index(name) for name in areas}
+            masks = [(result.labels == index).cpu().numpy() for index in indices.values()]
+            tags = [f"{index}-{slug(name)}" for name, index in indices.items()]
+            entry["masks"] = dict(zip(areas, _write_masks(masks, stem, tags), strict=True))
         totals.update(areas)
         entries.append(entry)
     content = {
@@ -94,7 +103,7 @@ def segment(options: _task_options.Segment) -> None:
         "images": entries,
     }
     path = _write_json(options.output / "classes.json", content)
-    echo(f"indices, names, colors and areas in pixels: {path}", options.json)
+    echo(f"classes, their colors in the label images and areas in pixels: {path}", options.json)
     _finish(files, content, options.json)
 
 
@@ -115,6 +124,11 @@ def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
 def recognize(options: _task_options.Recognize) -> None:
     """Run the command."""
     files, clip = _prepare(options)
+    if options.feature_surgery in CONTRASTING and len(clip.texts) + len(clip.distractors) == 1:
+        raise ValueError(
+            f"--feature-surgery {options.feature_surgery} contrasts texts, and there is only one; "
+            "choose --feature-surgery empty, or add --distractors"
+        )
     surgery = feature_surgery_of(options.feature_surgery)
     entries = []
     for path, image in files:
@@ -156,7 +170,8 @@ def points(options: _task_options.Points) -> None:
             "prompts": [prompt.to_dict() for prompt in prompts],
         }
         if masks is not None:
-            entry["masks"] = _write_masks(masks, stem)
+            tags = [f"{number}-{slug(prompt.text)}" for number, prompt in enumerate(prompts)]
+            entry["masks"] = _write_masks(masks, stem, tags)
         json_path = _write_json(stem.with_name(f"{stem.name}-points.json"), entry)
         echo(f"{path} -> {figure_path}, {json_path}", options.json)
         for prompt in prompts:
@@ -169,6 +184,8 @@ def points(options: _task_options.Points) -> None:
 
 def words(options: _task_options.Words) -> None:
     """Run the command."""
+    if not options.caption.strip():
+        raise ValueError("--caption is empty; give a sentence")
     files, entries = ImageFiles(options.images), []
     # Without templates, which would make the caption longer than the context.
     clip = load_model(options.clip, [options.caption], quiet=options.json, templates=())
@@ -177,7 +194,10 @@ def words(options: _task_options.Words) -> None:
         figure = figures.words_figure(np.asarray(image), maps)
         figure_path = save_figure(figure, options.output / f"{files.stems[path]}-words.png")
         echo(f"{path} -> {figure_path}", options.json)
-        for word, score in maps.shared():
+        shown, count = maps.shared(), len(maps.shared(len(maps.words)))
+        if len(shown) < count:
+            echo(f"  the {len(shown)} strongest of {count} words:", options.json)
+        for word, score in shown:
             echo(f"  {score:+.3f}  {word}", options.json)
         entries.append({"image": str(path), **maps.to_dict()})
     content = {"caption": options.caption, "method": options.words.method, "images": entries}
@@ -187,23 +207,48 @@ def words(options: _task_options.Words) -> None:
 
 def match(options: _task_options.Match) -> None:
     """Run the command."""
+    if len(options.images) != 2:
+        given = quantity(len(options.images), "file")
+        raise ValueError(f"match takes two images, a query and an image, got {given}")
     query, image = map(load_image, options.images)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     result = tasks.explain_pair(clip, query, image, size=options.size)
     stem = "-".join(path.stem for path in options.images)
     figure = result.figure(query, image, count=options.pairs)
+    for axis, path, note in zip(
+        figure.axes, options.images, ("", f", cosine {result.cosine:.3f}"), strict=False
+    ):
+        title, letters = fit_text(f"{path.name}{note}", panel_width(axis), 12)
+        axis.set_title(title, fontsize=letters, parse_math=False, pad=4)
     figure_path = save_figure(figure, options.output / f"{stem}-match.png")
     content: dict[str, Any] = dict(zip(("query", "image"), map(str, options.images), strict=True))
     content = content | result.to_dict(options.pairs)
     json_path = _write_json(options.output / f"{stem}-match.json", content, indent=None)
     echo(f"{content['query']}, {content['image']} -> {figure_path}, {json_path}", options.json)
-    patches = content["patches"]
-    echo(f"  {result.cosine:+.3f}  cosine, {patches:+.3f} by pairs of patches", options.json)
-    for pair in content["pairs"]:
-        boxes = (", ".join(f"{side:.0f}" for side in pair[name]) for name in ("query_box", "box"))
-        echo(f"  {pair['contribution']:+.3f}  {' with '.join(boxes)}", options.json)
+    for line in _sum_lines(content):
+        echo(line, options.json)
     if options.json:
         print(json.dumps(content, indent=2))
+
+
+def _sum_lines(content: Mapping[str, Any]) -> list[str]:
+    """Return lines whose numbers sum to the cosine: pairs of regions, other patches, remainder."""
+    pairs = [pair for pair in content["pairs"] if pair["contribution"] >= MIN_PRINTED]
+    others = content["patches"] - sum(pair["contribution"] for pair in pairs)
+    lines = [
+        f"  {pair['contribution']:+.3f}  query {_corners(pair['query_box'])}  "
+        f"image {_corners(pair['box'])}"
+        for pair in pairs
+    ]
+    lines.append(f"  {others:+.3f}  all other pairs of patches")
+    lines.append(f"  {sum(content['remainder'].values()):+.3f}  outside patches")
+    lines.append(f"  {content['cosine']:+.3f}  cosine, the sum")
+    return lines
+
+
+def _corners(box: Sequence[float]) -> str:
+    left, top, right, bottom = box
+    return f"({left:.0f}, {top:.0f})-({right:.0f}, {bottom:.0f})"
 
 
 def _prepare(
@@ -215,9 +260,9 @@ def _prepare(
     return files, load_asked(options.clip, texts, options.queries, distractors, options.json)
 
 
-def _write_masks(masks: Any, stem: Path) -> list[str]:
-    """Write masks (H, W) of bool as PNG files, and return their paths."""
-    paths = [stem.with_name(f"{stem.name}-mask-{number}.png") for number in range(len(masks))]
+def _write_masks(masks: Any, stem: Path, tags: Sequence[str]) -> list[str]:
+    """Write masks (H, W) of bool as PNG files with the tags in their names; return the paths."""
+    paths = [stem.with_name(f"{stem.name}-mask-{tag}.png") for tag in tags]
     for path, mask in zip(paths, masks, strict=True):
         Image.fromarray(mask).save(path)
     return [str(path) for path in paths]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.collection._evidence import Evidence, Pair, collect
 from captum_clip_surgery.collection._judging import (
@@ -94,7 +95,9 @@ def audit(
         )
     names = [name for i, name in enumerate(data.classes.first) if i != data.background]
     if len(names) < 2:
-        raise ValueError(f"an audit compares classes; {data.name} has {len(names)}")
+        raise ValueError(
+            f"an audit needs at least 2 classes to compare, got {len(names)} from {data.name}"
+        )
     chosen = list(range(len(data)) if indices is None else indices)
     evidence = collect(clip.with_texts(names), data, chosen, size, batch_size, progress)
     tagged = isinstance(data[evidence.indices[0]].target, Tags)
@@ -158,7 +161,7 @@ def _left_out(evidence: Evidence, min_images: int) -> dict[str, str]:
     for text, name in enumerate(evidence.texts):
         shown = int((evidence.shown[:, text] == 1).sum())
         if shown < min_images:
-            left_out[name] = f"{shown} images show it, and {min_images} are needed"
+            left_out[name] = f"shown by {quantity(shown, 'image')}, fewer than {min_images}"
         elif not len(_without(evidence, text)):
             left_out[name] = "no image without it has patches outside all objects"
     return left_out

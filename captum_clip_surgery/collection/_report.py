@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.attr._coverage import fill_image
 from captum_clip_surgery.collection._result import Audit, ClassAudit
 from captum_clip_surgery.visualization import save_figure
@@ -23,8 +24,10 @@ MAX_DRAWN, MAX_BARS = 3, 40
 
 def write_report(result: Audit, folder: Path) -> Path:
     """Write `audit.md` and its pictures, and return the path of the report."""
-    save_figure(lifts_figure(result), folder / "lifts.png")
-    parts = [summary(result), "![Lift of each class](lifts.png)", table(result)]
+    parts = [summary(result)]
+    if result.classes:
+        save_figure(lifts_figure(result), folder / "lifts.png")
+        parts += ["![Lift of each class](lifts.png)", table(result)]
     for entry in result.leaning or result.classes[:MAX_DRAWN]:
         name = f"class-{result.texts.index(entry.name)}.png"
         save_figure(class_figure(result, entry), folder / name)
@@ -51,8 +54,9 @@ def summary(result: Audit) -> str:
             f"any class would be named in {result.false_alarms:.1%} of such audits."
         )
     return (
-        f"# Audit of {result.data.name}\n\n{result.images} images, {len(result.classes)} classes "
-        f"audited; objects located by {located}.\n\n{verdict}"
+        f"# Audit of {result.data.name}\n\n{quantity(result.images, 'image')}, "
+        f"{quantity(len(result.classes), 'class')} audited; objects located by {located}.\n\n"
+        f"{verdict}"
     )
 
 

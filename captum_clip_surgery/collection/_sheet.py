@@ -16,7 +16,9 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.collection._search import Hit
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
-from captum_clip_surgery.visualization._layout import fit_text, panel_grid, panel_width
+from captum_clip_surgery.visualization._layout import add_bar, fit_text, panel_grid, panel_width
+from captum_clip_surgery.visualization._style import MapStyle
+from captum_clip_surgery.visualization._views import View
 
 #: Number of images in a row, and of images that are explained at once.
 COLUMNS, BATCH_SIZE = 5, 8
@@ -25,7 +27,7 @@ COLUMNS, BATCH_SIZE = 5, 8
 def contact_sheet(
     clip: ZeroShotClassifier, hits: Sequence[Hit], images: Sequence[Image.Image]
 ) -> Figure:
-    """Draw images in order of rank, each above its map.
+    """Draw images in order of rank, each above its map; all maps share one color scale.
 
     Args:
         clip: A classifier of the query alone.
@@ -45,7 +47,8 @@ def contact_sheet(
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     aspect = max(map(panel_aspect, pixels))
-    figure, axes = panel_grid(2 * rows, columns, aspect, titled=True, noted=True)
+    style = MapStyle.of(torch.cat([each.flatten() for each in maps]), View(), "range")
+    figure, axes = panel_grid(2 * rows, columns, aspect, titled=True, noted=True, bars="right")
     for axis in axes.flat:
         axis.set_axis_off()
     for place, (hit, image, attribution) in enumerate(zip(hits, pixels, maps, strict=True)):
@@ -55,5 +58,7 @@ def contact_sheet(
         title = f"{place + 1}. {PurePath(hit.name).name} {hit.score:+.3f}"
         text, size = fit_text(title, panel_width(upper), 8)
         upper.set_title(text, fontsize=size, parse_math=False, pad=2)
-        show_map(lower, image, attribution)
+        show_map(lower, image, attribution, style.view, style.scale)
+    if (colors := style.colors()) is not None:
+        add_bar(axes[1, -1], colors, "right")
     return figure

@@ -335,6 +335,8 @@ TEMPLATES = (
     "{} in the scene.",
     "{} on a background.",
 )
+#: Words that are not worth a warning, although few captions contain them.
+FUNCTION_WORDS = "a an and are at by in is near of on or that the this to with"
 PHRASES = ("a {}", "the {}", "{}", "one {}")
 
 
@@ -345,7 +347,7 @@ def prompt_templates() -> tuple[str, ...]:
 
 def unknown_words(texts: Iterable[str]) -> list[str]:
     """Return the words of texts that no caption contains, without repetitions."""
-    known = set(re.findall(r"\w+", " ".join([*nouns(), *prompt_templates(), "and"])))
+    known = set(re.findall(r"\w+", " ".join([*nouns(), *prompt_templates(), FUNCTION_WORDS])))
     words = re.findall(r"\w+", " ".join(texts).lower())
     return [word for word in dict.fromkeys(words) if word not in known]
 

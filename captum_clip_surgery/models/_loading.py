@@ -280,7 +280,7 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
-            f"pretrained is None: {name} would keep its random start; pass a checkpoint file"
+            f"pretrained is missing: without it {name} has random weights; pass a checkpoint file"
             + (f" or one of {', '.join(tags)}" if tags else "")
         )
     is_file, is_tag = Path(pretrained).is_file(), _is_tag(name, pretrained)

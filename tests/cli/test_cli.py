@@ -333,6 +333,7 @@ def test_compare_draws_and_says_what_it_left_out(
     assert Image.open(tmp_path / "compare.png").size[0] > 500
     message = run(monkeypatch, "compare", photo, *texts, "--methods", "LeGrat")
     assert str(message).startswith("error: unknown method 'LeGrat'; known: CLIP, CLIPS")
+    assert str(message).endswith("or all; did you mean LeGrad?")
 
 
 def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(

@@ -311,3 +311,48 @@ def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:
     assert content["pairs"] == expected.to_dict(2)["pairs"]
     assert json.loads((tmp_path / "out" / "0-1-match.json").read_text()) == content
     assert Image.open(tmp_path / "out" / "0-1-match.png").size[0] > 500
+    assert run(monkeypatch, "match", *paths, *options[:-1]) == 0
+    *parts, total = (float(line.split()[0]) for line in capsys.readouterr().out.splitlines()[2:])
+    assert sum(parts) == pytest.approx(total, abs=0.003)
+
+
+def test_mistakes_are_named_before_a_model_is_loaded(monkeypatch, tmp_path, folder, capsys) -> None:
+    monkeypatch.setattr(ZeroShotClassifier, "demo", None)
+    photo, out = folder / "0.png", ("--output", tmp_path)
+    for arguments, message in (
+        (("match", photo), "match takes two images, a query and an image, got 1 file"),
+        (("match", folder, photo), f"no image file at {folder}, which is a folder"),
+        (("audit", folder), "no texts: give --text, once per text, or --texts FILE"),
+        (("audit", photo, "--text", "dog"), "an audit needs at least 2 classes, got 1"),
+        (("audit", "--boxes", "gone.jsonl"), "no file at gone.jsonl"),
+        (("search", folder, "--query-image", "gone.png"), "no file at gone.png"),
+        (("words", photo, "--caption", " "), "--caption is empty"),
+    ):
+        assert str(run(monkeypatch, *arguments, *out)).startswith(f"error: {message}")
+    assert run(monkeypatch, "segment", photo, *TEXTS, "--refine", "sharp") == 2
+    assert "'--refine': 'sharp' is not one of 'guided', 'pamr'" in capsys.readouterr().err
+
+
+def test_an_audit_of_too_few_images_says_what_to_change(monkeypatch, tmp_path, capsys) -> None:
+    options = ("--limit", 2, "--size", 64, "--output", tmp_path)
+    assert run(monkeypatch, "audit", *options) == "error: no class was audited"
+    assert "24 classes left out" in capsys.readouterr().out
+    assert not (tmp_path / "lifts.png").exists()
+
+
+def test_recognition_of_one_text_names_the_options(monkeypatch, tmp_path, folder) -> None:
+    arguments = ("recognize", folder / "0.png", "--text", "dog", "--output", tmp_path)
+    assert "choose --feature-surgery empty, or add --distr" in str(run(monkeypatch, *arguments))
+
+
+def test_a_search_warns_once_and_names_its_files(
+    monkeypatch, tmp_path, folder, capsys, recwarn
+) -> None:
+    source = tmp_path / "images"
+    source.mkdir()
+    (source / "0.png").write_bytes((folder / "0.png").read_bytes())
+    options = ("--query", "zebu", "--output", tmp_path / "out")
+    assert run(monkeypatch, "search", source, *options) == 0
+    said = f"'zebu' in 1 image: {tmp_path / 'out' / 'search.json'}; pictures: "
+    assert said in capsys.readouterr().out
+    assert sum("zebu" in str(warning.message) for warning in recwarn) == 1

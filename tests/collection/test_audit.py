@@ -143,7 +143,7 @@ def test_classes_that_cannot_be_audited_are_left_out_with_the_reason():
     _, evidence = synthetic()
     few = judged(evidence, min_images=9)
     assert (few.classes, few.critical) == ((), None)
-    assert few.left_out["dog"] == "8 images show it, and 9 are needed"
+    assert few.left_out["dog"] == "shown by 8 images, fewer than 9"
     evidence.shown[:, 1] = 1
     assert judged(evidence).left_out == {
         "pizza": "no image without it has patches outside all objects"
@@ -193,7 +193,9 @@ def test_tags_unknown_classes_and_unreadable_images():
         audit(clip, Blank([None]))
     with pytest.raises(TypeError, match="must be labels, masks or tags, got Points"):
         audit(clip, Blank([Points(())]), size=64)
-    with pytest.raises(ValueError, match="an audit compares classes; images has 1"):
+    with pytest.raises(
+        ValueError, match="an audit needs at least 2 classes to compare, got 1 from images"
+    ):
         audit(clip, PlainImages(["x.png"], ["dog"]))
     with pytest.raises(ValueError, match="must be at least 1, got 0 and 4"):
         audit(clip, data, min_images=0)

@@ -1,0 +1,32 @@
+"""Words of messages and of file names."""
+
+from __future__ import annotations
+
+import re
+
+
+def quantity(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        noun: The noun in the singular; its plural ends in "s", or in "es" after "s".
+
+    Example::
+
+        >>> quantity(1, "image"), quantity(2, "class")
+        ('1 image', '2 classes')
+    """
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def slug(name: str) -> str:
+    """Return a name as a part of a file's name: words joined by hyphens, at most 40 characters.
+
+    Example::
+
+        >>> slug("A dog, on grass!")
+        'a-dog-on-grass'
+    """
+    return "-".join(re.findall(r"\w+", name.lower()))[:40]
