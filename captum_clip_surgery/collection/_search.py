@@ -193,7 +193,7 @@ def search(clip: ZeroShotClassifier, query: Query, index: ImageIndex, top: int =
         >>> data = SceneCollection(["dog", "pizza", "moon"], per_noun=2, size=224)
         >>> clip = ZeroShotClassifier.demo(["dog"])
         >>> index = ImageIndex.from_images(clip, [s.image for s in data], data.names)
-        >>> [hit.name for hit in search(clip, "pizza", index, top=2)]
+        >>> sorted(hit.name for hit in search(clip, "pizza", index, top=2))
         ['pizza-0', 'pizza-1']
     """
     (feature,) = clip.with_queries([query]).text_features().detach().float().cpu().numpy()
