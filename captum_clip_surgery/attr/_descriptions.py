@@ -32,6 +32,10 @@ DESCRIPTIONS = {
         "SCLIP",
         "The last block with attention between similar queries and between similar keys.",
     ),
+    "CLIPtrase": (
+        "CLIPtrase",
+        "The last block with attention between similar queries, similar keys and similar values.",
+    ),
     "ClearCLIP": (
         "ClearCLIP",
         "The last block with attention between queries, without its residual and feed-forward "
@@ -42,6 +46,19 @@ DESCRIPTIONS = {
         "The last block with attention between keys that prefers neighboring patches.",
     ),
     "GEM": ("GEM", "A second path of attention between queries, keys and values, averaged."),
+    "ResCLIP": (
+        "ResCLIP",
+        "NACLIP's last block, mixed with the mean attention of middle blocks.",
+    ),
+    "SCCLIP": (
+        "SC-CLIP",
+        "The last block after outlier patches were replaced and similar patches averaged.",
+    ),
+    "SFP": (
+        "SFP",
+        "The last block after patches that attract the class token were replaced and similar "
+        "patches averaged.",
+    ),
     "DirectEffect": (
         "Direct effects",
         "What attention moved from each patch into the embedding; the parts add up to the cosine.",

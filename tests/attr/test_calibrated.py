@@ -264,7 +264,9 @@ def test_towers_on_which_they_are_not_defined() -> None:
         for kind in ("resnet", "siglip")
     )
     for method in (LayerSCCLIP, LayerSFP, LayerResCLIP):
-        with pytest.raises(TypeError, match=r"not defined on .*ResNet with 1 block: .*takes 3 blocks"):
+        with pytest.raises(
+            TypeError, match=r"not defined on .*ResNet with 1 block: .*takes 3 blocks"
+        ):
             method(resnet)
     with pytest.raises(TypeError, match="pooled by attention: .*use LayerSCCLIP"):
         LayerSFP(siglip)
