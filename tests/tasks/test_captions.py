@@ -336,7 +336,7 @@ def test_figure(demo):
     (found,) = word_maps(demo, scene.image, f"{scene.caption} $x$ x_1$", common=True)
     figure = words_figure(scene.image, found, columns=4)
     assert isinstance(figure, Figure)
-    shown = [axis for axis in figure.axes if axis.get_visible()]
+    shown = [axis for axis in figure.axes if axis.get_visible() and axis.get_images()]
     titles = [axis.get_title() for axis in shown]
     assert titles[0] == ""
     assert [title.split()[0] for title in titles[1:]] == list(found.words)

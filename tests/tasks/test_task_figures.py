@@ -139,7 +139,7 @@ def test_dollars_are_no_mathematics(text: str) -> None:
         figures.points_figure(picture, [prompt]),
         figures.words_figure(picture, words),
         winner_figure(picture, maps[0], [text]),
-        visualize_attribution(maps[0, 0], picture, title=text),
+        visualize_attribution(maps[0, 0], picture, title=text)[0],
         compare_figure([picture], {text: maps}, [text], title=text, notes={text: [[text]]}),
     ]
     for figure in made:
