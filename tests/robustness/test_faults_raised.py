@@ -43,7 +43,7 @@ def method(name: str) -> Job:
 def jobs_of(family: str) -> dict[str, Job]:
     # GuidedGradCam is defined on ResNets alone; words need a text tower pooled at the end of texts.
     left_out = {"resnet": (), "vit": ("GuidedGradCam",)}[family]
-    not_on_resnet = ("Attention", "LeGrad", "GradECLIP", "GEM")
+    not_on_resnet = ("Attention", "LeGrad", "GradECLIP", "GEM", "ResCLIP", "SCCLIP", "SFP")
     names = [
         name
         for name in METHODS
