@@ -201,6 +201,20 @@ class Controls:
         return {component: values[name] for name, component in self.by_name.items()}
 
 
+def image_upload(label: str, placeholder: str, name: str) -> gr.Image:
+    """Create a place for an image that users upload; `name` is its id."""
+    return gr.Image(
+        label=label,
+        sources=["upload", "clipboard"],
+        type="filepath",
+        height=140,
+        buttons=[],
+        placeholder=placeholder,
+        elem_id=name,
+        elem_classes="ccs-upload",
+    )
+
+
 def _string(value: object, what: str) -> str:
     if value is None:
         return ""

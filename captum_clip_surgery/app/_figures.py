@@ -27,6 +27,8 @@ from captum_clip_surgery.visualization._views import View
 #: Longer side in pixels of a small and of a large image.
 PANEL, LARGE = 480, 640
 DPI = 100
+#: Of whole figures, whose lettering is to stay sharp.
+FIGURE_DPI = 150
 #: Number of colors of a legend.
 STOPS = 9
 
@@ -126,6 +128,13 @@ def points(image: Image.Image, prompts: Sequence[Prompt]) -> tuple[Drawn, dict[s
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     colors = {text: to_hex(label_color(index)) for index, text in enumerate(texts)}
     return Drawn(buffer.getvalue()), colors
+
+
+def drawn_figure(figure: Figure) -> Drawn:
+    """Draw a whole figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
+    return Drawn(buffer.getvalue())
 
 
 def _scaled_size(image: Image.Image, scale: float) -> tuple[int, int]:

@@ -9,10 +9,11 @@ import gradio as gr
 
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._code import Model
-from captum_clip_surgery.app._controls import Controls
+from captum_clip_surgery.app._controls import Controls, image_upload
 from captum_clip_surgery.app._files import OF_RESULT
 from captum_clip_surgery.app._images import EXAMPLES, example_image, example_scene
 from captum_clip_surgery.app._models import Models
+from captum_clip_surgery.app._pair_tab import PairTab
 from captum_clip_surgery.app._templates import escape, html
 
 TITLE = "What CLIP sees"
@@ -67,15 +68,7 @@ class Layout:
                 self._add_downloads()
 
     def _add_inputs(self) -> None:
-        self.upload = gr.Image(
-            label="Your image",
-            sources=["upload", "clipboard"],
-            type="filepath",
-            height=140,
-            buttons=[],
-            placeholder="Drop, choose or paste an image",
-            elem_id="ccs-upload",
-        )
+        self.upload = image_upload("Your image", "Drop, choose or paste an image", "ccs-upload")
         self.picture = gr.HTML(elem_id="ccs-picture", apply_default_css=False)
         examples = [
             (figures.plain(example_image(i).pixels, 96), ", ".join(example_scene(i).nouns))
@@ -124,6 +117,8 @@ class Layout:
                         min_height=200,
                         apply_default_css=False,
                     )
+            with gr.Tab("Two images", id="pair"):
+                self.pair = PairTab(self.models, self.controls.by_name["model"], self.notice)
 
     def _add_downloads(self) -> None:
         with gr.Accordion("Download", open=True, elem_id="ccs-downloads"):

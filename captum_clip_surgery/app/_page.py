@@ -116,6 +116,7 @@ class Page:
             js=asset("restore.js"),
         )
         self._connect_downloads(values)
+        self._running += layout.pair.connect(blocks, self._catching, QUEUE)
         layout.stop.click(
             lambda: notice(["Stopped."]),
             None,

@@ -18,7 +18,7 @@ from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo.scenes import unknown_words
 from captum_clip_surgery.diagnostics import describe_specificity
-from captum_clip_surgery.tasks import prompts, segment, word_maps
+from captum_clip_surgery.tasks import explain_pair, prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
 
@@ -273,6 +273,23 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
             alpha_overlay=settings.opacity,
         ),
         _unknown_words(explainer, (settings.caption,)),
+    )
+
+
+def pair(explainer: Explainer, query: PageImage, image: PageImage) -> str:
+    """Return what two images share, as HTML; both are seen in the model's own size.
+
+    Raises:
+        TypeError: If the decomposition is not defined on the model.
+        ValueError: If contributions contain NaN or infinity.
+    """
+    explanation = explain_pair(explainer.clip, query.pixels, image.pixels)
+    figure = explanation.figure(query.pixels, image.pixels)
+    return html(
+        "pair",
+        drawn=figures.drawn_figure(figure),
+        cosine=format_cosine(float(explanation.cosine)),
+        alt="Both images with lines between the regions that match most, and a map of each",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -21,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli, explain_pair
 from captum_clip_surgery.app import (
     _code,
     _figures,
@@ -632,6 +633,38 @@ def test_what_was_found_of_a_image_goes_with_its_visitor(
         page.sessions.image("anna")
     _tabs.complete(explainer, mine, settings(example=None))
     assert passes == [1, 1, 1]  # nothing was remembered
+
+
+def test_two_images_are_compared(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app import _pair_tab
+    from captum_clip_surgery.app._page import Page
+
+    page, visitor = Page(Models([(explainer, _code.Model())])), SimpleNamespace(session_hash="anna")
+    tab, catching = page.layout.pair, page._catching
+
+    def compare() -> dict[Any, Any]:
+        (updates,) = catching(lambda: tab._compare("embedded model", visitor))
+        return dict(updates)
+
+    contents = {"Query image": PHOTO, "Other image": png_of(example_image(1).pixels)}
+    monkeypatch.setattr(_pair_tab, "take_file", lambda content: (content, "mine.png"))
+    for label, content in contents.items():
+        assert f"The {label.lower()} is missing; choose it." in compare()[tab.notice]
+        upload = tab.uploads[label]
+        (updates,) = tab._on_upload(label, catching)({upload: content}, visitor)
+        assert "mine.png" in updates[tab.pictures[label]]
+        assert updates[upload] is None
+    query, image = (read_image(content, "mine.png") for content in contents.values())
+    updates = compare()
+    assert updates[tab.notice] == ""
+    cosine = float(explain_pair(explainer.clip, query.pixels, image.pixels).cosine)
+    assert f">cosine {cosine:.3f}<" in updates[tab.result]
+    encoded = re.search('src="data:image/png;base64,([^"]+)"', updates[tab.result])
+    assert encoded is not None
+    assert Image.open(io.BytesIO(base64.b64decode(encoded[1]))).width > 1000
+    tab._close(visitor)
+    assert "is missing" in compare()[tab.notice]
 
 
 def test_a_model_is_chosen_by_its_title(explainer: Explainer) -> None:

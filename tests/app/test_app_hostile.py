@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("declared", [False, True], ids=["plain", "declared a file"])
-@pytest.mark.parametrize("control", ["ccs-upload", "ccs-open"])
+@pytest.mark.parametrize("control", ["ccs-upload", "ccs-pair-query", "ccs-open"])
 def test_files_of_the_machine_are_neither_shown_nor_deleted(
     server: Server, tmp_path: Path, control: str, declared: bool
 ) -> None:
@@ -42,7 +42,7 @@ def test_files_of_the_machine_are_neither_shown_nor_deleted(
         given["meta"] = {"_type": "gradio.FileData"}  # type: ignore[assignment]
     answer = visitor.asks(control, "upload", **{control: given})
     assert path.exists()
-    if control == "ccs-upload" and not declared:  # Gradio refuses the others, without a word
+    if control != "ccs-open" and not declared:  # Gradio refuses the others, without a word
         assert "No file was uploaded; choose it again." in answer
     view = visitor.asks("ccs-get-View", "click")
     assert "private.png" not in answer + view
