@@ -268,7 +268,7 @@ def test_towers_on_which_they_are_not_defined() -> None:
             TypeError, match=r"not defined on .*ResNet with 1 block: .*takes 3 blocks"
         ):
             method(resnet)
-    with pytest.raises(TypeError, match="pooled by attention: .*use LayerSCCLIP"):
+    with pytest.raises(TypeError, match=r"pooled by attention: .*use LayerSCCLIP"):
         LayerSFP(siglip)
     with pytest.raises(ValueError, match="baseline must be one of SCLIP, ClearCLIP, NACLIP"):
         LayerResCLIP(siglip, "CLIP")
