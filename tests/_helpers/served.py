@@ -132,8 +132,11 @@ class Visitor:
             one
             for one in self._events
             for target in one["targets"]
-            if (target[1] == event and self._names.get(target[0], "") == control)
-            or (event == target[1] == "load")
+            if one["backend_fn"]  # and not a script on the same click
+            and (
+                (target[1] == event and self._names.get(target[0], "") == control)
+                or (event == target[1] == "load")
+            )
         )
         values = self.values | {name.replace("_", "-"): value for name, value in given.items()}
         asked = {

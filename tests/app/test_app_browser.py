@@ -397,6 +397,8 @@ def test_two_visitors_at_once(come: Come, tmp_path: Path) -> None:
     upload(first, photo(tmp_path, 2, "first.png"))
     upload(second, photo(tmp_path, 3, "second.png"))
     for page, noun in ((first, "tractor"), (second, "panda")):
+        # An image clears the example's texts when it has arrived.
+        page.wait_for_function("() => !document.querySelector('#ccs-texts textarea').value")
         explain(page, f"{noun}\nstar")
     for page, noun, number in ((first, "tractor", 2), (second, "panda", 3)):
         waits_for(page, [noun, "star"])
