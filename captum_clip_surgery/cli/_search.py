@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from captum_clip_surgery._utils.pieces import RUN, read_run
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -16,13 +17,9 @@ from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import PLACEHOLDER, echo, existing, load_model
 from captum_clip_surgery.collection import Hit, ImageIndex
 from captum_clip_surgery.collection._sheet import contact_sheet
-from captum_clip_surgery.export import load_maps
 from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, Query
 from captum_clip_surgery.visualization import save_figure
-
-#: File that describes an export.
-RUN = "run.json"
 
 
 def search(options: Search) -> None:
@@ -72,8 +69,8 @@ def _open(
     """Return the files that were read, the index, and the folder that names are relative to."""
     source = Path(options.source)
     if (source / RUN).exists():
-        place = Path(load_maps(source).settings["source"]["place"])
         index = ImageIndex.from_export(source, clip, options.exact)
+        place = Path(read_run(source)["source"]["place"])
         return None, index, place if place.is_dir() else None
     files = ImageFiles([options.source])
     names: list[str] = []

@@ -24,7 +24,7 @@ from captum_clip_surgery.collection._result import (
     Recognition,
     removed,
 )
-from captum_clip_surgery.datasets import ImageDataset, Tags
+from captum_clip_surgery.datasets import ImageDataset
 
 #: Share of a class's excess that the listed heads carry at least.
 CARRIED = 0.5
@@ -100,8 +100,8 @@ def audit(
         )
     chosen = list(range(len(data)) if indices is None else indices)
     evidence = collect(clip.with_texts(names), data, chosen, size, batch_size, progress)
-    tagged = isinstance(data[evidence.indices[0]].target, Tags)
-    return judge(evidence, data, min_images, false_alarms, "surgery" if tagged else "masks")
+    source = "surgery" if evidence.tagged else "masks"
+    return judge(evidence, data, min_images, false_alarms, source)
 
 
 def judge(

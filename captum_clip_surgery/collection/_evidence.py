@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,6 @@ class Evidence:
 
     Args:
         names: Names of the N images.
-        indices: Their indices in the data set.
         texts: Names of the K classes.
         grid: Rows and columns of patches, h and w.
         size: (height, width) in pixels of images as the model sees them.
@@ -60,11 +59,11 @@ class Evidence:
             images without such a patch.
         shown: Whether an image shows a class, (N, K): 1, 0, or -1 where it is unknown.
         pairs: The images and classes whose objects are located.
+        tagged: Whether images have tags, so that objects are located by surgery's maps.
         unreadable: Reason by name of each image that could not be read.
     """
 
     names: tuple[str, ...]
-    indices: tuple[int, ...]
     texts: tuple[str, ...]
     grid: tuple[int, int]
     size: tuple[int, int]
@@ -74,6 +73,7 @@ class Evidence:
     background: Tensor
     shown: Tensor
     pairs: tuple[Pair, ...]
+    tagged: bool = False
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,9 +100,8 @@ def collect(
         ValueError: If no image can be read.
     """
     labels = [i for i in range(len(data.classes)) if i != data.background]
-    pieces: list[_Piece] = []
+    batches: list[Evidence] = []
     unreadable: dict[str, str] = {}
-    read: list[int] = []
     bar = tqdm(total=len(indices), desc="audit", unit="image", disable=not progress)
     with bar:
         for start in range(0, len(indices), batch_size):
@@ -110,94 +109,75 @@ def collect(
             for index in indices[start : start + batch_size]:
                 try:
                     samples.append(data[index])
-                    read.append(index)
                 except (OSError, ValueError) as error:
                     unreadable[data.names[index]] = str(error)
             if samples:
-                first = sum(len(piece.names) for piece in pieces)
-                pieces.append(_Piece.of(clip, samples, labels, size, first))
+                first = sum(len(batch.names) for batch in batches)
+                batches.append(_collect_batch(clip, samples, labels, size, first))
             bar.update(len(indices[start : start + batch_size]))
-    if not pieces:
+    if not batches:
         name, reason = next(iter(unreadable.items()))
         raise ValueError(f"none of {len(unreadable)} images can be read; {name}: {reason}")
-    return Evidence(
-        names=tuple(name for piece in pieces for name in piece.names),
-        indices=tuple(read),
-        texts=clip.texts,
-        grid=pieces[0].grid,
-        size=pieces[0].size,
-        covered=pieces[0].covered,
-        scores=torch.cat([piece.scores for piece in pieces]),
-        heads=torch.cat([piece.heads for piece in pieces]),
-        background=torch.cat([piece.background for piece in pieces]),
-        shown=torch.cat([piece.shown for piece in pieces]),
-        pairs=tuple(pair for piece in pieces for pair in piece.pairs),
+    return replace(
+        batches[0],
+        names=tuple(name for batch in batches for name in batch.names),
+        scores=torch.cat([batch.scores for batch in batches]),
+        heads=torch.cat([batch.heads for batch in batches]),
+        background=torch.cat([batch.background for batch in batches]),
+        shown=torch.cat([batch.shown for batch in batches]),
+        pairs=tuple(pair for batch in batches for pair in batch.pairs),
         unreadable=unreadable,
     )
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The evidence in one batch of images; fields as in `Evidence`."""
-
-    names: list[str]
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    covered: tuple[int, int]
-    scores: Tensor
-    heads: Tensor
-    background: Tensor
-    shown: Tensor
-    pairs: list[Pair]
-
-    @classmethod
-    def of(
-        cls,
-        clip: ZeroShotClassifier,
-        samples: Sequence[Sample],
-        labels: Sequence[int],
-        size: int | tuple[int, int] | None,
-        first: int,
-    ) -> _Piece:
-        """Decompose a batch whose first image has the index `first`."""
-        batch = clip.preprocess([sample.image for sample in samples], size)
-        parts = decompose(clip, batch)
-        scores, attention = centered(parts)  # (n, K), (n, K, blocks, heads, h*w)
-        shown = torch.stack([_shown(sample, labels) for sample in samples])
-        for row, score in zip(shown, scores, strict=True):
-            if (row == -1).all():  # without any tags, the model's own answer counts
-                row[:] = 0
-                row[score.argmax()] = 1
-        pairs, background = [], []
-        for index, sample in enumerate(samples):
-            free = torch.ones(attention.shape[-1], dtype=torch.bool)
-            texts = (shown[index] == 1).nonzero().flatten().tolist()
-            regions = _regions(clip, batch[[index]], sample, texts, labels, parts)
-            for text, (inside, outside) in zip(texts, regions, strict=True):
-                free &= outside
-                own = attention[index, text]
-                pairs.append(
-                    Pair(
-                        image=first + index,
-                        text=text,
-                        inside=inside,
-                        outside=outside,
-                        patches=own.sum((0, 1)),
-                        heads=(own * outside).sum(-1),
-                    )
+def _collect_batch(
+    clip: ZeroShotClassifier,
+    samples: Sequence[Sample],
+    labels: Sequence[int],
+    size: int | tuple[int, int] | None,
+    first: int,
+) -> Evidence:
+    """Decompose a batch whose first image has the index `first`."""
+    batch = clip.preprocess([sample.image for sample in samples], size)
+    parts = decompose(clip, batch)
+    scores, attention = centered(parts)  # (n, K), (n, K, blocks, heads, h*w)
+    shown = torch.stack([_shown(sample, labels) for sample in samples])
+    for row, score in zip(shown, scores, strict=True):
+        if (row == -1).all():  # without any tags, the model's own answer counts
+            row[:] = 0
+            row[score.argmax()] = 1
+    pairs, background = [], []
+    for index, sample in enumerate(samples):
+        free = torch.ones(attention.shape[-1], dtype=torch.bool)
+        texts = (shown[index] == 1).nonzero().flatten().tolist()
+        regions = _regions(clip, batch[[index]], sample, texts, labels, parts)
+        for text, (inside, outside) in zip(texts, regions, strict=True):
+            free &= outside
+            own = attention[index, text]
+            pairs.append(
+                Pair(
+                    image=first + index,
+                    text=text,
+                    inside=inside,
+                    outside=outside,
+                    patches=own.sum((0, 1)),
+                    heads=(own * outside).sum(-1),
                 )
-            background.append(attention[index][..., free].mean(-1).float())
-        return cls(
-            names=[sample.name for sample in samples],
-            grid=parts.grid,
-            size=parts.shown,
-            covered=parts.covered,
-            scores=scores,
-            heads=attention.sum(-1).float(),
-            background=torch.stack(background),
-            shown=shown,
-            pairs=pairs,
-        )
+            )
+        background.append(attention[index][..., free].mean(-1).float())
+    return Evidence(
+        names=tuple(sample.name for sample in samples),
+        texts=clip.texts,
+        grid=parts.grid,
+        size=parts.shown,
+        covered=parts.covered,
+        scores=scores,
+        heads=attention.sum(-1).float(),
+        background=torch.stack(background),
+        shown=shown,
+        pairs=tuple(pairs),
+        tagged=isinstance(samples[0].target, Tags),
+    )
 
 
 def centered(parts: Decomposition) -> tuple[Tensor, Tensor]:

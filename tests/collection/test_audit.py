@@ -65,7 +65,6 @@ def synthetic(lean=0.0, per_class=8, seed=0):
         pairs.append(Pair(image, text, inside, ~inside, own.sum((0, 1)), heads))
     return parts, Evidence(
         names=tuple(f"image-{index}" for index in range(count)),
-        indices=tuple(range(count)),
         texts=tuple(NAMES),
         grid=GRID,
         size=(64, 64),
