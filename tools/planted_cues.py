@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from captum_clip_surgery import Audit, ZeroShotClassifier, audit, decompose
 from captum_clip_surgery.demo import nouns, prompt_templates
-from captum_clip_surgery.demo.collection import SceneCollection, any_background
+from captum_clip_surgery.demo.collection import Background, SceneCollection, any_background
 from captum_clip_surgery.demo.scenes import BACKGROUNDS, render_scene
 from tools.embedded_model.plans import MODEL
 from tools.embedded_model.train import build, to_tensor
@@ -43,8 +43,6 @@ TIED_SHARE, REPLACED_SHARE = 0.3, 0.5
 #: Width of the frame as a share of the side.
 FRAME = 1 / 12
 TEAL, MAGENTA = (0.3, 1.0, 0.9), (0.9, 0.1, 0.6)
-
-Background = Callable[[np.random.Generator, str, int], np.ndarray]
 
 
 def rings(rng: np.random.Generator, noun: str, size: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: What the softmax over the texts of a call is called: it says nothing about other texts.
+#: Label of the softmax over the texts of a call, which says nothing about other texts.
 SHARE = "share among your texts"
 
 

@@ -33,7 +33,7 @@ class Model:
 
     @property
     def title(self) -> str:
-        """What users choose the model by."""
+        """Name of the model in the page's dropdown."""
         if self.name is None:
             return "embedded model"
         return self.name if self.pretrained is None else f"{self.name}, {self.pretrained}"

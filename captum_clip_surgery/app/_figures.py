@@ -27,7 +27,7 @@ from captum_clip_surgery.visualization._views import View
 #: Longer side in pixels of a small and of a large image.
 PANEL, LARGE = 480, 640
 DPI = 100
-#: Of whole figures, whose lettering is to stay sharp.
+#: Resolution of whole figures; higher, so that text stays sharp.
 FIGURE_DPI = 150
 #: Number of colors of a legend.
 STOPS = 9

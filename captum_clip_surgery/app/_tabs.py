@@ -135,11 +135,16 @@ def _left_out(explanation: Explanation) -> list[str]:
     return [f"{title_of(name)} is left out: {why}" for name, why in explanation.left_out.items()]
 
 
+def _drawn_methods(explanation: Explanation, settings: Settings) -> list[str]:
+    """Return the names of the methods that have maps, in the page's order."""
+    return [name for name in settings.methods if name in explanation.maps]
+
+
 def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings) -> Figure:
     if not explanation.maps:
         reasons = "; ".join(_left_out(explanation))
         raise ValueError(f"no method has a map to draw; choose another. {reasons}")
-    names = [name for name in settings.methods if name in explanation.maps]  # in the page's order
+    names = _drawn_methods(explanation, settings)
     return compare_figure(
         [image.pixels],
         {title_of(name): explanation.maps[name][None] for name in names},
@@ -156,19 +161,18 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
 
 
 def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -> str:
-    texts = explanation.texts
-    styles = {name: figures.map_style(maps, settings) for name, maps in explanation.maps.items()}
+    texts, names = explanation.texts, _drawn_methods(explanation, settings)
+    styles = {name: figures.map_style(explanation.maps[name], settings) for name in names}
+    legends = {name: figures.legend(style) for name, style in styles.items()}
     rows = []
     for index in explanation.ranking():
         panels = []
-        for name in settings.methods:
-            if name in explanation.maps:
-                drawn = figures.overlay(image.pixels, explanation.maps[name][index], styles[name])
-                alt = f"Where {title_of(name)} sees {texts[index]!r} in the image"
-                colors = figures.legend(styles[name])
-                values = explanation.specificity.get(name)
-                trust = "" if values is None else describe_specificity(values[index])
-                panels.append(Panel(drawn, title_of(name), alt, colors, trust))
+        for name in names:
+            drawn = figures.overlay(image.pixels, explanation.maps[name][index], styles[name])
+            alt = f"Where {title_of(name)} sees {texts[index]!r} in the image"
+            values = explanation.specificity.get(name)
+            trust = "" if values is None else describe_specificity(values[index])
+            panels.append(Panel(drawn, title_of(name), alt, legends[name], trust))
         rows.append(
             {
                 "text": texts[index],
@@ -185,7 +189,7 @@ def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -
         point=settings.point,
         scores_at_point=scores,
         share=SHARE,
-        methods=[name for name in settings.methods if name in explanation.maps],
+        methods=names,
     )
 
 

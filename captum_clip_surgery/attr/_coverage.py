@@ -61,5 +61,12 @@ def cover_image(clip: ZeroShotClassifier, maps: Tensor, images: Tensor) -> Tenso
     Maps are unchanged, unless the last pixels of the images are in no patch.
     """
     shown = (images.shape[-2], images.shape[-1])
-    covers = covered_size(clip, maps, shown) == shown
-    return maps if covers else upsample_to_image(clip, maps, shown)
+    return cover(maps, covered_size(clip, maps, shown), shown)
+
+
+def cover(maps: Tensor, covered: Size, shown: Size) -> Tensor:
+    """Return maps (N, K, h, w) of the part `covered` of images so that they cover all of `shown`.
+
+    Maps that do so already are unchanged.
+    """
+    return maps if covered == shown else fill_image(maps, covered, shown)

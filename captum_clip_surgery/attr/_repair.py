@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from captum_clip_surgery.attr._token_steps import (
     LIKENESS_BLOCK,
     Aggregate,
     Likeness,
+    replace_outliers,
     scale_block,
     split_patches,
 )
 from captum_clip_surgery.models.image import PathConfig, PathTrace, Tower
-from captum_clip_surgery.outliers import fill_from_neighbors, local_outliers, norm_outliers
+from captum_clip_surgery.outliers import local_outliers, norm_outliers
 
 #: Values of `repair`, besides None.
 REPAIRS = ("auto", "neighbors", "likeness")
@@ -33,11 +33,11 @@ class FillOutliers:
 
     def __call__(self, tokens: Tensor, trace: PathTrace) -> Tensor:
         """Return tokens (N, P + h*w, D) with outliers among the patches replaced."""
-        prefix, patches = split_patches(tokens, trace)
+        _, patches = split_patches(tokens, trace)
         outliers = norm_outliers(patches)
         if self.local:
             outliers = outliers | local_outliers(patches)
-        return torch.cat([prefix, fill_from_neighbors(patches, outliers, trace.grid)], dim=1)
+        return replace_outliers(tokens, outliers, trace)
 
 
 def repaired_path(path: PathConfig, repair: str | None, tower: Tower) -> PathConfig:

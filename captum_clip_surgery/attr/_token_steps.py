@@ -43,6 +43,12 @@ def split_patches(tokens: Tensor, trace: PathTrace) -> tuple[Tensor, Tensor]:
     return tokens[:, :prefix], tokens[:, prefix:]
 
 
+def replace_outliers(tokens: Tensor, outliers: Tensor, trace: PathTrace) -> Tensor:
+    """Return tokens (N, P + h*w, D) with the patches of a mask (N, h*w) filled by neighbors."""
+    prefix, patches = split_patches(tokens, trace)
+    return torch.cat([prefix, fill_from_neighbors(patches, outliers, trace.grid)], dim=1)
+
+
 @dataclass(frozen=True)
 class LocalOutliers:
     """Finds the share of patches with the greatest local outlier factor.
@@ -95,9 +101,7 @@ class ReplaceOutliers:
 
     def __call__(self, tokens: Tensor, trace: PathTrace) -> Tensor:
         """Return the tokens with outliers replaced."""
-        prefix, patches = split_patches(tokens, trace)
-        repaired = fill_from_neighbors(patches, trace.once(self.find), trace.grid)
-        return torch.cat([prefix, repaired], dim=1)
+        return replace_outliers(tokens, trace.once(self.find), trace)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.cli import _options
-from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, load_model
+from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, PLACEHOLDER, load_model
 
 
 def app(options: _options.App) -> None:
@@ -17,12 +17,12 @@ def app(options: _options.App) -> None:
     name, pretrained = options.clip.model, options.clip.pretrained
     if name is None:
         print(EMBEDDED_MODEL_NOTE)
-    clip = load_model(options.clip, ["a picture"], quiet=True)
+    clip = load_model(options.clip, PLACEHOLDER, quiet=True)
     more = []
     for also in options.also or ():
         other, _, tag = also.partition(":")
         chosen = replace(options.clip, model=other, pretrained=tag or None)
-        more.append((load_model(chosen, ["a picture"], quiet=True), other, tag or None))
+        more.append((load_model(chosen, PLACEHOLDER, quiet=True), other, tag or None))
     serve(clip, name, pretrained, more=more, **vars(options.server))
 
 

@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 Options = TypeVar("Options")
 
-#: What `--help` calls the value of an option that does not say it, by the type of the value.
+#: Default metavars in `--help` by the type of an option's value.
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: " "}
 #: Letters of choices that `--help` lists in the column of values; more are listed in the text.
 MAX_CHOICES = 20

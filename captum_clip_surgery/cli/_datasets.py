@@ -18,7 +18,7 @@ from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr.registry import choose, resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
-from captum_clip_surgery.cli._model import load_model, report_left_out, split_names
+from captum_clip_surgery.cli._model import PLACEHOLDER, load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
 from captum_clip_surgery.evaluation import Evaluation, Protocol, StatisticsStore, to_markdown
@@ -104,7 +104,7 @@ def _load(
     named = options.clip.model and protocol.templates
     clip = load_model(
         options.clip,
-        ["dog"],
+        PLACEHOLDER,
         quiet=options.json or not is_main_process,
         templates=TEMPLATE_SETS[named] if named else None,
         device=device,

@@ -10,7 +10,13 @@ from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery.attr.registry import choose, resolve_names
 from captum_clip_surgery.cli import _datasets
-from captum_clip_surgery.cli._model import load_model, read_lines, report_left_out, split_names
+from captum_clip_surgery.cli._model import (
+    PLACEHOLDER,
+    load_model,
+    read_lines,
+    report_left_out,
+    split_names,
+)
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
@@ -62,7 +68,7 @@ def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
 
 def _evaluate_scenes(options: Evaluate) -> None:
     names = resolve_names(split_names(options.methods))
-    clip = load_model(options.clip, ["dog"], quiet=options.json)
+    clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     methods, left_out = choose(clip, names)
     report_left_out(left_out)
     limit, split = options.limit or NUM_SCENES, options.split or "test"

@@ -56,9 +56,10 @@ def demo(options: _options.Demo) -> None:
     test = Scenes("test", max(options.scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
     scene = test[DEMO_SCENE]
     clip = ZeroShotClassifier.demo(scene.nouns)
-    maps = _explain(clip, clip.preprocess(scene.image), _default_methods())
+    batch = clip.preprocess(scene.image)
+    maps = _explain(clip, batch, _default_methods())
     with torch.no_grad():
-        logits = clip(clip.preprocess(scene.image))
+        logits = clip(batch)
     cosines = clip.cosines(logits)[0].tolist()
     notes = format_cosines(cosines, clip.differences)
     path = _write_figure(options.output / "demo.png", scene.image, maps, clip.texts, notes)
@@ -98,13 +99,14 @@ def explain(options: _options.Explain) -> None:
         maps = _explain(clip, batch, methods)
         with torch.no_grad():
             logits = clip(batch)
-        matches = _matches(clip, logits)
-        cosines = format_cosines(clip.cosines(logits)[0].tolist(), clip.differences)
+        cosines = clip.cosines(logits)[0].tolist()
+        matches = _matches(clip, cosines, logits[0].softmax(-1).tolist())
+        text_notes = format_cosines(cosines, clip.differences)
         notes = _trust_notes(clip, methods, batch) if options.trust else None
         suffix = options.drawing.format
         figure_path = stem.with_name(f"{stem.name}-maps.{suffix}")
         sign = options.drawing.sign
-        _write_figure(figure_path, np.asarray(image), maps, clip.texts, cosines, sign, notes)
+        _write_figure(figure_path, np.asarray(image), maps, clip.texts, text_notes, sign, notes)
         echo(f"{path} -> {figure_path}", options.json)
         ranking = logits[0].argsort(descending=True, stable=True).tolist()
         for index in ranking:
@@ -188,9 +190,10 @@ def _with_registers(
     return clip.with_registers(clip.preprocess(images, size))
 
 
-def _matches(clip: ZeroShotClassifier, logits: Tensor) -> list[tuple[dict[str, Any], str]]:
+def _matches(
+    clip: ZeroShotClassifier, cosines: Sequence[float], shares: Sequence[float]
+) -> list[tuple[dict[str, Any], str]]:
     """Return how well each text matches an image, as JSON values and in words."""
-    cosines, shares = clip.cosines(logits)[0].tolist(), logits[0].softmax(-1).tolist()
     differences = clip.differences
     values = [
         {"text": text, "difference of cosines" if difference else "cosine": cosine}

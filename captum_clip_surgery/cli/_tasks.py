@@ -36,6 +36,8 @@ from captum_clip_surgery.visualization._layout import fit_text, panel_width
 
 #: Smallest contribution that `match` prints: half of the last digit.
 MIN_PRINTED = 0.0005
+#: Number of words that are printed.
+NUM_WORDS = 5
 
 
 def segment(options: _task_options.Segment) -> None:
@@ -194,9 +196,10 @@ def words(options: _task_options.Words) -> None:
         figure = figures.words_figure(np.asarray(image), maps)
         figure_path = save_figure(figure, options.output / f"{files.stems[path]}-words.png")
         echo(f"{path} -> {figure_path}", options.json)
-        shown, count = maps.shared(), len(maps.shared(len(maps.words)))
-        if len(shown) < count:
-            echo(f"  the {len(shown)} strongest of {count} words:", options.json)
+        strongest = maps.shared(len(maps.words))
+        shown = strongest[:NUM_WORDS]
+        if len(shown) < len(strongest):
+            echo(f"  the {len(shown)} strongest of {len(strongest)} words:", options.json)
         for word, score in shown:
             echo(f"  {score:+.3f}  {word}", options.json)
         entries.append({"image": str(path), **maps.to_dict()})

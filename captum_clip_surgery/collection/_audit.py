@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -167,6 +168,7 @@ def _left_out(evidence: Evidence, min_images: int) -> dict[str, str]:
     return left_out
 
 
+@dataclass(frozen=True)
 class _Lifts:
     """The lifts of one class.
 
@@ -178,11 +180,10 @@ class _Lifts:
             that do not show the class.
     """
 
-    def __init__(self, text: int, pairs: list[Pair], heads: Tensor, patches: Tensor) -> None:
-        self.text = text
-        self.pairs = pairs
-        self.heads = heads
-        self.patches = patches
+    text: int
+    pairs: list[Pair]
+    heads: Tensor
+    patches: Tensor
 
     @classmethod
     def of(cls, evidence: Evidence, text: int) -> _Lifts:

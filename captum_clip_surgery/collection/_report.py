@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery._utils.text import quantity
-from captum_clip_surgery.attr._coverage import fill_image
+from captum_clip_surgery.attr._coverage import cover
+from captum_clip_surgery.collection._judging import MIN_CLASSES
 from captum_clip_surgery.collection._result import Audit, ClassAudit
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._attribution import show_map
@@ -46,7 +47,7 @@ def summary(result: Audit) -> str:
     located = "their masks" if result.source == "masks" else "the maps of CLIP Surgery"
     named = ", ".join(f"**{entry.name}**" for entry in result.leaning)
     if result.critical is None:
-        verdict = "Fewer than 4 classes were audited, so none is named."
+        verdict = f"Fewer than {MIN_CLASSES} classes were audited, so none is named."
     else:
         verdict = (
             f"Classes that lean on what is outside their object: {named or 'none'}. A class is "
@@ -121,9 +122,8 @@ def class_figure(result: Audit, entry: ClassAudit) -> Figure:
     images = [np.asarray(result.data[result.data.names.index(name)].image) for name in names]
     aspect = max(map(panel_aspect, images))
     figure, axes = panel_grid(2, len(images), aspect, titled=True, noted=False)
-    maps, scale = entry.maps, float(entry.maps.max())
-    if result.covered != result.size:
-        maps = fill_image(maps[None], result.covered, result.size)[0]
+    maps = cover(entry.maps[None], result.covered, result.size)[0]
+    scale = float(entry.maps.max())
     for column, name, image, evidence in zip(axes.T, names, images, maps, strict=True):
         show_image(column[0], image)
         title, size = fit_text(name, panel_width(column[0]), 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +15,7 @@ import torch
 from captum_clip_surgery._utils.provenance import precision, weights_digest
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.export import load_maps
-from captum_clip_surgery.preprocessing import ImageInput, load_image
+from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.queries import Query
 
 #: Largest number of images that are compared one by one if `exact` is None.
@@ -96,19 +97,16 @@ class ImageIndex:
             exact: As for the class.
 
         Raises:
-            ValueError: If an image cannot be read.
+            FileNotFoundError: If the file of an image does not exist.
+            TypeError: If an image is of an unsupported type.
+            ValueError: If an image cannot be read, or as for the class.
+            ImportError: As for the class.
         """
-        features, batch = [], []
+        rest, features = iter(images), []
         with torch.no_grad():
-            for image in images:
-                batch.append(load_image(image))
-                if len(batch) == batch_size:
-                    features.append(clip.image_features(clip.preprocess(batch)))
-                    batch = []
-            if batch:
+            while batch := list(islice(rest, batch_size)):
                 features.append(clip.image_features(clip.preprocess(batch)))
-        width = clip.joint_width()
-        joined = torch.cat(features) if features else torch.empty(0, width)
+        joined = torch.cat(features) if features else torch.empty(0, 0)
         return cls(names, joined.float().cpu().numpy(), exact)
 
     @classmethod

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from captum_clip_surgery._utils.files import read_lines
 from captum_clip_surgery.datasets._base import ImageDataset, Masks, Sample, Tags
@@ -90,10 +89,9 @@ class PlainImages(ImageDataset):
 
     def read(self, index: int) -> Sample:
         """Read an image."""
-        image: Image.Image = load_image(self.names[index])
-        return Sample(
-            self.names[index], image, Tags(frozenset(), frozenset(range(len(self.classes))))
-        )
+        name = self.names[index]
+        unknown = Tags(frozenset(), frozenset(range(len(self.classes))))
+        return Sample(name, load_image(name), unknown)
 
 
 def _parse(row: Mapping[str, Any]) -> tuple[str, list[tuple[str, tuple[float, ...]]]]:

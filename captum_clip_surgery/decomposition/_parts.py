@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from captum_clip_surgery.attr._coverage import fill_image
+from captum_clip_surgery.attr._coverage import cover
 from captum_clip_surgery.visualization._ledger import LedgerRow, ledger_figure
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
@@ -300,9 +300,7 @@ class Decomposition:
 
     def _drawn(self, parts: Tensor) -> np.ndarray:
         """Return a map (h, w) that covers all of the image."""
-        if self.covered != self.shown:
-            parts = fill_image(parts[None, None], self.covered, self.shown)[0, 0]
-        return parts.numpy()
+        return cover(parts[None, None], self.covered, self.shown)[0, 0].numpy()
 
     def _text(self, text: int | str) -> int:
         if isinstance(text, str):

@@ -22,8 +22,6 @@ __all__ = ["BACKGROUNDS", "Scene", "Scenes", "nouns", "prompt_templates", "rende
 Array = np.ndarray
 Generator = np.random.Generator
 
-__all__ = ["BACKGROUNDS", "Scene", "Scenes", "nouns", "prompt_templates", "render_scene"]
-
 SPRITE_SIDE = 112
 SPRITE_COLUMNS = 12
 MAX_OBJECTS = 3

@@ -33,7 +33,7 @@ from captum_clip_surgery.models.image._surgery import (
     surgery_path,
     vv_attention,
 )
-from captum_clip_surgery.outliers import NORM_RATIO
+from captum_clip_surgery.outliers import NORM_RATIO, norm_outliers
 from captum_clip_surgery.visualization._scales import COLORS
 
 #: Largest number of blocks that is tried.
@@ -76,14 +76,14 @@ class TowerReport:
 
     @property
     def verdict(self) -> str:
-        """What the numbers come to: sound, outliers, a mismatch, or not a trained model."""
+        """Verdict in one sentence: sound, outliers, a mismatch, or not a trained model."""
         return describe_verdict(self.untrained, self.agreement, self.outliers)[1]
 
     @property
     def outliers(self) -> Tensor:
         """Mean number of outlier tokens per image, (blocks + 1,)."""
-        median = self.norms.median(-1, keepdim=True).values
-        return (self.norms >= NORM_RATIO * median).double().sum(-1).mean(-1)
+        # A norm is that of a vector of one number.
+        return norm_outliers(self.norms[..., None]).double().sum(-1).mean(-1)
 
     @property
     def suggested_num_blocks(self) -> int:

@@ -1,4 +1,4 @@
-"""What a check-up of a checkpoint comes to, in one sentence with its numbers."""
+"""Verdict on a checkpoint, in one sentence with its numbers."""
 
 from __future__ import annotations
 

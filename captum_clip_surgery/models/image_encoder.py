@@ -98,8 +98,9 @@ class ImageEncoder(nn.Module):
 
         Outliers are written by a few feed-forward neurons, which are found from images. At patches,
         these neurons are set to 0; a token that is no part of the image gets each neuron's largest
-        activation. The model is not changed and no weight is copied; logits, the maps of all
-        methods and the features of query images are those of the tower with the register.
+        activation. The model is not changed and no weight is copied; logits, the features of query
+        images and the maps of all methods are those of the tower with the register. Direct effects
+        are not defined on it.
 
         Args:
             images: Images (N, 3, H, W) that have outlier tokens, see `tower_report`; some dozens.

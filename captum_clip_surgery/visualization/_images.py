@@ -60,7 +60,7 @@ def pale_gray(image: np.ndarray) -> np.ndarray:
 
 
 def in_pale_gray(image: np.ndarray) -> np.ndarray:
-    """Return what `pale_gray` does, at the image's own size."""
+    """Return an image (H, W, 3) in pale gray (0..1), at its own size."""
     return 0.25 + 0.75 * as_floats(image).mean(-1, keepdims=True).repeat(3, -1)
 
 
