@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
 
 from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._images import find_images
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
+    changed_options,
     echo,
     existing,
     given_texts,
     load_model,
+    required_root,
     required_texts,
 )
 from captum_clip_surgery.collection import audit as audit_collection
@@ -68,14 +69,9 @@ def _open(options: Audit) -> ImageDataset | None:
     """Return the images to audit; None stands for scenes, whose size depends on the model."""
     if options.images and options.boxes:
         raise ValueError("give image files or --boxes, not both; --boxes names its images")
-    if options.images or options.boxes:
-        changed = [
-            f"--{field.name}"
-            for field in fields(options)
-            if field.name in DATASET_OPTIONS and getattr(options, field.name) != field.default
-        ]
-        if changed:
-            raise ValueError(f"{', '.join(changed)} cannot be combined with files of your own")
+    changed = changed_options(options, DATASET_OPTIONS)
+    if changed and (options.images or options.boxes):
+        raise ValueError(f"{', '.join(changed)} cannot be combined with files of your own")
     if not options.images and given_texts(options.texts):
         raise ValueError(
             "--text and --texts need image files, whose classes they are; boxes and data sets have "
@@ -94,6 +90,4 @@ def _open(options: Audit) -> ImageDataset | None:
                 "--root and --split belong to a data set on disk; choose it with --dataset"
             )
         return None
-    if options.root is None:
-        raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
-    return open_dataset(options.dataset, options.root, options.split)
+    return open_dataset(options.dataset, required_root(options), options.split)

@@ -8,15 +8,17 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from captum_clip_surgery.cli._choices import Dataset
 from captum_clip_surgery.cli._groups import (
     BatchSize,
     Command,
+    DatasetName,
     Json,
     Minus,
     ModelOptions,
     Output,
+    Root,
     Size,
+    Split,
     TextOptions,
 )
 
@@ -42,11 +44,9 @@ class Audit(Command):
         Path | None,
         Option(help="File metadata.jsonl next to images, with their boxes and classes."),
     ] = None
-    dataset: Annotated[
-        Dataset, Option(help="Data set; 'scenes' are rendered for the embedded model.")
-    ] = "scenes"
-    root: Annotated[Path | None, Option(help="Folder of the data set.")] = None
-    split: Annotated[str | None, Option(help="Data set split (default: its standard one).")] = None
+    dataset: DatasetName = "scenes"
+    root: Root = None
+    split: Split = None
     limit: Annotated[
         int | None, Option(min=1, help="Number of images, drawn at random (default: all).")
     ] = None

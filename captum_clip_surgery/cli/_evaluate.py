@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 
 from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
@@ -12,9 +11,11 @@ from captum_clip_surgery.attr.registry import choose, resolve_names
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
+    changed_options,
     load_model,
     read_lines,
     report_left_out,
+    required_root,
     split_names,
 )
 from captum_clip_surgery.cli._options import Evaluate
@@ -47,20 +48,14 @@ def evaluate(options: Evaluate) -> None:
         _check_unset(options, DATASET_OPTIONS, "scenes are rendered, not read from disk")
         _evaluate_scenes(options)
         return
-    if options.root is None:
-        raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
+    root = required_root(options)
     _check_unset(options, SCENE_OPTIONS, "on data sets, the protocol sets what these say of scenes")
-    _datasets.evaluate(options, options.root)
+    _datasets.evaluate(options, root)
 
 
 def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
     """Raise ValueError if one of the named options differs from its default."""
-    changed = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields(options)
-        if field.name in names and getattr(options, field.name) != field.default
-    ]
-    if changed:
+    if changed := changed_options(options, names):
         raise ValueError(
             f"{', '.join(changed)} cannot be combined with --dataset {options.dataset}: {reason}"
         )

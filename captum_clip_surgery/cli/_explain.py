@@ -28,7 +28,7 @@ from captum_clip_surgery.cli._model import (
     EMBEDDED_MODEL_NOTE,
     choose_methods,
     echo,
-    load_asked,
+    load_with_queries,
     read_lines,
     report_left_out,
     required_texts,
@@ -173,7 +173,7 @@ def _prepare(
     if isinstance(options, _options.Compare):
         comparison.check_rows(len(files.paths), len(texts))
     distractors = read_lines(options.distractors)
-    clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
+    clip = load_with_queries(options.clip, texts, options.queries, distractors, options.json)
     repair = options.repair
     if repair == "registers":
         clip, repair = _with_registers(clip, files, options.size), None

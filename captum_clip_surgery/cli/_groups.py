@@ -14,6 +14,7 @@ from typer import Argument, Option
 from captum_clip_surgery.cli._choices import (
     METHODS,
     AutoFeatureSurgery,
+    Dataset,
     Device,
     Engine,
     FigureFormat,
@@ -139,6 +140,15 @@ Output = Annotated[
     Option("--output", "-o", file_okay=False, metavar="FOLDER", help="Folder for the results."),
 ]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
+
+
+DatasetName = Annotated[
+    Dataset, Option(help="Data set; 'scenes' are rendered for the embedded model.")
+]
+Root = Annotated[Path | None, Option(metavar="FOLDER", help="Folder of the data set.")]
+Split = Annotated[
+    str | None, Option(metavar="NAME", help="Data set split (default: its standard one).")
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -18,7 +19,9 @@ from captum_clip_surgery._utils import files
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions, TextOptions
+from captum_clip_surgery.cli._collection_options import Audit
+from captum_clip_surgery.cli._groups import Command, ModelOptions, QueryOptions, TextOptions
+from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.models.text.templates import Template
 from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
@@ -82,7 +85,7 @@ def load_model(
     )
 
 
-def load_asked(
+def load_with_queries(
     options: ModelOptions,
     texts: Sequence[str],
     queries: QueryOptions,
@@ -191,6 +194,26 @@ def required_texts(options: TextOptions, queries: QueryOptions | None = None) ->
     if not texts and (queries is None or not queries.query_image):
         raise ValueError("no texts: give --text, once per text, or --texts FILE")
     return texts
+
+
+def required_root(options: Evaluate | Audit) -> Path:
+    """Return the folder of the chosen data set.
+
+    Raises:
+        ValueError: If none is given.
+    """
+    if options.root is None:
+        raise ValueError(f"--dataset {options.dataset} needs --root, the folder of the data set")
+    return options.root
+
+
+def changed_options(options: Command, names: Collection[str]) -> list[str]:
+    """Return those of the named options that differ from their defaults, as they are spelled."""
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(options)
+        if field.name in names and getattr(options, field.name) != field.default
+    ]
 
 
 def split_names(names: str) -> list[str]:

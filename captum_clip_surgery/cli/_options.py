@@ -21,13 +21,13 @@ from captum_clip_surgery.cli._choices import (
     PROTOCOLS,
     TASKS,
     TIMEOUT_S,
-    Dataset,
     Scales,
 )
 from captum_clip_surgery.cli._groups import (
     Array,
     BatchSize,
     Command,
+    DatasetName,
     Distractors,
     DrawingOptions,
     Fine,
@@ -41,8 +41,10 @@ from captum_clip_surgery.cli._groups import (
     RayOptions,
     Repaired,
     Resume,
+    Root,
     RunBy,
     Size,
+    Split,
     Surgery,
     TextOptions,
     Timeout,
@@ -132,16 +134,9 @@ class Evaluate(Command):
         clip-surgery evaluate --dataset voc21 --root VOC --model ViT-B-16 --pretrained openai
     """
 
-    dataset: Annotated[
-        Dataset, Option(help="Data set; 'scenes' are rendered for the embedded model.")
-    ] = "scenes"
-    root: Annotated[
-        Path | None,
-        Option(metavar="FOLDER", help="Folder of the data set."),
-    ] = None
-    split: Annotated[
-        str | None, Option(metavar="NAME", help="Data set split (default: its standard one).")
-    ] = None
+    dataset: DatasetName = "scenes"
+    root: Root = None
+    split: Split = None
     protocol: Annotated[
         str | None,
         Option(metavar="NAME", help=f"{', '.join(PROTOCOLS)}, or a .toml file (default: paper)."),

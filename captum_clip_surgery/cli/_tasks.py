@@ -22,8 +22,8 @@ from captum_clip_surgery.cli._model import (
     existing,
     feature_surgery_of,
     given_texts,
-    load_asked,
     load_model,
+    load_with_queries,
     read_lines,
     read_texts,
 )
@@ -58,7 +58,7 @@ def segment(options: _task_options.Segment) -> None:
     files = ImageFiles(options.images)
     texts = [text for synonyms in names.values() for text in synonyms]
     distractors = read_lines(options.distractors)
-    clip = load_asked(options.clip, texts, options.queries, distractors, options.json)
+    clip = load_with_queries(options.clip, texts, options.queries, distractors, options.json)
     if options.synonyms is None:  # names of queries are not their texts
         names = {name: (name,) for name in clip.texts}
     background = None if options.no_background else own_background or default_background(clip)
@@ -260,7 +260,7 @@ def _prepare(
     """Check texts and images, then load the model, which takes longer."""
     texts = read_texts(options.texts, options.clip, options.queries)
     distractors, files = read_lines(options.distractors), ImageFiles(options.images)
-    return files, load_asked(options.clip, texts, options.queries, distractors, options.json)
+    return files, load_with_queries(options.clip, texts, options.queries, distractors, options.json)
 
 
 def _write_masks(masks: Any, stem: Path, tags: Sequence[str]) -> list[str]:
