@@ -41,6 +41,7 @@ from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.app._settings import MAX_TEXTS, Settings
 from captum_clip_surgery.app._templates import escape
+from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo import Scenes, nouns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -212,7 +213,7 @@ def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
         raise AssertionError(f"no maps came: {_last(answer)[:300]}")
     maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(image))[0].detach()
     for text, attribution in zip(clip.texts, maps, strict=True):
-        alt = re.escape(str(escape(f"Where CLIPSurgery sees {text!r} in the image")))
+        alt = re.escape(str(escape(f"Where {title_of('CLIPSurgery')} sees {text!r} in the image")))
         shown = re.search(rf'src="data:image/png;base64,([^"]+)" alt="{alt}"', html)
         if shown is None:
             raise AssertionError(f"no map of {text!r}")
