@@ -53,12 +53,10 @@ class ZeroShotClassifier(ImageEncoder):
         positions: How positional embeddings are resized for sizes that are not native: "bilinear"
             as in CLIP Surgery, or "bicubic" with antialiasing as in open_clip.
         cache: Folder in which text features are kept between processes, in a file of at most about
-            1 GiB, under a key of what determines them: weights, attributes of modules, prompts,
-            versions. If it cannot be used, or the text tower has hooks, replaced methods or objects
-            that mean nothing in another process, a warning is issued and features are computed.
-            None keeps them in memory only.
-        processor: For a model of transformers, its processor, from which the preprocessing and the
-            tokenizer are taken.
+            1 GiB, under a key of weights, attributes of modules, prompts and versions. If it cannot
+            be used, or the text tower has hooks, replaced methods or objects that mean nothing in
+            another process, a warning is issued. None keeps them in memory only.
+        processor: For a model of transformers, its processor, with preprocessing and tokenizer.
 
     Raises:
         TypeError: If `model` is not a CLIP, is scripted, has an image tower on which surgery is not
@@ -148,8 +146,7 @@ class ZeroShotClassifier(ImageEncoder):
             cache: As for the class.
             **options: `device`, `precision` and `cache_dir`; for models of transformers also
                 `revision` and `token`, for those of open_clip `force_image_size` and others.
-                `quick_gelu` chooses the activation. Without it, the model is built with the one its
-                weights were trained with, whatever its name; `repr` says which and why.
+                `quick_gelu` chooses the activation (default: that of the weights' training).
 
         Raises:
             FileNotFoundError: If a checkpoint file or folder does not exist.
@@ -227,8 +224,8 @@ class ZeroShotClassifier(ImageEncoder):
         """Return a classifier of other texts that shares model, templates and cached features.
 
         Args:
-            texts: The classes.
-            distractors: Further texts that compete in feature surgery but are not targets.
+            texts: As for the class.
+            distractors: As for the class.
 
         Raises:
             ValueError: If this classifier was made by `from_features`, or there are no texts.
@@ -334,10 +331,13 @@ class ZeroShotClassifier(ImageEncoder):
     def _check_exportable(self) -> None:
         if is_exporting() and not isinstance(self._text, GivenFeatures):
             raise TypeError(
-                "torch.export needs fixed text features, and these are computed from texts; export "
-                "a method of ZeroShotClassifier.from_features(clip.model, clip.text_features(), "
-                "clip.empty_features())"
+                "torch.export needs fixed text features; export a method of ZeroShotClassifier."
+                "from_features(clip.model, clip.text_features(), clip.empty_features())"
             )
+
+    def describe_features(self) -> Any:
+        """Return what text features depend on beside texts, templates and the model, as JSON."""
+        return self._text.describe()
 
     @property
     def text_features_require_grad(self) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
-__all__ = ["as_double", "check_real", "double_device", "version_of"]
+__all__ = ["as_double", "check_real", "double_device", "tensor_digest", "version_of"]
 
 #: Types of devices that are sure to have float64; Apple's GPUs do not.
 DOUBLE_DEVICES = ("cpu", "cuda")
@@ -34,3 +36,9 @@ def as_double(values: Tensor) -> Tensor:
 def version_of(tensor: Tensor) -> int:
     """Return the tensor's in-place version counter, or 0 for inference tensors, which have none."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256, in hexadecimal, of a tensor's shape and of its values in float32."""
+    values = tensor.detach().float().cpu().contiguous()
+    return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()

@@ -20,6 +20,11 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
 from captum_clip_surgery.cli._model import PLACEHOLDER, load_model, report_left_out, split_names
 from captum_clip_surgery.cli._options import Evaluate
+from captum_clip_surgery.cli._queries import (
+    absolute_class_images,
+    read_class_images,
+    with_class_images,
+)
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
 from captum_clip_surgery.evaluation import Evaluation, Protocol, StatisticsStore, to_markdown
 from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
@@ -43,6 +48,7 @@ def evaluate(options: Evaluate, root: Path) -> None:
     if on_ray:
         check_ray_alone(options.array)
         root = root.absolute()
+        options = replace(options, query_image=absolute_class_images(options.query_image))
     protocol = Protocol.load(options.protocol or "paper")
     loaded = _load(options, root, protocol, "cpu" if on_ray else run.device, run.is_main_process)
     data, clip, left_out = loaded.data, loaded.clip, loaded.left_out
@@ -100,6 +106,7 @@ def _load(
     options: Evaluate, root: Path, protocol: Protocol, device: str, is_main_process: bool
 ) -> _Loaded:
     names = resolve_names(split_names(options.methods))
+    images = read_class_images(options.query_image)
     data = open_dataset(options.dataset, root, options.split)
     named = options.clip.model and protocol.templates
     clip = load_model(
@@ -110,6 +117,7 @@ def _load(
         device=device,
         positions=protocol.positions or "bilinear",
     )
+    clip = with_class_images(clip, images, data.classes.first, data.name)
     methods, left_out = choose(clip, names)
     return _Loaded(data, clip, methods, left_out)
 
@@ -165,6 +173,7 @@ def _open_store(
             "weights": weights_digest(clip.model),
             "settings": settings_digest(clip.model),
             "templates": [str(template) for template in clip.templates],
+            "features": clip.describe_features(),
         },
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],

@@ -19,7 +19,8 @@ from captum_clip_surgery.cli._model import (
     split_names,
 )
 from captum_clip_surgery.cli._options import Evaluate
-from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.cli._queries import read_class_images, with_class_images
+from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.evaluation.results import ALL_COLUMNS, DEFAULT_COLUMNS, write
 from captum_clip_surgery.evaluation.scenes import MEASURES
@@ -63,7 +64,9 @@ def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
 
 def _evaluate_scenes(options: Evaluate) -> None:
     names = resolve_names(split_names(options.methods))
+    images = read_class_images(options.query_image)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
+    clip = with_class_images(clip, images, nouns(), "the scenes")
     methods, left_out = choose(clip, names)
     report_left_out(left_out)
     limit, split = options.limit or NUM_SCENES, options.split or "test"
@@ -82,6 +85,7 @@ def _evaluate_scenes(options: Evaluate) -> None:
         "dataset": f"scenes of 2 or 3 objects, {split}",
         "images": limit,
         "model": clip.tower.describe(),
+        "features": clip.describe_features(),
         "left_out": left_out,
         **environment_info(clip.device),
     }

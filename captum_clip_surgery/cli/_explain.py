@@ -28,12 +28,12 @@ from captum_clip_surgery.cli._model import (
     EMBEDDED_MODEL_NOTE,
     choose_methods,
     echo,
-    load_with_queries,
     read_lines,
     report_left_out,
     required_texts,
     split_names,
 )
+from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.diagnostics import describe_specificity, trust
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown

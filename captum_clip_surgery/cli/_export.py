@@ -11,9 +11,10 @@ from captum_clip_surgery._utils.pieces import Pieces
 from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr import LayerCLIPSurgery
 from captum_clip_surgery.cli._digests import code_digest
-from captum_clip_surgery.cli._groups import ModelOptions
-from captum_clip_surgery.cli._model import load_model, read_lines, read_texts
+from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions
+from captum_clip_surgery.cli._model import read_lines, read_texts
 from captum_clip_surgery.cli._options import Export
+from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.export import Plan, load_maps, plan
 from captum_clip_surgery.export._plan import Explained
 
@@ -24,17 +25,13 @@ class _Method:
 
     clip: ModelOptions
     texts: list[str]
+    queries: QueryOptions
     distractors: list[str]
     num_blocks: int | None
 
     def load(self, device: str | None = None, quiet: bool = False) -> LayerCLIPSurgery:
-        clip = load_model(
-            self.clip,
-            self.texts,
-            self.distractors,
-            quiet,
-            device=device,
-        )
+        texts, others = self.texts, self.distractors
+        clip = load_with_queries(self.clip, texts, self.queries, others, quiet, device)
         return LayerCLIPSurgery(clip, num_blocks=self.num_blocks)
 
 
@@ -42,7 +39,8 @@ def export(options: Export) -> None:
     """Run the command."""
     method = _Method(
         options.clip,
-        read_texts(options.texts, options.clip),
+        read_texts(options.texts, options.clip, options.queries),
+        options.queries.absolute() if options.engine == "ray" else options.queries,
         read_lines(options.distractors),
         options.num_blocks,
     )

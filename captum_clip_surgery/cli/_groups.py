@@ -5,7 +5,7 @@ Nothing heavy is imported here, because `--help` reads these classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -208,6 +208,11 @@ class QueryOptions:
         Option(metavar="FILE", help="Image to look for as for a text; repeat for more."),
     ] = None
     minus: Minus = None
+
+    def absolute(self) -> QueryOptions:
+        """Return the same queries for processes that run in other folders."""
+        paths = self.query_image
+        return replace(self, query_image=paths and [path.absolute() for path in paths])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -24,7 +23,6 @@ from captum_clip_surgery.cli._groups import Command, ModelOptions, QueryOptions,
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.models.text.templates import Template
-from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 
 #: Texts of a classifier that is asked for none.
 PLACEHOLDER = ("dog",)
@@ -83,41 +81,6 @@ def load_model(
         device=device,
         precision=options.precision,
     )
-
-
-def load_with_queries(
-    options: ModelOptions,
-    texts: Sequence[str],
-    queries: QueryOptions,
-    distractors: Sequence[str] = (),
-    quiet: bool = False,
-) -> ZeroShotClassifier:
-    """Load a model for texts and query images, each rather than a subtracted text if there is one.
-
-    Args:
-        options: The model.
-        texts: Texts to look for; there may be none if there are images.
-        queries: Images to look for, and the text that is subtracted.
-        distractors: Further texts that compete in feature surgery.
-        quiet: Do not print that the embedded model is used.
-
-    Raises:
-        FileNotFoundError: If an image does not exist.
-        ValueError: If an option does not fit another.
-    """
-    images = list(dict.fromkeys(existing(path) for path in queries.query_image or ()))
-    if not images and queries.minus is None:
-        return load_model(options, texts, distractors, quiet)
-    asked: list[Any] = [*texts, *_image_queries(images)]
-    if queries.minus is not None:
-        asked = [DifferenceQuery(query, queries.minus) for query in asked]
-    return load_model(options, PLACEHOLDER, (), quiet).with_queries(asked, distractors)
-
-
-def _image_queries(paths: Sequence[Path]) -> list[ImageQuery]:
-    """Return images as queries, named by files, or by whole paths where files share a name."""
-    counts = Counter(path.name for path in paths)
-    return [ImageQuery(path, str(path) if counts[path.name] > 1 else None) for path in paths]
 
 
 def choose_device(wanted: str | None, of_process: str | None = None) -> str:

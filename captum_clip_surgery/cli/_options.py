@@ -162,6 +162,14 @@ class Evaluate(Command):
             help=f"For scenes, comma-separated measures or 'all': {', '.join(MEASURES)}.",
         ),
     ] = "localization"
+    query_image: Annotated[
+        list[str] | None,
+        Option(
+            metavar="CLASS=FILE",
+            help="Example image that takes the place of a class's names; repeat for more classes, "
+            "or for the mean of several images.",
+        ),
+    ] = None
     distractors: Distractors = None
     size: Size = None
     batch_size: BatchSize = 8
@@ -227,6 +235,7 @@ class Export(Command):
 
     export: ExportOptions
     texts: TextOptions
+    queries: QueryOptions
     distractors: Distractors = None
     num_blocks: NumBlocks = None
     clip: ModelOptions

@@ -223,6 +223,8 @@ class Words(Command):
     images: Images
     caption: Annotated[str, Option(help="Sentence; each of its words gets a map.")]
     words: WordOptions
+    query_image: Annotated[list[Path] | None, Option(hidden=True, help="Not defined.")] = None
+    minus: Annotated[str | None, Option(hidden=True, help="Not defined.")] = None
     clip: ModelOptions
     output: Output = Path("clip-surgery-words")
     json: Json = False

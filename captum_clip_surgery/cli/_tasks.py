@@ -23,10 +23,10 @@ from captum_clip_surgery.cli._model import (
     feature_surgery_of,
     given_texts,
     load_model,
-    load_with_queries,
     read_lines,
     read_texts,
 )
+from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.datasets import Classes
 from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.preprocessing import load_image
@@ -188,6 +188,12 @@ def words(options: _task_options.Words) -> None:
     """Run the command."""
     if not options.caption.strip():
         raise ValueError("--caption is empty; give a sentence")
+    if options.query_image or options.minus is not None:
+        raise ValueError(
+            "words takes no --query-image, because an image has no words ('match' shows which "
+            "regions of two images match), and no --minus, because the map of a word depends only "
+            "on its own caption ('explain' shows what speaks for one text rather than another)"
+        )
     files, entries = ImageFiles(options.images), []
     # Without templates, which would make the caption longer than the context.
     clip = load_model(options.clip, [options.caption], quiet=options.json, templates=())

@@ -15,6 +15,7 @@ from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
 from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.queries._features import query_names
 from captum_clip_surgery.tasks._prompts import PromptMaker, covered_part
 from captum_clip_surgery.tasks._segmenter import Segmenter
 from captum_clip_surgery.tasks._sliding import Windows
@@ -50,7 +51,7 @@ class Predictor(ABC):
         view: View,
     ) -> None:
         self.clip, self.data, self.view, self.methods = clip, data, view, methods
-        self.classes = class_names(data, view)
+        self.classes = class_names(data, view, clip)
         self.names = tuple(methods)
         self.prepare()
 
@@ -229,17 +230,31 @@ class RecognitionPredictor(Predictor):
         return [{name: scores[name][i] for name in self.names} for i in range(len(batch))]
 
 
-def class_names(data: ImageDataset, view: View) -> Classes:
+def class_names(data: ImageDataset, view: View, clip: ZeroShotClassifier) -> Classes:
     """Return the names of a data set's classes that a view uses.
 
+    A class whose own name is that of a query of the classifier other than a text has only this one.
+
     Raises:
-        ValueError: If there are not as many as the data set has classes.
+        ValueError: If there are not as many as the data set has classes, the background is a query,
+            or another class has the name of a query, too.
     """
-    if view.classes is None:
-        return data.classes
-    classes = Classes.named(view.classes)
+    classes = data.classes if view.classes is None else Classes.named(view.classes)
     if len(classes) != len(data.classes):
         raise ValueError(
             f"classes {view.classes!r} are {len(classes)}, {data.name} has {len(data.classes)}"
         )
-    return classes
+    queries, rows = query_names(clip), []
+    for label, names in enumerate(classes.synonyms):
+        name = data.classes.first[label]
+        if name not in queries:
+            shared = queries.intersection(names if view.synonyms else names[:1])
+            if shared:
+                raise ValueError(
+                    f"{min(shared)!r} names a query, and is a name of the class {name!r} as well; "
+                    "choose a protocol without synonyms"
+                )
+        elif label == data.background:
+            raise ValueError(f"the background {name!r} of {data.name} cannot be an image; name it")
+        rows.append((name,) if name in queries else names)
+    return Classes(tuple(rows), classes.source)

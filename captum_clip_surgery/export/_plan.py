@@ -320,16 +320,12 @@ def _describe_source(collection: Source) -> dict[str, Any]:
 def _describe(method: DualPathAttribution) -> dict[str, Any]:
     """Return everything about a method and its model that determines an export's content."""
     clip = method.forward_func
-    features = clip.text_features().float().cpu().contiguous()
     versions = environment_info(clip.device)["versions"]
     return {
         "texts": list(clip.texts),
         "distractors": list(clip.distractors),
         "templates": [str(template) for template in clip.templates],
-        # Given features are known by nothing else.
-        "features": (
-            None if clip.templates else hashlib.sha256(features.numpy().tobytes()).hexdigest()
-        ),
+        "features": clip.describe_features(),
         "method": repr(method),
         "tower": clip.tower.describe(),
         "positions": clip.tower.positions,

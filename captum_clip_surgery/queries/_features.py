@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._validation import check_features
@@ -175,6 +176,16 @@ class QueryFeatures:
         """Return the features of the same queries, whose images another tower encodes."""
         return QueryFeatures(images, self.text, self._queries, self._names)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what each query consists of, by name, and the templates of texts, as JSON."""
+        parts: dict[Any, Any] = dict(self._encoded_images.digests())
+        parts |= {query: {"feature": tensor_digest(query.feature)} for query in self._given}
+        described: dict[str, Any] = {
+            name: _describe(query, parts)
+            for name, query in zip(self._names, self._queries, strict=True)
+        }
+        return {"queries": described, "templates": list(map(str, self.text.templates))}
+
     @property
     def differences(self) -> tuple[bool, ...]:
         """Whether each query is a difference."""
@@ -238,6 +249,13 @@ def are_differences(text: TextFeatures, count: int) -> tuple[bool, ...]:
     return text.differences[:count] if isinstance(text, QueryFeatures) else (False,) * count
 
 
+def query_names(clip: Any) -> frozenset[str]:
+    """Return the names of those queries of a classifier that are not texts."""
+    described = clip.describe_features()
+    queries = described["queries"] if isinstance(described, dict) else {}
+    return frozenset(name for name, query in queries.items() if not isinstance(query, str))
+
+
 def bias_of(model: Any, differences: Sequence[bool]) -> Tensor | None:
     """Return the bias of a model's logits, a scalar or (K,), or None if it has none.
 
@@ -257,6 +275,16 @@ def _combine(query: Query, leaves: Mapping[Any, Tensor]) -> Tensor:
     if isinstance(query, DifferenceQuery):
         return _combine(query.query, leaves) - _combine(query.rather_than, leaves)
     return leaves[query]
+
+
+def _describe(query: Query, parts: Mapping[Any, Any]) -> Any:
+    """Return what a query consists of, as JSON; `parts` describes parts that are not texts."""
+    if isinstance(query, MeanQuery):
+        return {"mean": [_describe(part, parts) for part in query.queries]}
+    if isinstance(query, DifferenceQuery):
+        sides = query.query, query.rather_than
+        return {"difference": [_describe(side, parts) for side in sides]}
+    return query if isinstance(query, str) else parts[query]
 
 
 def _check_given(query: FeatureQuery, name: str, images: ImageEncoder) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.functional import full_precision, normalized
 from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._changes import list_changes
@@ -84,6 +85,18 @@ class EncodedImages:
         # Read after the pass, in which modules may set attributes.
         self._cached = read_state(visual, samples=True), features
         return features
+
+    def digests(self) -> dict[ImageQuery | RegionQuery, dict[str, str]]:
+        """Return digests of what the model sees of each image, and of the region if there is one.
+
+        Unlike features, they are the same on every device.
+        """
+        digests = {}
+        for query, picture in self._pictures.items():
+            digests[query] = {"image": tensor_digest(picture.pixels)}
+            if picture.coverage is not None:
+                digests[query]["region"] = tensor_digest(picture.coverage)
+        return digests
 
     def _encode(self) -> Features:
         groups: dict[tuple[bool, torch.Size], list[ImageQuery | RegionQuery]] = {}

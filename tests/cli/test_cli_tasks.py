@@ -327,6 +327,8 @@ def test_mistakes_are_named_before_a_model_is_loaded(monkeypatch, tmp_path, fold
         (("audit", "--boxes", "gone.jsonl"), "no file at gone.jsonl"),
         (("search", folder, "--query-image", "gone.png"), "no file at gone.png"),
         (("words", photo, "--caption", " "), "--caption is empty"),
+        (("words", photo, "--caption", "a", "--query-image", photo), "words takes no --query-im"),
+        (("words", photo, "--caption", "a", "--minus", "b"), "words takes no --query-image, bec"),
     ):
         assert str(run(monkeypatch, *arguments, *out)).startswith(f"error: {message}")
     assert run(monkeypatch, "segment", photo, *TEXTS, "--refine", "sharp") == 2

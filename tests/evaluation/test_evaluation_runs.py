@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from captum_clip_surgery.evaluation import (
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
 from captum_clip_surgery.evaluation.results import read
 from captum_clip_surgery.evaluation.runner import draw_sample
+from captum_clip_surgery.queries import ImageQuery, MeanQuery
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line, written_scenes
 from tests._helpers.cases import each
@@ -433,3 +435,78 @@ def test_a_task_on_many_batches_is_of_one_model(
             with pytest.raises(RuntimeError, match=r"a setting of the model .*ln_final\.eps"):
                 task()
         assert len(calls) >= 2, name
+
+
+# --- example images in place of names ------------------------------------------------------------
+
+
+def examples(root: Path) -> tuple[str, list[Path]]:
+    """A class of the scenes, and two images that show it beside other things."""
+    noun = SCENES[0].nouns[0]
+    others = [scene for scene in Scenes("validation", 400, 64) if noun in scene.nouns]
+    paths = [root / f"example-{number}.png" for number in range(2)]
+    for path, scene in zip(paths, others, strict=False):
+        Image.fromarray(scene.image).save(path)
+    return noun, paths
+
+
+def test_example_images_take_the_place_of_all_names_of_a_class(
+    clip: ZeroShotClassifier, folder: Folder, tmp_path: Path
+) -> None:
+    noun, paths = examples(tmp_path)
+    asked = clip.with_queries([MeanQuery([ImageQuery(path) for path in paths], noun)])
+    lines = [f"{name}, small {name}" for name in folder.classes.first]
+    picture, truth = np.zeros((96, 96, 3), np.uint8), folder[0].target
+    data = Given("\n".join(lines), [picture], [truth], 0)
+    methods = {"CLIP": METHODS["CLIP"]}
+    maps = _predictors.MapPredictor(asked, data, methods, View(size=96)).competing
+    wanted = clip.with_texts(folder.classes.first[1:])
+    features, place = maps.text_features(), wanted.index(noun)
+    mean = clip.image_features(clip.preprocess(paths)).mean(0)
+    assert (features[place] - F.normalize(mean, dim=0)).abs().max() < 1e-5
+    others = [index for index in range(len(features)) if index != place]
+    assert (features - wanted.text_features())[others].abs().max() < 1e-5
+    view = View(size=96, synonyms=True)
+    names = _predictors.SegmentationPredictor(asked, data, methods, view)._segmenter.vocabulary
+    assert noun in names.clip.texts
+    assert f"small {noun}" not in names.clip.texts
+    assert f"small {wanted.texts[others[0]]}" in names.clip.texts
+    shared = Given("\n".join([*lines[:-1], f"other, {noun}"]), [picture], [truth], 0)
+    with pytest.raises(ValueError, match=f"'{noun}' names a query, and is a name of the class"):
+        _predictors.MapPredictor(asked, shared, methods, view)
+    asked = clip.with_queries([ImageQuery(paths[0], name="background")])
+    with pytest.raises(ValueError, match="'background' of given cannot be an image; name it"):
+        _predictors.MapPredictor(asked, data, methods, View(size=96))
+
+
+def test_example_images_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = scene_folder(SCENES[:2], tmp_path / "data")
+    noun, paths = examples(tmp_path)
+    queries = [part for path in paths for part in ("--query-image", f"{noun}={path}")]
+    options = ["--dataset", "folder", "--root", tmp_path / "data", "--methods", "CLIP"]
+    options += ["--tasks", "localization", "--output", tmp_path / "out"]
+    assert command(monkeypatch, *options, *queries) == 0
+    clip = ZeroShotClassifier.demo(["dog"])
+    asked = clip.with_queries([MeanQuery([ImageQuery(path) for path in paths], noun)])
+    methods, paper = {"CLIP": METHODS["CLIP"]}, Protocol.load("paper")
+    results = [
+        evaluate(each, folder, methods, paper, tasks=["localization"]).results["CLIP"]
+        for each in (asked, clip)
+    ]
+    measures = dict(read(tmp_path / "out")["CLIP"].measures)
+    assert measures == pytest.approx(dict(results[0].measures), rel=1e-6)
+    assert measures != pytest.approx(dict(results[1].measures), rel=1e-3)
+    described = json.loads((tmp_path / "out/results.json").read_text())["model"]["features"]
+    assert len(described["queries"][noun]["mean"]) == 2
+    refused = str(command(monkeypatch, *options, *queries[:2]))
+    assert f"holds another run: model.features.queries.{noun}" in refused
+    for given, message in [
+        ("cat.png", "--query-image 'cat.png' does not say which class the image shows"),
+        (f"{noun}=gone.png", "no file at gone.png"),
+        (f"gryphon={paths[0]}", "has no class 'gryphon'; its classes are background, "),
+    ]:
+        assert message in str(command(monkeypatch, *options, "--query-image", given))
+    scenes = ["--limit", 4, "--methods", "CLIP", "--size", 96, "--output", tmp_path / "scenes"]
+    assert command(monkeypatch, *scenes, *queries) == 0
+    found = json.loads((tmp_path / "scenes/results.json").read_text())
+    assert list(found["features"]["queries"]) == [noun]

@@ -310,7 +310,7 @@ def test_ray_by_the_command(
     ray: Any, folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from captum_clip_surgery.cli import _options
-    from captum_clip_surgery.cli._groups import ModelOptions, TextOptions
+    from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions, TextOptions
 
     _export.export(
         _options.Export(
@@ -323,6 +323,7 @@ def test_ray_by_the_command(
                 top=2,
             ),
             texts=TextOptions(text=TEXTS),
+            queries=QueryOptions(),
             clip=ModelOptions(),
             engine="ray",
             ray=_options.RayOptions(actors=2),

@@ -22,6 +22,7 @@ from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery
 from captum_clip_surgery._utils import pieces
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.export import MapStore, Plan, _maps, explain_batch, load_maps, plan
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 from tests._helpers import command_line
 from tests._helpers.written_export import (
     TEXTS,
@@ -467,3 +468,35 @@ def test_what_the_docs_show() -> None:
     exec(loop, seen)
     assert seen["batch"].maps.shape == (2, 3, 14, 14)
     assert seen["batch"].top_indices.shape == (2, 2)
+
+
+def test_queries_beside_texts(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    """An image as a query: maps, the record, and what another image of the same name does."""
+    query, output = tmp_path / "query.png", tmp_path / "out"
+    query.write_bytes(encoded(scene(3)))
+    given = folder, "--output", output, "--text", "dog", "--query-image", query, "--minus", "duck"
+    arguments = (*given, "--size", 64, "--shard-size", 4)
+    assert run(monkeypatch, *arguments, "--array", "0/2") == 0
+    monkeypatch.chdir(tmp_path)  # the same image by another path goes on
+    relative = [Path("query.png") if each == query else each for each in arguments]
+    assert run(monkeypatch, *relative, "--workers", 2) == 0
+    maps = load_maps(output)
+    assert maps.texts == ("dog rather than duck", "query.png rather than duck")
+    clip = surgery().forward_func
+    queries = [DifferenceQuery(side, "duck") for side in ("dog", ImageQuery(query))]
+    asked = clip.with_queries(queries)
+    with torch.no_grad():
+        pixels = clip.preprocess([folder / name for name in maps], 64)
+        wanted = LayerCLIPSurgery(asked).attribute_all(pixels).half().numpy()
+    assert all(close(maps[name], row) for name, row in zip(maps, wanted, strict=True))
+    described = json.loads((output / "run.json").read_text())["model"]["features"]
+    sides = described["queries"]["query.png rather than duck"]["difference"]
+    assert sides[1] == "duck"
+    assert len(sides[0]["image"]) == 64
+    assert described["templates"] == list(map(str, clip.templates))
+    query.write_bytes(encoded(scene(4)))
+    message = str(run(monkeypatch, *arguments))
+    assert "holds another run: model.features.queries.query.png rather than duck" in message
+    assert "no file at gone.png" in str(run(monkeypatch, *arguments, "--query-image", "gone.png"))

@@ -6,12 +6,13 @@ A third kind, those of queries, is in `captum_clip_surgery.queries`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.models._validation import check_features, check_modes
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text.templates import Template, check_texts
@@ -58,6 +59,12 @@ class TextFeatures(Protocol):
 
         Raises:
             ValueError: If features cannot be computed from texts.
+        """
+
+    def describe(self) -> Any:
+        """Return what features depend on beside texts, templates and the model, as JSON.
+
+        None if they depend on nothing else.
         """
 
 
@@ -108,6 +115,9 @@ class EncodedTexts:
     def with_texts(self, texts: tuple[str, ...]) -> EncodedTexts:
         """Return the features of other texts, by the same encoder and its cache."""
         return EncodedTexts(self._encoder, texts)
+
+    def describe(self) -> None:
+        """Return None: texts, templates and the model determine the features."""
 
 
 class GivenFeatures(nn.Module):
@@ -203,3 +213,7 @@ class GivenFeatures(nn.Module):
             ValueError: Always.
         """
         raise ValueError("a classifier made by from_features has no texts to replace")
+
+    def describe(self) -> str:
+        """Return a digest of the features."""
+        return tensor_digest(self.given)
