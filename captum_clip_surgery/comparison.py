@@ -228,7 +228,8 @@ def compare(
         except (TypeError, ValueError, ImportError) as error:
             left_out[name] = str(error)
     if not maps:
-        raise ValueError(f"no method gave a map: {left_out}")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"no method gave a map: {reasons}")
     texts = tuple(clip.texts[i] for i in indices)
     specificity: Mapping[str, Tensor] = {}
     if trust:

@@ -357,7 +357,7 @@ def test_a_file_records_no_preprocessing(
             "openai",
             {},
             ValueError,
-            "open_clip has no model 'ViT-B16'; close: .*ViT-B-16",
+            "open_clip has no model 'ViT-B16'; did you mean .*'ViT-B-16'",
         ),
         ("zzz", "openai", {}, ValueError, "open_clip has no model 'zzz'$"),
         ("RN50", "opanai", {}, ValueError, "RN50 has no pretrained tag 'opanai'; it has openai, "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +72,12 @@ def track_progress(
                 reported = now
                 line = progress_line(description, done, total, now - start, unit)
                 print(line, file=sys.stderr, flush=True)
+
+
+def report_step(step: str) -> None:
+    """Print to standard error what a command is about to do, once for all processes of torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{step} ...", file=sys.stderr, flush=True)
 
 
 def progress_line(

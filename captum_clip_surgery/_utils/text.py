@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 def quantity(number: int, noun: str) -> str:
@@ -30,3 +32,21 @@ def slug(name: str) -> str:
         'a-dog-on-grass'
     """
     return "-".join(re.findall(r"\w+", name.lower()))[:40]
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Return the end of a message on an unknown name: the known names most like it, or "".
+
+    Args:
+        name: The unknown name.
+        known: Known names; upper and lower case count as equal.
+        count: Maximum number of names.
+
+    Example::
+
+        >>> did_you_mean("legrat", ["LeGrad", "GradCam"]), did_you_mean("zebra", ["LeGrad"])
+        ("; did you mean 'LeGrad'?", '')
+    """
+    by_lower = {each.lower(): each for each in known}
+    close = [repr(by_lower[each]) for each in get_close_matches(name.lower(), by_lower, count)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""

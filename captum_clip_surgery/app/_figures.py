@@ -16,7 +16,6 @@ from torch import Tensor
 
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.tasks import Prompt, Segmentation
-from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.figures import points_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._labels import label_color, show_labels
@@ -103,8 +102,7 @@ def plain(image: Image.Image, side: int = PANEL) -> Drawn:
 
 def segments(image: Image.Image, segmentation: Segmentation) -> tuple[Drawn, dict[str, str]]:
     """Draw classes over the image in pale gray; return each class's color for CSS, too."""
-    names = [name for name in segmentation.shares() if name != BACKGROUND]
-    colors = {name: label_color(index) for index, name in enumerate(names)}
+    colors = segmentation.colors()
     axis, small = _axis(image, LARGE)
     labels = Image.fromarray(segmentation.labels.cpu().numpy().astype(np.int32))
     labels = labels.resize(small.size, Image.Resampling.NEAREST)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial, wraps
 from typing import Any
 
@@ -22,6 +21,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.attr._base import Method
 from captum_clip_surgery.attr._passes import images_per_pass
 from captum_clip_surgery.attr.attention import (
@@ -250,9 +250,10 @@ def resolve_names(names: Iterable[str]) -> list[str]:
     for name in names:
         own = known.get(name.lower(), name)
         if name != "all" and own not in METHODS:
-            close = get_close_matches(name.lower(), known, 1)
-            hint = f"; did you mean {known[close[0]]}?" if close else ""
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or all{hint}")
+            raise ValueError(
+                f"unknown method {name!r}; known: {', '.join(METHODS)}, or all"
+                f"{did_you_mean(name, METHODS)}"
+            )
         resolved |= dict.fromkeys(METHODS if name == "all" else [own])
     return list(resolved)
 

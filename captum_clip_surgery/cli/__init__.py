@@ -5,7 +5,6 @@ Commands are imported when they run, so that `--help` and `--version` answer at 
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,8 +15,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import captum_clip_surgery
+from captum_clip_surgery._utils.progress import report_step
 from captum_clip_surgery.cli import _collection_options, _options, _task_options
-from captum_clip_surgery.cli._bridge import as_function
+from captum_clip_surgery.cli._bridge import as_function, option_names, spell_arguments
 from captum_clip_surgery.cli._groups import PANELS
 
 __all__ = ["app", "main"]
@@ -95,15 +95,14 @@ def _print_version(
 
 def _runner(name: str, module: str) -> Callable[[Any], None]:
     def run(options: Any) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"clip-surgery {name}: loading libraries ...", file=sys.stderr, flush=True)
+        report_step(f"clip-surgery {name}: loading libraries")
         try:
             _run(name, module, options)
         except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
             if options.verbose:
                 raise
             notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-            sys.exit(f"error: {error}{notes}")
+            sys.exit(f"error: {spell_arguments(str(error), option_names(type(options)))}{notes}")
 
     return run
 

@@ -5,7 +5,8 @@ Libraries that do this expect pydantic models, which the package does not use ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature
@@ -21,6 +22,8 @@ Options = TypeVar("Options")
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: " "}
 #: Letters of choices that `--help` lists in the column of values; more are listed in the text.
 MAX_CHOICES = 20
+#: What is not before the name of an argument, but before a part of another name or of a path.
+APART = r"(?<![-\w./\\])"
 
 
 def as_function(
@@ -47,6 +50,31 @@ def as_function(
     command.__doc__ = options.__doc__
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def option_names(options: type[Any]) -> list[str]:
+    """Return the names of the fields of a dataclass of options and of its groups."""
+    return [parameter.name for parameter in _parameters(options, {})]
+
+
+def spell_arguments(message: str, names: Iterable[str]) -> str:
+    """Return a message of a function with its arguments spelled as options.
+
+    Args:
+        message: The message.
+        names: Names of the arguments that are options.
+
+    Example::
+
+        >>> spell_arguments("num_blocks 99 fails with method='GEM'", ["num_blocks", "method"])
+        '--num-blocks 99 fails with --method GEM'
+    """
+    for name in names:
+        option = f"--{name.replace('_', '-')}"
+        message = re.sub(rf"{APART}{name}=(['\"]?)(\w+)\1", rf"{option} \2", message)
+        if "_" in name:  # others may be words
+            message = re.sub(rf"{APART}{name}(?!\w|\.\w|/)", option, message)
+    return message.replace("--feature-surgery None", "--feature-surgery none")
 
 
 def _parameters(options: Any, panels: Mapping[str, str]) -> Iterator[Parameter]:

@@ -15,10 +15,16 @@ from captum_clip_surgery import evaluation
 from captum_clip_surgery._utils.drivers import Torchrun, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr import Method
-from captum_clip_surgery.attr.registry import choose, resolve_names
+from captum_clip_surgery.attr.registry import resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
-from captum_clip_surgery.cli._model import PLACEHOLDER, load_model, report_left_out, split_names
+from captum_clip_surgery.cli._model import (
+    PLACEHOLDER,
+    choose_methods,
+    load_model,
+    report_left_out,
+    split_names,
+)
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.cli._queries import (
     absolute_class_images,
@@ -118,7 +124,7 @@ def _load(
         positions=protocol.positions or "bilinear",
     )
     clip = with_class_images(clip, images, data.classes.first, data.name)
-    methods, left_out = choose(clip, names)
+    methods, left_out = choose_methods(clip, names, options.feature_surgery)
     return _Loaded(data, clip, methods, left_out)
 
 
@@ -175,6 +181,7 @@ def _open_store(
             "templates": [str(template) for template in clip.templates],
             "features": clip.describe_features(),
         },
+        "feature_surgery": options.feature_surgery,
         "code": code_digest(),
         "versions": environment_info(clip.device)["versions"],
         "device": ("cuda" if options.ray.num_gpus else "cpu")

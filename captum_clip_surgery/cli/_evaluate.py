@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
-from captum_clip_surgery.attr.registry import choose, resolve_names
+from captum_clip_surgery.attr.registry import resolve_names
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
     changed_options,
+    choose_methods,
     load_model,
     read_lines,
     report_left_out,
@@ -23,7 +24,7 @@ from captum_clip_surgery.cli._queries import read_class_images, with_class_image
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.evaluation.results import ALL_COLUMNS, DEFAULT_COLUMNS, write
-from captum_clip_surgery.evaluation.scenes import MEASURES
+from captum_clip_surgery.evaluation.scenes import MEASURES, check_measures
 
 NUM_SCENES = 500
 #: Options that scenes do not have, and those that only they have.
@@ -64,14 +65,15 @@ def _check_unset(options: Evaluate, names: Sequence[str], reason: str) -> None:
 
 def _evaluate_scenes(options: Evaluate) -> None:
     names = resolve_names(split_names(options.methods))
+    limit, split = options.limit or NUM_SCENES, options.split or "test"
+    measures = MEASURES if options.measures == "all" else split_names(options.measures)
+    check_measures(measures, limit)
     images = read_class_images(options.query_image)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     clip = with_class_images(clip, images, nouns(), "the scenes")
-    methods, left_out = choose(clip, names)
+    methods, left_out = choose_methods(clip, names, options.feature_surgery)
     report_left_out(left_out)
-    limit, split = options.limit or NUM_SCENES, options.split or "test"
     scenes = Scenes(split, limit, options.size or clip.native_size[0], objects=[2, 3])
-    measures = MEASURES if options.measures == "all" else split_names(options.measures)
     results = evaluate_scenes(
         clip,
         scenes,
@@ -86,6 +88,7 @@ def _evaluate_scenes(options: Evaluate) -> None:
         "images": limit,
         "model": clip.tower.describe(),
         "features": clip.describe_features(),
+        "feature_surgery": options.feature_surgery,
         "left_out": left_out,
         **environment_info(clip.device),
     }

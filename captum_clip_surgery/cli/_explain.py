@@ -26,6 +26,7 @@ from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import (
     EMBEDDED_MODEL_NOTE,
+    check_contrast,
     choose_methods,
     echo,
     read_lines,
@@ -173,6 +174,7 @@ def _prepare(
     if isinstance(options, _options.Compare):
         comparison.check_rows(len(files.paths), len(texts))
     distractors = read_lines(options.distractors)
+    check_contrast(options.feature_surgery, texts, distractors, options.queries)
     clip = load_with_queries(options.clip, texts, options.queries, distractors, options.json)
     repair = options.repair
     if repair == "registers":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from captum_clip_surgery._utils.drivers import Torchrun, array_numbers, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.pieces import Pieces
@@ -12,7 +14,13 @@ from captum_clip_surgery._utils.progress import track_progress
 from captum_clip_surgery.attr import LayerCLIPSurgery
 from captum_clip_surgery.cli._digests import code_digest
 from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions
-from captum_clip_surgery.cli._model import read_lines, read_texts
+from captum_clip_surgery.cli._model import (
+    check_contrast,
+    existing,
+    feature_surgery_of,
+    read_lines,
+    read_texts,
+)
 from captum_clip_surgery.cli._options import Export
 from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.export import Plan, load_maps, plan
@@ -27,23 +35,30 @@ class _Method:
     texts: list[str]
     queries: QueryOptions
     distractors: list[str]
+    feature_surgery: str | None
     num_blocks: int | None
 
     def load(self, device: str | None = None, quiet: bool = False) -> LayerCLIPSurgery:
         texts, others = self.texts, self.distractors
         clip = load_with_queries(self.clip, texts, self.queries, others, quiet, device)
-        return LayerCLIPSurgery(clip, num_blocks=self.num_blocks)
+        return LayerCLIPSurgery(
+            clip, num_blocks=self.num_blocks, feature_surgery=self.feature_surgery
+        )
 
 
 def export(options: Export) -> None:
     """Run the command."""
+    if not glob.has_magic(options.export.source):
+        existing(Path(options.export.source))
     method = _Method(
         options.clip,
         read_texts(options.texts, options.clip, options.queries),
         options.queries.absolute() if options.engine == "ray" else options.queries,
         read_lines(options.distractors),
+        feature_surgery_of(options.feature_surgery),
         options.num_blocks,
     )
+    check_contrast(options.feature_surgery, method.texts, method.distractors, options.queries)
     if options.engine == "ray":
         _export_on_ray(options, method)
         return

@@ -15,6 +15,7 @@ from open_clip.model import convert_weights_to_lp, get_cast_dtype
 from tqdm import tqdm
 
 from captum_clip_surgery._utils import files
+from captum_clip_surgery._utils.progress import report_step
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -22,6 +23,7 @@ from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._groups import Command, ModelOptions, QueryOptions, TextOptions
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import nouns
+from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.models.text.templates import Template
 
 #: Texts of a classifier that is asked for none.
@@ -69,8 +71,7 @@ def load_model(
         if options.precision != "fp32":
             convert_weights_to_lp(clip.model, get_cast_dtype(options.precision))
         return clip
-    if not quiet:
-        print(f"loading {options.model} ...", file=sys.stderr, flush=True)
+    report_step(f"loading {options.model}")
     return ZeroShotClassifier.from_pretrained(
         options.model,
         options.pretrained,
@@ -189,6 +190,25 @@ def feature_surgery_of(choice: str) -> str | None:
     return None if choice == "none" else choice
 
 
+def check_contrast(
+    feature_surgery: str,
+    texts: Sequence[str],
+    distractors: Sequence[str],
+    queries: QueryOptions | None = None,
+) -> None:
+    """Check that a variant of feature surgery that contrasts texts has several of them.
+
+    Raises:
+        ValueError: If there is only one.
+    """
+    images = (queries.query_image if queries else None) or ()
+    if feature_surgery in CONTRASTING and len({*texts, *distractors, *images}) == 1:
+        raise ValueError(
+            f"--feature-surgery {feature_surgery} contrasts texts, and there is only one; add "
+            "texts or --distractors, or choose --feature-surgery empty"
+        )
+
+
 def echo(line: str, quiet: bool = False) -> None:
     """Print a line above a progress bar, unless `quiet`."""
     if not quiet:
@@ -198,8 +218,8 @@ def echo(line: str, quiet: bool = False) -> None:
 def choose_methods(
     clip: ZeroShotClassifier,
     names: Sequence[str],
-    feature_surgery: str,
-    is_fine: bool,
+    feature_surgery: str = "auto",
+    is_fine: bool = False,
     repair: str | None = None,
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Select methods by name as `registry.choose` does, with options that concern all of them.
@@ -212,16 +232,19 @@ def choose_methods(
         repair: Remedy for outlier tokens of the methods that have one.
 
     Raises:
-        ValueError: If no method has such a remedy.
+        ValueError: If no method has such a variant or remedy.
     """
     methods, left_out = choose(clip, names)
     if feature_surgery != "auto":
         variant: dict[str, Any] = {"feature_surgery": feature_surgery_of(feature_surgery)}
-        methods |= {
-            name: partial(methods[name], **variant)
-            for name in (*SURGERY_METHODS, "CLIPSurgeryFine")
-            if name in methods
-        }
+        with_variants = (*SURGERY_METHODS, "CLIPSurgeryFine")
+        changed = [name for name in with_variants if name in methods]
+        if not changed and left_out.keys().isdisjoint(with_variants):
+            raise ValueError(
+                f"--feature-surgery {feature_surgery} has no effect on {', '.join(methods)}; add "
+                f"one of {', '.join(with_variants)} to --methods, or leave it out"
+            )
+        methods |= {name: partial(methods[name], **variant) for name in changed}
     if repair is not None:
         repairable = [n for n, each in methods.items() if "repair" in signature(each).parameters]
         if not repairable:

@@ -142,6 +142,7 @@ class Evaluate(Command):
         Option(metavar="NAME", help=f"{', '.join(PROTOCOLS)}, or a .toml file (default: paper)."),
     ] = None
     methods: Methods = DEFAULT_METHODS
+    feature_surgery: Surgery = "auto"
     limit: Annotated[
         int | None,
         Option(min=1, help="Number of images, drawn at random (default: all; 500 for scenes)."),
@@ -237,6 +238,7 @@ class Export(Command):
     texts: TextOptions
     queries: QueryOptions
     distractors: Distractors = None
+    feature_surgery: Surgery = "auto"
     num_blocks: NumBlocks = None
     clip: ModelOptions
     workers: Workers = 1

@@ -25,10 +25,12 @@ from captum_clip_surgery.visualization import save_figure
 def search(options: Search) -> None:
     """Run the command."""
     query = _query(options)
+    is_export = (Path(options.source) / RUN).exists()
+    files = None if is_export else ImageFiles([options.source])
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     local = clip.with_queries([query])
     (feature,) = local.text_features().detach().float().cpu().numpy()
-    files, index, folder = _open(options, clip)
+    index, folder = _open(options, clip, files)
     hits = index.search(feature, options.top)
     content = {
         "query": local.texts[0],
@@ -64,15 +66,14 @@ def _query(options: Search) -> Query:
 
 
 def _open(
-    options: Search, clip: ZeroShotClassifier
-) -> tuple[ImageFiles | None, ImageIndex, Path | None]:
-    """Return the files that were read, the index, and the folder that names are relative to."""
-    source = Path(options.source)
-    if (source / RUN).exists():
+    options: Search, clip: ZeroShotClassifier, files: ImageFiles | None
+) -> tuple[ImageIndex, Path | None]:
+    """Return the index of an export or of files, and the folder that names are relative to."""
+    if files is None:
+        source = Path(options.source)
         index = ImageIndex.from_export(source, clip, options.exact)
         place = Path(read_run(source)["source"]["place"])
-        return None, index, place if place.is_dir() else None
-    files = ImageFiles([options.source])
+        return index, place if place.is_dir() else None
     names: list[str] = []
 
     def images() -> Iterator[Image.Image]:
@@ -83,7 +84,7 @@ def _open(
             raise ValueError(f"no image in {options.source} could be read")
 
     index = ImageIndex.from_images(clip, images(), names, options.batch_size, options.exact)
-    return files, index, Path()
+    return index, Path()
 
 
 def _write_sheet(

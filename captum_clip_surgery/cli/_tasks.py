@@ -18,6 +18,7 @@ from captum_clip_surgery.cli import _task_options
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
+    check_contrast,
     echo,
     existing,
     feature_surgery_of,
@@ -28,9 +29,9 @@ from captum_clip_surgery.cli._model import (
 )
 from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.datasets import Classes
-from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.tasks import BACKGROUND, Sam, default_background, figures, label_colors
+from captum_clip_surgery.tasks._prompts import NO_POINTS
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._layout import fit_text, panel_width
 
@@ -125,12 +126,7 @@ def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
 
 def recognize(options: _task_options.Recognize) -> None:
     """Run the command."""
-    files, clip = _prepare(options)
-    if options.feature_surgery in CONTRASTING and len(clip.texts) + len(clip.distractors) == 1:
-        raise ValueError(
-            f"--feature-surgery {options.feature_surgery} contrasts texts, and there is only one; "
-            "choose --feature-surgery empty, or add --distractors"
-        )
+    files, clip = _prepare(options, options.feature_surgery)
     surgery = feature_surgery_of(options.feature_surgery)
     entries = []
     for path, image in files:
@@ -155,7 +151,7 @@ def points(options: _task_options.Points) -> None:
     """Run the command."""
     if options.sam is not None:
         existing(options.sam)
-    files, clip = _prepare(options)
+    files, clip = _prepare(options, options.prompts.feature_surgery)
     sam = None if options.sam is None else Sam.from_pretrained(options.sam, clip.device)
     arguments = vars(options.prompts) | {
         "feature_surgery": feature_surgery_of(options.prompts.feature_surgery)
@@ -177,6 +173,9 @@ def points(options: _task_options.Points) -> None:
         json_path = _write_json(stem.with_name(f"{stem.name}-points.json"), entry)
         echo(f"{path} -> {figure_path}, {json_path}", options.json)
         for prompt in prompts:
+            if not len(prompt.labels):
+                echo(f"  {prompt.text} {NO_POINTS}", options.json)
+                continue
             positive = int(prompt.labels.sum())
             negative = len(prompt.labels) - positive
             echo(f"  {prompt.text}: {positive} positive, {negative} negative points", options.json)
@@ -261,11 +260,12 @@ def _corners(box: Sequence[float]) -> str:
 
 
 def _prepare(
-    options: _task_options.Recognize | _task_options.Points,
+    options: _task_options.Recognize | _task_options.Points, feature_surgery: str
 ) -> tuple[ImageFiles, ZeroShotClassifier]:
     """Check texts and images, then load the model, which takes longer."""
     texts = read_texts(options.texts, options.clip, options.queries)
     distractors, files = read_lines(options.distractors), ImageFiles(options.images)
+    check_contrast(feature_surgery, texts, distractors, options.queries)
     return files, load_with_queries(options.clip, texts, options.queries, distractors, options.json)
 
 

@@ -18,6 +18,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import METHODS, Method
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import explain_of
+from captum_clip_surgery.attr.registry import resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import Specificity, draw_absent, randomization
 from captum_clip_surgery.metrics._alone import AskedAlone, ask_alone
@@ -282,9 +283,8 @@ def trust(
 def _resolve(clip: ZeroShotClassifier, method: str | Method) -> tuple[str, Method]:
     """Return a method's name and what makes it."""
     if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-        return method, METHODS[method]
+        (name,) = resolve_names([method])
+        return name, METHODS[name]
     made = method(clip)
     if hasattr(made, "get_name"):
         return made.get_name().removeprefix("Layer "), method

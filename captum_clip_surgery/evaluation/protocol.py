@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.datasets import DATASETS
 from captum_clip_surgery.models.image._contract import POSITION_MODES
 from captum_clip_surgery.models.text.templates import TEMPLATES, Template
@@ -195,9 +196,10 @@ class Protocol:
         if path.suffix != ".toml":
             path = FOLDER / f"{name}.toml"
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+            known = sorted(p.stem for p in FOLDER.glob("*.toml"))
             raise FileNotFoundError(
-                f"there is no protocol {str(name)!r}; choose from {known}, or pass a .toml file"
+                f"there is no protocol {str(name)!r}; choose from {', '.join(known)}, or pass a "
+                f".toml file{did_you_mean(str(name), known)}"
             )
         try:
             return cls._parse(path.stem, tomllib.loads(path.read_text(encoding="utf-8-sig")))
@@ -270,4 +272,5 @@ def _check_keys(table: Mapping[str, Any], allowed: Sequence[str], where: str) ->
     if unknown:
         raise ValueError(
             f"{where} has the unknown key {unknown[0]!r}; choose from {', '.join(allowed)}"
+            f"{did_you_mean(unknown[0], allowed)}"
         )

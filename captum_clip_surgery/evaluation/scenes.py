@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._engine import explain_of
@@ -107,7 +108,7 @@ def evaluate_scenes(
         RuntimeError: If the model changes during the run.
     """
     measures, distractors = tuple(measures), tuple(distractors)
-    _check_measures(measures, len(scenes))
+    check_measures(measures, len(scenes))
     totals = {name: _Totals() for name in methods}
     competing = clip.with_texts(nouns()) if "faithfulness" in measures else None
     clip(clip.preprocess(scenes[0].image, size))  # what libraries allocate once counts for none
@@ -169,10 +170,18 @@ def _specificity(
     return figures
 
 
-def _check_measures(measures: Sequence[str], num_scenes: int) -> None:
+def check_measures(measures: Sequence[str], num_scenes: int) -> None:
+    """Check names of measures and the number of scenes.
+
+    Raises:
+        ValueError: If a measure is unknown, or there are no measures or too few scenes.
+    """
     unknown = [name for name in measures if name not in MEASURES]
     if unknown or not measures:
-        raise ValueError(f"measures must be one of {', '.join(MEASURES)}, got {list(measures)}")
+        hint = did_you_mean(unknown[0], MEASURES) if unknown else ""
+        raise ValueError(
+            f"measures must be one of {', '.join(MEASURES)}, got {list(measures)}{hint}"
+        )
     if not num_scenes:
         raise ValueError("no scenes to measure on")
     if "grid" in measures and num_scenes < GRID**2:

@@ -14,6 +14,7 @@ from torch import Tensor
 from captum_clip_surgery._utils.errors import error_message
 
 ARRAYS = (".npz", ".npy")  # which open_clip reads without pickle
+UNPICKLER = re.compile(r"WeightsUnpickler error:(.*?)(?:Check the documentation|$)", re.DOTALL)
 FOREIGN = re.compile(r"Unsupported global: GLOBAL (\S+)")  # in torch's message
 MAX_RATIO = 10  # of an archive's content to its size; torch does not compress, numpy may
 
@@ -43,6 +44,8 @@ def check_checkpoint(path: Path) -> None:
         reason = error_message(error)
         if found := FOREIGN.search(reason):
             reason = f"it holds objects of {found[1]}; save only the state dict"
+        elif found := UNPICKLER.search(reason):
+            reason = " ".join(found[1].split())
         raise ValueError(f"{path} is not a checkpoint of weights only: {reason:.800}") from error
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from captum_clip_surgery._utils.errors import error_message, rust_panics_as_errors
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.models._activations import choose_activation, note_activation
 from captum_clip_surgery.models._checkpoints import ARRAYS, check_checkpoint
 from captum_clip_surgery.models._config_check import (
@@ -299,7 +300,8 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     if "/" in pretrained or "." in pretrained:
         raise FileNotFoundError(f"no checkpoint file at {pretrained}")
     known = f"it has {', '.join(tags)}" if tags else "it has none; pass a checkpoint file"
-    raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}")
+    hint = did_you_mean(pretrained, tags)
+    raise ValueError(f"{name} has no pretrained tag {pretrained!r}; {known}{hint}")
 
 
 def _files(name: str, pretrained: str | None, options: Mapping[str, Any]) -> Iterator[Path]:

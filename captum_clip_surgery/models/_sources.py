@@ -6,7 +6,6 @@ downloaded for this. If two forms fit, an error names both.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import open_clip
 
 from captum_clip_surgery._utils.errors import error_message
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.models._config_check import FILE, LOCAL
 from captum_clip_surgery.models._schema import check_links, read_json
 from captum_clip_surgery.models._transformers_files import CONFIG
@@ -109,29 +109,22 @@ def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source
     raise ValueError(_unknown(name, has_weights))
 
 
-def close_names(name: str, names: Iterable[str]) -> str:
-    """Return "; close: ..." with the names that are most like one, whatever their case, or ""."""
-    by_lower: dict[str, list[str]] = {}
-    for each in names:
-        by_lower.setdefault(each.lower(), []).append(each)
-    close = difflib.get_close_matches(name.lower(), by_lower, 3)
-    shown = [each for lower in close for each in by_lower[lower]]
-    return f"; close: {', '.join(shown)}" if shown else ""
-
-
 def _unknown(name: str, has_weights: bool) -> str:
     if name.lower().startswith("clip-vit"):
         return (
-            f"{name!r} is no folder here; if the model of sentence-transformers is meant, write "
+            f"{name!r} is not a folder here; if the model of sentence-transformers is meant, write "
             f"sentence-transformers/{name}"
         )
-    close = close_names(name.replace("/", "-"), open_clip.list_models())
-    message = f"open_clip has no model {name!r}{close}"
-    if has_weights and REPOSITORY.fullmatch(name) and not close:
-        return f"{message}; a repository of the hub is named without pretrained="
+    hint = did_you_mean(name.replace("/", "-"), open_clip.list_models(), 3)
+    message = f"open_clip has no model {name!r}"
+    if has_weights and REPOSITORY.fullmatch(name) and not hint:
+        return f"{message}; name a repository of the hub without a pretrained tag"
     if has_weights:
-        return message
-    return f"{message}. Nor is it a folder here, or a repository of the hub (ORGANIZATION/NAME)"
+        return f"{message}{hint}"
+    return (
+        f"{message}, and it is not a folder here or a repository of the hub (ORGANIZATION/NAME)"
+        f"{hint}"
+    )
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -302,8 +295,8 @@ def _reached(name: str, call: Callable[[], Any]) -> Any:
         ) from error
     except Exception as error:  # the hub's client raises many types
         reason = error_message(error).strip().splitlines()[0][:300]
-        close = close_names(name.replace("/", "-"), open_clip.list_models())
+        hint = did_you_mean(name.replace("/", "-"), open_clip.list_models(), 3)
         raise OSError(
-            f"{name} is neither a folder nor a configuration of open_clip{close}; as a repository "
-            f"of the hub it cannot be loaded: {reason}"
+            f"{name} is neither a folder nor a configuration of open_clip, and as a repository of "
+            f"the hub it cannot be loaded: {reason}{hint}"
         ) from error

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.models._config_check import build_image_tower_on_meta
 from captum_clip_surgery.models._dual_encoder_tables import OTHER_TYPES
 from captum_clip_surgery.models._dual_encoders import FAMILIES, describe_refused
@@ -80,7 +81,10 @@ def list_models(names: Iterable[str] | None = None, progress: bool = False) -> l
     chosen = known if names is None else list(names)
     for name in chosen:
         if name not in known:
-            raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() lists them")
+            raise ValueError(
+                f"open_clip has no model {name!r}; open_clip.list_models() lists them"
+                f"{did_you_mean(name, known, 3)}"
+            )
     return [_entry(name) for name in tqdm(chosen, disable=not progress, leave=False, unit="model")]
 
 

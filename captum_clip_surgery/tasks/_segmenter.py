@@ -17,8 +17,9 @@ from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.tasks._images import Size
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._upsample import ImageScores, streaming_argmax, upsample
-from captum_clip_surgery.tasks._vocabulary import Vocabulary
+from captum_clip_surgery.tasks._vocabulary import BACKGROUND, Vocabulary
 from captum_clip_surgery.tasks.refinement import FILTERS, REFINED_BYTES, check_refinement
+from captum_clip_surgery.visualization._labels import BACKGROUND_COLOR, label_color
 
 #: Number of classes that a palette holds.
 MAX_COLORS = 256
@@ -57,19 +58,31 @@ class Segmentation:
         order = counts.argsort(descending=True, stable=True).tolist()
         return {self.classes[i]: int(counts[i]) for i in order if counts[i]}
 
+    def colors(self) -> dict[str, tuple[float, float, float]]:
+        """Return the RGB color (0..1) of each class that is present, except the background's.
+
+        Colors are those of `label_colors`, in the order of `areas`.
+        """
+        rows = {row["name"]: row["color"] for row in label_colors(self.classes)}
+        return {
+            name: (rows[name][0] / 255, rows[name][1] / 255, rows[name][2] / 255)
+            for name in self.areas()
+            if name != BACKGROUND
+        }
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the labels as a PNG whose pixel values are the labels.
 
         Args:
-            path: The file. It has the colors of PASCAL VOC; with more than 256 classes, which no
-                palette can hold, it is a 16-bit grayscale PNG.
+            path: The file. It has the colors of `label_colors`; with more than 256 classes, which
+                no palette can hold, it is a 16-bit grayscale PNG.
         """
         labels = self.labels.cpu().numpy()
         if len(self.classes) > MAX_COLORS:
             Image.fromarray(labels.astype(np.uint16)).save(path, format="PNG")
             return
         image = Image.fromarray(labels.astype(np.uint8))
-        image.putpalette(voc_palette().flatten().tolist())
+        image.putpalette([c for row in label_colors(self.classes) for c in row["color"]])
         image.save(path, format="PNG")
 
 
@@ -223,36 +236,21 @@ class Segmenter:
 
 
 def label_colors(classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return index, name and color of each class in the image that `Segmentation.save` writes.
+    """Return index, name and color of each class, the same in label images and figures.
 
     Args:
-        classes: Names of the classes.
+        classes: Names of the classes. The background is gray.
 
     Example::
 
         >>> label_colors(["background", "dog"])[1]
-        {'index': 1, 'name': 'dog', 'color': [128, 0, 0]}
+        {'index': 1, 'name': 'dog', 'color': [0, 114, 178]}
     """
-    has_palette = len(classes) <= MAX_COLORS
-    colors = voc_palette().tolist() if has_palette else [None] * len(classes)
-    return [{"index": i, "name": name, "color": colors[i]} for i, name in enumerate(classes)]
-
-
-def voc_palette() -> np.ndarray:
-    """Return PASCAL VOC's colors of labels, (256, 3) uint8.
-
-    The bits of a label go to red, green and blue in turn, each filled from its highest bit down, as
-    in the data set's development kit.
-
-    Example::
-
-        >>> voc_palette()[[0, 1, 15, 255]].tolist()
-        [[0, 0, 0], [128, 0, 0], [192, 128, 128], [224, 224, 192]]
-    """
-    labels = np.arange(256)
-    colors = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            value = (labels >> (3 * bit + channel) & 1) << (7 - bit)
-            colors[:, channel] |= value.astype(np.uint8)
-    return colors
+    is_there = BACKGROUND in classes[:1]  # it takes none of the palette's colors
+    colors = [label_color(index - is_there) for index in range(len(classes))]
+    if is_there:
+        colors[0] = BACKGROUND_COLOR
+    return [
+        {"index": index, "name": name, "color": [round(255 * channel) for channel in color]}
+        for index, (name, color) in enumerate(zip(classes, colors, strict=True))
+    ]

@@ -223,7 +223,7 @@ def _with_background(
         raise ValueError("background has no texts; None stands for no background")
     known = [text for text in texts if text in clip.texts]
     if known:
-        raise ValueError(f"background text {known[0]!r} is a text of the classifier as well")
+        raise ValueError(f"background text {known[0]!r} is also the text of a class")
     count = len(clip.texts)
     extended = clip.with_texts([*clip.texts, *texts], clip.distractors)
     return extended, tuple(range(count, count + len(texts)))

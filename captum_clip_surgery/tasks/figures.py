@@ -13,7 +13,6 @@ from torch import Tensor
 
 from captum_clip_surgery.tasks._prompts import Prompt
 from captum_clip_surgery.tasks._segmenter import Segmentation
-from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.tasks.captions import WordMaps
 from captum_clip_surgery.tasks.recognition import Recognition
 from captum_clip_surgery.tasks.words_by_patches import Interactions
@@ -66,8 +65,7 @@ def segmentation_figure(
     """
     labels = {name: label for label, name in enumerate(segmentation.classes)}
     shares = [(labels[name], name, share) for name, share in segmentation.shares().items()]
-    named = [label for label, name, _ in shares if name != BACKGROUND]
-    colors = {label: label_color(index) for index, label in enumerate(named)}
+    colors = {labels[name]: color for name, color in segmentation.colors().items()}
     return labels_figure(image, segmentation.labels.cpu().numpy(), shares, colors, width)
 
 

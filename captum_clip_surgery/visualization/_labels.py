@@ -29,6 +29,9 @@ OUTLINE_SIDE, SHADE = 256, 0.45
 #: Color-blind-safe palette of Okabe and Ito, "Color Universal Design" (2008). Matplotlib's own
 #: qualitative color maps are not.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
+#: Number of different colors. All but the first ones are those of PASCAL VOC.
+NUM_COLORS = 256
+BACKGROUND_COLOR = to_rgb("lightgray")
 #: Shades of repetitions of the palette: darker, then paler.
 SHADES = (0.0, -0.45, 0.55)
 #: Legend entry of pixels below the threshold.
@@ -36,12 +39,31 @@ UNASSIGNED = "no text"
 
 
 def label_color(index: int) -> Color:
-    """Return the RGB color (0..1) of a class or text; 21 colors are distinct, then they repeat."""
+    """Return the RGB color (0..1) of a class or text.
+
+    The first 21 are the palette and its shades; further ones, up to 256, are PASCAL VOC's.
+    """
+    if index >= len(SHADES) * len(PALETTE):
+        return _voc_color(index % NUM_COLORS)
     shade = SHADES[index // len(PALETTE) % len(SHADES)]
     end = 1.0 if shade > 0 else 0.0
     red, green, blue = (
         channel + abs(shade) * (end - channel) for channel in to_rgb(PALETTE[index % len(PALETTE)])
     )
+    return red, green, blue
+
+
+def _voc_color(label: int) -> Color:
+    """Return PASCAL VOC's color of a label below 256.
+
+    The bits of the label go to red, green and blue in turn, each filled from its highest bit down,
+    as in the data set's development kit.
+    """
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit)
+    red, green, blue = (channel / 255 for channel in channels)
     return red, green, blue
 
 
@@ -172,7 +194,7 @@ def add_legend(axis: Axes, entries: Sequence[tuple[str, Color | None]], more: st
         entries: Names with their colors; None stands for gray.
         more: A last line without a color.
     """
-    handles = [Patch(color=color or "lightgrey", label=name) for name, color in entries]
+    handles = [Patch(color=color or BACKGROUND_COLOR, label=name) for name, color in entries]
     if more:
         handles.append(Patch(alpha=0, label=more))
     if handles:

@@ -333,7 +333,7 @@ def test_compare_draws_and_says_what_it_left_out(
     assert Image.open(tmp_path / "compare.png").size[0] > 500
     message = run(monkeypatch, "compare", photo, *texts, "--methods", "LeGrat")
     assert str(message).startswith("error: unknown method 'LeGrat'; known: CLIP, CLIPS")
-    assert str(message).endswith("or all; did you mean LeGrad?")
+    assert str(message).endswith("or all; did you mean 'LeGrad'?")
 
 
 def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
@@ -396,6 +396,15 @@ def test_evaluate_writes_figures_for_people_and_programs(
     assert run(monkeypatch, "evaluate", "--measures", "speed") == (
         "error: measures must be one of localization, faithfulness, grid, specificity, "
         "got ['speed']"
+    )
+    pair = ("--methods", "CLIPSurgery,ArchitectureSurgery", "--feature-surgery", "none")
+    assert run(monkeypatch, "evaluate", *options, *pair) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    surgery, plain = (each["measures"] for each in results["methods"].values())
+    assert surgery == plain
+    assert run(monkeypatch, "evaluate", "--methods", "clip", *pair[2:]) == (
+        "error: --feature-surgery none has no effect on CLIP; add one of CLIPSurgery, "
+        "FeatureSurgery, CLIPSurgeryFine to --methods, or leave it out"
     )
     assert run(monkeypatch, "evaluate", "--dataset", "voc") == 2
     assert "'voc' is not one of 'scenes', 'voc21', " in capsys.readouterr().err

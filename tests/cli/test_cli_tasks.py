@@ -344,7 +344,8 @@ def test_an_audit_of_too_few_images_says_what_to_change(monkeypatch, tmp_path, c
 
 def test_recognition_of_one_text_names_the_options(monkeypatch, tmp_path, folder) -> None:
     arguments = ("recognize", folder / "0.png", "--text", "dog", "--output", tmp_path)
-    assert "choose --feature-surgery empty, or add --distr" in str(run(monkeypatch, *arguments))
+    message = str(run(monkeypatch, *arguments))
+    assert "add texts or --distractors, or choose --feature-surgery empty" in message
 
 
 def test_a_search_warns_once_and_names_its_files(

@@ -317,6 +317,12 @@ def test_command(
     assert "class mIoU" in (out / "results.md").read_text()
     for name in ("results", "localization", "segmentation"):
         assert np.asarray(Image.open(out / f"{name}.png").convert("L")).std() > 5
+    other = [*options, "--feature-surgery", "paper"]
+    assert 'holds another run: --feature-surgery was "auto"' in str(command(monkeypatch, *other))
+    assert command(monkeypatch, *other, "--output", tmp_path / "other") == 0
+    paper = read(tmp_path / "other")
+    assert paper["CLIP"] == read(out)["CLIP"]
+    assert paper["CLIPSurgery"] != read(out)["CLIPSurgery"]
 
 
 def test_a_protocol_that_changes_with_the_data_set_is_kept(

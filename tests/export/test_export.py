@@ -418,11 +418,11 @@ def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / "texts.txt").write_text("dog\n\nduck\n")
     (tmp_path / "distractors.txt").write_text("pizza\n")
     texts = ["--texts", tmp_path / "texts.txt", "--distractors", tmp_path / "distractors.txt"]
-    options = ["--num-blocks", 1, "--size", 96, *texts]
+    options = ["--num-blocks", 1, "--size", 96, "--feature-surgery", "paper", *texts]
     assert run(monkeypatch, tmp_path / "in", "--output", tmp_path / "out", *options) == 0
     maps = load_maps(tmp_path / "out")
     clip = surgery().forward_func.with_texts(["dog", "duck"], ["pizza"])
-    method = LayerCLIPSurgery(clip, num_blocks=1)
+    method = LayerCLIPSurgery(clip, num_blocks=1, feature_surgery="paper")
     pixels = clip.preprocess([tmp_path / "in" / name for name in maps], 96)
     with torch.no_grad():
         wanted = method.attribute_all(pixels).half().numpy()

@@ -17,8 +17,14 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, functional
 from captum_clip_surgery._utils import profiling
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.tasks import Segmentation, _upsample, class_scores, segment, segmentation
-from captum_clip_surgery.tasks._segmenter import voc_palette
+from captum_clip_surgery.tasks import (
+    Segmentation,
+    _upsample,
+    class_scores,
+    label_colors,
+    segment,
+    segmentation,
+)
 from captum_clip_surgery.tasks._sliding import starts
 from captum_clip_surgery.tasks.refinement import guided_filter
 from captum_clip_surgery.tasks.segmentation import dense_size
@@ -468,17 +474,16 @@ def test_distractors_compete_in_feature_surgery_and_are_no_classes(
 
 def test_saved_labels_are_read_by_others(tmp_path: Path) -> None:
     """As PASCAL VOC's own: a palette PNG whose pixels are the labels."""
-    labels = torch.arange(256).view(16, 16)
-    Segmentation(labels, tuple(map(str, range(256)))).save(tmp_path / "labels.png")
+    labels, names = torch.arange(256).view(16, 16), ("background", *map(str, range(255)))
+    Segmentation(labels, names).save(tmp_path / "labels.png")
     with Image.open(tmp_path / "labels.png") as read:
         assert read.mode == "P"
         assert np.array_equal(np.asarray(read), labels.numpy())
-        colours = np.asarray(read.convert("RGB"))
-    # The colours of the first classes, as VOC's documentation shows them.
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    for label, colour in known.items():
-        assert tuple(colours[label // 16, label % 16]) == colour
-    assert len(np.unique(voc_palette(), axis=0)) == 256
+        colors = np.asarray(read.convert("RGB")).reshape(256, 3)
+    assert colors.tolist() == [row["color"] for row in label_colors(names)]
+    assert len(np.unique(colors, axis=0)) == 256
+    # Beyond the palette, as VOC's documentation shows them.
+    assert colors[1 + 128].tolist() == [0, 0, 64]
     Segmentation(labels + 44, tuple(map(str, range(300)))).save(tmp_path / "many.png")
     with Image.open(tmp_path / "many.png") as read:
         assert np.array_equal(np.asarray(read), labels.numpy() + 44)

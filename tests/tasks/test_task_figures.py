@@ -8,7 +8,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from captum_clip_surgery.tasks import Prompt, Recognition, Segmentation, WordMaps, figures
+from captum_clip_surgery.tasks import (
+    Prompt,
+    Recognition,
+    Segmentation,
+    WordMaps,
+    figures,
+    label_colors,
+)
 from captum_clip_surgery.visualization import (
     _labels,
     compare_figure,
@@ -111,6 +118,19 @@ def test_segments_have_outlines() -> None:
     expected[100:200, 100:250] = 1
     expected[101:199, 101:249] = 0
     assert np.array_equal(outlines, expected)
+
+
+def test_a_class_has_its_color_whatever_else_an_image_shows() -> None:
+    """The one in the label image, in `classes.json` and in the figure."""
+    names = ("background", "dog", "sky", "car")
+    colors = {row["name"]: row["color"] for row in label_colors(names)}
+    for labels in ([[0, 3, 3, 1]], [[2, 2, 2, 3]]):
+        picture = np.zeros((1, 4, 3), np.uint8)
+        figure = figures.segmentation_figure(picture, Segmentation(torch.tensor(labels), names))
+        legend = figure.axes[1].get_legend()
+        for patch, text in zip(legend.get_patches(), legend.get_texts(), strict=True):
+            name = text.get_text().split()[0]
+            assert [round(255 * each) for each in patch.get_facecolor()[:3]] == colors[name]
 
 
 def test_a_legend_names_the_largest_classes_and_counts_the_rest() -> None:

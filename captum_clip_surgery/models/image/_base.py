@@ -52,7 +52,7 @@ class Tower(TowerFamily):
         if height % rows or width % columns or not height or not width:
             raise ValueError(
                 f"images of {height} x {width} pixels (height x width) do not divide into patches "
-                f"of {rows} x {columns}; preprocess(..., size=) takes multiples, such as "
+                f"of {rows} x {columns}; choose a multiple as their size, such as "
                 f"{nearest_multiple(height, rows)} x {nearest_multiple(width, columns)}"
             )
         return height // rows, width // columns

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 import open_clip
+
+from captum_clip_surgery._utils.text import did_you_mean
 
 __all__ = ["TEMPLATES"]
 
@@ -141,6 +142,5 @@ def index_of(text: str, texts: Sequence[str]) -> int:
         return places[0]
     if places:
         raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
-    close = difflib.get_close_matches(str(text), texts, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(str(text), texts)
     raise ValueError(f"text {text!r} is not among the classifier's {len(texts)}{hint}")
