@@ -25,12 +25,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.datasets import ImageDataset
-from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.demo.scenes import Scene
+from captum_clip_surgery.demo import Scene, Scenes, nouns
 from captum_clip_surgery.evaluation import Protocol, View, evaluate, evaluate_scenes
-from captum_clip_surgery.evaluation.results import ALL_COLUMNS
+from captum_clip_surgery.evaluation._results import ALL_COLUMNS
 from tests._helpers.written_scenes import of_few_nouns, scene_folder, scene_voc
 
 DENSE = (

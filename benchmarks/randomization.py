@@ -16,7 +16,7 @@ import typer
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr._registry import choose
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import flag_insensitive, randomization
 

@@ -35,7 +35,7 @@ from captum_clip_surgery import CLIPSurgery, LayerCLIPSurgery, ZeroShotClassifie
 from captum_clip_surgery._utils.profiling import profile_call
 from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr._registry import choose
 
 BASELINE = "encode_image"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

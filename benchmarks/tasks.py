@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.demo.scenes import Scene
+from captum_clip_surgery.demo import Scene, Scenes, nouns
 from captum_clip_surgery.tasks import Prompt, prompts, recognize, segment, word_maps
-from captum_clip_surgery.tasks.captions import METHODS as WORD_METHODS
+from captum_clip_surgery.tasks._word_maps import METHODS as WORD_METHODS
 
 VOID = -1
 #: Backgrounds that segmentation is measured with, besides ignoring the pixels of no object.

@@ -29,7 +29,7 @@ from captum_clip_surgery._utils.provenance import environment_info
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._fingerprint import fingerprint
-from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
+from captum_clip_surgery.models.text._templates import TEMPLATES, format_prompt
 
 BASELINE = "encode_text, padded"
 FIRST, SECOND = "first call", "second call"

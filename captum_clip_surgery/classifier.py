@@ -9,17 +9,17 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from captum_clip_surgery.functional import full_precision
-from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._activations import explain_activation
 from captum_clip_surgery.models._guards import assert_parameters_unchanged
+from captum_clip_surgery.models._image_encoder import ImageEncoder
 from captum_clip_surgery.models._internals import is_exporting
 from captum_clip_surgery.models._loading import load
 from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_finite
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
+from captum_clip_surgery.models.text._templates import TEMPLATES, Template, check_texts, index_of
 from captum_clip_surgery.models.text._tokenization import Tokenizer
-from captum_clip_surgery.models.text.templates import TEMPLATES, Template, check_texts, index_of
 from captum_clip_surgery.queries import Query
 from captum_clip_surgery.queries._features import QueryFeatures, are_differences, ask, bias_of
 

@@ -14,9 +14,9 @@ from captum.attr import IntegratedGradients, Occlusion, Saliency
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, comparison
 from captum_clip_surgery._utils import profiling
-from captum_clip_surgery.attr import registry
+from captum_clip_surgery.attr import _registry
 from captum_clip_surgery.attr._passes import images_per_pass
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS, METHODS, choose
+from captum_clip_surgery.attr._registry import DEFAULT_METHODS, METHODS, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
 from tests._helpers.tiny import (
@@ -46,7 +46,7 @@ def images(clip) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", TWO_TOWERS)
 def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
-    monkeypatch.setattr(registry, "KERNEL_SHAP_SAMPLES", 5)
+    monkeypatch.setattr(_registry, "KERNEL_SHAP_SAMPLES", 5)
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
     images = random_images(clip)
     chosen, left_out = choose(clip, ["all"])

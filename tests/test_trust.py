@@ -13,8 +13,9 @@ from torch import Tensor
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier, trust
 from captum_clip_surgery._utils.profiling import Passes, count_passes
-from captum_clip_surgery.attr import registry
-from captum_clip_surgery.diagnostics import TrustReport, _trust, describe_specificity
+from captum_clip_surgery.attr import _registry
+from captum_clip_surgery.diagnostics import TrustReport, _trust
+from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import Specificity
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
@@ -108,8 +109,8 @@ def test_counts_are_of_images_and_of_the_innermost_block_and_those_around(
 def test_completeness_is_reported_where_a_method_promises_it(
     clip: ZeroShotClassifier, images: Tensor
 ) -> None:
-    def few_steps(local: ZeroShotClassifier) -> registry.CaptumMethod:
-        return registry.CaptumMethod(local, IntegratedGradients, n_steps=3)
+    def few_steps(local: ZeroShotClassifier) -> _registry.CaptumMethod:
+        return _registry.CaptumMethod(local, IntegratedGradients, n_steps=3)
 
     report = trust(clip, few_steps, images[:1], "a dog", ABSENT[:1])
     local = clip.with_texts(["a dog"])

@@ -27,9 +27,9 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from captum_clip_surgery import Audit, ZeroShotClassifier, audit, decompose
-from captum_clip_surgery.demo import nouns, prompt_templates
-from captum_clip_surgery.demo.collection import Background, SceneCollection, any_background
-from captum_clip_surgery.demo.scenes import BACKGROUNDS, render_scene
+from captum_clip_surgery.demo import SceneCollection, nouns, prompt_templates
+from captum_clip_surgery.demo._collection import Background, any_background
+from captum_clip_surgery.demo._scenes import BACKGROUNDS, render_scene
 from tools.embedded_model.plans import MODEL
 from tools.embedded_model.train import build, to_tensor
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from captum_clip_surgery.app import _templates
 from captum_clip_surgery.app._images import EXAMPLE_SIDE, EXAMPLES, SIDE, PageImage
 from captum_clip_surgery.app._settings import Settings
-from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose
+from captum_clip_surgery.attr._registry import SURGERY_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import CONTRASTING
 

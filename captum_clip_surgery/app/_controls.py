@@ -19,7 +19,7 @@ from captum_clip_surgery.app._settings import (
 )
 from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.attr._descriptions import title_of
-from captum_clip_surgery.tasks.sam import INSTANCES
+from captum_clip_surgery.tasks._sam import INSTANCES
 from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
 #: What dropdowns show for None, which Gradio takes for nothing chosen.

@@ -20,7 +20,7 @@ from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import Explainer as Method
 from captum_clip_surgery.attr._engine import Outputs, forward_pass, path_of
-from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose
+from captum_clip_surgery.attr._registry import SURGERY_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import draw_absent, text_specificity
 from captum_clip_surgery.metrics._alone import maps_alone

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from PIL import Image
 
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.demo.scenes import Scene
+from captum_clip_surgery.demo._scenes import Scene
 from captum_clip_surgery.preprocessing import (
     TooManyPixelsError,
     UnreadFormatError,

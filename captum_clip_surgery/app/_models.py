@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._explaining import Explainer
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr._registry import METHODS
 
 
 class Models:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.functional import VARIANTS
-from captum_clip_surgery.tasks.sam import INSTANCES
+from captum_clip_surgery.tasks._sam import INSTANCES
 from captum_clip_surgery.visualization._scales import AUTO, SIGNS
 
 MAX_TEXTS = 24

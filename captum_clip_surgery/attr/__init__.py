@@ -4,15 +4,7 @@ Every method is a Captum `Attribution`. Derive from `DualPathAttribution` to wri
 your own, or from `PatchAttribution` to write any other.
 """
 
-from captum_clip_surgery.attr._base import (
-    InputShapeMixin,
-    LayerShapeMixin,
-    Method,
-    PatchAttribution,
-)
-from captum_clip_surgery.attr._engine import attribute_many
-from captum_clip_surgery.attr._gradients import TowerAttribution
-from captum_clip_surgery.attr.attention import (
+from captum_clip_surgery.attr._attention import (
     AttentionRelevance,
     AttentionRollout,
     LayerAttentionRelevance,
@@ -20,8 +12,14 @@ from captum_clip_surgery.attr.attention import (
     LayerRawAttention,
     RawAttention,
 )
-from captum_clip_surgery.attr.augmentation import TestTimeAugmentation
-from captum_clip_surgery.attr.calibrated import (
+from captum_clip_surgery.attr._augmentation import TestTimeAugmentation
+from captum_clip_surgery.attr._base import (
+    InputShapeMixin,
+    LayerShapeMixin,
+    Method,
+    PatchAttribution,
+)
+from captum_clip_surgery.attr._calibrated import (
     SCCLIP,
     SFP,
     LayerResCLIP,
@@ -29,7 +27,7 @@ from captum_clip_surgery.attr.calibrated import (
     LayerSFP,
     ResCLIP,
 )
-from captum_clip_surgery.attr.clip_surgery import (
+from captum_clip_surgery.attr._clip_surgery import (
     CLIPSimilarity,
     CLIPSurgery,
     FeatureCLIPSurgery,
@@ -37,7 +35,7 @@ from captum_clip_surgery.attr.clip_surgery import (
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
 )
-from captum_clip_surgery.attr.dense import (
+from captum_clip_surgery.attr._dense import (
     GEM,
     NACLIP,
     SCLIP,
@@ -51,9 +49,10 @@ from captum_clip_surgery.attr.dense import (
     LayerSCLIP,
     MaskCLIP,
 )
-from captum_clip_surgery.attr.direct_effect import DirectEffect, LayerDirectEffect
-from captum_clip_surgery.attr.dual_path import DualPathAttribution, PathConfig
-from captum_clip_surgery.attr.gradient import (
+from captum_clip_surgery.attr._direct_effect import DirectEffect, LayerDirectEffect
+from captum_clip_surgery.attr._dual_path import DualPathAttribution
+from captum_clip_surgery.attr._engine import attribute_many
+from captum_clip_surgery.attr._gradient_methods import (
     GradECLIP,
     LayerGradECLIP,
     LayerLeGrad,
@@ -61,8 +60,10 @@ from captum_clip_surgery.attr.gradient import (
     LeGrad,
     TokenGradCam,
 )
-from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.attr.words import WordScores, word_scores
+from captum_clip_surgery.attr._gradients import TowerAttribution
+from captum_clip_surgery.attr._registry import METHODS
+from captum_clip_surgery.attr._words import WordScores, word_scores
+from captum_clip_surgery.models.image import PathConfig
 
 __all__ = [
     "GEM",

@@ -56,6 +56,7 @@ class TowerAttribution(PatchAttribution):
             )
 
     def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return `patch_scores` for chosen texts, with gradients where the method needs them."""
         clip = self.forward_func
         features = clip.text_features()[targets]
         with torch.inference_mode(False), torch.set_grad_enabled(self.needs_gradients):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from captum_clip_surgery._utils.outliers import local_outliers, norm_outliers
 from captum_clip_surgery.attr._token_steps import (
     LIKENESS_BLOCK,
     Aggregate,
@@ -15,7 +16,6 @@ from captum_clip_surgery.attr._token_steps import (
     split_patches,
 )
 from captum_clip_surgery.models.image import PathConfig, PathTrace, Tower
-from captum_clip_surgery.outliers import local_outliers, norm_outliers
 
 #: Values of `repair`, besides None.
 REPAIRS = ("auto", "neighbors", "likeness")

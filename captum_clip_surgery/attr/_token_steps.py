@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_clip_surgery.models.image import PathTrace
-from captum_clip_surgery.outliers import (
+from captum_clip_surgery._utils.outliers import (
     NUM_NEIGHBORS,
     SHARE,
     fill_from_neighbors,
     local_outliers,
 )
+from captum_clip_surgery.models.image import PathTrace
 
 #: Number of blocks of the towers by which papers number theirs.
 PAPER_BLOCKS = 12

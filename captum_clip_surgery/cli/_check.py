@@ -11,8 +11,8 @@ from captum_clip_surgery.cli._images import find_images
 from captum_clip_surgery.cli._model import given_texts, load_model, read_lines
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.diagnostics import tower_report
-from captum_clip_surgery.metrics.dependence import EVERYDAY
-from captum_clip_surgery.models.catalog import (
+from captum_clip_surgery.metrics._alone import EVERYDAY
+from captum_clip_surgery.models._catalog import (
     list_models,
     list_transformers_models,
     to_markdown,

@@ -21,9 +21,8 @@ from captum_clip_surgery.cli._model import (
 from captum_clip_surgery.collection import audit as audit_collection
 from captum_clip_surgery.collection._report import rows_of, summary
 from captum_clip_surgery.datasets import Boxes, ImageDataset, PlainImages, open_dataset
-from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.demo.collection import SceneCollection
-from captum_clip_surgery.evaluation.runner import draw_sample
+from captum_clip_surgery.demo import SceneCollection, nouns
+from captum_clip_surgery.evaluation._runner import draw_sample
 
 #: Nouns of scenes, and scenes of each.
 NUM_NOUNS, SCENES_PER_NOUN = 24, 10

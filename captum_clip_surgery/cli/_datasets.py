@@ -15,7 +15,7 @@ from captum_clip_surgery import evaluation
 from captum_clip_surgery._utils.drivers import Torchrun, check_ray_alone, run_on_ray
 from captum_clip_surgery._utils.provenance import environment_info, weights_digest
 from captum_clip_surgery.attr import Method
-from captum_clip_surgery.attr.registry import resolve_names
+from captum_clip_surgery.attr._registry import resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._digests import code_digest, file_states
 from captum_clip_surgery.cli._model import (
@@ -33,8 +33,8 @@ from captum_clip_surgery.cli._queries import (
 )
 from captum_clip_surgery.datasets import ImageDataset, open_dataset
 from captum_clip_surgery.evaluation import Evaluation, Protocol, StatisticsStore, to_markdown
-from captum_clip_surgery.evaluation.protocol import TEMPLATE_SETS
-from captum_clip_surgery.evaluation.results import ALL_COLUMNS, write, write_details
+from captum_clip_surgery.evaluation._protocol import TEMPLATE_SETS
+from captum_clip_surgery.evaluation._results import ALL_COLUMNS, write_details, write_results
 from captum_clip_surgery.models._activations import describe_activation
 from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.visualization import save_figure
@@ -212,7 +212,7 @@ def _report(
             for task, ranked in result.ranked_images.items()
         },
     }
-    write(result.results, output, content)
+    write_results(result.results, output, content)
     write_details(result.per_class, output / "per_class.csv", "class")
     write_details(result.per_image, output / "per_image.csv", "image")
     for task, figure in result.figures.items():

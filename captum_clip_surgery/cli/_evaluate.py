@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from captum_clip_surgery._utils.drivers import refuse_several
 from captum_clip_surgery._utils.provenance import environment_info
-from captum_clip_surgery.attr.registry import resolve_names
+from captum_clip_surgery.attr._registry import resolve_names
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
@@ -23,8 +23,8 @@ from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.cli._queries import read_class_images, with_class_images
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
-from captum_clip_surgery.evaluation.results import ALL_COLUMNS, DEFAULT_COLUMNS, write
-from captum_clip_surgery.evaluation.scenes import MEASURES, check_measures
+from captum_clip_surgery.evaluation._results import ALL_COLUMNS, DEFAULT_COLUMNS, write_results
+from captum_clip_surgery.evaluation._scenes import MEASURES, check_measures
 
 NUM_SCENES = 500
 #: Options that scenes do not have, and those that only they have.
@@ -92,7 +92,7 @@ def _evaluate_scenes(options: Evaluate) -> None:
         "left_out": left_out,
         **environment_info(clip.device),
     }
-    write(results, options.output, provenance)
+    write_results(results, options.output, provenance)
     columns = DEFAULT_COLUMNS if tuple(measures) == ("localization",) else ALL_COLUMNS
     if options.json:
         print((options.output / "results.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from captum_clip_surgery._utils.similarity import describe_similarities, format_
 from captum_clip_surgery.attr import METHODS, Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._descriptions import title_of
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS, resolve_names
+from captum_clip_surgery.attr._registry import DEFAULT_METHODS, resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._images import ImageFiles
@@ -36,7 +36,8 @@ from captum_clip_surgery.cli._model import (
 )
 from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.diagnostics import describe_specificity, trust
+from captum_clip_surgery.diagnostics import trust
+from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import CONTRASTING
 from captum_clip_surgery.metrics._alone import specificity_of_maps

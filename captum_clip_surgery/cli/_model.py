@@ -17,14 +17,14 @@ from tqdm import tqdm
 from captum_clip_surgery._utils import files
 from captum_clip_surgery._utils.progress import report_step
 from captum_clip_surgery.attr import Method
-from captum_clip_surgery.attr.registry import SURGERY_METHODS, choose, fine
+from captum_clip_surgery.attr._registry import SURGERY_METHODS, choose, fine
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._collection_options import Audit
 from captum_clip_surgery.cli._groups import Command, ModelOptions, QueryOptions, TextOptions
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.demo import nouns
 from captum_clip_surgery.functional import CONTRASTING
-from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.models.text._templates import Template
 
 #: Texts of a classifier that is asked for none.
 PLACEHOLDER = ("dog",)

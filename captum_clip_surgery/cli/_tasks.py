@@ -30,8 +30,10 @@ from captum_clip_surgery.cli._model import (
 from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.datasets import Classes
 from captum_clip_surgery.preprocessing import load_image
-from captum_clip_surgery.tasks import BACKGROUND, Sam, default_background, figures, label_colors
+from captum_clip_surgery.tasks import Sam, default_background, figures
 from captum_clip_surgery.tasks._prompts import NO_POINTS
+from captum_clip_surgery.tasks._segmenter import label_colors
+from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._layout import fit_text, panel_width
 

@@ -83,7 +83,7 @@ def audit(
 
     Example::
 
-        >>> from captum_clip_surgery.demo.collection import SceneCollection
+        >>> from captum_clip_surgery.demo import SceneCollection
         >>> data = SceneCollection(["dog", "pizza", "moon", "truck"], per_noun=2, size=64)
         >>> result = audit(ZeroShotClassifier.demo(["dog"]), data, size=64, min_images=2)
         >>> result.images, result.leaning

@@ -187,7 +187,7 @@ def search(clip: ZeroShotClassifier, query: Query, index: ImageIndex, top: int =
 
     Example::
 
-        >>> from captum_clip_surgery.demo.collection import SceneCollection
+        >>> from captum_clip_surgery.demo import SceneCollection
         >>> data = SceneCollection(["dog", "pizza", "moon"], per_noun=2, size=224)
         >>> clip = ZeroShotClassifier.demo(["dog"])
         >>> index = ImageIndex.from_images(clip, [s.image for s in data], data.names)

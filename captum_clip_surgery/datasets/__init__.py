@@ -21,19 +21,19 @@ from captum_clip_surgery.datasets._base import (
     Tags,
     Target,
 )
+from captum_clip_surgery.datasets._boxes import Boxes, PlainImages
 from captum_clip_surgery.datasets._cityscapes import Cityscapes
 from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._coco import Coco, CocoTags
 from captum_clip_surgery.datasets._coco_stuff import CocoObject, CocoStuff
 from captum_clip_surgery.datasets._context import PascalContext
 from captum_clip_surgery.datasets._files import open_labels, open_rgb
+from captum_clip_surgery.datasets._folder import Folder
+from captum_clip_surgery.datasets._hugging_face import HuggingFace
 from captum_clip_surgery.datasets._imagenet_s import ImageNetS
 from captum_clip_surgery.datasets._nus_wide import NusWide
 from captum_clip_surgery.datasets._open_images import OpenImagesPoints
 from captum_clip_surgery.datasets._voc import PascalVoc, PascalVocTags
-from captum_clip_surgery.datasets.boxes import Boxes, PlainImages
-from captum_clip_surgery.datasets.folder import Folder
-from captum_clip_surgery.datasets.hugging_face import HuggingFace
 
 __all__ = [
     "DATASETS",

@@ -18,7 +18,7 @@ from captum_clip_surgery.comparison import load_batch
 from captum_clip_surgery.decomposition._parts import Decomposition
 from captum_clip_surgery.functional import full_precision, text_span
 from captum_clip_surgery.models._validation import check_finite
-from captum_clip_surgery.models.image import direct_effects
+from captum_clip_surgery.models.image._direct_effects import direct_effects
 from captum_clip_surgery.preprocessing import ImageInput
 from captum_clip_surgery.queries._features import bias_of
 

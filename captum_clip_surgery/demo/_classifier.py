@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.demo.scenes import nouns, prompt_templates, unknown_words
-from captum_clip_surgery.models.text.templates import Template
+from captum_clip_surgery.demo._scenes import nouns, prompt_templates, unknown_words
+from captum_clip_surgery.models.text._templates import Template
 from captum_clip_surgery.queries import Query
 
 

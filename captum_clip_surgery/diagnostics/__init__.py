@@ -5,6 +5,6 @@ the text, the image and the weights, and whether they are stable.
 """
 
 from captum_clip_surgery.diagnostics._tower import TowerReport, tower_report
-from captum_clip_surgery.diagnostics._trust import TrustReport, describe_specificity, trust
+from captum_clip_surgery.diagnostics._trust import TrustReport, trust
 
-__all__ = ["TowerReport", "TrustReport", "describe_specificity", "tower_report", "trust"]
+__all__ = ["TowerReport", "TrustReport", "tower_report", "trust"]

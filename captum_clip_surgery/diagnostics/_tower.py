@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from captum_clip_surgery._utils.outliers import NORM_RATIO, norm_outliers
 from captum_clip_surgery._utils.tensors import as_double
 from captum_clip_surgery.attr import PathConfig
 from captum_clip_surgery.attr._engine import forward_pass, tower_output
@@ -33,7 +34,6 @@ from captum_clip_surgery.models.image._surgery import (
     surgery_path,
     vv_attention,
 )
-from captum_clip_surgery.outliers import NORM_RATIO, norm_outliers
 from captum_clip_surgery.visualization._scales import COLORS
 
 #: Largest number of blocks that is tried.

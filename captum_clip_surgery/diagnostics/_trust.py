@@ -18,7 +18,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr import METHODS, Method
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import explain_of
-from captum_clip_surgery.attr.registry import resolve_names
+from captum_clip_surgery.attr._registry import resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import Specificity, draw_absent, randomization
 from captum_clip_surgery.metrics._alone import AskedAlone, ask_alone

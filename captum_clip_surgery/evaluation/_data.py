@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import ImageDataset, Labels, Masks, Target
+from captum_clip_surgery.evaluation._protocol import View
 from captum_clip_surgery.evaluation._store import digest_of
-from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models.image._data import nearest_multiple
 from captum_clip_surgery.preprocessing import Preprocess
 from captum_clip_surgery.tasks._images import ResizePolicy

@@ -41,9 +41,9 @@ from captum_clip_surgery.metrics import (
     PointMeasures,
 )
 from captum_clip_surgery.metrics._bootstrap import percentiles, resample
+from captum_clip_surgery.metrics._pairs import MEANS, pair_stats
 from captum_clip_surgery.metrics.functional._points import point_confusion, point_iou
 from captum_clip_surgery.metrics.functional._ranked import THRESHOLDS
-from captum_clip_surgery.metrics.pairs import MEANS, pair_stats
 
 Measures = dict[str, float]
 Intervals = dict[str, tuple[float, float]]

@@ -14,13 +14,13 @@ from captum_clip_surgery.attr._engine import Explainer, attribute_each
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.datasets import Classes, ImageDataset
 from captum_clip_surgery.evaluation._data import EvalSample, stack_pixels
-from captum_clip_surgery.evaluation.protocol import View
+from captum_clip_surgery.evaluation._protocol import View
 from captum_clip_surgery.queries._features import query_names
 from captum_clip_surgery.tasks._prompts import PromptMaker, covered_part
+from captum_clip_surgery.tasks._recognition import Recognizer
 from captum_clip_surgery.tasks._segmenter import Segmenter
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._vocabulary import Vocabulary
-from captum_clip_surgery.tasks.recognition import Recognizer
 
 #: What each method predicts for one image, on the CPU.
 Predictions = dict[str, Tensor]

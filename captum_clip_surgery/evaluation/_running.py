@@ -19,10 +19,10 @@ from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalSample, Unr
 from captum_clip_surgery.evaluation._evaluators import Evaluator
 from captum_clip_surgery.evaluation._measuring import Measurers
 from captum_clip_surgery.evaluation._predictors import Predictor
+from captum_clip_surgery.evaluation._protocol import View
 from captum_clip_surgery.evaluation._report import cases_figure
 from captum_clip_surgery.evaluation._store import ImageRows, StatisticsStore, Table
 from captum_clip_surgery.evaluation._tasks import EVALUATORS
-from captum_clip_surgery.evaluation.protocol import View
 from captum_clip_surgery.models._guards import ModelWatch
 
 #: Number of images of a piece: a file for each method, and what processes take one at a time.

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captum_clip_surgery.attr._dual_path import DualPathAttribution
 from captum_clip_surgery.attr._engine import forward_pass
-from captum_clip_surgery.attr.dual_path import DualPathAttribution
 from captum_clip_surgery.models.image import PathConfig, TowerOutput
-from captum_clip_surgery.tasks.recognition import image_scores
+from captum_clip_surgery.tasks._recognition import image_scores
 
 #: A tower's `paths`, or the same function compiled.
 Paths = Callable[[Tensor, Sequence[PathConfig]], Sequence[TowerOutput]]

@@ -16,7 +16,7 @@ from captum.attr import LayerAttribution
 from captum_clip_surgery._utils.pieces import RUN, Pieces, differences, read_run, start_run
 from captum_clip_surgery._utils.provenance import environment_info, precision, weights_digest
 from captum_clip_surgery.attr._coverage import covered_size
-from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.attr._dual_path import DualPathAttribution
 from captum_clip_surgery.export._explaining import Paths, explain_batch
 from captum_clip_surgery.export._listing import LISTING, Listing, list_source
 from captum_clip_surgery.export._reading import Batch, Prefetcher

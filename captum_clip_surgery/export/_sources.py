@@ -126,11 +126,14 @@ def _source(kind: str, place: Path, files: Sequence[Path], pieces: Sequence[Shar
 
 @dataclass(frozen=True)
 class FileShard(Shard):
+    """Image files of a folder or a list."""
+
     root: Path
     names: tuple[str, ...]
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return len(self.names)
 
     def entries(self) -> Iterator[Entry]:
@@ -181,10 +184,13 @@ def _files(kind: str, place: Path, root: Path, names: list[str], shard_size: int
 
 @dataclass(frozen=True)
 class TarShard(Shard):
+    """A tar of a WebDataset."""
+
     path: Path
 
     @property
     def images(self) -> None:
+        """Not known before the tar is read."""
         return None
 
     def entries(self) -> Iterator[Entry]:

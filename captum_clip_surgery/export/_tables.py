@@ -42,6 +42,7 @@ class TableShard(Shard):
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.rows
 
 

@@ -4,8 +4,12 @@
 are in `metrics.modules`, which is not imported here because torchmetrics is optional.
 """
 
-from captum_clip_surgery.metrics.dependence import Specificity, draw_absent, specificity
-from captum_clip_surgery.metrics.faithfulness import insertion_deletion
+from captum_clip_surgery.metrics._alone import Specificity, draw_absent
+from captum_clip_surgery.metrics._dependence import specificity
+from captum_clip_surgery.metrics._faithfulness import insertion_deletion
+from captum_clip_surgery.metrics._pairs import Localization, PairMeasures, localization
+from captum_clip_surgery.metrics._points import PointMeasures, PointResult
+from captum_clip_surgery.metrics._sanity import Randomization, flag_insensitive, randomization
 from captum_clip_surgery.metrics.functional import (
     energy_pointing_game,
     grid_pointing_game,
@@ -18,9 +22,6 @@ from captum_clip_surgery.metrics.functional import (
     score_contrast,
     text_specificity,
 )
-from captum_clip_surgery.metrics.pairs import Localization, PairMeasures, localization
-from captum_clip_surgery.metrics.points import PointMeasures, PointResult
-from captum_clip_surgery.metrics.sanity import Randomization, flag_insensitive, randomization
 
 __all__ = [
     "Localization",

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.metrics._faithfulness import insertion_deletion
 from captum_clip_surgery.metrics._pair_metric import PairMetric, PercentMean
-from captum_clip_surgery.metrics.faithfulness import insertion_deletion
 from captum_clip_surgery.metrics.functional import (
     energy_pointing_game,
     grid_pointing_game,

@@ -1,6 +1,5 @@
 """CLIP models: loading by name, the catalog, and checks that every attribution makes."""
 
-from captum_clip_surgery.models.catalog import ModelEntry, list_models
-from captum_clip_surgery.models.image_encoder import ImageEncoder
+from captum_clip_surgery.models._catalog import ModelEntry, list_models
 
-__all__ = ["ImageEncoder", "ModelEntry", "list_models"]
+__all__ = ["ModelEntry", "list_models"]

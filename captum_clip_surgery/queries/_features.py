@@ -12,11 +12,11 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.functional import normalized
-from captum_clip_surgery.models import ImageEncoder
+from captum_clip_surgery.models._image_encoder import ImageEncoder
 from captum_clip_surgery.models._validation import check_features
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import TextFeatures
-from captum_clip_surgery.models.text.templates import Template, truncate_repr
+from captum_clip_surgery.models.text._templates import Template, truncate_repr
 from captum_clip_surgery.queries._images import EncodedImages
 from captum_clip_surgery.queries._types import (
     DifferenceQuery,

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.functional import full_precision, normalized
-from captum_clip_surgery.models import ImageEncoder
 from captum_clip_surgery.models._changes import list_changes
 from captum_clip_surgery.models._guards import assert_parameters_unchanged, check_differentiable
+from captum_clip_surgery.models._image_encoder import ImageEncoder
 from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models._validation import check_finite, check_images, check_modes
 from captum_clip_surgery.models.image._surgery import surgery_path
-from captum_clip_surgery.models.text.templates import truncate_repr
+from captum_clip_surgery.models.text._templates import truncate_repr
 from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.queries._types import Box, ImageQuery, RegionQuery
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from captum_clip_surgery.models.text.templates import check_texts, truncate_repr
+from captum_clip_surgery.models.text._templates import check_texts, truncate_repr
 from captum_clip_surgery.preprocessing import ImageInput
 
 #: (left, top, right, bottom) in pixels, the right and bottom edges excluded.

@@ -10,8 +10,8 @@ from torch import Tensor
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.text._encoder import PromptEncoder
+from captum_clip_surgery.models.text._templates import check_texts
 from captum_clip_surgery.models.text._words import END, START, word_positions
-from captum_clip_surgery.models.text.templates import check_texts
 from captum_clip_surgery.tasks._images import Images, as_list
 
 

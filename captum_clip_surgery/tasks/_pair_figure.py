@@ -22,7 +22,7 @@ from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
 if TYPE_CHECKING:
-    from captum_clip_surgery.tasks.pairs import PairExplanation
+    from captum_clip_surgery.tasks._pairs import PairExplanation
 
 
 def pair_figure(

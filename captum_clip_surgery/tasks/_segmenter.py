@@ -15,10 +15,10 @@ from torch import Tensor
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import covered_size
 from captum_clip_surgery.tasks._images import Size
+from captum_clip_surgery.tasks._refinement import FILTERS, REFINED_BYTES, check_refinement
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._upsample import ImageScores, streaming_argmax, upsample
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND, Vocabulary
-from captum_clip_surgery.tasks.refinement import FILTERS, REFINED_BYTES, check_refinement
 from captum_clip_surgery.visualization._labels import BACKGROUND_COLOR, label_color
 
 #: Number of classes that a palette holds.

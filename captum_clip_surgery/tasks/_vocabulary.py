@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.models.text.templates import check_texts
+from captum_clip_surgery.models.text._templates import check_texts
 
 #: Name of the class of everything else.
 BACKGROUND = "background"

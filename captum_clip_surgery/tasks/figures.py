@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from captum_clip_surgery.tasks._interactions import Interactions
 from captum_clip_surgery.tasks._prompts import Prompt
+from captum_clip_surgery.tasks._recognition import Recognition
 from captum_clip_surgery.tasks._segmenter import Segmentation
-from captum_clip_surgery.tasks.captions import WordMaps
-from captum_clip_surgery.tasks.recognition import Recognition
-from captum_clip_surgery.tasks.words_by_patches import Interactions
+from captum_clip_surgery.tasks._word_maps import WordMaps
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import downsample, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import (

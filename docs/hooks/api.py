@@ -78,8 +78,32 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     files.append(File.generated(config, "api/index.md", content="\n".join(_index())))
     for name, paths in pages().items():
         title = f"::: {PACKAGE}.{name}\n    options:\n      heading_level: 1\n      members: false"
-        content = "\n\n".join([title, *(f"::: {path}" for path in paths)])
+        content = "\n\n".join([title, *map(_entry, paths)])
         files.append(File.generated(config, f"api/{name}.md", content=content))
+
+
+def _entry(path: str) -> str:
+    """Return the directive for a name."""
+    inherited = inherited_members(path)
+    options = f"\n    options:\n      inherited_members: {inherited}" if inherited else ""
+    return f"::: {path}{options}"
+
+
+def inherited_members(path: str) -> list[str]:
+    """Return the members that a class inherits from bases that are on no page, as of a tower."""
+    member = package()[path.removeprefix(f"{PACKAGE}.")]
+    value = member.final_target if isinstance(member, griffe.Alias) else member
+    if not isinstance(value, griffe.Class):
+        return []
+    shown = [base for base in value.mro() if base.canonical_path in documented()]
+    covered = {base.canonical_path for public in shown for base in [public, *public.mro()]}
+    return [
+        name
+        for base in value.mro()
+        if base.canonical_path not in covered
+        for name, inherited in base.members.items()
+        if not name.startswith("_") and inherited.docstring and name not in value.members
+    ]
 
 
 def _index() -> Iterator[str]:

@@ -17,8 +17,7 @@ from captum_clip_surgery.datasets import (
     Target,
 )
 from captum_clip_surgery.datasets._voc import PascalVoc
-from captum_clip_surgery.demo import nouns
-from captum_clip_surgery.demo.scenes import Scene
+from captum_clip_surgery.demo import Scene, nouns
 from tests._helpers.written_folder import write_folder
 from tests._helpers.written_voc import VOC_NAMES, write_list, write_palette
 

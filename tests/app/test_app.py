@@ -43,10 +43,10 @@ from captum_clip_surgery.app._images import (
 )
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._settings import MAX_CHARACTERS, Settings
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import title_of
-from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.diagnostics import describe_specificity
+from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import draw_absent, specificity
 from captum_clip_surgery.tasks import Prompt
 from tests._helpers.cases import each

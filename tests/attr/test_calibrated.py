@@ -20,15 +20,15 @@ from captum_clip_surgery import (
     LayerSFP,
     ZeroShotClassifier,
 )
+from captum_clip_surgery.attr._clip_surgery import vv_attention
+from captum_clip_surgery.attr._dense import (
+    NACLIP_PATH,
+)
 from captum_clip_surgery.attr._token_steps import (
     Aggregate,
     Likeness,
     LocalOutliers,
     ReplaceOutliers,
-)
-from captum_clip_surgery.attr.clip_surgery import vv_attention
-from captum_clip_surgery.attr.dense import (
-    NACLIP_PATH,
 )
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig, Tower
 from tests._helpers.tiny import random_images, relative_error, tiny_model

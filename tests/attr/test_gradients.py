@@ -19,10 +19,9 @@ from captum_clip_surgery import (
     LayerFeatureCLIPSurgery,
     ZeroShotClassifier,
 )
-from captum_clip_surgery.attr import METHODS, attribute_many
+from captum_clip_surgery.attr import METHODS, LayerShapeMixin, PathConfig, attribute_many
 from captum_clip_surgery.attr._base import PatchAttribution
-from captum_clip_surgery.attr.dual_path import LayerShapeMixin, PathConfig
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr._registry import choose
 from tests._helpers.cases import each
 from tests._helpers.tiny import FAMILIES, TOWERS, on_models, relative_error, tiny_model
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr import attribute_many
-from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery, vv_attention
-from captum_clip_surgery.attr.dual_path import (
+from captum_clip_surgery.attr import (
     DualPathAttribution,
+    LayerCLIPSurgery,
     LayerShapeMixin,
-    PathConfig,
-    PathTrace,
+    attribute_many,
 )
-from captum_clip_surgery.models.image import AttentionInputs, Tower
+from captum_clip_surgery.attr._clip_surgery import vv_attention
+from captum_clip_surgery.models.image import AttentionInputs, PathConfig, PathTrace, Tower
 from tests._helpers.tiny import FAMILIES, random_images, relative_error, tiny_model
 
 TOLERANCE = 1e-5

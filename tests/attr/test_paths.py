@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from captum_clip_surgery import ZeroShotClassifier, functional
-from captum_clip_surgery.attr import attribute_many
-from captum_clip_surgery.attr._engine import Explain, attribute_each, explain_of
-from captum_clip_surgery.attr.clip_surgery import (
+from captum_clip_surgery.attr import (
+    METHODS,
     CLIPSurgery,
     LayerCLIPSimilarity,
     LayerCLIPSurgery,
     LayerFeatureCLIPSurgery,
+    attribute_many,
 )
-from captum_clip_surgery.attr.dense import LayerGEM, correlative_attention, qq_attention
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr._dense import LayerGEM, correlative_attention, qq_attention
+from captum_clip_surgery.attr._engine import Explain, attribute_each, explain_of
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 from captum_clip_surgery.models.image._surgery import vv_attention

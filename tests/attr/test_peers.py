@@ -12,10 +12,9 @@ from captum.attr import LayerGradCam
 from safetensors.torch import load_file
 from torch import Tensor
 
-from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr import _gradients, attention, dense
+from captum_clip_surgery import ZeroShotClassifier, attr
+from captum_clip_surgery.attr import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam, _gradients
 from captum_clip_surgery.attr._base import PatchAttribution
-from captum_clip_surgery.attr.gradient import LayerGradECLIP, LayerLeGrad, LayerTokenGradCam
 from tests._helpers.cases import each
 from tests._helpers.tiny import (
     DATA,
@@ -57,11 +56,11 @@ def min_max(maps: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["maskclip", "sclip", "clearclip", "naclip", "gem"])
 def test_dense_methods(clip, published, images, name):
     method = {
-        "maskclip": dense.LayerMaskCLIP,
-        "sclip": dense.LayerSCLIP,
-        "clearclip": dense.LayerClearCLIP,
-        "naclip": dense.LayerNACLIP,
-        "gem": dense.LayerGEM,
+        "maskclip": attr.LayerMaskCLIP,
+        "sclip": attr.LayerSCLIP,
+        "clearclip": attr.LayerClearCLIP,
+        "naclip": attr.LayerNACLIP,
+        "gem": attr.LayerGEM,
     }[name]
     tokens = F.normalize(published[f"{name}.tokens"][:, -36:], dim=-1)
     expected = tokens @ clip.text_features().T
@@ -77,7 +76,7 @@ def test_legrad(clip, published, images):
 
 @pytest.mark.parametrize("blocks", ["last", "all"])
 def test_attention_relevance(clip, published, images, blocks):
-    maps = attention.LayerAttentionRelevance(clip, blocks).attribute_all(images)
+    maps = attr.LayerAttentionRelevance(clip, blocks).attribute_all(images)
     assert relative_error(maps, published[f"relevance_{blocks}.maps"]) < TOLERANCE
 
 
@@ -109,10 +108,10 @@ def attention_of(model: torch.nn.Module, images: Tensor) -> list[Tensor]:
 def test_raw_attention_is_what_the_module_returns(clip, images):
     weights = attention_of(clip.model, images)
     for block in (0, 3, -1):
-        maps = attention.LayerRawAttention(clip, block=block).attribute_all(images)
+        maps = attr.LayerRawAttention(clip, block=block).attribute_all(images)
         expected = weights[block].mean(1)[:, 0, 1:].unflatten(-1, (6, 6))
         assert relative_error(maps, expected[:, None].expand_as(maps)) < TOLERANCE
-        one = attention.LayerRawAttention(clip, block=block, head=1).attribute(images, target=2)
+        one = attr.LayerRawAttention(clip, block=block, head=1).attribute(images, target=2)
         assert relative_error(one[:, 0].flatten(1), weights[block][:, 1, 0, 1:]) < TOLERANCE
 
 
@@ -121,10 +120,9 @@ def test_raw_attention_of_a_pooling_is_what_weights_its_values(kind):
     """Values of patches, weighted by the map's heads and put out, are the pooling's output."""
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())
     tower, batch = clip.tower, random_images(clip)
-    whole = attention.LayerRawAttention(clip).attribute(batch, target=0)
+    whole = attr.LayerRawAttention(clip).attribute(batch, target=0)
     heads = [
-        attention.LayerRawAttention(clip, head=h).attribute(batch, target=0).flatten(1)
-        for h in range(2)
+        attr.LayerRawAttention(clip, head=h).attribute(batch, target=0).flatten(1) for h in range(2)
     ]
     assert whole.shape == (2, 1, 4, 4)
     with torch.no_grad():
@@ -137,7 +135,7 @@ def test_raw_attention_of_a_pooling_is_what_weights_its_values(kind):
     assert relative_error(whole.flatten(1), patches.mean(1)) < TOLERANCE
     assert relative_error(heads[1], patches[:, 1]) < TOLERANCE
     with pytest.raises(TypeError, match="block=-1 stands for the attention of its pooling, got 0"):
-        attention.LayerRawAttention(clip, block=0)
+        attr.LayerRawAttention(clip, block=0)
 
 
 def pooled_by(kind: str, visual: Any, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +165,7 @@ def test_rollout_is_the_product_of_the_blocks(clip, images):
     for weights in attention_of(clip.model, images):
         mixing = weights.mean(1) + torch.eye(37)
         product = mixing / mixing.sum(-1, keepdim=True) @ product
-    maps = attention.LayerAttentionRollout(clip).attribute(images, target=0)
+    maps = attr.LayerAttentionRollout(clip).attribute(images, target=0)
     assert relative_error(maps.flatten(1), product[:, 0, 1:]) < TOLERANCE
 
 
@@ -248,8 +246,8 @@ def test_legrad_is_its_definition(kind):
 
 GRADIENT: dict[str, Callable[[ZeroShotClassifier], PatchAttribution]] = {
     "legrad": LayerLeGrad,
-    "relevance": attention.LayerAttentionRelevance,
-    "relevance all": lambda clip: attention.LayerAttentionRelevance(clip, "all"),
+    "relevance": attr.LayerAttentionRelevance,
+    "relevance all": lambda clip: attr.LayerAttentionRelevance(clip, "all"),
     "grad-eclip": LayerGradECLIP,
     "grad-cam": LayerTokenGradCam,
 }
@@ -294,13 +292,13 @@ def test_many_texts_are_one_pass_in_any_number_of_batches(clip, images, name, mo
 def test_a_layer_is_the_block_where_the_method_begins(clip):
     blocks = clip.tower.blocks
     for method, index in (
-        (dense.LayerGEM(clip), -6),
-        (dense.LayerMaskCLIP(clip), -1),
+        (attr.LayerGEM(clip), -6),
+        (attr.LayerMaskCLIP(clip), -1),
         (LayerLeGrad(clip), -2),
-        (attention.LayerAttentionRelevance(clip), -1),
-        (attention.LayerAttentionRelevance(clip, "all"), 0),
-        (attention.LayerAttentionRollout(clip), 0),
-        (attention.LayerRawAttention(clip, block=2), 2),
+        (attr.LayerAttentionRelevance(clip), -1),
+        (attr.LayerAttentionRelevance(clip, "all"), 0),
+        (attr.LayerAttentionRollout(clip), 0),
+        (attr.LayerRawAttention(clip, block=2), 2),
         (LayerTokenGradCam(clip, block=3), 3),
     ):
         assert method.layer is blocks[index], method
@@ -309,8 +307,8 @@ def test_a_layer_is_the_block_where_the_method_begins(clip):
 # --- refusals ------------------------------------------------------------------------------------
 
 NEEDS_CLASS_TOKEN = (
-    attention.LayerAttentionRelevance,
-    attention.LayerAttentionRollout,
+    attr.LayerAttentionRelevance,
+    attr.LayerAttentionRollout,
     LayerGradECLIP,
 )
 
@@ -333,12 +331,12 @@ def test_towers_without_a_class_token_are_refused(method):
         ),
         (lambda c: LayerLeGrad(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
         (
-            lambda c: attention.LayerAttentionRelevance(c, "some"),
+            lambda c: attr.LayerAttentionRelevance(c, "some"),
             ValueError,
             'must be "last" or "all", got .some.',
         ),
         (
-            lambda c: attention.LayerRawAttention(c, block=8),
+            lambda c: attr.LayerRawAttention(c, block=8),
             IndexError,
             "block must be from -8 to 7, got 8",
         ),
@@ -348,7 +346,7 @@ def test_towers_without_a_class_token_are_refused(method):
             "block must be from -8 to 7, got -9",
         ),
         (lambda c: LayerTokenGradCam(c, block=True), TypeError, "block must be an int, got True"),
-        (lambda c: dense.LayerGEM(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
+        (lambda c: attr.LayerGEM(c, num_blocks=9), ValueError, "from 0 to the tower's 8"),
     ],
 )
 def test_options_that_do_not_exist(clip, make, error, message):
@@ -358,4 +356,4 @@ def test_options_that_do_not_exist(clip, make, error, message):
 
 def test_a_head_that_does_not_exist(clip, images):
     with pytest.raises(IndexError, match="head must be from -2 to 1, got 2"):
-        attention.LayerRawAttention(clip, head=2).attribute(images, target=0)
+        attr.LayerRawAttention(clip, head=2).attribute(images, target=0)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr.clip_surgery import OWN_TOKENS
+from captum_clip_surgery.attr._clip_surgery import OWN_TOKENS
 from captum_clip_surgery.functional import feature_surgery
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
 from captum_clip_surgery.models.image._surgery import vv_attention

@@ -10,9 +10,9 @@ import torch
 from open_clip.model import CLIP
 
 from captum_clip_surgery import LayerCLIPSurgery, LayerLeGrad, ZeroShotClassifier
+from captum_clip_surgery._utils.outliers import norm_outliers
 from captum_clip_surgery.attr._engine import attribute_many, forward_pass
 from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.outliers import norm_outliers
 from tests._helpers.model_snapshot import differences, snapshot
 from tests._helpers.outliers import BLOCK, with_outliers
 from tests._helpers.tiny import TOWERS, random_images, tiny_model, with_preprocessing

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import DESCRIPTIONS
-from captum_clip_surgery.attr.registry import METHODS
 
 
 def test_every_method_has_a_title_of_its_own_and_a_sentence() -> None:

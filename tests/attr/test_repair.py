@@ -15,7 +15,7 @@ from captum_clip_surgery import (
     ZeroShotClassifier,
     tower_report,
 )
-from captum_clip_surgery.attr.dual_path import DualPathAttribution
+from captum_clip_surgery.attr import DualPathAttribution
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
 from tests._helpers.outliers import with_outliers

@@ -17,7 +17,7 @@ from PIL import Image
 
 import captum_clip_surgery
 from captum_clip_surgery import LayerCLIPSurgery, TestTimeAugmentation, ZeroShotClassifier, cli
-from captum_clip_surgery.attr import registry
+from captum_clip_surgery.attr import _registry
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 from tests._helpers.command_line import run
@@ -36,7 +36,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Integrated Gradients with its 50 passes is not what is tested here."""
-    monkeypatch.setitem(registry.METHODS, "IntegratedGradients", registry.METHODS["CLIP"])
+    monkeypatch.setitem(_registry.METHODS, "IntegratedGradients", _registry.METHODS["CLIP"])
 
 
 def explain(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
@@ -343,9 +343,9 @@ def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
 
     def spy(clip: ZeroShotClassifier) -> Explain:
         seen.append(clip.distractors)
-        return registry.METHODS["CLIPSurgery"](clip)
+        return _registry.METHODS["CLIPSurgery"](clip)
 
-    monkeypatch.setitem(registry.METHODS, "Spy", spy)
+    monkeypatch.setitem(_registry.METHODS, "Spy", spy)
     distractors = tmp_path / "distractors.txt"
     distractors.write_text("pizza\n")
     broken = tmp_path / "broken.png"

@@ -51,9 +51,9 @@ def test_sign_and_format(monkeypatch, tmp_path, photo, colours) -> None:
 
 
 def test_explain_takes_them_too(monkeypatch, tmp_path, photo, colours) -> None:
-    from captum_clip_surgery.attr import registry
+    from captum_clip_surgery.attr import _registry
 
-    monkeypatch.setitem(registry.METHODS, "IntegratedGradients", registry.METHODS["CLIP"])
+    monkeypatch.setitem(_registry.METHODS, "IntegratedGradients", _registry.METHODS["CLIP"])
     options = ["--text", "pig", "--output", tmp_path, "--sign", "all", "--format", "svg"]
     assert run(monkeypatch, "explain", photo, *options) == 0
     assert set(colours) == {"RdBu_r"}

@@ -18,19 +18,19 @@ from typer.testing import CliRunner
 from captum_clip_surgery import METHODS, tasks
 from captum_clip_surgery._utils.drivers import run_on_ray
 from captum_clip_surgery.app import serve
+from captum_clip_surgery.attr._registry import DEFAULT_METHODS
 from captum_clip_surgery.attr._repair import REPAIRS
-from captum_clip_surgery.attr.registry import DEFAULT_METHODS
 from captum_clip_surgery.cli import COMMANDS, _choices, _options, _task_options, app
 from captum_clip_surgery.cli._bridge import as_function
 from captum_clip_surgery.cli._groups import Command
 from captum_clip_surgery.datasets import DATASETS
-from captum_clip_surgery.evaluation import protocol
-from captum_clip_surgery.evaluation.protocol import TASKS
-from captum_clip_surgery.evaluation.scenes import MEASURES
+from captum_clip_surgery.evaluation import _protocol
+from captum_clip_surgery.evaluation._protocol import TASKS
+from captum_clip_surgery.evaluation._scenes import MEASURES
 from captum_clip_surgery.export import plan
 from captum_clip_surgery.functional import VARIANTS
-from captum_clip_surgery.tasks.captions import METHODS as WORD_METHODS
-from captum_clip_surgery.tasks.sam import INSTANCES
+from captum_clip_surgery.tasks._sam import INSTANCES
+from captum_clip_surgery.tasks._word_maps import METHODS as WORD_METHODS
 from captum_clip_surgery.visualization._grids import SCALES
 from captum_clip_surgery.visualization._saving import FORMATS
 from captum_clip_surgery.visualization._scales import AUTO, SIGNS
@@ -70,7 +70,7 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.Scales) == SCALES
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS
-    assert tuple(sorted(path.stem for path in protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
+    assert tuple(sorted(path.stem for path in _protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from captum_clip_surgery.datasets import (
     Sample,
     Tags,
 )
-from captum_clip_surgery.demo.collection import SceneCollection
+from captum_clip_surgery.demo import SceneCollection
 
 NAMES = ["dog", "pizza", "moon", "truck", "owl", "leaf"]
 GRID = (4, 4)

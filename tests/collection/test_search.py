@@ -14,7 +14,7 @@ from PIL import Image
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.cli import main
 from captum_clip_surgery.collection import ImageIndex, search
-from captum_clip_surgery.demo.collection import SceneCollection
+from captum_clip_surgery.demo import SceneCollection
 from captum_clip_surgery.export import load_maps, plan
 from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes
 from tests._helpers.tiny import on_models

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from captum_clip_surgery.demo import Scenes, nouns, prompt_templates
-from captum_clip_surgery.demo.scenes import BACKGROUNDS, MIN_VISIBLE, STREAMS
+from captum_clip_surgery.demo._scenes import BACKGROUNDS, MIN_VISIBLE, STREAMS
 
 
 def test_vocabulary() -> None:
@@ -58,7 +58,7 @@ def test_masks_do_not_overlap_and_leave_enough_in_sight() -> None:
 
 def test_masks_mark_the_pixels_that_objects_changed() -> None:
     """The same scene on other backgrounds: only what the masks hold may stay the same."""
-    from captum_clip_surgery.demo import scenes as module
+    from captum_clip_surgery.demo import _scenes as module
 
     def render(shade: float) -> module.Scene:
         rng = np.random.default_rng(5)

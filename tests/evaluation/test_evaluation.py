@@ -13,12 +13,11 @@ from scipy.stats import spearmanr
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.profiling import ProfileResult
-from captum_clip_surgery.attr.registry import METHODS
-from captum_clip_surgery.demo import Scenes, nouns
-from captum_clip_surgery.demo.scenes import Scene
+from captum_clip_surgery.attr import METHODS
+from captum_clip_surgery.demo import Scene, Scenes, nouns
 from captum_clip_surgery.evaluation import Result, evaluate_scenes, to_markdown
-from captum_clip_surgery.evaluation.results import ALL_COLUMNS, read, write
-from captum_clip_surgery.evaluation.scenes import _odd_one_out
+from captum_clip_surgery.evaluation._results import ALL_COLUMNS, read_results, write_results
+from captum_clip_surgery.evaluation._scenes import _odd_one_out
 from captum_clip_surgery.metrics import insertion_deletion, localization
 from tests._helpers.tiny import peak_where_told
 
@@ -139,16 +138,16 @@ def test_tables_show_what_was_taken() -> None:
 
 
 def test_written_results_are_read_again(tmp_path) -> None:
-    write(RESULTS, tmp_path / "new" / "folder", {"dataset": "none"})
-    assert read(tmp_path / "new" / "folder") == RESULTS
+    write_results(RESULTS, tmp_path / "new" / "folder", {"dataset": "none"})
+    assert read_results(tmp_path / "new" / "folder") == RESULTS
     content = json.loads((tmp_path / "new" / "folder" / "results.json").read_text())
     assert content["dataset"] == "none"
     with pytest.raises(FileNotFoundError):
-        read(tmp_path)
+        read_results(tmp_path)
 
 
 def test_without_a_measure_there_is_no_chart(tmp_path) -> None:
-    write({"A": Result({}, {}, 0.5, None)}, tmp_path, {})
+    write_results({"A": Result({}, {}, 0.5, None)}, tmp_path, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "results.csv",
         "results.json",

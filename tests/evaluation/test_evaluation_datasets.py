@@ -16,8 +16,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from captum_clip_surgery import LayerCLIPSimilarity, LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._engine import Explain
-from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.datasets import (
     IGNORE_INDEX,
     ImageDataset,

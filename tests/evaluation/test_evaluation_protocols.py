@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.datasets import IGNORE_INDEX, Labels
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import Protocol, View, evaluate

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.provenance import weights_digest
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.datasets import Folder, Labels, Masks, Point, Points, Tags
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 from captum_clip_surgery.evaluation import (
@@ -33,8 +33,8 @@ from captum_clip_surgery.evaluation import (
     evaluate,
 )
 from captum_clip_surgery.evaluation._data import EvalDataLoader, EvalDataset, resize_policy
-from captum_clip_surgery.evaluation.results import read
-from captum_clip_surgery.evaluation.runner import draw_sample
+from captum_clip_surgery.evaluation._results import read_results
+from captum_clip_surgery.evaluation._runner import draw_sample
 from captum_clip_surgery.queries import ImageQuery, MeanQuery
 from captum_clip_surgery.tasks import maps_of_own_texts, recognize, word_maps
 from tests._helpers import command_line, written_scenes
@@ -310,7 +310,9 @@ def test_command(
     expected = evaluate(
         clip, Folder(tmp_path / "data"), {"CLIP": METHODS["CLIP"]}, Protocol.load("paper"), limit=2
     ).results["CLIP"]
-    assert dict(read(out)["CLIP"].measures) == pytest.approx(dict(expected.measures), rel=1e-6)
+    assert dict(read_results(out)["CLIP"].measures) == pytest.approx(
+        dict(expected.measures), rel=1e-6
+    )
     with (out / "results.csv").open() as file:
         rows = {(row["method"], row["measure"]) for row in csv.DictReader(file)}
     assert {("MaskCLIP", "class_iou"), ("MaskCLIP", "msc")} <= rows
@@ -320,9 +322,9 @@ def test_command(
     other = [*options, "--feature-surgery", "paper"]
     assert 'holds another run: --feature-surgery was "auto"' in str(command(monkeypatch, *other))
     assert command(monkeypatch, *other, "--output", tmp_path / "other") == 0
-    paper = read(tmp_path / "other")
-    assert paper["CLIP"] == read(out)["CLIP"]
-    assert paper["CLIPSurgery"] != read(out)["CLIPSurgery"]
+    paper = read_results(tmp_path / "other")
+    assert paper["CLIP"] == read_results(out)["CLIP"]
+    assert paper["CLIPSurgery"] != read_results(out)["CLIPSurgery"]
 
 
 def test_a_protocol_that_changes_with_the_data_set_is_kept(
@@ -499,7 +501,7 @@ def test_example_images_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path
         evaluate(each, folder, methods, paper, tasks=["localization"]).results["CLIP"]
         for each in (asked, clip)
     ]
-    measures = dict(read(tmp_path / "out")["CLIP"].measures)
+    measures = dict(read_results(tmp_path / "out")["CLIP"].measures)
     assert measures == pytest.approx(dict(results[0].measures), rel=1e-6)
     assert measures != pytest.approx(dict(results[1].measures), rel=1e-3)
     described = json.loads((tmp_path / "out/results.json").read_text())["model"]["features"]

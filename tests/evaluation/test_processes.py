@@ -19,7 +19,7 @@ import pytest
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.drivers import Torchrun
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.cli._options import Evaluate
 from captum_clip_surgery.datasets import Folder

@@ -8,9 +8,9 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from captum_clip_surgery.attr.registry import METHODS
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.datasets import DATASETS, Classes
-from captum_clip_surgery.evaluation.protocol import (
+from captum_clip_surgery.evaluation._protocol import (
     CLASSES,
     FOLDER,
     TASKS,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from captum_clip_surgery import ZeroShotClassifier
+from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._engine import Explain
-from captum_clip_surgery.attr.registry import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
 from tools.embedded_model import report

@@ -21,8 +21,8 @@ import captum_clip_surgery
 from captum_clip_surgery import evaluation
 from captum_clip_surgery.cli import _datasets
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
-from captum_clip_surgery.evaluation import Evaluation, _running, results
-from captum_clip_surgery.evaluation.results import read
+from captum_clip_surgery.evaluation import Evaluation, _results, _running
+from captum_clip_surgery.evaluation._results import read_results
 from tests._helpers.command_line import run
 from tests._helpers.written_scenes import scene_folder
 
@@ -100,7 +100,7 @@ class Evaluated:
 def undrawn() -> Iterator[None]:
     """Figures take longer than what is measured; `test_command` looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_datasets, results):
+        for module in (_datasets, _results):
             patch.setattr(module, "save_figure", lambda *_: None)
         yield
 
@@ -269,7 +269,7 @@ def test_damage_is_done_again(evaluated: Evaluated, damage: str) -> None:
 def test_rows_are_what_pandas_reads(evaluated: Evaluated) -> None:
     rows = pandas.read_parquet(evaluated.folder / "out" / "statistics" / "localization" / "CLIP")
     assert set(rows["image"]) == {f"{number:05}" for number in range(IMAGES)}
-    result = read(evaluated.folder / "out")["CLIP"].measures
+    result = read_results(evaluated.folder / "out")["CLIP"].measures
     assert 100 * rows["msc"].mean() == pytest.approx(result["msc"], rel=1e-12)
     per_class = pandas.read_csv(evaluated.folder / "out" / "per_class.csv")
     asked = per_class.query("method == 'CLIP' and measure == 'msc'").set_index("class")["value"]

@@ -22,8 +22,7 @@ from captum_clip_surgery.metrics import (
     specificity,
     text_specificity,
 )
-from captum_clip_surgery.metrics._alone import ask_alone
-from captum_clip_surgery.metrics.dependence import EVERYDAY, NONSENSE
+from captum_clip_surgery.metrics._alone import EVERYDAY, NONSENSE, ask_alone
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import random_images, tiny_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from captum_clip_surgery import LayerCLIPSurgery
-from captum_clip_surgery.evaluation.results import ALL_COLUMNS
+from captum_clip_surgery.evaluation._results import ALL_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "measures.md").read_text()
 

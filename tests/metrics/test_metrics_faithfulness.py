@@ -15,7 +15,7 @@ from torch import Tensor
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.metrics import insertion_deletion
-from captum_clip_surgery.metrics.faithfulness import BASELINES
+from captum_clip_surgery.metrics._faithfulness import BASELINES
 from tests._helpers.cases import each
 from tests._helpers.tiny import random_images, tiny_model
 

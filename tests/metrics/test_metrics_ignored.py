@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_clip_surgery.metrics.pairs import PairMeasures, pair_stats
+from captum_clip_surgery.metrics._pairs import PairMeasures, pair_stats
 from tests._helpers.cases import each
 
 #: The highest pixel lies outside the mask, two pixels from it, and is ignored.

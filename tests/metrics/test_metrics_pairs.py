@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_clip_surgery.metrics import PairMeasures, localization
 from captum_clip_surgery.metrics._bootstrap import CHUNK, ImageMeans, resample
-from captum_clip_surgery.metrics.pairs import TOLERANCE
+from captum_clip_surgery.metrics._pairs import TOLERANCE
 from tests._helpers.cases import each
 from tests._helpers.masked_maps import MASK, random_map, random_mask
 

@@ -14,8 +14,8 @@ from captum_clip_surgery import METHODS, ZeroShotClassifier
 from captum_clip_surgery.attr._engine import Explain
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.metrics import Randomization, flag_insensitive, randomization
-from captum_clip_surgery.metrics.functional.ranking import spearman
-from captum_clip_surgery.metrics.sanity import _shuffle_stages, _stages
+from captum_clip_surgery.metrics._sanity import _shuffle_stages, _stages
+from captum_clip_surgery.metrics.functional._ranking import spearman
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import MODELS, TOWERS, random_images, tiny_model

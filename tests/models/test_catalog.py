@@ -10,7 +10,7 @@ import open_clip
 import pytest
 
 from captum_clip_surgery import ModelEntry, ZeroShotClassifier, list_models
-from captum_clip_surgery.models.catalog import to_markdown
+from captum_clip_surgery.models._catalog import to_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip_surgery.models._guards import check_clip
-from captum_clip_surgery.models.image import (
-    Tower,
-    VisionTransformerTower,
-    build_tower,
-    direct_effects,
-)
+from captum_clip_surgery.models.image import Tower, VisionTransformerTower, build_tower
+from captum_clip_surgery.models.image._direct_effects import direct_effects
 from captum_clip_surgery.models.image._traces import num_decomposed_blocks
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot

@@ -14,7 +14,7 @@ from captum_clip_surgery.models.text._prefix_tree import (
     encode_shared,
     shares_prefixes,
 )
-from captum_clip_surgery.models.text.templates import TEMPLATES, format_prompt
+from captum_clip_surgery.models.text._templates import TEMPLATES, format_prompt
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, KINDS, Words, manner, shrunk, text_model
 from tests._helpers.tiny import relative_error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_clip_surgery import TEMPLATES, LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.models.text import _encoder as encoder
-from captum_clip_surgery.models.text.templates import format_prompt
+from captum_clip_surgery.models.text._templates import format_prompt
 from tests._helpers.cases import each
 from tests._helpers.text_towers import CONTEXT, text_model, text_tower
 from tests._helpers.tiny import random_images, relative_error, tiny_model

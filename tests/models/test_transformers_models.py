@@ -22,7 +22,7 @@ from captum_clip_surgery import (
     tasks,
     tower_report,
 )
-from captum_clip_surgery.attr.registry import METHODS, choose
+from captum_clip_surgery.attr._registry import METHODS, choose
 from captum_clip_surgery.functional import vv_attention
 from captum_clip_surgery.models._contents import settings_digest
 from captum_clip_surgery.models._dual_encoders import to_patches

@@ -17,7 +17,7 @@ from captum_clip_surgery import METHODS, LayerCLIPSurgery, LayerDirectEffect, Ze
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.decomposition import decompose
 from captum_clip_surgery.metrics import randomization
-from captum_clip_surgery.models import image_encoder
+from captum_clip_surgery.models import _image_encoder
 from captum_clip_surgery.models.image._surgery import surgery_path
 from captum_clip_surgery.queries import (
     DifferenceQuery,
@@ -179,7 +179,7 @@ def test_names_without_name_survive_another_order(vit):
 
 def test_images_of_queries_pass_the_registers(vit, monkeypatch):
     neurons = ((0, 3), (1, 5))
-    monkeypatch.setattr(image_encoder, "find_register_neurons", lambda *_: neurons)
+    monkeypatch.setattr(_image_encoder, "find_register_neurons", lambda *_: neurons)
     images = random_images(vit)
     asked = vit.with_queries([ImageQuery(images[0], "it"), "a dog"])
     registered = asked.with_registers(images)

@@ -17,8 +17,8 @@ from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.app._files import read_link, read_view, view
 from captum_clip_surgery.app._images import PageImage
 from captum_clip_surgery.app._settings import Settings
-from captum_clip_surgery.evaluation import results
-from captum_clip_surgery.evaluation.protocol import FOLDER, Protocol
+from captum_clip_surgery.evaluation import _results
+from captum_clip_surgery.evaluation._protocol import FOLDER, Protocol
 from captum_clip_surgery.export import load_maps
 from tests._helpers.written_export import export
 from tests.robustness.fuzz_inputs import WORK, Part, Target, by_token, folder, may_refuse
@@ -125,7 +125,7 @@ def measures(data: bytes) -> None:
     path = folder("results") / "results.json"
     path.write_bytes(data)
     with may_refuse(str(path)):
-        for result in results.read(path.parent).values():
+        for result in _results.read_results(path.parent).values():
             assert all(isinstance(value, float) for value in result.measures.values())
 
 

@@ -26,7 +26,7 @@ from captum_clip_surgery._utils.pieces import start_run
 from captum_clip_surgery.app._images import read_image
 from captum_clip_surgery.datasets import Classes, open_labels, open_rgb
 from captum_clip_surgery.models.text._cache import FILE, TextCache
-from captum_clip_surgery.models.text.templates import format_prompt
+from captum_clip_surgery.models.text._templates import format_prompt
 from captum_clip_surgery.preprocessing import Preprocess, load_image
 from tests._helpers.tiny import tiny_model
 from tests.robustness.fuzz_configuration import (

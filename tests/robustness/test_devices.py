@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_clip_surgery import CLIPSurgery, ZeroShotClassifier, compare, metrics, tasks
 from captum_clip_surgery.attr import word_scores
-from captum_clip_surgery.attr.registry import choose
+from captum_clip_surgery.attr._registry import choose
 from captum_clip_surgery.diagnostics import tower_report
 from captum_clip_surgery.metrics import modules
 from captum_clip_surgery.metrics.functional._points import point_confusion

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_clip_surgery import METHODS, ZeroShotClassifier, compare, word_scores
-from captum_clip_surgery.attr.clip_surgery import LayerCLIPSurgery
+from captum_clip_surgery.attr import LayerCLIPSurgery
 from captum_clip_surgery.export import explain_batch
 from captum_clip_surgery.tasks import segment, word_maps
 from tests._helpers.model_snapshot import differences, snapshot

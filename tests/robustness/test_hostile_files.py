@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from captum_clip_surgery._utils.pieces import Pieces, start_run
-from captum_clip_surgery.evaluation import results
+from captum_clip_surgery.evaluation import Protocol, _results
 from captum_clip_surgery.evaluation._evaluators import SegmentationEvaluator
 from captum_clip_surgery.evaluation._store import Table
-from captum_clip_surgery.evaluation.protocol import Protocol
 from captum_clip_surgery.export import _sources, load_maps
 from captum_clip_surgery.export._sources import open_source
 from captum_clip_surgery.models.text._cache import FILE, TextCache
@@ -273,7 +272,7 @@ def test_absurd_results(tmp_path: Path, kind: str) -> None:
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"results.json holds no results: ") as caught:
-        results.read(tmp_path)
+        _results.read_results(tmp_path)
     assert len(str(caught.value)) < 600
 
 

@@ -184,4 +184,7 @@ def test_the_package_opens_images_in_one_place() -> None:
         for path in package.rglob("*.py")
         if "Image.open(" in path.read_text()
     }
-    assert places == {"preprocessing.py", "demo/scenes.py"}  # the latter: the package's own sprites
+    assert places == {
+        "preprocessing.py",
+        "demo/_scenes.py",
+    }  # the latter: the package's own sprites

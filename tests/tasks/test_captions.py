@@ -25,7 +25,7 @@ from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._towers import pooled_at_end_of_text
 from captum_clip_surgery.models.text._words import word_positions
 from captum_clip_surgery.tasks import WordMaps, maps_of_own_texts, word_maps
-from captum_clip_surgery.tasks.captions import METHODS
+from captum_clip_surgery.tasks._word_maps import METHODS
 from captum_clip_surgery.tasks.figures import words_figure
 from tests._helpers.cases import each
 from tests._helpers.text_towers import KINDS, Words, manner, shrunk

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import Scenes
-from captum_clip_surgery.models.image import direct_effects
+from captum_clip_surgery.models.image._direct_effects import direct_effects
 from captum_clip_surgery.models.text._direct_effects import text_effects
 from captum_clip_surgery.tasks import Interactions, interactions, word_maps
 from captum_clip_surgery.tasks.figures import interactions_figure

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.tasks import refine_maps, segment
-from captum_clip_surgery.tasks.refinement import pixel_adaptive
+from captum_clip_surgery.tasks._refinement import pixel_adaptive
 from tests._helpers.tiny import random_images
 
 

@@ -26,10 +26,10 @@ from captum_clip_surgery.tasks import (
     _regions,
     points_from_map,
     prompts,
-    sam,
     sam_inputs,
 )
 from captum_clip_surgery.tasks._prompts import _mask
+from captum_clip_surgery.tasks._sam import PADDING
 from tests._helpers.cases import each
 from tests._helpers.tiny import DATA, on_models, random_images, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
@@ -662,7 +662,7 @@ def test_filled_up_points_are_those_of_transformers(hugging_face: tuple[Any, Any
     """Of label -10: their embedding is zero, wherever they are."""
     encoder = hugging_face[0].prompt_encoder
     places = torch.tensor([[[[5.0, 5.0], [0.0, 0.0], [900.0, 3.0]]]])
-    labels = torch.tensor([[[1, sam.PADDING, sam.PADDING]]])
+    labels = torch.tensor([[[1, PADDING, PADDING]]])
     embedded = encoder._embed_points(places, labels, pad=False)[0, 0]
     assert embedded[0].abs().min() > 0
     assert (embedded[1:] == 0).all()

@@ -19,15 +19,15 @@ from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.tasks import (
     Segmentation,
+    _segmentation,
     _upsample,
     class_scores,
-    label_colors,
     segment,
-    segmentation,
 )
+from captum_clip_surgery.tasks._refinement import guided_filter
+from captum_clip_surgery.tasks._segmentation import dense_size
+from captum_clip_surgery.tasks._segmenter import label_colors
 from captum_clip_surgery.tasks._sliding import starts
-from captum_clip_surgery.tasks.refinement import guided_filter
-from captum_clip_surgery.tasks.segmentation import dense_size
 from tests._helpers.cases import each
 from tests._helpers.tiny import MODELS, peak_where_told, random_images, tiny_model
 
@@ -100,7 +100,7 @@ def test_images_beyond_one_pass(
     demo: ZeroShotClassifier, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = segment(demo, images), class_scores(demo, images)
-    monkeypatch.setattr(segmentation, "TOKENS_PER_PASS", 50)
+    monkeypatch.setattr(_segmentation, "TOKENS_PER_PASS", 50)
     assert (segment(demo, images) != expected[0]).float().mean() < 1e-3
     torch.testing.assert_close(class_scores(demo, images), expected[1], atol=1e-5, rtol=0)
 

@@ -14,8 +14,8 @@ from captum_clip_surgery.tasks import (
     Segmentation,
     WordMaps,
     figures,
-    label_colors,
 )
+from captum_clip_surgery.tasks._segmenter import label_colors
 from captum_clip_surgery.visualization import (
     _labels,
     compare_figure,

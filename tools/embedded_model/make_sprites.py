@@ -11,7 +11,7 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captum_clip_surgery.demo.scenes import SPRITE_COLUMNS, SPRITE_SIDE
+from captum_clip_surgery.demo._scenes import SPRITE_COLUMNS, SPRITE_SIDE
 
 BITMAP_SIZE = 109  # the only size of the font's bitmaps
 

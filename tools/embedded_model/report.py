@@ -19,7 +19,7 @@ import typer
 
 from captum_clip_surgery import LayerCLIPSurgery, LayerFeatureCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr import METHODS, Method
-from captum_clip_surgery.demo.scenes import Scene, Scenes, nouns, prompt_templates
+from captum_clip_surgery.demo import Scene, Scenes, nouns, prompt_templates
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import VARIANTS
 from tools.embedded_model import variants  # noqa: F401  (registers the plans' image towers)

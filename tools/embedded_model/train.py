@@ -31,8 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.demo.scenes import Scenes, nouns, prompt_templates
+from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
 from tools.embedded_model.plans import MODEL, PLANS, PREPROCESS, Plan
 from tools.embedded_model.report import top1
 

@@ -3,15 +3,15 @@
 Most take a map as `prepare` returns it, min-max normalized and resized to its mask.
 """
 
-from captum_clip_surgery.metrics.functional._maps import prepare
-from captum_clip_surgery.metrics.functional.energy import energy_pointing_game, grid_pointing_game
-from captum_clip_surgery.metrics.functional.localization import (
+from captum_clip_surgery.metrics.functional._energy import energy_pointing_game, grid_pointing_game
+from captum_clip_surgery.metrics.functional._localization import (
     iou_curve,
     pointing_game,
     score_contrast,
 )
-from captum_clip_surgery.metrics.functional.ranking import pixel_auroc, pixel_average_precision
-from captum_clip_surgery.metrics.functional.specificity import image_specificity, text_specificity
+from captum_clip_surgery.metrics.functional._maps import prepare
+from captum_clip_surgery.metrics.functional._ranking import pixel_auroc, pixel_average_precision
+from captum_clip_surgery.metrics.functional._specificity import image_specificity, text_specificity
 
 __all__ = [
     "energy_pointing_game",

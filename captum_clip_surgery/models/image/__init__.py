@@ -8,17 +8,11 @@ from captum_clip_surgery.models.image._data import (
     PathTrace,
     TowerOutput,
 )
-from captum_clip_surgery.models.image._direct_effects import (
-    DirectEffects,
-    check_direct_effects,
-    direct_effects,
-)
 from captum_clip_surgery.models.image._open_clip_vit import VisionTransformerTower
 from captum_clip_surgery.models.image._registry import build_tower, register_tower
 
 __all__ = [
     "AttentionInputs",
-    "DirectEffects",
     "GridSpec",
     "PathConfig",
     "PathTrace",
@@ -26,8 +20,6 @@ __all__ = [
     "TowerOutput",
     "VisionTransformerTower",
     "build_tower",
-    "check_direct_effects",
-    "direct_effects",
     "join_heads",
     "register_tower",
     "split_heads",

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from captum_clip_surgery._utils.outliers import norm_outliers
 from captum_clip_surgery.models._blocks import AttentionInputs, Grid
 from captum_clip_surgery.models._internals import children_of, shallow_copy
 from captum_clip_surgery.models.image._attention_pool import AttentionPool
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, PathConfig, PathTrace, TowerOutput
-from captum_clip_surgery.outliers import norm_outliers
 
 #: A feed-forward neuron: the index of its block, and its own within the block.
 Neuron = tuple[int, int]

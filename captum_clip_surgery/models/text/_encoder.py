@@ -20,6 +20,12 @@ from captum_clip_surgery.models._guards import check_place
 from captum_clip_surgery.models._state import ModelState, read_state
 from captum_clip_surgery.models.text._disk import DiskFeatures
 from captum_clip_surgery.models.text._fingerprint import is_open_clip_bpe
+from captum_clip_surgery.models.text._templates import (
+    TEMPLATES,
+    Template,
+    format_prompt,
+    truncate_repr,
+)
 from captum_clip_surgery.models.text._token_encoder import (
     encode_tokens,
     text_tower_of,
@@ -39,12 +45,6 @@ from captum_clip_surgery.models.text._towers import (
     device_of,
     iter_text_parameters,
     parts_without_text,
-)
-from captum_clip_surgery.models.text.templates import (
-    TEMPLATES,
-    Template,
-    format_prompt,
-    truncate_repr,
 )
 
 BPE_VOCABULARY = 49_408  # open_clip's own tokenizer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery.models._validation import check_features, check_modes
 from captum_clip_surgery.models.text._encoder import PromptEncoder
-from captum_clip_surgery.models.text.templates import Template, check_texts
+from captum_clip_surgery.models.text._templates import Template, check_texts
 
 
 class TextFeatures(Protocol):

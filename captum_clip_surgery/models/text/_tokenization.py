@@ -11,12 +11,12 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.errors import rust_panics_as_errors
 from captum_clip_surgery.models._dual_encoders import TransformersText
+from captum_clip_surgery.models.text._templates import truncate_repr
 from captum_clip_surgery.models.text._towers import (
     end_of_text,
     pooled_at_end_of_text,
     vocabulary_size,
 )
-from captum_clip_surgery.models.text.templates import truncate_repr
 
 #: Maps a list of texts and `context_length` to token ids (texts, context_length).
 Tokenizer = Callable[..., Any]
