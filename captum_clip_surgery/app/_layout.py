@@ -35,6 +35,12 @@ ABOUT_DEMO = (
     "start the page with a pretrained model: clip-surgery app --model ViT-B-16 --pretrained openai"
 )
 
+#: The documentation has no public address to link to.
+ABOUT_DOCS = (
+    "Documentation: the folder docs of the source code, where app.md describes this page; "
+    "<code>mkdocs serve</code> shows it as a site."
+)
+
 
 def asset(name: str) -> str:
     """Return a file of this package as text."""
@@ -66,6 +72,7 @@ class Layout:
                 self.notice = gr.HTML(elem_id="ccs-notices", apply_default_css=False)
                 self._add_tabs()
                 self._add_downloads()
+        gr.HTML(f'<p class="ccs-about">{ABOUT_DOCS}</p>', elem_id="ccs-docs")
 
     def _add_inputs(self) -> None:
         self.upload = image_upload("Your image", "Drop, choose or paste an image", "ccs-upload")

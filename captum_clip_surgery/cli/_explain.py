@@ -54,7 +54,7 @@ def demo(options: _options.Demo) -> None:
     start = time.perf_counter()
     print(EMBEDDED_MODEL_NOTE)
     names = ", ".join(DEFAULT_METHODS)
-    print(f"Measuring {names} on {options.scenes} scenes ...", flush=True)
+    print(f"Measuring {names} on {options.scenes} scenes. This can take a minute ...", flush=True)
     test = Scenes("test", max(options.scenes, DEMO_SCENE + 1), size=256, objects=[2, 3])
     scene = test[DEMO_SCENE]
     clip = ZeroShotClassifier.demo(scene.nouns)
