@@ -44,10 +44,10 @@ class ZeroShotClassifier(ImageEncoder):
         distractors: Further texts that compete in feature surgery but are not targets.
         tokenizer: `open_clip.get_tokenizer(name)`, a tokenizer of transformers, or a function of
             texts and `context_length` that returns token ids (texts, context_length) padded at the
-            end. None stands for that of `processor`, or for open_clip's own BPE if the text tower's
+            end. None means that of `processor`, or for open_clip's own BPE if the text tower's
             vocabulary has its 49,408 tokens.
         templates: Format strings with a slot `{}`, or functions, called once for each text; a
-            text's feature is the mean over its prompts. None stands for the 85 of CLIP Surgery, an
+            text's feature is the mean over its prompts. None means the 85 of CLIP Surgery, an
             empty sequence for texts as they are.
         truncate: Whether to cut prompts longer than the context instead of raising.
         positions: How positional embeddings are resized for sizes that are not native: "bilinear"
@@ -208,7 +208,7 @@ class ZeroShotClassifier(ImageEncoder):
         Args:
             texts: The classes.
             distractors: Further texts that compete in feature surgery but are not targets.
-            templates: Templates of prompts; None stands for those of the model's training.
+            templates: Templates of prompts; None means those of the model's training.
 
         Example::
 
@@ -221,7 +221,7 @@ class ZeroShotClassifier(ImageEncoder):
         return DemoClassifier.load(texts, distractors, templates)
 
     def with_texts(self, texts: Iterable[str], distractors: Iterable[str] | None = None) -> Self:
-        """Return a classifier of other texts that shares model, templates and cached features.
+        """Return a classifier with other texts that shares model, templates and cached features.
 
         Args:
             texts: As for the class.
@@ -336,7 +336,7 @@ class ZeroShotClassifier(ImageEncoder):
             )
 
     def describe_features(self) -> Any:
-        """Return what text features depend on beside texts, templates and the model, as JSON."""
+        """Return what else text features depend on, besides texts, templates and the model."""
         return self._text.describe()
 
     @property

@@ -183,10 +183,10 @@ def compare(
     Args:
         clip: The classifier.
         images: Images as `clip.preprocess` takes them, or a batch (N, 3, H, W) from it.
-        targets: Indices of texts; None stands for all.
+        targets: Indices of texts; None means all.
         methods: Names in `attr.METHODS` ("all" for every one), or methods by name.
         masks: For each image, bool masks (K, H', W') of the texts, to measure the maps against.
-        size: Side or (height, width) in pixels to which images are resized; None stands for the
+        size: Side or (height, width) in pixels to which images are resized; None means the
             native size.
         trust: Whether to measure how much each map depends on its text. For each image, this
             computes maps of each text alone and of four absent texts; dense methods share one
@@ -280,7 +280,7 @@ def load_batch(
     Args:
         clip: The classifier.
         images: Images as `clip.preprocess` takes them, or a batch from it.
-        size: Side or (height, width) in pixels to which images are resized; None stands for the
+        size: Side or (height, width) in pixels to which images are resized; None means the
             native size.
 
     Raises:

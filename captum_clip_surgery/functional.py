@@ -112,7 +112,7 @@ def feature_surgery(
         inverse_temperature: Inverse temperature of the softmax over texts.
         empty_features: Feature (C,) of the empty text, L2-normalized, or what is subtracted from
             each text's feature, (T, C); only for "empty".
-        targets: Indices of the texts to return, (K,) for all images or (N, K); None stands for
+        targets: Indices of the texts to return, (K,) for all images or (N, K); None means
             all.
 
     Returns:

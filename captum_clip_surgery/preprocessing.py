@@ -126,7 +126,7 @@ def _register_heif() -> None:
 
 
 def _remedy(prefix: bytes) -> str | None:
-    """Return what to do about a file whose first bytes belong to a known format, or None."""
+    """Return advice on a file whose first bytes belong to a known format, or None."""
     if prefix.startswith(JPEG_XL):
         return "JPEG XL is not read; convert it to PNG or JPEG"
     for kind in PROGRAMS:
@@ -303,7 +303,7 @@ class Preprocess:
 
         Args:
             images: One or a list of PIL images, arrays or paths.
-            size: Side or (height, width) in pixels; None stands for the model's own.
+            size: Side or (height, width) in pixels; None means the model's own.
             crop: Whether to resize the shorter side and keep the center, instead of squashing the
                 whole image.
 

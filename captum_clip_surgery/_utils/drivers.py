@@ -96,7 +96,7 @@ class Torchrun:
         return f"cuda:{self.local_rank}"
 
     def broadcast(self, name: str, make: Callable[[], Item]) -> Item:
-        """Return what `make` returns in the main process, which alone calls it.
+        """Return the result of `make`, which only the main process calls.
 
         Args:
             name: Name of the item, unique in the run.

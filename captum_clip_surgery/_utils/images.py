@@ -88,7 +88,7 @@ def turn(image: Image.Image, value: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Encoding:
-    """How a file stores its samples, as far as Pillow does not take account of it.
+    """Sample format of a file, where Pillow ignores it.
 
     Attributes:
         bits: Bits per gray sample; 0 if it is unknown.

@@ -97,7 +97,7 @@ def read_run(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Numbered Parquet files `000000.parquet`, ... in a folder; a piece is done where its file is.
+    """Numbered Parquet files `000000.parquet`, ...; a piece is complete if its file exists.
 
     Small and picklable, so that it can be sent to other processes and machines.
 
@@ -366,7 +366,7 @@ def _may_be_written(part: Path) -> bool:
 
 
 def differences(where: str, before: Any, now: Any) -> Iterator[str]:
-    """Yield what differs between two JSON values, below the key `where`."""
+    """Yield the differences between two JSON values below the key `where`."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             name = f"{where}.{key}" if where else key

@@ -1,4 +1,4 @@
-"""What a result was computed with: command, versions, device and weights."""
+"""Provenance of a result: command, versions, device and weights."""
 
 from __future__ import annotations
 

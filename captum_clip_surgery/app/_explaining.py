@@ -213,14 +213,14 @@ class Explainer:
 
 
 def method_of(name: str, settings: Settings) -> Factory:
-    """Return what makes a method with the user's settings."""
+    """Return a constructor of a method with the user's settings."""
     if name in SURGERY_METHODS:
         return partial(SURGERY_METHODS[name], feature_surgery=settings.feature_surgery)
     return METHODS[name]
 
 
 def specificity_of(name: str) -> str:
-    """Return what a method's text specificity is called where it is left out."""
+    """Return the name of a method's text specificity in the list of what was left out."""
     return f"text specificity of {title_of(name)}"
 
 

@@ -300,7 +300,7 @@ class Page:
         }
 
     def _model_hints(self, title: str) -> tuple[str, ...]:
-        """Return what users of the embedded model should know about their own images."""
+        """Return a notice on the limits of the embedded model for users' own images."""
         return (ABOUT_DEMO,) if self.models.get(title)[1].name is None else ()
 
     def _example_of(self, request: gr.Request) -> Settings | None:

@@ -44,11 +44,11 @@ def serve(
 
     Args:
         clip: The classifier; its texts do not matter.
-        model: Name by which open_clip loads the model, for the Python code; None stands for the
+        model: Name by which open_clip loads the model, for the Python code; None means the
             embedded model.
         pretrained: Tag or checkpoint file, for the Python code.
         host: Address to listen on; "0.0.0.0" accepts connections from other machines.
-        port: Port to listen on; None stands for the first free one from 7860.
+        port: Port to listen on; None means the first free one from 7860.
         password: Password that users must enter, with any name; None requires none.
         share: Whether to request a public address from Gradio's servers.
         more: Further models that users can choose, each with its name and tag as `model` and

@@ -32,14 +32,14 @@ COLOR_MAPS = (None, "inferno", "viridis", "magma", "cividis", "Greens", "RdBu_r"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user has set.
+    """Settings that a user has chosen.
 
     Args:
         texts: Texts to explain, 1 to 24.
         methods: Names in `attr.METHODS`.
         distractors: Texts that compete in feature surgery but get no map.
         feature_surgery: Variant of feature surgery, one of `FEATURE_SURGERY`.
-        side: Side in pixels to which the image is resized; None stands for the native size.
+        side: Side in pixels to which the image is resized; None means the native size.
         opacity: Opacity of maps over the image, 0..1.
         cmap: Color map, one of `COLOR_MAPS`.
         sign: Values to draw, "auto" or one of `visualization.SIGNS`.

@@ -281,7 +281,7 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
 
 
 def pair(explainer: Explainer, query: PageImage, image: PageImage) -> str:
-    """Return what two images share, as HTML; both are seen in the model's own size.
+    """Return the matching regions of two images as HTML; both are resized to the native size.
 
     Raises:
         TypeError: If the decomposition is not defined on the model.

@@ -166,7 +166,7 @@ class LayerRawAttention(_RawAttentionCore, LayerShapeMixin):
         forward_func: The classifier, on a tower with a class token or attention pooling.
         block: Index of the block; negative values count from the end. On towers pooled by
             attention only -1, which stands for the pooling.
-        head: Index of the head; None stands for the mean over heads.
+        head: Index of the head; None means the mean over heads.
 
     Raises:
         TypeError: If the tower is pooled by average, or `block` is not an int or not that of a

@@ -170,7 +170,7 @@ class TestTimeAugmentation(Attribution):
 
         Args:
             inputs: Images (N, 3, H, W). Gradients flow as they do through the method.
-            targets: Indices of the texts to return; None stands for all.
+            targets: Indices of the texts to return; None means all.
 
         Returns:
             One map per text: (N, K, H, W) if the method's maps have the images' size, otherwise
@@ -234,7 +234,7 @@ class TestTimeAugmentation(Attribution):
         return sizes
 
     def _views(self, patch_size: Size) -> list[View]:
-        """Return how copies of each size are moved and flipped, unchanged ones first."""
+        """Return the shifts and flips of the copies of each size, unchanged copies first."""
         steps = range(self.shifts)
         rows, columns = ([patch * k // self.shifts for k in steps] for patch in patch_size)
         flips = (False, True) if self.flip else (False,)

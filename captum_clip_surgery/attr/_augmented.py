@@ -14,7 +14,7 @@ from captum_clip_surgery.attr._coverage import Size
 
 @dataclass(frozen=True)
 class View:
-    """How resized images are moved and flipped.
+    """Shifts and flips of resized images.
 
     Attributes:
         offset: Rows and columns in pixels by which their content moves up and to the left.

@@ -127,7 +127,7 @@ class PatchAttribution(Attribution):
         Args:
             inputs: Images (N, 3, H, W). With `requires_grad_()`, maps of dense methods carry
                 gradients to images and parameters.
-            targets: Indices of the texts to return; None stands for all. Whatever is returned, all
+            targets: Indices of the texts to return; None means all. Whatever is returned, all
                 of the classifier's texts and distractors compete in feature surgery.
             check_finite: Whether to raise on NaN and infinity in images and maps. On a GPU this
                 waits for the result once; without it, and with all targets, nothing waits, except
@@ -167,7 +167,7 @@ class LayerShapeMixin(PatchAttribution, LayerAttribution):
 
     Args:
         forward_func: The classifier.
-        layer: The block where the method starts; None stands for the last one.
+        layer: The block where the method starts; None means the last one.
     """
 
     def __init__(self, forward_func: ZeroShotClassifier, layer: nn.Module | None = None) -> None:

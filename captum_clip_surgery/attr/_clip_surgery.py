@@ -61,9 +61,9 @@ class LayerCLIPSurgery(_SurgeryPath, LayerShapeMixin):
     Args:
         forward_func: The classifier.
         layer: The first block that the second path spans, instead of `num_blocks`.
-        num_blocks: The number of last blocks it spans. None stands for 6 as released, or all where
+        num_blocks: The number of last blocks it spans. None means 6 as released, or all where
             the tower has fewer; a ResNet has one, its attention pooling. For towers pooled by
-            learned queries (SigLIP, CoCa, PE-Core), None stands for 0, CLIP's own tokens: on the
+            learned queries (SigLIP, CoCa, PE-Core), None means 0, CLIP's own tokens: on the
             one that was measured, surgery made maps worse (docs/models.md).
         feature_surgery: "release", "paper" or "empty" (see `functional.feature_surgery`), None for
             plain cosines, or "auto": "empty" below 8 texts, distractors included, "release" from 8

@@ -1,4 +1,4 @@
-"""Which pixels of an image a map covers.
+"""The pixels of an image that a map covers.
 
 A tower whose patches do not divide its native size never sees the last pixels: the 27 x 27 patches
 of ViT-SO400M-14-SigLIP-384 cover 378 of 384. A map stretched over the whole image would be off.

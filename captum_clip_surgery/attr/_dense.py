@@ -220,7 +220,7 @@ class LayerGEM(_GEMPath, LayerShapeMixin):
 
     Args:
         forward_func: The classifier.
-        num_blocks: The number of last blocks that the path spans; None stands for 6 as released, or
+        num_blocks: The number of last blocks that the path spans; None means 6 as released, or
             all where the tower has fewer.
         repair: What is done about outlier tokens: "auto", "neighbors", "likeness" or None, see
             `DualPathAttribution`.

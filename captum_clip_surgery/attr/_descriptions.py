@@ -1,4 +1,4 @@
-"""What methods are called in their papers, and what each does in a sentence.
+"""Names of methods in their papers, and a one-sentence description of each.
 
 `METHODS` has names for Python and the command line; figures and the page show these titles.
 """
@@ -116,5 +116,5 @@ def title_of(name: str) -> str:
 
 
 def sentence_of(name: str) -> str:
-    """Return what a method does in a sentence; "" for methods of your own."""
+    """Return a sentence on what a method does; "" for methods of your own."""
     return DESCRIPTIONS[name][1] if name in DESCRIPTIONS else ""

@@ -256,8 +256,8 @@ class LayerDirectEffect(_DirectEffectCore, LayerShapeMixin):
     Args:
         forward_func: The classifier.
         blocks: Indices of the blocks whose heads make up the map, where negative values count from
-            the end; None stands for all. The others are in the remainder, as "other heads".
-        heads: Indices of the heads that count in these blocks; None stands for all.
+            the end; None means all. The others are in the remainder, as "other heads".
+        heads: Indices of the heads that count in these blocks; None means all.
         feature_surgery: What is subtracted from the contributions to a text's score: "empty" (those
             to the score of the empty text; best on validation scenes of the embedded model for any
             number of texts), "release" or "paper" (what all texts and distractors have in common,

@@ -90,7 +90,7 @@ class DualPathAttribution(PatchAttribution):
 
         Args:
             output: The tower's output by `path_config`.
-            targets: Indices of texts, (K,) for all images or (N, K); None stands for all,
+            targets: Indices of texts, (K,) for all images or (N, K); None means all,
                 distractors included.
         """
         clip, variant = self.forward_func, self.variant
@@ -212,7 +212,7 @@ def resolve_num_blocks(
 
     Args:
         clip: The classifier.
-        num_blocks: That number; None stands for 6 as released, or all where the tower has fewer.
+        num_blocks: That number; None means 6 as released, or all where the tower has fewer.
         layer: The first of those blocks, instead of `num_blocks`.
 
     Raises:

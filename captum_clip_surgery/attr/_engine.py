@@ -133,7 +133,7 @@ def forward_pass(
     check_modes(clip.model)
     forward = ForwardPass(clip, images, configs, outputs)
     token = None if compiling else _current.set((forward, version_of(images)))
-    # The parameters of nearly every model require gradients: maps that nobody differentiates would
+    # The parameters of nearly every model require gradients: maps that are not differentiated would
     # each keep the activations of all blocks.
     differentiable = images.requires_grad or clip.text_features_require_grad
     recorded = torch.is_grad_enabled() and (differentiable or are_transforms_active())
@@ -186,7 +186,7 @@ def attribute_many(
     Args:
         methods: Methods by name, all on one model.
         images: Images (N, 3, H, W).
-        targets: Indices of texts; None stands for all.
+        targets: Indices of texts; None means all.
         outputs: Outputs already computed for these images by this tower; new ones are added, so
             that a later call with other texts needs no pass.
 

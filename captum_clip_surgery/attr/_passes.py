@@ -1,4 +1,4 @@
-"""How many images one pass of a method that runs many may hold."""
+"""Batch sizes of methods that run many passes."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def _num_tokens(clip: ZeroShotClassifier, images: Tensor) -> int:
 
 
 def images_per_pass(clip: ZeroShotClassifier, images: Tensor) -> int:
-    """Return how many images one pass of a Captum method may hold, given their size."""
+    """Return the maximum number of images in one pass of a Captum method, given their size."""
     return max(1, TOKENS_PER_PASS // _num_tokens(clip, images))

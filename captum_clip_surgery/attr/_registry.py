@@ -67,7 +67,7 @@ class CaptumMethod:
 
     Args:
         clip: The classifier.
-        make: Creates the method for a classifier.
+        make: Function that creates the method for a classifier.
         **options: Keyword arguments of its `attribute`; a callable is called with the classifier
             and the image.
     """
@@ -169,7 +169,7 @@ def fine(method: Method) -> Method:
     """Return a method whose maps are averaged by `TestTimeAugmentation` with its defaults.
 
     Args:
-        method: Creates the method for a classifier.
+        method: Function that creates the method for a classifier.
     """
 
     @wraps(method)  # the same options, as `inspect.signature` sees them

@@ -33,7 +33,7 @@ Find = Callable[[PathTrace], Tensor]
 
 
 def scale_block(number: int, count: int) -> int:
-    """Return how many of `count` blocks stand for the first `number` blocks of the papers."""
+    """Return how many blocks of `count` correspond to the papers' first `number`."""
     return number * count // PAPER_BLOCKS
 
 

@@ -32,7 +32,7 @@ METHODS = ("relevance", "grad-eclip")
 
 @dataclass(frozen=True)
 class WordScores:
-    """How much each word of a text matters to images.
+    """Contribution of each word of a text to its match with images.
 
     Args:
         words: The words, in the order of the text.
@@ -59,7 +59,7 @@ def word_scores(
         method: "relevance" (Chefer et al.: the pooled token's row of the relevance of the last
             blocks; the scores of an image sum to 1) or "grad-eclip" (Zhao et al.: values weighted
             by gradient and similarity, summed over the last blocks).
-        num_blocks: The number of the text tower's last blocks to read; None stands for 1 for
+        num_blocks: The number of the text tower's last blocks to read; None means 1 for
             relevance, as in the authors' CLIP notebook, and for 4 for Grad-ECLIP, or all where
             there are fewer.
 

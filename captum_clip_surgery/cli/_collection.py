@@ -65,7 +65,7 @@ def audit(options: Audit) -> None:
 
 
 def _open(options: Audit) -> ImageDataset | None:
-    """Return the images to audit; None stands for scenes, whose size depends on the model."""
+    """Return the images to audit; None means scenes, whose size depends on the model."""
     if options.images and options.boxes:
         raise ValueError("give image files or --boxes, not both; --boxes names its images")
     changed = changed_options(options, DATASET_OPTIONS)

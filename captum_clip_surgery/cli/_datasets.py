@@ -100,7 +100,7 @@ def evaluate(options: Evaluate, root: Path) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What is measured, and on what."""
+    """Data set, classifier and methods of a run."""
 
     data: ImageDataset
     clip: ZeroShotClassifier

@@ -1,4 +1,4 @@
-"""What results depend on, so that only what has not changed is reused."""
+"""Digests of everything results depend on, so that stale results are not reused."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def compare(options: _options.Compare) -> None:
 def _prepare(
     options: _options.Explain | _options.Compare,
 ) -> tuple[ImageFiles, ZeroShotClassifier, dict[str, Method], dict[str, str]]:
-    """Check what needs no model, then load it; the reasons of methods left out come last."""
+    """Check the options, load the model and select methods, with a reason for each one left out."""
     names = resolve_names(split_names(options.methods))
     texts = required_texts(options.texts, options.queries)
     files = ImageFiles(options.images)
@@ -196,7 +196,7 @@ def _with_registers(
 def _matches(
     clip: ZeroShotClassifier, cosines: Sequence[float], shares: Sequence[float]
 ) -> list[tuple[dict[str, Any], str]]:
-    """Return how well each text matches an image, as JSON values and in words."""
+    """Return each text's match with an image, as JSON values and in words."""
     differences = clip.differences
     values = [
         {"text": text, "difference of cosines" if difference else "cosine": cosine}

@@ -168,8 +168,8 @@ class ModelOptions:
         str | None,
         Option(
             metavar="NAME",
-            help="open_clip model name, or a folder or hub repository in the form of open_clip or "
-            "transformers (default: the small embedded model).",
+            help="open_clip model name, or a folder or hub repository in open_clip or "
+            "transformers format (default: the small embedded model).",
         ),
     ] = None
     pretrained: Annotated[
@@ -201,7 +201,7 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """Queries beside texts."""
+    """Queries other than texts."""
 
     query_image: Annotated[
         list[Path] | None,
@@ -217,7 +217,7 @@ class QueryOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingOptions:
-    """How maps are drawn, and into which files."""
+    """Style and file format of figures."""
 
     sign: Annotated[
         Sign,

@@ -50,8 +50,8 @@ def load_model(
         texts: Texts of the classifier.
         distractors: Further texts that compete in feature surgery.
         quiet: Do not print that the embedded model is used.
-        templates: Prompt templates; None stands for the model's usual ones.
-        device: Device of this process if it has one of its own; None stands for a GPU if there is
+        templates: Prompt templates; None means the model's usual ones.
+        device: Device of this process if it has one of its own; None means a GPU if there is
             one.
         positions: How positional embeddings are resized where the options do not say it.
 

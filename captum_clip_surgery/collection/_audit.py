@@ -61,8 +61,8 @@ def audit(
     Args:
         clip: A classifier, whose texts are replaced by the first names of the data set's classes.
         data: The data set. Images that cannot be read are left out and listed.
-        indices: Indices of the images to read; None stands for all.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        indices: Indices of the images to read; None means all.
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         min_images: Smallest number of images of a class; others are left out.
         false_alarms: Probability, from 0.001 to 0.5, that any class is named if the lifts are

@@ -1,4 +1,4 @@
-"""Which of many classes stand out, at a stated rate of false alarms."""
+"""Selection of the classes that stand out, at a stated rate of false alarms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an audit says of each class, and of the collection."""
+"""Results of an audit for each class and for the collection."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HeadLift:
 
 @dataclass(frozen=True)
 class Recognition:
-    """How a class is recognized.
+    """Recognition rates of a class.
 
     Args:
         recall: Share of the class's images in which it scores above all classes not shown.
@@ -48,7 +48,7 @@ class Recognition:
 
 @dataclass(frozen=True)
 class ClassAudit:
-    """What an audit says of one class.
+    """Result of an audit for one class.
 
     Args:
         name: Name of the class.
@@ -185,7 +185,7 @@ class Audit:
 
 
 def removed(heads: Tensor, means: Tensor, chosen: tuple[HeadLift, ...]) -> Tensor:
-    """Return what heads add to scores (N,) beyond their means.
+    """Return the contribution of heads to scores (N,), relative to its mean.
 
     Args:
         heads: Contributions (N, blocks, heads).

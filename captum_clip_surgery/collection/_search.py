@@ -46,7 +46,7 @@ class ImageIndex:
     Args:
         names: Names of the N images.
         embeddings: Their L2-normalized embeddings (N, C), float32.
-        exact: Whether to compare all images; None stands for up to 100,000.
+        exact: Whether to compare all images; None means up to 100,000.
 
     Raises:
         ValueError: If there are no images, or the embeddings have another shape, or are not finite

@@ -58,7 +58,7 @@ __all__ = [
 
 
 class DatasetEntry(NamedTuple):
-    """How to open a data set by name.
+    """Entry of a data set that can be opened by name.
 
     Args:
         reader: Callable that takes the root folder and, unless `split` is None, `split=`.

@@ -48,7 +48,7 @@ class Cityscapes(PairedDataset):
 
     References:
         Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016;
-        https://github.com/mcordts/cityscapesScripts, whose table of labels torchvision contains.
+        https://github.com/mcordts/cityscapesScripts, whose label table torchvision includes.
     """
 
     def __init__(self, root: Path | str, split: str = "val") -> None:

@@ -40,8 +40,8 @@ def decompose(
     Args:
         clip: The classifier.
         images: Images as `clip.preprocess` takes them, or a batch (N, 3, H, W) from it.
-        texts: Texts to use; None stands for the classifier's.
-        size: Side or (height, width) in pixels to which images are resized; None stands for the
+        texts: Texts to use; None means the classifier's.
+        size: Side or (height, width) in pixels to which images are resized; None means the
             native size.
 
     Raises:
@@ -142,7 +142,7 @@ def describe_head(
             it, ideally dozens or more.
         block: Index of the head's block; negative values count from the end.
         head: Index of the head; negative values count from the end.
-        texts: Candidate texts; None stands for the classifier's.
+        texts: Candidate texts; None means the classifier's.
         count: Maximum number of texts.
 
     Returns:

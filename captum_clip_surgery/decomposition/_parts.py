@@ -133,7 +133,7 @@ class Decomposition:
         most similar text stays the same, the kind did not decide it.
 
         Args:
-            *kinds: Names in `by_kind`; none stands for all of `remainder`.
+            *kinds: Names in `by_kind`; none means all of `remainder`.
 
         Raises:
             ValueError: If a kind is unknown, or there is only one image.

@@ -39,7 +39,7 @@ class DemoClassifier(ZeroShotClassifier):
         Args:
             texts: The classes.
             distractors: Further texts that compete in feature surgery but are not targets.
-            templates: Templates of prompts; None stands for those of the model's training.
+            templates: Templates of prompts; None means those of the model's training.
         """
         templates = prompt_templates() if templates is None else templates
         return cls.from_pretrained(f"local-dir:{MODEL_FOLDER}", None, texts, distractors, templates)
@@ -50,7 +50,7 @@ class DemoClassifier(ZeroShotClassifier):
         return nouns()
 
     def with_texts(self, texts: Iterable[str], distractors: Iterable[str] | None = None) -> Self:
-        """Return a classifier of other texts that shares model, templates and cached features.
+        """Return a classifier with other texts that shares model, templates and cached features.
 
         Args:
             texts: The classes.

@@ -29,7 +29,7 @@ class SceneCollection(ImageDataset):
         size: Side of the square images in pixels.
         seed: Seed of the scenes.
         background: Function of a generator, the noun and the side that returns the background
-            (side, side, 3) in 0..1; None stands for all kinds of `Scenes`.
+            (side, side, 3) in 0..1; None means all kinds of `Scenes`.
 
     Raises:
         ValueError: If there are no nouns, or scenes do not have one of them.

@@ -18,7 +18,7 @@ UNTRAINED, MISMATCH, OUTLIERS, SOUND = "untrained", "mismatch", "outliers", "sou
 
 
 def untrained_parts(model: nn.Module) -> tuple[str, ...]:
-    """Return which towers of a CLIP, "image tower" and "text tower", have random weights.
+    """Return the names of the towers, "image tower" and "text tower", that have random weights.
 
     Training changes the gains and offsets of normalization layers. In a tower with random weights
     all of them still have the values that they are built with.

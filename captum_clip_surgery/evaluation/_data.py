@@ -62,7 +62,7 @@ class Unreadable:
 
 
 def resize_policy(view: View, clip: ZeroShotClassifier) -> ResizePolicy:
-    """Return how a view resizes images for a model."""
+    """Return the resizing of images for a model that a view sets."""
     patch_size = clip.tower.patch_size
     if view.size is None:
         return ResizePolicy(clip.native_size)

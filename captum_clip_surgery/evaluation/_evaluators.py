@@ -1,4 +1,4 @@
-"""What is measured for each task: statistics of every image, and the measures of all of them.
+"""Evaluators of each task: statistics of every image, and the measures over all images.
 
 The statistics are all that an image contributes. Measures are computed from the statistics in the
 order of the images, wherever they were collected, so that a run in parts gives the same table as a
@@ -133,7 +133,7 @@ class Evaluator(ABC):
         return by_class
 
     def remark(self, stats: Sequence[Tensor]) -> str | None:
-        """Return what a reader of the measures should know, or None."""
+        """Return a remark for readers of the measures, or None."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""How methods are run for each task: batches of images to maps, labels or scores."""
+"""Predictors for each task: from batches of images to maps, labels or scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Predictor(ABC):
     Args:
         clip: The classifier, whose texts are replaced by names of the data set's classes.
         data: The data set.
-        methods: Creates each method for a classifier, by name.
+        methods: Functions that create methods for a classifier, by name.
         view: How images are shown and classes are named.
 
     Attributes:
@@ -63,7 +63,7 @@ class Predictor(ABC):
     def predict(
         self, batch: Sequence[EvalSample], labels: Sequence[Sequence[int]]
     ) -> list[Predictions]:
-        """Return what each method predicts for each image.
+        """Return the predictions of each method for each image.
 
         Args:
             batch: Images.
@@ -83,7 +83,7 @@ class MapPredictor(Predictor):
             raise ValueError("maps need squashed images; their view cannot have keep_aspect")
         labels = [label for label in range(len(self.classes)) if label != self.data.background]
         # All texts are embedded at once in either case: the last bits of a feature depend on the
-        # texts beside it, and must not depend on which images a process sees first.
+        # other texts, and must not depend on which images a process sees first.
         self.competing = self.clip.with_texts([self.classes.first[label] for label in labels])
         self.positions = {label: position for position, label in enumerate(labels)}
         self._shared = None if self.view.texts == "present" else self._make(self.competing)
@@ -117,7 +117,7 @@ class MapPredictor(Predictor):
         ]
 
     def _among_present(self, image: Tensor, labels: Sequence[int]) -> Predictions:
-        """Return the maps of an image's classes, which alone compete."""
+        """Return the maps of an image's classes, with no others competing."""
         if not labels:
             return {}
         local = self.clip.with_texts([self.classes.first[label] for label in labels])

@@ -55,7 +55,7 @@ TEMPLATE_SETS: dict[str, Sequence[Template]] = {
 
 @dataclass(frozen=True)
 class View:
-    """How one task shows images and names classes.
+    """Settings of one task: image sizes and names of classes.
 
     The fields of segmentation are those of `tasks.segment`.
 
@@ -71,14 +71,14 @@ class View:
             image.
         synonyms: Whether all names of a class are texts, of which the best counts; otherwise only
             the first.
-        classes: Name of a file of class names in the package; None stands for the data set's own.
+        classes: Name of a file of class names in the package; None means the data set's own.
         background_name: Whether the background is also described by its own name, "background";
             with False only its further names are texts.
         background: Probability below which a pixel is background, of its best name in a softmax
             over all names. Names of the background itself compete in any case.
         min_area: Share in 0..1 of the pixels that are not background; a class that covers less
             becomes background.
-        scale: Factor of the scores in that softmax; None stands for the model's logit scale.
+        scale: Factor of the scores in that softmax; None means the model's logit scale.
         refine: Filter that aligns classes with image edges, "guided" or "pamr", or None.
         steps: Number of steps of insertion and deletion.
         target_size: Side in pixels to which labels and masks are resized, by the nearest pixel,

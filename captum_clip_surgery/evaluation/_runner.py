@@ -92,11 +92,11 @@ def evaluate(
     Args:
         clip: A classifier, whose texts are replaced by the data set's classes.
         data: The data set.
-        methods: Creates each method for a classifier, by name; see `METHODS`.
+        methods: Functions that create methods for a classifier, by name; see `METHODS`.
         protocol: How images are shown and classes are named.
         dataset: Name by which the protocol knows the data set.
-        tasks: Tasks of the protocol; None stands for all that the data set has annotations for.
-        limit: Number of images, drawn at random; None stands for all.
+        tasks: Tasks of the protocol; None means all that the data set has annotations for.
+        limit: Number of images, drawn at random; None means all.
         batch_size: Number of images in one pass.
         workers: Number of processes that read ahead; 0 reads in this process.
         progress: Whether the main process shows progress.
@@ -104,7 +104,7 @@ def evaluate(
         figures: Whether to draw the worst, the median and the best case of each task.
         details: Whether to return the measures of each class and of each image.
         run: Processes of torchrun that share the images; each returns the results of all.
-        store: Folder of statistics: what it holds is not measured again.
+        store: Folder of statistics; results that it contains are not measured again.
         array: "i/n", this process's part if n processes of a job array share the images.
         seed: Seed of the draw. A larger `limit` with the same seed draws the same images and more.
         timeout: Seconds to wait for processes that finish no piece.

@@ -92,7 +92,7 @@ class TaskRun:
 
 @dataclass(frozen=True)
 class Runner:
-    """What all tasks of an evaluation share; the fields are arguments of `evaluate`."""
+    """Settings that all tasks of an evaluation share; the fields are arguments of `evaluate`."""
 
     clip: ZeroShotClassifier
     data: ImageDataset

@@ -43,7 +43,7 @@ TITLES = {"absent": "text", "nonsense": "nonsense"}
 
 @dataclass
 class _Totals:
-    """What one method's results are computed from."""
+    """Accumulated values from which one method's results are computed."""
 
     pairs: PairMeasures = field(default_factory=PairMeasures)
     means: ImageMeans = field(default_factory=ImageMeans)
@@ -90,10 +90,10 @@ def evaluate_scenes(
     Args:
         clip: A classifier, whose texts are replaced by each scene's nouns.
         scenes: Images with masks.
-        methods: Creates each method for a classifier, by name; see `METHODS`.
+        methods: Functions that create methods for a classifier, by name; see `METHODS`.
         distractors: Further texts that compete in feature surgery; a scene's own nouns are left
             out.
-        size: Side in pixels of the images that the model sees; None stands for the native size.
+        size: Side in pixels of the images that the model sees; None means the native size.
         progress: Whether to show a progress bar.
         confidence: Whether to compute confidence intervals, about a second per method.
         measures: Names in `MEASURES`.

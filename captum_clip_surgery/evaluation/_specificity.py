@@ -29,7 +29,7 @@ class SpecificityPredictor(Predictor):
         """Check the view, and embed all texts."""
         if self.view.keep_aspect:
             raise ValueError("maps need squashed images; their view cannot have keep_aspect")
-        # All at once: the last bits of a feature depend on the texts beside it, and must not depend
+        # All at once: the last bits of a feature depend on the other texts, and must not depend
         # on which images a process sees first.
         ZeroShotClassifier.with_texts(self.clip, [*self.classes.first, *NONSENSE])
 

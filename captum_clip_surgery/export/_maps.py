@@ -184,7 +184,7 @@ class MapStore(Mapping[str, np.ndarray]):
         return f"MapStore({str(self.path)!r}, {len(self)} images, {len(self.texts)} texts)"
 
     def _row(self, name: str, convert: Callable[..., Any], *columns: str) -> Any:
-        """Return what `convert` makes of an image's values in some columns."""
+        """Return an image's values in some columns, converted by `convert`."""
         place = self._place(name)
         if place is None:
             raise KeyError(name)

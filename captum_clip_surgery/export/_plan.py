@@ -33,7 +33,7 @@ DATA = "data"
 
 @dataclass(frozen=True)
 class Explained:
-    """What a process did.
+    """Statistics of a process's work.
 
     Attributes:
         images: Number of images it explained.

@@ -44,7 +44,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is kept of an image, whose original may be many times larger."""
+    """The parts of an image that are kept; the original may be many times larger."""
 
     name: str
     size: tuple[int, int]

@@ -102,7 +102,7 @@ def _entry(cell: Any, name: str, folder: Path) -> Entry:
         return Entry(cell, folder / cell)
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not content:
-        why = "the cell has no bytes of an image; paths beside empty bytes are not followed"
+        why = "the cell has no bytes of an image; paths next to empty bytes are not followed"
         return Entry(name, None, why)
     return Entry(name, content)
 

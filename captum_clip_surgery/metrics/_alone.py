@@ -138,7 +138,7 @@ def ask_alone(
 
     Args:
         clip: The classifier; its own texts do not matter.
-        methods: Creates each method for a classifier, by name.
+        methods: Functions that create methods for a classifier, by name.
         images: Images (N, 3, H, W), preprocessed.
         texts: For each image K texts that it shows.
         absent: For each image, texts that it does not show.
@@ -191,7 +191,7 @@ def specificity_of_maps(
 
     Args:
         clip: The classifier; its own texts do not matter.
-        methods: Creates each method for a classifier, by name.
+        methods: Functions that create methods for a classifier, by name.
         images: Images (N, 3, H, W), preprocessed.
         texts: K texts, each of which is used for every image.
 
@@ -230,7 +230,7 @@ def draw_absent(
         clip: The classifier; its own texts do not matter.
         images: Images (N, 3, H, W), preprocessed.
         texts: For each image, texts that must not be drawn.
-        candidates: Texts to draw from; None stands for the embedded model's vocabulary, or for
+        candidates: Texts to draw from; None means the embedded model's vocabulary, or for
             `EVERYDAY`.
         count: Number of texts per image.
         seed: Seed of the draw.
@@ -282,7 +282,7 @@ def maps_alone(
 
     Args:
         clip: The classifier; its own texts do not matter.
-        methods: Creates each method for a classifier, by name.
+        methods: Functions that create methods for a classifier, by name.
         image: The image (1, 3, H, W).
         texts: The texts, each of which is the only one of its classifier.
         outputs: Outputs already computed for the image by this tower, to which new ones are added.

@@ -55,7 +55,7 @@ def randomization(
         images: Images (N, 3, H, W), preprocessed.
         targets: Index of a text, or one per image.
         seed: Seed of the shuffling.
-        num_stages: Number of stages to shuffle, from the output backwards; None stands for all.
+        num_stages: Number of stages to shuffle, from the output backwards; None means all.
 
     Raises:
         TypeError: If `images` or `targets` have another type.

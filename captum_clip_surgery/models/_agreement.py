@@ -340,7 +340,7 @@ def _tolerance(tower: nn.Module, expected: Tensor) -> float:
 
 
 def _owner_of(model: Any, name: str) -> str | None:
-    """Name what defines a method of the model; None stands for open_clip and transformers."""
+    """Name what defines a method of the model; None means open_clip and transformers."""
     for source in _source_of(model):
         model, name = source, f"get_{name.rpartition('_')[2]}_features"
     if name in model.__dict__:

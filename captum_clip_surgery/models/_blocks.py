@@ -102,7 +102,7 @@ def block_attention_inputs(
         block: A block of one of the classes in `BLOCKS`.
         x: The stream (N, L, D) that enters the block.
         grid: Rows and columns of the patches.
-        queries: Number of first tokens to compute queries for; None stands for all.
+        queries: Number of first tokens to compute queries for; None means all.
     """
     attention = block.attn
     normalized = block.ln_1(x)
@@ -192,7 +192,7 @@ def layer_attention_inputs(
         layer: A pre-norm layer with one projection each for q, k and v.
         x: The stream (N, L, D) that enters the layer.
         grid: Rows and columns of the patches.
-        queries: Number of first tokens to compute queries for; None stands for all.
+        queries: Number of first tokens to compute queries for; None means all.
     """
     attention = attention_of_layer(layer)
     normalized = _norms(layer)[0](x)

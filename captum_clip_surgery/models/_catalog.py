@@ -63,7 +63,7 @@ def list_models(names: Iterable[str] | None = None, progress: bool = False) -> l
     of them take about 10 s.
 
     Args:
-        names: Names of configurations; None stands for all that open_clip lists.
+        names: Names of configurations; None means all that open_clip lists.
         progress: Whether to draw a progress bar.
 
     Raises:

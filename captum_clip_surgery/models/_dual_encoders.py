@@ -179,7 +179,7 @@ class TransformersCLIP(nn.Module):
     Args:
         source: The model, which stays as it is.
         preprocess: Mean, standard deviation and interpolation of its processor, as open_clip
-            records them; None stands for those of the family.
+            records them; None means those of the family.
 
     Raises:
         TypeError: If the model is of another kind.

@@ -34,7 +34,7 @@ def is_table(name: str, value: Any) -> bool:
 
 
 def hook_values(hook: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a hook holds in its closure, defaults, arguments or object, by name.
+    """Yield the values in a hook's closure, defaults, arguments or object, by name.
 
     The entries of a dict are named singly, as a hook may gather in one and use another.
     """

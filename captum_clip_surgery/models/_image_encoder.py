@@ -95,7 +95,7 @@ class ImageEncoder(nn.Module):
         """Return a classifier whose outlier tokens are moved out of the images, to a register.
 
         Outliers are written by a few feed-forward neurons, which are found from images. At patches,
-        these neurons are set to 0; a token that is no part of the image gets each neuron's largest
+        these neurons are set to 0; a token that is not part of the image gets each neuron's largest
         activation. The model is not changed and no weight is copied; logits, the features of query
         images and the maps of all methods are those of the tower with the register. Direct effects
         are not defined on it.
@@ -146,7 +146,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             images: One or a list of PIL images, arrays or paths.
-            size: Side or (height, width) in pixels; None stands for the native size.
+            size: Side or (height, width) in pixels; None means the native size.
             crop: Whether to resize the shorter side and keep the center, as open_clip's own
                 preprocessing does, instead of squashing the whole image.
 

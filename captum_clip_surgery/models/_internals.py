@@ -169,7 +169,7 @@ def pool_open_clip_tokens(visual: Any, tokens: Tensor) -> Tensor:
 
 
 def embed_masked_text(tower: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what enters the first block of open_clip's `TextTransformer`, and the mask.
+    """Return the input of the first block of open_clip's `TextTransformer`, and the mask.
 
     For towers whose mask depends on the text: those with a class token (CoCa), which follows the
     tokens, and those that mask the padding.

@@ -180,7 +180,7 @@ def _origin(source: Source, pretrained: str | None) -> str:
 
 
 def _weights(name: str, pretrained: str | None) -> AbstractContextManager[str | None]:
-    """Return what open_clip loads: a tag as it is, a checkpoint file in a form that it reads."""
+    """Return a tag as it is, or a checkpoint file in a form that open_clip reads."""
     if name.startswith(LOCAL):
         check_kind(find_weights(Path(name.removeprefix(LOCAL))))
     if pretrained is None or name.startswith(SCHEMES) or _is_tag(name, pretrained):

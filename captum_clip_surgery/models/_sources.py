@@ -1,4 +1,4 @@
-"""Find what a model's name stands for: a configuration of open_clip, a folder, or a repository.
+"""Resolve a model's name: a configuration of open_clip, a folder, or a repository.
 
 The form of a folder or repository is determined from its files, of which only configurations are
 downloaded for this. If two forms fit, an error names both.
@@ -34,13 +34,13 @@ MODULES = "modules.json"  # of sentence-transformers
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PLACES = (".", "/", "~")  # with which paths begin, and no repository
 TIMEOUT_S = 20
-#: Files of a repository in transformers' form that may be fetched, beside one form of weights.
+#: Files of a repository in transformers' form that may be fetched, besides one form of weights.
 TEXT_FILES = ("*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a name stands for.
+    """Resolved name of a model.
 
     Attributes:
         library: The library that builds the model, "open_clip" or "transformers".
@@ -59,7 +59,7 @@ class Source:
 
 
 def find_source(name: str, has_weights: bool, options: dict[str, Any]) -> Source:
-    """Find what a name stands for.
+    """Resolve the name of a model.
 
     Args:
         name: As the user wrote it.

@@ -149,7 +149,7 @@ def read_state(
         samples: Whether to sample the values of all tensors, or of inference tensors only.
     """
     reader = _Reader(root, without, keep=previous is None)
-    facts = [reader.module(module) for module in reader.modules]  # the list grows meanwhile
+    facts = [reader.module(module) for module in reader.modules]  # the list grows in this loop
     surroundings = reader.surroundings()
     if previous is not None and previous.facts == facts:
         views = previous.views

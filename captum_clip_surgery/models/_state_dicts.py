@@ -73,7 +73,7 @@ def find_state_dict(content: Any, path: Path) -> StateDict:
 def _tables(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """Yield the tables of tensors in a checkpoint, with the names that lead to them."""
     queue: list[tuple[str, Mapping[str, Any]]] = [("", content)]
-    for place, table in queue:  # the list grows meanwhile
+    for place, table in queue:  # the list grows in this loop
         tensors = {n: v for n, v in table.items() if isinstance(v, Tensor) and isinstance(n, str)}
         if tensors:
             yield place, tensors
@@ -86,7 +86,7 @@ def _tables(content: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Tens
 
 
 def _prefixes(state: Mapping[str, Any], part: str) -> list[str]:
-    """Return what stands before the names of each CLIP's logit scale and image tower."""
+    """Return the prefixes of the names of each CLIP's logit scale and image tower."""
     names = [name.replace(COMPILED, "") for name in state]
     prefixes = (n.removesuffix(SCALE) for n in names if n == SCALE or n.endswith(f".{SCALE}"))
     return [each for each in prefixes if any(name.startswith(each + part) for name in names)]

@@ -25,7 +25,7 @@ from captum_clip_surgery.models._transformers_tables import (
 )
 
 CONFIG = "config.json"
-#: Files that make up a vocabulary, beside those of sentencepiece.
+#: Files that make up a vocabulary, besides those of sentencepiece.
 VOCABULARIES = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 #: Parts of a `tokenizer.json` that rewrite a text.
 STEPS = ("normalizer", "pre_tokenizer")
@@ -135,7 +135,7 @@ def _check_growth(path: Path) -> None:
     content = read_json(path)
     growth = 1
     parts = [content.get(part) for part in STEPS] if isinstance(content, dict) else []
-    for part in parts:  # the list grows meanwhile
+    for part in parts:  # the list grows in this loop
         if isinstance(part, list):
             parts += part
         elif isinstance(part, dict):

@@ -178,7 +178,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not plain or not name.endswith(".safetensors"):
                 raise ValueError(
                     f"{folder / INDEX}: weight_map names {name!r:.100}, expected files of "
-                    "safetensors beside it"
+                    "safetensors next to it"
                 )
         missing = [name for name in names if not (folder / name).is_file()]
         if names and not missing:

@@ -201,7 +201,7 @@ def _check_memo(content: bytes) -> None:
 
 def _tensors(root: object) -> Iterator[tuple[str, Tensor]]:
     queue = [("", root)]
-    for prefix, module in queue:  # the list grows meanwhile
+    for prefix, module in queue:  # the list grows in this loop
         if len(queue) > MAX_MODULES:
             raise ValueError(f"an archive of weights has more than {MAX_MODULES:,} modules")
         for name, value in vars(module).items():

@@ -126,7 +126,7 @@ class QueryFeatures:
         return features
 
     def empty_features(self) -> Tensor | None:
-        """Return what the "empty" form of feature surgery subtracts, or None if it is unknown.
+        """Return the feature that "empty" feature surgery subtracts, or None if it is unknown.
 
         It is the L2-normalized feature (C,) of the empty text for queries of every kind, except for
         differences, in which it cancels: if there are any, there is a row for each query, (T, C),
@@ -149,7 +149,7 @@ class QueryFeatures:
 
     @property
     def has_empty_features(self) -> bool:
-        """Whether what "empty" subtracts is known or can be computed."""
+        """Whether the feature that "empty" subtracts is known or can be computed."""
         return self.text.has_empty_features or all(self.differences)
 
     @property
@@ -177,7 +177,7 @@ class QueryFeatures:
         return QueryFeatures(images, self.text, self._queries, self._names)
 
     def describe(self) -> dict[str, Any]:
-        """Return what each query consists of, by name, and the templates of texts, as JSON."""
+        """Return a description of each query by name, and the templates of texts, as JSON."""
         parts: dict[Any, Any] = dict(self._encoded_images.digests())
         parts |= {query: {"feature": tensor_digest(query.feature)} for query in self._given}
         described: dict[str, Any] = {
@@ -278,7 +278,7 @@ def _combine(query: Query, leaves: Mapping[Any, Tensor]) -> Tensor:
 
 
 def _describe(query: Query, parts: Mapping[Any, Any]) -> Any:
-    """Return what a query consists of, as JSON; `parts` describes parts that are not texts."""
+    """Return a description of a query as JSON; `parts` describes parts that are not texts."""
     if isinstance(query, MeanQuery):
         return {"mean": [_describe(part, parts) for part in query.queries]}
     if isinstance(query, DifferenceQuery):

@@ -28,7 +28,7 @@ class ImageQuery:
         image: A PIL image, an array, or a path, squashed to the model's native size; or a
             preprocessed tensor (3, H, W) or (1, 3, H, W) of any size that the patch size divides.
             Gradients flow to a tensor that requires them.
-        name: Name for `index` and figures; None stands for the name of the file, or "image" and the
+        name: Name for `index` and figures; None means the name of the file, or "image" and the
             query's index.
 
     Example::
@@ -58,7 +58,7 @@ class RegionQuery:
         box: (left, top, right, bottom) in pixels of this image, as PIL's `crop` takes it; also
             an array or tensor.
         mask: Mask (H, W) of bool, of the image's height and width, instead of a box.
-        name: Name for `index` and figures; None stands for "region of" and the image's name.
+        name: Name for `index` and figures; None means "region of" and the image's name.
 
     Raises:
         ValueError: If not exactly one of `box` and `mask` is given, the box is not four numbers
@@ -93,7 +93,7 @@ class FeatureQuery:
 
     Args:
         feature: Feature (C,) or (1, C). Gradients flow to it if it requires them.
-        name: Name for `index` and figures; None stands for "feature" and the query's index.
+        name: Name for `index` and figures; None means "feature" and the query's index.
     """
 
     feature: Tensor
@@ -110,7 +110,7 @@ class MeanQuery:
     Args:
         queries: The queries, without differences: the mean of differences is the difference of
             means.
-        name: Name for `index` and figures; None stands for "mean of" and the queries' names.
+        name: Name for `index` and figures; None means "mean of" and the queries' names.
 
     Raises:
         TypeError: If an entry is not a query, or is a difference.
@@ -147,7 +147,7 @@ class DifferenceQuery:
     Args:
         query: The query A.
         rather_than: The query B that is subtracted.
-        name: Name for `index` and figures; None stands for "A rather than B".
+        name: Name for `index` and figures; None means "A rather than B".
 
     Raises:
         TypeError: If one of the two is not a query, or is a difference itself.

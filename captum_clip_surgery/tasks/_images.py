@@ -72,7 +72,7 @@ def batches(
     Args:
         clip: The classifier.
         images: Images of any size, or a preprocessed batch.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size. A preprocessed batch has its own.
         batch_size: Number of images per batch.
         whole_patches: Whether `size` must consist of whole patches.
@@ -150,7 +150,7 @@ def choose_method(
     """Return `method`, or CLIP Surgery with these options if it is None.
 
     Args:
-        method: Creates the method for a classifier; None stands for CLIP Surgery.
+        method: Function that creates the method for a classifier; None means CLIP Surgery.
         num_blocks: Number of last blocks that CLIP Surgery spans.
         feature_surgery: Its variant of feature surgery.
         default: The variant if the user passed none.

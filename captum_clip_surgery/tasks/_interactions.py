@@ -27,7 +27,7 @@ from captum_clip_surgery.tasks._images import Images, Size, batches, covered_pix
 
 @dataclass(frozen=True)
 class Interactions:
-    """What the pairs of a caption's words and an image's patches add to their cosine.
+    """Contributions of the pairs of a caption's words and an image's patches to the cosine.
 
     Attributes:
         words: The words.
@@ -73,7 +73,7 @@ class Interactions:
         return self.maps - self.maps[inner].mean(0)
 
     def by_word(self) -> Tensor:
-        """Return what each word adds to the cosine together with the whole image, (words,)."""
+        """Return the contribution (words,) of each word to the cosine, over all patches."""
         return self.maps.sum((1, 2)) + self.remainder["words"]
 
     def figure(
@@ -88,7 +88,7 @@ class Interactions:
         """Draw the map of each word over the image, with what the word adds to the cosine.
 
         Args:
-            image: The image to draw, such as the original in its own size; None stands for the
+            image: The image to draw, such as the original in its own size; None means the
                 part of it that the model saw.
             regions: Whether to draw the regions of words instead: each pixel has the color of the
                 word with the highest map, or none where no map reaches a tenth of the highest
@@ -148,12 +148,12 @@ def interactions(
         captions: N captions, used without templates; a string for one image.
         special: Whether to count the start of the text, if there is one, and its end as words,
             "<start>" and "<end>". Otherwise they are in the remainder, as padding always is.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         batch_size: Number of images and captions that pass the towers together.
 
     Returns:
-        For each image an `Interactions`. The part of a word of several tokens is their sum.
+        For each image an `Interactions`. A word of several tokens gets the sum of their contributions.
 
     Raises:
         TypeError: If the classifier was made from features, captions are not strings, or the

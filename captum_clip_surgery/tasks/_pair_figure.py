@@ -43,7 +43,7 @@ def pair_figure(
         count: Largest number of pairs of regions.
         maps: Whether to draw the maps, on one scale.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
-            stands for 10.2 inches.
+            means 10.2 inches.
 
     Returns:
         A figure independent of pyplot; `save_figure` writes it.

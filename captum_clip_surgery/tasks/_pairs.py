@@ -44,7 +44,7 @@ class RegionPair:
 
 @dataclass(frozen=True)
 class PairExplanation:
-    """What the pairs of patches of two images add to their cosine.
+    """Contributions of the pairs of patches of two images to their cosine.
 
     Attributes:
         interactions: Contributions (h1, w1, h2, w2) of each patch of the query image with each
@@ -72,7 +72,7 @@ class PairExplanation:
         return self.interactions.sum() + sum(part.sum() for part in self.remainder.values())
 
     def maps(self) -> tuple[Tensor, Tensor]:
-        """Return what each patch adds together with the whole other image, (h1, w1) and (h2, w2).
+        """Return each patch's contribution over the whole other image, (h1, w1) and (h2, w2).
 
         They are the images' direct effects, each with the other image as the query. The patches of
         both are counted twice, so the two maps do not sum to the cosine; `interactions` do.
@@ -127,7 +127,7 @@ class PairExplanation:
 
         Args:
             query_image: The query image to draw, such as the original in its own size, of which
-                the part that the patches cover is drawn; None stands for that part as the model
+                the part that the patches cover is drawn; None means that part as the model
                 sees it.
             image: The other image likewise.
             count: Largest number of pairs of regions.
@@ -190,7 +190,7 @@ def explain_pair(
         query_image: An image (a PIL image, an array, a path), or a preprocessed batch of one image
             (1, 3, H, W).
         image: The other image.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size. A preprocessed image has its own.
 
     Raises:
@@ -299,7 +299,7 @@ def _grow(values: Tensor, start: int) -> Tensor:
 
 
 def _dilate(region: Tensor) -> Tensor:
-    """Return a region (h, w) and the patches beside it."""
+    """Return a region (h, w) and the adjacent patches."""
     return F.max_pool2d(region[None].float(), 3, 1, 1)[0] > 0
 
 

@@ -91,7 +91,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a prompt is made from.
+    """Settings from which prompts are made.
 
     Attributes:
         positive: Pixels x, y (P, 2) on the object.

@@ -63,7 +63,7 @@ class Recognizer:
 
     Args:
         clip: The classifier, whose texts are the classes.
-        methods: Creates each method for a classifier, by name. All must give a
+        methods: Functions that create methods for a classifier, by name. All must give a
             `DualPathAttribution`, whose variant of feature surgery is applied to whole images.
 
     Raises:
@@ -133,11 +133,11 @@ def recognize(
             "paper" subtracts the same from all scores of an image: it changes which images rank
             first for a class, but not which classes rank first for an image.
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         batch_size: Number of images in one pass.
-        method: Creates a `DualPathAttribution` whose feature surgery is applied, instead of the two
-            options above.
+        method: Function that creates a `DualPathAttribution` whose feature surgery is applied,
+            instead of the two options above.
 
     Returns:
         For images, a `Recognition` each; for a batch, scores (N, K).
@@ -195,7 +195,7 @@ def image_scores(
     Args:
         clip: The classifier.
         pooled: L2-normalized embeddings (N, C) of the images.
-        variant: Variant of feature surgery; None stands for plain cosines.
+        variant: Variant of feature surgery; None means plain cosines.
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
 
     Returns:

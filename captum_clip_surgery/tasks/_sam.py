@@ -96,7 +96,7 @@ def prompts(
         clip: The classifier.
         images: Images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W). Points and
             boxes are in pixels of each image, or of the batch.
-        targets: Indices of the texts; None stands for all.
+        targets: Indices of the texts; None means all.
         union: Whether to return one prompt for all texts, "a+b". A point that is positive for one
             text is never a negative point.
         instances: "one" prompt per text by the published rule (see `points_from_map`), or one per
@@ -112,10 +112,10 @@ def prompts(
             instances come from the map itself.
         num_blocks: Number of last blocks that surgery spans, see `LayerCLIPSurgery`.
         feature_surgery: Variant of feature surgery, see `LayerCLIPSurgery`.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         batch_size: Number of images in one pass.
-        method: Creates another method for a classifier, such as one of `METHODS`, instead of CLIP
+        method: Function that creates another method, such as one of `METHODS`, instead of CLIP
             Surgery with `num_blocks` and `feature_surgery`.
 
     Returns:

@@ -92,11 +92,11 @@ def segment(
     Memory stays bounded: scores are upsampled for some classes at a time.
 
     Args:
-        clip: The classifier, whose texts are the classes. Its distractors are no classes; they
+        clip: The classifier, whose texts are the classes. Its distractors are not classes; they
             compete in "release" feature surgery.
         images: Images (PIL images, arrays, paths), or a preprocessed batch (N, 3, H, W).
         size: Side in pixels that images are squashed to, or their shorter side with `keep_aspect`.
-            None stands for the larger of 512 and the native size, to the nearest multiple of the
+            None means the larger of 512 and the native size, to the nearest multiple of the
             patch; the embedded model has its own.
         background: Texts of the background, which becomes class 0; or a threshold in 0..1: a pixel
             is background if the probability of its best name is lower, in a softmax over all names.
@@ -107,24 +107,24 @@ def segment(
         window: Side in pixels of windows that slide over the resized image, at least a patch; None
             shows the model the whole image. The last windows end at the edge. Their scores are
             upsampled to pixels and averaged where windows overlap.
-        stride: Pixels from one window to the next; None stands for half of the window.
+        stride: Pixels from one window to the next; None means half of the window.
         keep_aspect: Keep the aspect ratio of images when they are resized.
         refine: Filter that aligns classes with image edges: "guided", the guided filter of kornia
             (extra `refine`), applied to classes that are the best at some pixel; or "pamr",
-            pixel-adaptive mask refinement with the settings of NACLIP's table. None stands for no
+            pixel-adaptive mask refinement with the settings of NACLIP's table. None means no
             filter.
         scores: Keep each class's scores, not refined, in the `Segmentation`. For a batch, use
             `class_scores`.
         dtype: Dtype of the upsampled scores; float16 halves their memory.
         num_blocks: Number of last blocks that surgery spans, see `LayerCLIPSurgery`.
-        feature_surgery: Variant of feature surgery; None stands for plain cosines, as in the paper.
+        feature_surgery: Variant of feature surgery; None means plain cosines, as in the paper.
             "release" weights texts by how well they fit the whole image, which helps if many
             classes are given and few are present. The other variants change no pixel's best class.
-        method: Creates another method for a classifier, such as one of `METHODS`, instead of CLIP
+        method: Function that creates another method, such as one of `METHODS`, instead of CLIP
             Surgery with `num_blocks` and `feature_surgery`.
         longest: With `keep_aspect`, the maximum of the longer side in pixels.
         threshold: With texts as `background`, also a threshold for it.
-        scale: Factor of the scores in the softmax of a threshold; None stands for the model's logit
+        scale: Factor of the scores in the softmax of a threshold; None means the model's logit
             scale.
         min_area: With a background, the share in 0..1 of the pixels that are not background; a
             class that covers less becomes background.
@@ -206,10 +206,10 @@ def class_scores(
         classes: Several names for a class, by its name.
         merge: Score of a class with several names, their "max" or their "mean".
         window: Side in pixels of sliding windows.
-        stride: Pixels from one window to the next; None stands for half of the window.
+        stride: Pixels from one window to the next; None means half of the window.
         num_blocks: Number of last blocks that surgery spans.
-        feature_surgery: Variant of feature surgery; None stands for plain cosines.
-        method: Creates another method for a classifier, instead of CLIP Surgery.
+        feature_surgery: Variant of feature surgery; None means plain cosines.
+        method: Function that creates another method for a classifier, instead of CLIP Surgery.
 
     Returns:
         Scores on the patch grid, (N, K, h, w); with windows, which are averaged on the pixels,
@@ -296,6 +296,6 @@ def _check_tokens(clip: ZeroShotClassifier, image: Image.Image, target: Size) ->
 
 
 def _images_per_pass(clip: ZeroShotClassifier, size: Sequence[int]) -> int:
-    """Return how many images of a size one pass may hold."""
+    """Return the maximum number of images of a size in one pass."""
     rows, columns = clip.tower.grid(size[0], size[1])
     return max(1, TOKENS_PER_PASS // (rows * columns))

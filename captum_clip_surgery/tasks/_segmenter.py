@@ -94,12 +94,12 @@ class Segmenter:
 
     Args:
         vocabulary: The classes and their texts.
-        methods: Creates each method for a classifier, by name.
-        windows: Windows that slide over an image; None stands for the whole image.
+        methods: Functions that create methods for a classifier, by name.
+        windows: Windows that slide over an image; None means the whole image.
         stepwise: Whether scores are upsampled to the image that the model sees and then resized, as
             windows are, instead of in one step.
         scale: Factor of the scores in the softmax that the vocabulary's threshold is compared with;
-            None stands for the model's logit scale.
+            None means the model's logit scale.
         refine: Filter by which scores follow the image's edges, a name in `FILTERS`, or None.
         keep_scores: Whether each `Segmentation` holds its scores.
         dtype: Dtype of the upsampled scores.
@@ -207,7 +207,7 @@ class Segmenter:
     def _best_rows(
         self, scores: ImageScores, image: Tensor, size: Size, scale: float | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return what `streaming_argmax` does, of scores that are refined if requested."""
+        """Return the result of `streaming_argmax` for scores that are refined if requested."""
         if self.refine is None:
             return streaming_argmax(upsample(scores, size, self.dtype), scale)
         guide = self.vocabulary.clip.unnormalize(image)

@@ -14,8 +14,8 @@ class Windows:
     """Square windows that cover an image; the last ones end at its edge.
 
     Args:
-        side: Side in pixels; None stands for one window, the whole image.
-        stride: Pixels from one window to the next; None stands for half of `side`.
+        side: Side in pixels; None means one window, the whole image.
+        stride: Pixels from one window to the next; None means half of `side`.
 
     Raises:
         ValueError: If `stride` is given without `side`, or is not between 1 and `side`.

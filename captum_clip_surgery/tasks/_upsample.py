@@ -61,7 +61,7 @@ def upsample(
         scores: The scores of an image.
         size: (height, width) of the result.
         dtype: Dtype of the result; float16 halves its memory.
-        chunk_bytes: Bytes of one chunk; None stands for `CHUNK_BYTES`.
+        chunk_bytes: Bytes of one chunk; None means `CHUNK_BYTES`.
 
     Yields:
         The index of the first row, and the upsampled scores (k, H, W) of k rows.

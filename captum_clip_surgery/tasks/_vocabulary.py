@@ -45,7 +45,7 @@ class Vocabulary:
         members: Indices of each class's texts; empty for a background without texts.
         merge: "max", where the best name of a class counts, or "mean".
         threshold: Probability in 0..1 below which a pixel is background, of a softmax over all
-            names ("max") or classes ("mean"). None stands for no threshold.
+            names ("max") or classes ("mean"). None means no threshold.
         background: Label of the background.
         min_area: Share in 0..1 of the pixels that are not background; a class that covers less
             becomes background. None keeps all classes.
@@ -220,7 +220,7 @@ def _with_background(
     """Return a classifier with the background's texts added, and their indices."""
     texts = check_texts(background, "background text")
     if not texts:
-        raise ValueError("background has no texts; None stands for no background")
+        raise ValueError("background has no texts; None means no background")
     known = [text for text in texts if text in clip.texts]
     if known:
         raise ValueError(f"background text {known[0]!r} is also the text of a class")

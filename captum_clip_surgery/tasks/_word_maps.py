@@ -125,7 +125,7 @@ def word_maps(
             in -1..1, with which the embedded model points to 63 % of those objects.
         num_blocks: Number of last blocks that surgery spans, see `LayerCLIPSurgery`; only for
             "surgery".
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         batch_size: Number of images and captions that pass the towers together.
 
@@ -210,7 +210,7 @@ def maps_of_own_texts(
         feature_surgery: Variant of feature surgery, see `LayerCLIPSurgery`. Only the texts of the
             same image compete, and "auto" counts them per image.
         num_blocks: Number of last blocks that surgery spans, see `LayerCLIPSurgery`.
-        size: Side or (height, width) in pixels that the model sees; None stands for the native
+        size: Side or (height, width) in pixels that the model sees; None means the native
             size.
         batch_size: Number of images in one pass.
 

@@ -157,7 +157,7 @@ def words_figure(
         word_maps: Its maps, as `tasks.word_maps` returns them.
         columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
-            stands for two inches per panel.
+            means two inches per panel.
         sign: Sign of the values to draw, see `compare_figure`.
         cmap: Colormap, see `visualize_attribution`.
         alpha_overlay: Opacity of the maps over the image, 0..1.
@@ -195,7 +195,7 @@ def interactions_figure(
         interactions: Its interactions, as `tasks.interactions` returns them.
         columns: Maximum number of panels in a row, at least 1.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
-            stands for two inches per panel.
+            means two inches per panel.
         regions: Whether to draw the regions of words instead: each pixel has the color of the word
             with the highest map, or none where no map reaches a tenth of the highest value.
         centered: Whether to draw the maps without what the words have in common.

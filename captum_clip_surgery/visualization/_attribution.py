@@ -75,7 +75,7 @@ def visualize_attribution(
         axis: The axis to draw on; None creates a figure.
         threshold: Lower bound of "mask" as a share of the scale, 0..1.
         width: Width of a new figure in inches, or "column", "page", "notebook" or "slide"; None
-            stands for four inches.
+            means four inches.
 
     Returns:
         The figure and the axis, as Captum's function does; a new figure is not registered with
@@ -147,7 +147,7 @@ def show_map(
         axis: The axis to draw on.
         image: The image (H, W, 3), uint8 or floats in 0..1; None for a heat map only.
         attribution: An attribution of any shape that `visualize_attribution` draws.
-        view: How to draw it; None stands for a blended heat map from the lowest value (dark) to the
+        view: How to draw it; None means a blended heat map from the lowest value (dark) to the
             highest (bright).
         scale: The value drawn strongest, above 0; for sign "range" a pair (low, high).
 

@@ -80,7 +80,7 @@ def compare_figure(
         alpha_overlay: Opacity of "blended_heat_map", 0..1.
         transpose: Whether rows are methods, and columns images and texts.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
-            stands for two inches per panel.
+            means two inches per panel.
 
     Returns:
         A figure that is not registered with pyplot; `save_figure` writes it.

@@ -176,7 +176,7 @@ def show_labels(
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:
-    """Return which pixels (h, w) have a neighbor with another label."""
+    """Return a mask of the pixels (h, w) that have a neighbor with another label."""
     edges = np.zeros(labels.shape, dtype=bool)
     down, across = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     edges[1:] |= down
@@ -191,7 +191,7 @@ def add_legend(axis: Axes, entries: Sequence[tuple[str, Color | None]], more: st
 
     Args:
         axis: The axis.
-        entries: Names with their colors; None stands for gray.
+        entries: Names with their colors; None means gray.
         more: A last line without a color.
     """
     handles = [Patch(color=color or BACKGROUND_COLOR, label=name) for name, color in entries]

@@ -95,7 +95,7 @@ def panel_grid(
         aspect: Height / width of a panel, from `panel_aspect`.
         titled: Whether to leave room for a title above the grid.
         noted: Whether to leave room for a note below each panel.
-        width: Width of the figure in inches or as a name in `WIDTHS`; None stands for two inches
+        width: Width of the figure in inches or as a name in `WIDTHS`; None means two inches
             per panel.
         bars: Where to leave room for color bars: "below" columns, "right" of rows, or "".
         lead: Where to leave room for panels of `add_lead`: "left" of rows, "above" columns, or "".
@@ -192,7 +192,7 @@ def image_pair(image: np.ndarray, width: float | str | None = None) -> tuple[Fig
 
     Args:
         image: The image (H, W, 3).
-        width: Width of the figure in inches or as a name in `WIDTHS`; None stands for 10.2 inches.
+        width: Width of the figure in inches or as a name in `WIDTHS`; None means 10.2 inches.
 
     Returns:
         The figure and its two axes.

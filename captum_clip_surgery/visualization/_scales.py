@@ -224,7 +224,7 @@ class ScaledMap:
         return self.limits[0] == self.limits[1] or not self.values.any()
 
     def strengths(self) -> np.ndarray:
-        """Return what Captum draws: -1..1 for "all", otherwise 0..1; all 0 for an empty map."""
+        """Return the values Captum draws: -1..1 for "all", otherwise 0..1; 0 for an empty map."""
         if self.is_empty:
             return np.zeros_like(self.values)
         low, high = self.limits

@@ -22,7 +22,7 @@ from captum_clip_surgery.visualization._views import ONE_SIGN, View
 
 @dataclass(frozen=True)
 class MapStyle:
-    """How the maps of a method are drawn.
+    """Style in which the maps of a method are drawn.
 
     Args:
         view: The view, with the sign of all maps.
@@ -69,5 +69,5 @@ class MapStyle:
         )
 
     def colors(self) -> ScalarMappable | None:
-        """Return what a color bar for all maps shows, or None if there is nothing to show."""
+        """Return the scale of a color bar for all maps, or None if there is nothing to show."""
         return None if self.shared is None else self.view.colors(self.shared)

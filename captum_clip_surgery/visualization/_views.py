@@ -33,7 +33,7 @@ KEEP_ALL = 1e-9
 
 @dataclass(frozen=True)
 class View:
-    """How maps are drawn.
+    """Options for drawing maps.
 
     Args:
         method: One of `VIEWS`.
@@ -69,7 +69,7 @@ class View:
                 raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)!r}")
 
     def colors(self, limits: Limits) -> ScalarMappable | None:
-        """Return what a color bar shows, or None for views without colors and empty maps."""
+        """Return the scale of a color bar, or None for views without colors and empty maps."""
         if self.method not in HEAT_MAPS or limits[0] == limits[1]:
             return None
         return ScalarMappable(Normalize(*limits), self.cmap or COLORS[self.sign])

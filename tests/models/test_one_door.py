@@ -97,7 +97,7 @@ def test_weights_in_other_files(folder):
     index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
     assert torch.equal(load(folder).text_features(), expected)
     index.write_text(json.dumps({"weight_map": {"logit_scale": "../other.safetensors"}}))
-    refused(ValueError, "expected files of safetensors beside it", folder)
+    refused(ValueError, "expected files of safetensors next to it", folder)
     index.unlink()
     refused(FileNotFoundError, "no weights", folder)
     torch.save(state, folder / "pytorch_model.bin")

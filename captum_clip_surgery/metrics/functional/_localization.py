@@ -117,7 +117,7 @@ def share_near(pixels: Tensor, mask: Tensor, tolerance: float) -> float:
 
 
 def _is_near(mask: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> Tensor:
-    """Return which of K pixels are at most `tolerance` from a mask, (K,) of bool.
+    """Return a mask (K,) of the pixels that are at most `tolerance` from a mask.
 
     Only a window around the pixels is searched, which is far cheaper than dilating the whole mask,
     and exact because squared distances are integers.

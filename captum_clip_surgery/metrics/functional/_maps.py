@@ -43,7 +43,7 @@ def prepare(attribution: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def prepare_levels(attribution: Tensor, mask: Tensor) -> Tensor | None:
-    """Return what `prepare` returns as int32 (H, W) from 0 to `RESOLUTION`.
+    """Return the result of `prepare` as int32 (H, W) from 0 to `RESOLUTION`.
 
     Interpolation weights sum to 1 only up to rounding, so a plateau would get a spurious single
     maximum. Rounding to multiples of 1 / RESOLUTION keeps ties.

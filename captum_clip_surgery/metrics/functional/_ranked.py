@@ -41,7 +41,7 @@ class RankedPixels:
         Args:
             levels: Scores (H, W) of int32.
             mask: Mask (H, W) of bool.
-            valid: Pixels (H, W) of bool that count; None stands for all.
+            valid: Pixels (H, W) of bool that count; None means all.
         """
         device = double_device(levels.device)
         levels, mask = levels.to(device), mask.to(device)

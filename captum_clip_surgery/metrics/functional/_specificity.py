@@ -1,4 +1,4 @@
-"""How much a map depends on the text, and how much on the image.
+"""Dependence of a map on the text and on the image.
 
 Both measures are rank correlations with other maps of the same method: 1 for a map that does not
 depend on the text, or on the image.
@@ -83,6 +83,6 @@ def _mean_correlation(attribution: Tensor, others: Tensor) -> float:
 
 
 def _is_constant(maps: Tensor) -> Tensor:
-    """Return which maps (N, h, w) have one value everywhere, (N,)."""
+    """Return a mask (N,) of the maps (N, h, w) that are constant."""
     values = maps.flatten(1)
     return values.amin(1) == values.amax(1)

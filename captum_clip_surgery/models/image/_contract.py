@@ -17,7 +17,7 @@ POSITION_MODES = ("bilinear", "bicubic")
 
 
 class TowerFamily(ABC):
-    """What the adapter of a family of image towers answers; `Tower` runs passes with it.
+    """Interface of the adapter of a family of image towers; `Tower` runs passes with it.
 
     Args:
         visual: The model's image tower, of a class that `check_supported` accepts.
@@ -78,7 +78,7 @@ class TowerFamily(ABC):
 
     @property
     def num_pooled_tokens(self) -> int | None:
-        """Number of leading tokens that the pooled embedding needs; None stands for all."""
+        """Number of leading tokens that the pooled embedding needs; None means all."""
         return 1 if self.pooling == "class token" else None
 
     @property
@@ -110,7 +110,7 @@ class TowerFamily(ABC):
             index: Index of the block.
             x: The stream (N, L, D) that enters the block.
             grid_spec: The positions of the tokens.
-            queries: Number of leading tokens that need a query; None stands for all. Returning
+            queries: Number of leading tokens that need a query; None means all. Returning
                 more is allowed.
         """
 

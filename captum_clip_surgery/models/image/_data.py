@@ -1,4 +1,4 @@
-"""What goes into a tower's forward pass and what comes out of it, as data."""
+"""Inputs and outputs of a tower's forward pass, as data."""
 
 from __future__ import annotations
 

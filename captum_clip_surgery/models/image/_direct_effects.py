@@ -1,4 +1,4 @@
-"""What each head, patch and feed-forward layer of an image tower adds to the embedding.
+"""Contributions of heads, patches and feed-forward layers of an image tower to the embedding.
 
 The embedding is a sum over the parts of the pooled stream, once the statistics of norms are frozen
 (Elhage et al. 2021; Gandelsman, Efros, Steinhardt, ICLR 2024). Only its products with directions
@@ -25,7 +25,7 @@ from captum_clip_surgery.models.image._traces import Trace, trace_of
 
 @dataclass(frozen=True)
 class DirectEffects:
-    """What the parts of an image tower contribute to products of its embedding with directions.
+    """Contributions of an image tower's parts to products of its embedding with directions.
 
     Attributes:
         patches: Contributions (N, K, h*w) of patches, summed over the chosen blocks and heads.
@@ -70,9 +70,9 @@ def direct_effects(
         tower: The adapter of an image tower.
         images: Images (N, 3, H, W) in the tower's dtype.
         directions: Directions (K, C) for all images or (N, K, C), of any length.
-        blocks: Indices of the blocks whose heads count as patches; None stands for all. A tower
+        blocks: Indices of the blocks whose heads count as patches; None means all. A tower
             pooled by attention has one block, its pooling.
-        heads: Indices of the heads, the same in each of these blocks; None stands for all.
+        heads: Indices of the heads, the same in each of these blocks; None means all.
         detailed: Whether contributions are also returned by block and head.
 
     Raises:
@@ -108,7 +108,7 @@ def check_direct_effects(tower: Tower) -> None:
 
 
 def chosen_indices(indices: Sequence[int] | None, count: int, what: str) -> list[int]:
-    """Return indices of blocks or heads counted from the start, sorted; None stands for all.
+    """Return indices of blocks or heads counted from the start, sorted; None means all.
 
     Args:
         indices: The indices; negative values count from the end.
@@ -131,13 +131,13 @@ def chosen_indices(indices: Sequence[int] | None, count: int, what: str) -> list
         if not -count <= index < count:
             raise IndexError(f"{what} must be from {-count} to {count - 1}, got {index}")
     if not indices:
-        raise ValueError(f"{what}s must hold at least one index, got none; None stands for all")
+        raise ValueError(f"{what}s must hold at least one index, got none; None means all")
     return sorted({index % count for index in indices})
 
 
 @dataclass
 class _Attention:
-    """How the pooled tokens attend in one block.
+    """Attention of the pooled tokens in one block.
 
     Attributes:
         index: Index of the block.

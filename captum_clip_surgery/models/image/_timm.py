@@ -220,7 +220,7 @@ class TimmTower(Tower):
         return AttentionInputs(attention.q_norm(q), attention.k_norm(k), v, x, grid_spec.grid)
 
     def attention_input(self, index: int, x: Tensor) -> Tensor:
-        """Return what the attention of block `index` reads of the stream (N, L, D)."""
+        """Return the part of the stream (N, L, D) that the attention of block `index` reads."""
         return self.blocks[index].norm1(x)
 
     def _attention_output(self, index: int, values: Tensor, x: Tensor) -> Tensor:

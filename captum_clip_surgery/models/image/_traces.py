@@ -27,7 +27,7 @@ def pools_in_one_block(tower: Tower) -> bool:
 
 
 class Trace:
-    """What a decomposition follows: blocks, the tokens that enter them, and the pooling after them.
+    """Trace for a decomposition: blocks, the tokens that enter them, and the pooling after them.
 
     Attributes:
         count: Number of blocks.

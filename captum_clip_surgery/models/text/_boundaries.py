@@ -9,7 +9,7 @@ import regex
 _BREAK = regex.compile(r"(?V1w)\b")
 #: Scripts without spaces, whose words only dictionaries tell apart: a run of them is one word.
 _UNSPACED = regex.compile(r"[\p{Line_Break=Complex_Context}\p{Ideographic}\p{Hiragana}]")
-#: Marks and signs that nobody sees on their own, such as the zero-width space.
+#: Marks and signs that are invisible on their own, such as the zero-width space.
 _INVISIBLE = regex.compile(r"[\p{M}\p{Cf}\p{Cc}]+")
 _INVISIBLE_ENDS = regex.compile(r"^[\s\p{Cf}\p{Cc}]+|[\s\p{Cf}\p{Cc}]+$")
 

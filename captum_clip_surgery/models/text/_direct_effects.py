@@ -29,7 +29,7 @@ EMBEDDING, FEED_FORWARD, BIAS, TOKENS = range(4)
 
 @dataclass(frozen=True)
 class TextEffects:
-    """What the parts of a text tower contribute to the features of P texts.
+    """Contributions of the parts of a text tower to the features of P texts.
 
     Attributes:
         tokens: Vectors (P, L, C) that the tokens added to the pooled token's stream by attention,

@@ -71,7 +71,7 @@ class PromptEncoder:
     Args:
         model: An open_clip model.
         tokenizer: An open_clip tokenizer, or any function of texts and `context_length` that
-            returns token ids (texts, context_length) padded at the end. None stands for open_clip's
+            returns token ids (texts, context_length) padded at the end. None means open_clip's
             own BPE, if the text tower's vocabulary has its 49,408 tokens.
         templates: Format strings or functions. A text's feature is the normalized mean of the
             normalized features of its prompts. An empty sequence takes each text as it is.
@@ -233,7 +233,7 @@ class PromptEncoder:
     # --- the text tower's state ------------------------------------------------------------------
 
     def _current(self) -> _Generation:
-        """Return what is cached for the text tower as it is now."""
+        """Return the cache of the text tower in its current state."""
         self.check()
         cached = self._cached
         settings = self._settings()
@@ -252,7 +252,7 @@ class PromptEncoder:
         return cached
 
     def _settings(self) -> tuple[Any, ...]:
-        """Return what determines features apart from the text tower, with the tokenizer's options.
+        """Return the settings that determine features, apart from the text tower.
 
         A tokenizer's numbers and tables are left out: it may count, and keeps what it has read.
         """

@@ -62,7 +62,7 @@ class TextFeatures(Protocol):
         """
 
     def describe(self) -> Any:
-        """Return what features depend on beside texts, templates and the model, as JSON.
+        """Return, as JSON, what else features depend on besides texts, templates and the model.
 
         None if they depend on nothing else.
         """
@@ -171,7 +171,7 @@ class GivenFeatures(nn.Module):
         return None if self.empty is None else F.normalize(self.empty, dim=-1)
 
     def names(self, texts: Iterable[str] | None) -> tuple[str, ...]:
-        """Return the names (T) of the features; None stands for numbers.
+        """Return the names (T) of the features; None means numbers.
 
         Raises:
             TypeError: If `texts` has the wrong type.

@@ -142,7 +142,7 @@ def build_prefix_tree(tokens: Tensor, ends: Tensor, device: torch.device) -> Pre
 
 
 def _attend(heads: AttentionInputs, paths: Sequence[TokenPaths], mask: Tensor) -> Tensor:
-    """Return what nodes (M, heads, d) attend to: themselves and all nodes before them."""
+    """Return attended values (M, heads, d) of nodes, which attend to all nodes up to themselves."""
     q, k, v = (each[0].transpose(0, 1) for each in (heads.q, heads.k, heads.v))
     attended = torch.empty_like(v, memory_format=torch.contiguous_format)
     for path in paths:

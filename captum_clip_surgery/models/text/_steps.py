@@ -34,14 +34,14 @@ class TextSteps(ABC):
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """Return what enters the first block, (P, L, D), for token ids (P, context).
+        """Return the input (P, L, D) of the first block for token ids (P, context).
 
         A class token may follow the tokens.
         """
 
     @abstractmethod
     def mask(self, x: Tensor, tokens: Tensor) -> Tensor | None:
-        """Return what is added to the logits (P, heads, L, L) of attention, or None."""
+        """Return the bias of the attention's logits (P, heads, L, L), or None."""
 
     @abstractmethod
     def inputs(self, block: Any, x: Tensor) -> AttentionInputs:

@@ -33,7 +33,7 @@ def iter_text_parameters(tower: nn.Module) -> Iterator[nn.Parameter]:
     iterator takes longer because it also builds names.
     """
     queue = [tower]
-    for module in queue:  # the list grows meanwhile
+    for module in queue:  # the list grows in this loop
         yield from (each for each in parameters_of(module).values() if each is not None)
         children = children_of(module).items()
         queue += [
@@ -221,7 +221,7 @@ def final_tokens(tower: Any, tokens: Tensor) -> Tensor:
 
 
 def embed_tokens(tower: Any, tokens: Tensor, positions: slice | Tensor) -> Tensor:
-    """Return what enters the first block: embeddings of token ids plus those of positions."""
+    """Return the input of the first block: embeddings of token ids plus those of positions."""
     dtype = cast_dtype(tower)
     embedded = tower.token_embedding(tokens).to(dtype)
     return embedded + tower.positional_embedding[positions].to(dtype)

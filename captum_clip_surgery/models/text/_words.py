@@ -72,7 +72,7 @@ def _words_of_tokenizer(spelling: _Spelling, ids: Sequence[int]) -> list[tuple[s
 
 @dataclass(frozen=True)
 class _Spelling:
-    """How a tokenizer spells words.
+    """Spelling of words by a tokenizer.
 
     Args:
         special: Token ids of start, end and padding.
