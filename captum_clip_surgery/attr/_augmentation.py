@@ -51,8 +51,8 @@ class TestTimeAugmentation(Attribution):
         shifts: The number of positions in each direction, at fractions 0, 1/shifts, ... of the
             patch: shifts² copies per size. The border is continued by reflection.
         flip: Whether each copy is also explained flipped horizontally.
-        internal_batch_size: Maximum number of copies that the method explains at once; None stands
-            for as many as have 4,096 patches in total.
+        internal_batch_size: Maximum number of copies that the method explains at once; None means
+            as many as have 4,096 patches in total.
 
     Raises:
         TypeError: If `method` is not an attribution on a `ZeroShotClassifier`, or an option has the

@@ -60,8 +60,8 @@ class View:
     The fields of segmentation are those of `tasks.segment`.
 
     Args:
-        size: Side in pixels that the model sees, to the nearest multiple of the patch; None stands
-            for the native size.
+        size: Side in pixels that the model sees, to the nearest multiple of the patch; None means
+            the native size.
         keep_aspect: Whether images keep their aspect ratio; `size` is then their shorter side.
         longest: With `keep_aspect`, the maximum of the longer side in pixels.
         window: With `keep_aspect`, the side in pixels of sliding windows; None shows the image

@@ -153,7 +153,7 @@ def interactions(
         batch_size: Number of images and captions that pass the towers together.
 
     Returns:
-        For each image an `Interactions`. A word of several tokens gets the sum of their contributions.
+        For each image an `Interactions`. A word of several tokens gets their sum.
 
     Raises:
         TypeError: If the classifier was made from features, captions are not strings, or the

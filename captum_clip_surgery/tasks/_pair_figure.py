@@ -37,8 +37,8 @@ def pair_figure(
 
     Args:
         pair: The explanation of both images, as `tasks.explain_pair` returns it.
-        query_image: The query image, of which the part that the patches cover is drawn; None stands
-            for that part as the model sees it.
+        query_image: The query image, of which the part that the patches cover is drawn; None means
+            that part as the model sees it.
         image: The other image likewise.
         count: Largest number of pairs of regions.
         maps: Whether to draw the maps, on one scale.
