@@ -1,12 +1,16 @@
 """Cost and gain of test-time augmentation on validation scenes of the embedded model.
 
     python benchmarks/augmentation.py [--scenes 50] [--method CLIPSurgery] [--output FILE.md]
+    python benchmarks/augmentation.py --refine pamr [--default --split test --scenes 500]
 
 In brackets: the number of passes, and of patches that pass the tower relative to one map.
+`--refine` aligns every setting's maps with the images' edges, and `--default` measures a single map
+and the default setting only, with confidence intervals.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +21,7 @@ from captum_clip_surgery import METHODS, TestTimeAugmentation, ZeroShotClassifie
 from captum_clip_surgery.attr import Method
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
+from captum_clip_surgery.tasks import refine_maps
 
 #: Settings: sizes, shifts, and whether copies are flipped as well.
 SETTINGS: list[tuple[tuple[float, ...], int, bool]] = [
@@ -36,36 +41,54 @@ SETTINGS: list[tuple[tuple[float, ...], int, bool]] = [
 ]
 
 
-def augmented(method: Method, options: dict[str, Any]) -> Method:
+def default_setting() -> tuple[tuple[float, ...], int, bool]:
+    """Return the sizes, shifts and flip that `TestTimeAugmentation` has by default."""
+    options = inspect.signature(TestTimeAugmentation).parameters
+    scales, shifts, flip = (options[name].default for name in ("scales", "shifts", "flip"))
+    return scales, shifts, flip
+
+
+def augmented(method: Method, options: dict[str, Any], refine: str | None) -> Method:
     def make(clip: ZeroShotClassifier) -> Callable[..., Any]:
-        return TestTimeAugmentation(method(clip), **options).attribute_all
+        attribute_all = TestTimeAugmentation(method(clip), **options).attribute_all
+        if refine is None:
+            return attribute_all
+        return lambda images: refine_maps(clip, attribute_all(images), images, refine)
 
     return make
 
 
-def settings(method: Method) -> dict[str, Method]:
+def settings(
+    method: Method, refine: str | None, chosen: list[tuple[tuple[float, ...], int, bool]]
+) -> dict[str, Method]:
     """Return the method with each setting, named with its passes and its cost."""
     table = {}
-    for scales, shifts, flip in SETTINGS:
+    for scales, shifts, flip in chosen:
         copies = shifts**2 * (1 + flip)
         cost = copies * sum(scale**2 for scale in scales)
         sizes = ", ".join(f"{scale:g}" for scale in scales)
         name = (
             f"sizes {sizes}; shifts {shifts}{'; flip' * flip} ({copies * len(scales)}; {cost:.1f})"
         )
-        table[name] = augmented(method, {"scales": scales, "shifts": shifts, "flip": flip})
+        options = {"scales": scales, "shifts": shifts, "flip": flip}
+        table[name] = augmented(method, options, refine)
     return table
 
 
 def main(
     scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 50,
     method: Annotated[str, typer.Option(help="Name of the method.")] = "CLIPSurgery",
+    split: Annotated[str, typer.Option(help="Split of the scenes.")] = "validation",
+    refine: Annotated[str | None, typer.Option(help="'guided' or 'pamr' (default: none).")] = None,
+    default: Annotated[bool, typer.Option("--default", help="Measure the default only.")] = False,
     output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
 ) -> None:
     """Print the table."""
     clip = ZeroShotClassifier.demo(["dog"])
-    chosen = Scenes("validation", scenes, clip.native_size[0], objects=[2, 3])
-    measured = evaluate_scenes(clip, chosen, settings(METHODS[method]), [], confidence=False)
+    images = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
+    chosen = [SETTINGS[0], default_setting()] if default else SETTINGS
+    table = settings(METHODS[method], refine, chosen)
+    measured = evaluate_scenes(clip, images, table, [], confidence=default)
     text = to_markdown(measured)
     print(text)
     if output is not None:
