@@ -35,7 +35,6 @@ from captum_clip_surgery.tasks._prompts import NO_POINTS
 from captum_clip_surgery.tasks._segmenter import label_colors
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import save_figure
-from captum_clip_surgery.visualization._layout import fit_text, panel_width
 
 #: Smallest contribution that `match` prints: half of the last digit.
 MIN_PRINTED = 0.0005
@@ -224,12 +223,8 @@ def match(options: _task_options.Match) -> None:
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     result = tasks.explain_pair(clip, query, image, size=options.size)
     stem = "-".join(path.stem for path in options.images)
-    figure = result.figure(query, image, count=options.pairs)
-    for axis, path, note in zip(
-        figure.axes, options.images, ("", f", cosine {result.cosine:.3f}"), strict=False
-    ):
-        title, letters = fit_text(f"{path.name}{note}", panel_width(axis), 12)
-        axis.set_title(title, fontsize=letters, parse_math=False, pad=4)
+    names = options.images[0].name, options.images[1].name
+    figure = result.figure(query, image, names=names, count=options.pairs)
     figure_path = save_figure(figure, options.output / f"{stem}-match.png")
     content: dict[str, Any] = dict(zip(("query", "image"), map(str, options.images), strict=True))
     content = content | result.to_dict(options.pairs)

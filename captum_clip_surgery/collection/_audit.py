@@ -94,7 +94,7 @@ def audit(
         raise ValueError(
             f"min_images and batch_size must be at least 1, got {min_images} and {batch_size}"
         )
-    names = [name for i, name in enumerate(data.classes.first) if i != data.background]
+    names = [data.classes.first[label] for label in data.foreground]
     if len(names) < 2:
         raise ValueError(
             f"an audit needs at least 2 classes to compare, got {len(names)} from {data.name}"

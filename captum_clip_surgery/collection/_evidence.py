@@ -99,7 +99,7 @@ def collect(
         TypeError: If a target has another type than labels, masks or tags.
         ValueError: If no image can be read.
     """
-    labels = [i for i in range(len(data.classes)) if i != data.background]
+    labels = data.foreground
     batches: list[Evidence] = []
     unreadable: dict[str, str] = {}
     bar = tqdm(total=len(indices), desc="audit", unit="image", disable=not progress)

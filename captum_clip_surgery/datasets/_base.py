@@ -147,6 +147,11 @@ class ImageDataset(Dataset[Sample], ABC):
         self.names = tuple(names)
         self.background = background
 
+    @property
+    def foreground(self) -> list[int]:
+        """Indices of the classes, without the background."""
+        return [label for label in range(len(self.classes)) if label != self.background]
+
     @abstractmethod
     def read(self, index: int) -> Sample:
         """Read one sample from disk.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from captum_clip_surgery.attr._coverage import cover
+from captum_clip_surgery.models.text._templates import index_of
 from captum_clip_surgery.visualization._ledger import LedgerRow, ledger_figure
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
@@ -304,10 +305,7 @@ class Decomposition:
 
     def _text(self, text: int | str) -> int:
         if isinstance(text, str):
-            places = [place for place, name in enumerate(self.texts) if name == text]
-            if len(places) != 1:
-                raise ValueError(f"text {text!r} occurs {len(places)} times among {self.texts}")
-            return places[0]
+            return index_of(text, self.texts)
         return _index(text, len(self.texts), "text")
 
     def _block_name(self, block: int) -> str:

@@ -81,7 +81,7 @@ class MapPredictor(Predictor):
         """Embed the classes' names, and create the methods if all classes compete."""
         if self.view.keep_aspect:
             raise ValueError("maps need squashed images; their view cannot have keep_aspect")
-        labels = [label for label in range(len(self.classes)) if label != self.data.background]
+        labels = self.data.foreground
         # All texts are embedded at once in either case: the last bits of a feature depend on the
         # other texts, and must not depend on which images a process sees first.
         self.competing = self.clip.with_texts([self.classes.first[label] for label in labels])

@@ -17,7 +17,14 @@ from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import extent, pale_gray, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import add_legend, label_color
-from captum_clip_surgery.visualization._layout import LEGEND, MIN_SIDE, PAIR, inches, title_size
+from captum_clip_surgery.visualization._layout import (
+    LEGEND,
+    MIN_SIDE,
+    PAIR,
+    fit_text,
+    inches,
+    title_size,
+)
 from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
@@ -29,6 +36,7 @@ def pair_figure(
     pair: PairExplanation,
     query_image: ImageInput | None,
     image: ImageInput | None,
+    names: tuple[str, str],
     count: int,
     maps: bool,
     width: float | str | None,
@@ -40,6 +48,7 @@ def pair_figure(
         query_image: The query image, of which the part that the patches cover is drawn; None means
             that part as the model sees it.
         image: The other image likewise.
+        names: Names of both images, shown as titles.
         count: Largest number of pairs of regions.
         maps: Whether to draw the maps, on one scale.
         width: Width of the figure in inches, or "column", "page", "notebook" or "slide"; None
@@ -61,10 +70,11 @@ def pair_figure(
     height = (1 + maps) * side * max(map(panel_aspect, pictures)) + 0.4
     figure = Figure(figsize=(whole, height), layout="constrained")
     axes = figure.subplots(1 + maps, 2, squeeze=False)
-    titles = "query", f"image, cosine {float(pair.cosine):.3f}"
-    for axis, picture, title in zip(axes[0], pictures, titles, strict=True):
+    notes = "", f", cosine {float(pair.cosine):.3f}"
+    for axis, picture, name, note in zip(axes[0], pictures, names, notes, strict=True):
         show_image(axis, pale_gray(picture), picture)
-        axis.set_title(title, fontsize=title_size(side), pad=4)
+        title, size = fit_text(f"{name}{note}", side, title_size(side))
+        axis.set_title(title, fontsize=size, parse_math=False, pad=4)
     matches = pair.pairs(count)
     for number, match in enumerate(matches):
         color, masks = label_color(number), (match.query_region, match.region)

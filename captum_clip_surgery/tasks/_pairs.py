@@ -119,6 +119,7 @@ class PairExplanation:
         query_image: ImageInput | None = None,
         image: ImageInput | None = None,
         *,
+        names: tuple[str, str] = ("query", "image"),
         count: int = 3,
         maps: bool = True,
         width: float | str | None = None,
@@ -130,6 +131,7 @@ class PairExplanation:
                 the part that the patches cover is drawn; None means that part as the model
                 sees it.
             image: The other image likewise.
+            names: Names of both images, shown as titles.
             count: Largest number of pairs of regions.
             maps: Whether to draw the maps below.
             width: Width of the figure in inches, or "column", "page", "notebook" or "slide".
@@ -142,7 +144,7 @@ class PairExplanation:
         """
         from captum_clip_surgery.tasks._pair_figure import pair_figure
 
-        return pair_figure(self, query_image, image, count, maps, width)
+        return pair_figure(self, query_image, image, names, count, maps, width)
 
     def to_dict(self, count: int = 3) -> dict[str, Any]:
         """Return cosine, maps, sums of remainders and the strongest pairs, for `json.dumps`.

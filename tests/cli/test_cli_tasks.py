@@ -152,33 +152,10 @@ def test_points(monkeypatch, tmp_path, folder, capsys, clip) -> None:
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SAM of random weights in half precision, in a folder."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.SamConfig(
-        vision_config={
-            "hidden_size": 16,
-            "output_channels": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 1024,
-            "patch_size": 16,
-            "window_size": 4,
-            "global_attn_indexes": [],
-            "mlp_dim": 16,
-            "num_pos_feats": 8,
-        },
-        prompt_encoder_config={"hidden_size": 16, "mask_input_channels": 4},
-        mask_decoder_config={
-            "hidden_size": 16,
-            "mlp_dim": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16,
-        },
-    )
-    folder = tmp_path_factory.mktemp("sam")
-    transformers.SamModel(config).half().save_pretrained(folder)
-    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    from tests._helpers.sams import save_sam
+
+    return save_sam(tmp_path_factory.mktemp("sam"), dtype=torch.float16)
 
 
 def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys, sam) -> None:

@@ -29,6 +29,7 @@ from captum_clip_surgery.models._config_check import VISION as VISION_TABLE
 from captum_clip_surgery.models._schema import check_table
 from captum_clip_surgery.tasks import Sam
 from tests._helpers.model_folders import CONFIG, DEMO, edit, write_hugging_face
+from tests._helpers.sams import save_sam
 from tests._helpers.text_towers import HUGGING_FACE
 
 transformers = pytest.importorskip("transformers")
@@ -517,19 +518,7 @@ def test_sound_pickled_weights(plain: Path) -> None:
 
 @pytest.fixture
 def sam(tmp_path: Path) -> Path:
-    vision = dict(hidden_size=16, output_channels=16, num_hidden_layers=1, num_attention_heads=2,
-                  window_size=4, global_attn_indexes=[], mlp_dim=16, num_pos_feats=8)  # fmt: skip
-    decoder = dict(hidden_size=16, mlp_dim=16, num_hidden_layers=1, num_attention_heads=2,
-                   iou_head_hidden_dim=16)  # fmt: skip
-    config = transformers.SamConfig(
-        vision_config=vision,
-        prompt_encoder_config=dict(hidden_size=16, mask_input_channels=4),
-        mask_decoder_config=decoder,
-    )
-    transformers.SamModel(config).save_pretrained(tmp_path / "sam")
-    processor = transformers.SamProcessor(transformers.SamImageProcessor())
-    processor.save_pretrained(tmp_path / "sam")
-    return tmp_path / "sam"
+    return save_sam(tmp_path / "sam")
 
 
 SAMS: list[tuple[str, dict[str, Any], str]] = [

@@ -107,7 +107,9 @@ def test_the_object_that_two_scenes_share():
     figure = result.figure(first.image, count=2)
     lines = [a for a in figure.axes[1].patches if isinstance(a, ConnectionPatch)]
     assert len(lines) == 2 * len(result.pairs(2))  # each with a white border
-    assert len(result.figure(maps=False).axes) == 2
+    named = result.figure(maps=False, names=("$x", "other.png"))
+    titles = ["$x", f"other.png, cosine {float(result.cosine):.3f}"]
+    assert [axis.get_title() for axis in named.axes] == titles
     content = json.loads(json.dumps(result.to_dict()))
     assert content["patches"] + sum(content["remainder"].values()) == pytest.approx(
         content["cosine"], abs=1e-5

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.attr import METHODS
@@ -568,34 +568,9 @@ def test_the_predictor_of_segment_anything_takes_them(
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """transformers' SAM and its processor, narrow and random, saved and loaded."""
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.SamConfig(
-        vision_config=dict(
-            hidden_size=8,
-            output_channels=16,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            window_size=8,
-            global_attn_indexes=[],
-            mlp_dim=8,
-            num_pos_feats=8,
-        ),
-        prompt_encoder_config=dict(hidden_size=16, mask_input_channels=4),
-        mask_decoder_config=dict(
-            hidden_size=16,
-            mlp_dim=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            iou_head_hidden_dim=8,
-            iou_head_depth=2,
-        ),
-    )
-    folder = tmp_path_factory.mktemp("sam")
-    model = transformers.SamModel(config)
-    for parameter in model.parameters():  # its own start is so small that prompts hardly matter
-        nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(folder)
-    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder)
+    from tests._helpers.sams import save_sam
+
+    folder = save_sam(tmp_path_factory.mktemp("sam"), std=0.5)
     loaded = transformers.SamModel.from_pretrained(folder).eval()
     return loaded, transformers.SamProcessor.from_pretrained(folder)
 

@@ -139,6 +139,6 @@ def index_of(text: str, texts: Sequence[str]) -> int:
     if len(places) == 1:
         return places[0]
     if places:
-        raise ValueError(f"text {text!r} occurs at {places}; give the target as an index")
+        raise ValueError(f"text {text!r} occurs at {places}; give one of these as an index")
     hint = did_you_mean(str(text), texts)
-    raise ValueError(f"text {text!r} is not among the classifier's {len(texts)}{hint}")
+    raise ValueError(f"text {text!r} is not among the {len(texts)} texts{hint}")
