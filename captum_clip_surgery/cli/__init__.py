@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -45,6 +45,12 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 DISTRIBUTED = ("evaluate", "export", "models")
 
 
+def _hide_types(parameters: Iterable[Any]) -> None:
+    """Hide the types of parameters, such as <list[str]> and <bool>, in `--help`."""
+    for parameter in parameters:
+        parameter.display_type_rich = lambda ctx: None
+
+
 class _Group(TyperGroup):
     """Commands whose help is drawn by rich, and whose usage errors are plain lines."""
 
@@ -52,12 +58,22 @@ class _Group(TyperGroup):
         rich_utils = import_module("typer.rich_utils")  # rich, only if it is needed
         rich_utils.rich_format_help(obj=self, ctx=ctx, markup_mode="rich")
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        _hide_types(params)  # all are flags
+        return params
+
 
 class _Command(TyperCommand):
     """A command whose help is drawn by rich."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **settings | {"rich_markup_mode": "rich"})
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        _hide_types(each for each in params if each.name == "help" or "-" not in each.opts[0])
+        return params
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

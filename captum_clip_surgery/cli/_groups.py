@@ -52,7 +52,7 @@ Minus = Annotated[
     str | None,
     Option(
         metavar="TEXT",
-        help="Text to subtract: asks what speaks for each text and image rather than for it.",
+        help="Text to subtract: maps show what matches each text or image better than this text.",
     ),
 ]
 Texts = Annotated[
@@ -179,7 +179,7 @@ class ModelOptions:
     positions: Annotated[
         Positions | None,
         Option(
-            help="How positional embeddings are resized for other sizes than the native one: "
+            help="How positional embeddings are resized at sizes other than the native one: "
             "'bilinear' as in CLIP Surgery, or 'bicubic' as in NACLIP and other dense methods "
             "(default: as a protocol says, otherwise 'bilinear')."
         ),
@@ -205,7 +205,7 @@ class QueryOptions:
 
     query_image: Annotated[
         list[Path] | None,
-        Option(metavar="FILE", help="Image to look for as for a text; repeat for more."),
+        Option(metavar="FILE", help="Image to look for, in addition to texts; repeat for more."),
     ] = None
     minus: Minus = None
 
