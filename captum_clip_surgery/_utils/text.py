@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: Smallest likeness, as of difflib, of a suggested name; "size" for "stride" would be misleading.
+LIKENESS = 0.7
+
 
 def quantity(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless the number is 1.
@@ -48,5 +51,6 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
         ("; did you mean 'LeGrad'?", '')
     """
     by_lower = {each.lower(): each for each in known}
-    close = [repr(by_lower[each]) for each in get_close_matches(name.lower(), by_lower, count)]
+    matches = get_close_matches(name.lower(), by_lower, count, LIKENESS)
+    close = [repr(by_lower[each]) for each in matches]
     return f"; did you mean {' or '.join(close)}?" if close else ""

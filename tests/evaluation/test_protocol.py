@@ -329,7 +329,8 @@ def test_bytes_that_are_no_text(tmp_path):
 @each("name", ["papers", "nowhere/mine.toml", Path("nowhere/mine.toml")])
 def test_one_there_is_not(name):
     known = ", ".join(SHIPPED)
-    expected = f"^there is no protocol '{name}'; choose from {known}, or pass a .toml file$"
+    hint = r"; did you mean 'paper'\?" if name == "papers" else ""
+    expected = f"^there is no protocol '{name}'; choose from {known}, or pass a .toml file{hint}$"
     with pytest.raises(FileNotFoundError, match=expected):
         Protocol.load(name)
 
