@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from captum_clip_surgery._utils.files import read_text
 from captum_clip_surgery.datasets._base import IGNORE_INDEX, ImageDataset, Sample, Tags
 from captum_clip_surgery.datasets._classes import Classes
 from captum_clip_surgery.datasets._files import open_rgb
@@ -85,7 +84,7 @@ class PascalVocTags(ImageDataset):
     A class whose objects are all marked difficult is unknown; one object that is not difficult
     makes it present. This is the rule of the development kit's `ImageSets/Main/CLASS_SPLIT.txt`,
     which hold 1 for present, 0 for difficult only (the kit's evaluation leaves these out) and -1
-    for absent; `disagreements` compares with them.
+    for absent.
 
     Args:
         root: The folder that contains `VOCdevkit`, as in torchvision; or `VOCdevkit`, or `VOC2007`.
@@ -118,7 +117,6 @@ class PascalVocTags(ImageDataset):
         self._files = listed_files(
             title, folder / listed, (images, ".jpg"), (annotations, ".xml"), hint
         )
-        self._lists, self._split = folder / "ImageSets" / "Main", split
         super().__init__(title, Classes.named("voc20"), list(self._files))
 
     def read(self, index: int) -> Sample:
@@ -126,36 +124,6 @@ class PascalVocTags(ImageDataset):
         name = self.names[index]
         image_path, path = self._files[name]
         return Sample(name, open_rgb(image_path), self._read_tags(path))
-
-    def disagreements(self) -> list[tuple[str, str]]:
-        """Return (sample name, class) wherever the kit's lists disagree with the annotations.
-
-        For the data set as released the list is empty.
-
-        Raises:
-            ValueError: If a list or an annotation cannot be read.
-        """
-        tags = {name: self._read_tags(path) for name, (_, path) in self._files.items()}
-        return [
-            (name, self.classes.first[label])
-            for label, name, state in self._read_lists()
-            if state != _state(tags[name], label)
-        ]
-
-    def _read_lists(self) -> Iterator[tuple[int, str, int]]:
-        """Yield (class, sample name, state) from the kit's lists; the state is 1, 0 or -1."""
-        for label, first in enumerate(self.classes.first):
-            path = self._lists / f"{official_name(first)}_{self._split}.txt"
-            if not path.exists():
-                continue
-            for number, line in enumerate(read_text(path).rstrip().split("\n"), 1):
-                cells = line.split()
-                if len(cells) != 2 or cells[1] not in ("1", "0", "-1"):
-                    raise ValueError(
-                        f"{path}, line {number} is {line!r:.80}, expected an image's name and "
-                        "1, 0 or -1"
-                    )
-                yield label, cells[0], int(cells[1])
 
     def _read_tags(self, path: Path) -> Tags:
         labels = {official_name(first): label for label, first in enumerate(self.classes.first)}
@@ -210,13 +178,6 @@ def listed_files(
 def official_name(name: str) -> str:
     """Return a class as the data set spells it, such as "pottedplant"."""
     return name.replace(" ", "")
-
-
-def _state(tags: Tags, label: int) -> int:
-    """Return 1 for a present class, 0 for an unknown and -1 for an absent one."""
-    if label in tags.present:
-        return 1
-    return 0 if label in tags.unknown else -1
 
 
 def _read_objects(path: Path) -> Iterator[tuple[str, bool]]:

@@ -17,14 +17,7 @@ from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import extent, pale_gray, panel_aspect, show_image
 from captum_clip_surgery.visualization._labels import add_legend, label_color
-from captum_clip_surgery.visualization._layout import (
-    LEGEND,
-    MIN_SIDE,
-    PAIR,
-    fit_text,
-    inches,
-    title_size,
-)
+from captum_clip_surgery.visualization._layout import fit_text, pair_widths, title_size
 from captum_clip_surgery.visualization._style import MapStyle
 from captum_clip_surgery.visualization._views import View
 
@@ -65,8 +58,7 @@ def pair_figure(
         seen if picture is None else _crop(np.asarray(load_image(picture)), shares)
         for picture, seen, shares in zip(given, pair.pixels, pair.shares, strict=True)
     ]
-    whole = PAIR if width is None else inches(width)
-    side = max(MIN_SIDE, (whole - max(1.4, whole * LEGEND / PAIR)) / 2)
+    whole, side = pair_widths(width)
     height = (1 + maps) * side * max(map(panel_aspect, pictures)) + 0.4
     figure = Figure(figsize=(whole, height), layout="constrained")
     axes = figure.subplots(1 + maps, 2, squeeze=False)

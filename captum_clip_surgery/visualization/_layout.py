@@ -187,6 +187,12 @@ def add_bar(axis: Axes, colors: ScalarMappable, place: str) -> None:
     bar.outline.set_linewidth(0.5)
 
 
+def pair_widths(width: float | str | None) -> tuple[float, float]:
+    """Return the widths in inches of a figure with two panels and a legend, and of a panel."""
+    whole = PAIR if width is None else inches(width)
+    return whole, max(MIN_SIDE, (whole - max(1.4, whole * LEGEND / PAIR)) / 2)
+
+
 def image_pair(image: np.ndarray, width: float | str | None = None) -> tuple[Figure, np.ndarray]:
     """Create a figure with two panels for an image and its result, and room for a legend.
 
@@ -197,8 +203,7 @@ def image_pair(image: np.ndarray, width: float | str | None = None) -> tuple[Fig
     Returns:
         The figure and its two axes.
     """
-    whole = PAIR if width is None else inches(width)
-    side = max(MIN_SIDE, (whole - max(1.4, whole * LEGEND / PAIR)) / 2)
+    whole, side = pair_widths(width)
     height = max(1.5, side * panel_aspect(image))
     figure = Figure(figsize=(whole, height), layout="constrained")
     axes = figure.subplots(1, 2)

@@ -77,17 +77,12 @@ def write_voc(root: Path, labels: Mapping[str, np.ndarray], split: str = "val") 
 def write_voc_tags(
     root: Path,
     objects: Mapping[str, Sequence[tuple[str, int | None]]] = VOC_OBJECTS,
-    lists: Mapping[str, Mapping[str, int]] = VOC_LISTS,
     year: str = "2007",
     split: str = "test",
 ) -> Path:
-    """Images, annotations and lists of the main tasks; the folder that holds them."""
+    """Images, annotations and the list of the main tasks; the folder that holds them."""
     folder = root / "VOCdevkit" / f"VOC{year}"
-    main = folder / "ImageSets" / "Main"
-    write_list(main / f"{split}.txt", list(objects))
-    for name in VOC_NAMES:
-        told = lists.get(name, {})
-        write_list(main / f"{name}_{split}.txt", [f"{i} {told.get(i, -1):2d}" for i in objects])
+    write_list(folder / "ImageSets" / "Main" / f"{split}.txt", list(objects))
     for name, found in objects.items():
         write_jpeg(folder / "JPEGImages" / f"{name}.jpg", 8, 6)
         path = folder / "Annotations" / f"{name}.xml"
