@@ -7,8 +7,6 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["as_double", "check_real", "double_device", "tensor_digest", "version_of"]
-
 #: Types of devices that are sure to have float64; Apple's GPUs do not.
 DOUBLE_DEVICES = ("cpu", "cuda")
 

@@ -30,8 +30,6 @@ from captum_clip_surgery.models.image._attention_pool import AttentionPool, Sigl
 from captum_clip_surgery.models.image._base import Tower
 from captum_clip_surgery.models.image._data import GridSpec, resize_positions
 
-__all__ = ["Siglip2Tower", "SiglipTower", "Tipsv2Tower", "TransformersCLIPTower"]
-
 BACK_ENDS = ("", "Sdpa", "FlashAttention2")  # in names of attention classes before version 4.52
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["TransformersTokenizer"]
-
 
 class TransformersTokenizer:
     """A tokenizer of transformers as a function of texts and `context_length`.
