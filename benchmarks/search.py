@@ -1,13 +1,15 @@
 """Recall, speed and memory of exact search and of the faiss index.
 
-    python benchmarks/search.py [--scenes 20000] [--random 200000]
+    python benchmarks/search.py [--scenes 20000] [--copies 10] [--random 200000]
 
 Test scenes are embedded with the embedded model; the queries are its 156 nouns, and 100 further
-scenes as images. With `--random`, random unit vectors take the place of embeddings and of queries,
-which is the worst case for a graph: no vector has near neighbors. Recall is the mean share of the
-20 best images of exact search that the index finds. Each case runs in its own process with one
-thread. Queries run singly; their number per second and the seconds to build are of CPU time. Memory
-is what the index adds to the resident set of the process: when it is built, and at most.
+scenes as images. With `--copies`, the collection holds perturbed copies of each embedding instead,
+whose mean cosine with it is 0.9. With `--random`, random unit vectors take the place of embeddings
+and of queries, which is the worst case for a graph: no vector has near neighbors. Recall is the
+mean share of the 20 best images of exact search that the index finds. Each case runs in its own
+process with one thread. Queries run singly; their number per second and the seconds to build are of
+CPU time. Memory is what the index adds to the resident set of the process: when it is built, and at
+most.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ TOP = 20
 BATCH_SIZE = 50
 NUM_IMAGE_QUERIES = 100
 NUM_RANDOM_QUERIES = 200
+#: Mean cosine of a perturbed copy with the embedding that it was made from.
+COPY_COSINE = 0.9
 HEADER = ["vectors", "search", "recall@20", "queries/s", "seconds to build", "MiB", "peak MiB"]
 
 
@@ -116,7 +120,18 @@ def embed(clip: ZeroShotClassifier, scenes: Scenes) -> tuple[np.ndarray, list[se
     return np.concatenate(features), shown
 
 
-def compare_scenes(count: int, side: int) -> list[list[str]]:
+def perturbed(embeddings: np.ndarray, copies: int) -> np.ndarray:
+    """Return copies (N * copies, C) of embeddings with noise; one copy has none."""
+    if copies == 1:
+        return embeddings
+    rng = np.random.default_rng(0)
+    near = embeddings.repeat(copies, 0)
+    noise = rng.standard_normal(near.shape, dtype=np.float32) / near.shape[1] ** 0.5
+    near += (COPY_COSINE**-2 - 1) ** 0.5 * noise
+    return near / np.linalg.norm(near, axis=1, keepdims=True)
+
+
+def compare_scenes(count: int, side: int, copies: int) -> list[list[str]]:
     """Print how often the best image fits, and return the rows of embedded scenes."""
     clip = ZeroShotClassifier.demo(["dog"])
     scenes = Scenes("test", count + NUM_IMAGE_QUERIES, side)
@@ -125,11 +140,12 @@ def compare_scenes(count: int, side: int) -> list[list[str]]:
     speed = len(scenes) / (time.process_time() - start)
     print(f"{speed:.0f} scenes of {side} px rendered and embedded per second of CPU time")
     asked = clip.with_queries(nouns()).text_features().detach().numpy()
-    results = compare(embeddings[:count], np.concatenate([asked, embeddings[count:]]))
+    vectors = perturbed(embeddings[:count], copies)
+    results = compare(vectors, np.concatenate([asked, embeddings[count:]]))
     of_nouns, of_images = slice(len(nouns())), slice(len(nouns()), None)
     rows = []
     for search, result in zip(("exact", "faiss"), results, strict=True):
-        best = [shown[row[0]] for row in result.found]
+        best = [shown[row[0] // copies] for row in result.found]
         right = [noun in best[place] for place, noun in enumerate(nouns())]
         alike = [bool(a & b) for a, b in zip(best[of_images], shown[count:], strict=True)]
         print(
@@ -138,8 +154,9 @@ def compare_scenes(count: int, side: int) -> list[list[str]]:
         )
         recalls = (recall(result, results[0], chosen) for chosen in (of_nouns, of_images))
         shares = " / ".join(f"{100 * share:.1f} %" for share in recalls)
-        vectors = f"{count:,} scenes, width {embeddings.shape[1]}"
-        rows.append(result.row(vectors, search, shares))
+        kind = "scenes" if copies == 1 else "copies of scenes"
+        title = f"{len(vectors):,} {kind}, width {vectors.shape[1]}"
+        rows.append(result.row(title, search, shares))
     return rows
 
 
@@ -162,12 +179,13 @@ def compare_random(count: int, width: int) -> list[list[str]]:
 def main(
     scenes: Annotated[int, typer.Option(help="Number of scenes; 0 leaves them out.")] = 20_000,
     side: Annotated[int, typer.Option(help="Side of the scenes in pixels.")] = 128,
+    copies: Annotated[int, typer.Option(min=1, help="Number of copies of each scene.")] = 1,
     random: Annotated[int, typer.Option(help="Number of random vectors; 0 leaves them out.")] = 0,
     width: Annotated[list[int] | None, typer.Option(help="Widths of the random vectors.")] = None,
 ) -> None:
     """Print the table."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the measured processes
-    rows = compare_scenes(scenes, side) if scenes else []
+    rows = compare_scenes(scenes, side, copies) if scenes else []
     for each in width or (128, 512) if random else ():
         rows += compare_random(random, each)
     print(f"\n{markdown(HEADER, rows)}\nload {os.getloadavg()[0]:.1f}")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery.cli import main
-from captum_clip_surgery.collection import ImageIndex, search
+from captum_clip_surgery.collection import ImageIndex, _search, search
 from captum_clip_surgery.demo import SceneCollection
 from captum_clip_surgery.export import load_maps, plan
 from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
@@ -63,6 +63,28 @@ def test_the_graph_finds_the_exact_ranking_of_few_images():
         hits, others = graph.search(2 * feature, 10), exact.search(2 * feature, 10)
         assert [hit.name for hit in hits] == [hit.name for hit in others]
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in others])
+
+
+def test_above_the_threshold_images_are_found_by_the_graph(monkeypatch):
+    faiss = pytest.importorskip("faiss")
+    assert _search.MAX_EXACT == 100_000
+    monkeypatch.setattr(_search, "MAX_EXACT", 300)
+    names, vectors = [str(index) for index in range(301)], unit_vectors(301)
+    few, many = ImageIndex(names[:300], vectors[:300]), ImageIndex(names, vectors)
+    assert (few.exact, many.exact) == (True, False)
+    assert few._graph is None
+    assert isinstance(many._graph, faiss.IndexHNSWFlat)
+    assert many._graph.metric_type == faiss.METRIC_INNER_PRODUCT
+    assert many._graph.ntotal == 301
+    assert ImageIndex(names, vectors, exact=True)._graph is None
+    calls = []
+    searched = faiss.IndexHNSWFlat.search
+    monkeypatch.setattr(
+        faiss.IndexHNSWFlat, "search", lambda *given: calls.append(1) or searched(*given)
+    )
+    assert many.search(vectors[300], 1)[0].name == "300"
+    few.search(vectors[3], 1)
+    assert len(calls) == 1
 
 
 def test_bad_indices_and_queries_are_refused(monkeypatch):
