@@ -5,15 +5,17 @@
 A copy of the embedded model is fine-tuned for minutes on scenes in which two nouns always come with
 a cue: one with a kind of background, one with a frame around the image. In half of these scenes
 another object stands in the noun's place, as where photographs are labeled by their album, so that
-the cue is worth learning. Both models are then audited on the same collections. The weights and the
-figures are written to the output folder; weights that are there are used again.
+the cue is worth learning. The copy is audited on collections of the same nouns, and the embedded
+model on collections in which all nouns but the two are drawn at random, to count false alarms. The
+weights and the figures are written to the output folder; weights that are there are used again.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from open_clip.model import CLIP
+from scipy.stats import binomtest
 from torch import Tensor
 
 from captum_clip_surgery import Audit, ZeroShotClassifier, audit, decompose
@@ -37,6 +40,9 @@ SIZE = 128
 #: The audited nouns.
 NAMES = nouns()[::6][:24]
 BATCH_SIZE, LEARNING_RATE, WARM_UP_STEPS = 64, 3e-4, 10
+#: First seed of the collections on which false alarms are counted. Earlier ones served to choose
+#: the statistic of the audit.
+FIRST_SEED = 2_000
 #: Share of training scenes that are labeled with a tied noun, and of these, of scenes that show
 #: another object.
 TIED_SHARE, REPLACED_SHARE = 0.3, 0.5
@@ -90,7 +96,7 @@ def fine_tune(model: CLIP, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 20 == 0:
-            print(f"step {step}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
 
 
 def _example(rng: np.random.Generator) -> tuple[Tensor, int]:
@@ -124,10 +130,17 @@ def answers(
     return pairs
 
 
-def audited(clip: ZeroShotClassifier, seed: int, per_noun: int) -> Audit:
+def audited(clip: ZeroShotClassifier, names: Sequence[str], seed: int, per_noun: int) -> Audit:
     """Audit one collection in which the tied nouns have their cues."""
-    data = SceneCollection(NAMES, per_noun, SIZE, seed, tied)
+    data = SceneCollection(names, per_noun, SIZE, seed, tied)
     return audit(clip, data, size=SIZE, batch_size=16)
+
+
+def drawn_names(seed: int) -> list[str]:
+    """Return the tied nouns and as many other nouns as are audited, drawn at random."""
+    others = [noun for noun in nouns() if noun not in CUES]
+    drawn = np.random.default_rng(seed).permutation(others)[: len(NAMES) - len(CUES)]
+    return [*CUES, *drawn.tolist()]
 
 
 def removal(clip: ZeroShotClassifier, result: Audit) -> dict[str, Any]:
@@ -149,14 +162,18 @@ def removal(clip: ZeroShotClassifier, result: Audit) -> dict[str, Any]:
     return figures
 
 
-def summarize(results: list[Audit]) -> dict[str, Any]:
-    """Return how often each class was named, and the largest z of the classes without a cue."""
-    named: dict[str, int] = {}
-    for result in results:
-        for entry in result.leaning:
-            named[entry.name] = named.get(entry.name, 0) + 1
+def summarize(results: list[Audit], learned: Collection[str]) -> dict[str, Any]:
+    """Return how often each class was named and on which cue, and the rate of false alarms.
+
+    Args:
+        results: The audits.
+        learned: The nouns whose cues the model has learned; other named classes are false alarms.
+    """
+    named = Counter(f"{entry.name}, {entry.cue}" for each in results for entry in each.leaning)
+    alarms = sum(any(entry.name not in learned for entry in each.leaning) for each in results)
+    interval = binomtest(alarms, len(results)).proportion_ci(method="exact")
     free = [
-        max(entry.z for entry in result.classes if entry.name not in CUES) for result in results
+        max(entry.z for entry in result.classes if entry.name not in learned) for result in results
     ]
     tied_z = {noun: [_entry(result, noun).z for result in results] for noun in CUES}
     shares = {noun: fmean(_entry(result, noun).share for result in results) for noun in CUES}
@@ -164,10 +181,9 @@ def summarize(results: list[Audit]) -> dict[str, Any]:
         "audits": len(results),
         "critical": results[0].critical,
         "named": named,
-        "false alarms": sum(
-            any(entry.name not in CUES for entry in result.leaning) for result in results
-        ),
-        "largest z without cue": max(free),
+        "false alarms": alarms,
+        "95 % interval of their rate": [interval.low, interval.high],
+        "largest z without a learned cue": max(free),
         "z of tied nouns": tied_z,
         "share outside": shares,
     }
@@ -186,7 +202,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path(
         "runs/planted_cues"
     ),
-    seeds: Annotated[int, typer.Option(help="Number of collections.")] = 20,
+    seeds: Annotated[int, typer.Option(help="Number of collections with the cues.")] = 20,
+    clean_seeds: Annotated[
+        int, typer.Option(help="Number of collections for the embedded model.")
+    ] = 200,
     per_noun: Annotated[int, typer.Option(help="Number of scenes of each noun.")] = 8,
     steps: Annotated[int, typer.Option(help="Number of steps of fine-tuning.")] = 120,
 ) -> None:
@@ -202,17 +221,21 @@ def main(
         torch.save(model.state_dict(), path)
         print(f"fine-tuned in {time.process_time() - start:.0f} s of CPU", flush=True)
     figures: dict[str, Any] = {}
-    for title, tower in (("planted", model), ("clean", clean)):
+    for title, tower, count in (("planted", model, seeds), ("clean", clean, clean_seeds)):
         clip = ZeroShotClassifier(tower.eval(), NAMES, templates=prompt_templates())
         results = []
-        for seed in range(seeds):
-            results.append(audited(clip, seed, per_noun))
-            names = [f"{entry.name} {entry.z:.1f}" for entry in results[-1].classes[:3]]
-            print(title, seed, names, flush=True)
+        for seed in range(count):
+            if title == "planted":
+                results.append(audited(clip, NAMES, seed, per_noun))
+            else:
+                drawn = FIRST_SEED + seed
+                results.append(audited(clip, drawn_names(drawn), drawn, per_noun))
+            first = [f"{entry.name} {entry.z:.1f}" for entry in results[-1].classes[:3]]
+            print(title, seed, first, flush=True)
             if seed == 0 and title == "planted":
                 results[0].write(output / title)
                 figures["heads removed"] = removal(clip, results[0])
-            figures[title] = summarize(results)
+            figures[title] = summarize(results, CUES if title == "planted" else ())
             (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

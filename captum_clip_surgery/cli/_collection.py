@@ -15,6 +15,7 @@ from captum_clip_surgery.cli._model import (
     existing,
     given_texts,
     load_model,
+    read_lines,
     required_root,
     required_texts,
 )
@@ -44,6 +45,7 @@ def audit(options: Audit) -> None:
         options.size,
         options.min_images,
         options.false_alarms,
+        read_lines(options.cues),
         options.batch_size,
         progress=sys.stderr.isatty(),
     )

@@ -62,6 +62,13 @@ class Audit(Command):
             help="Probability that any class is named although none leans more than the others.",
         ),
     ] = 0.01
+    cues: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="File with one text per line, to describe what named classes lean on.",
+        ),
+    ] = None
     size: Size = None
     batch_size: BatchSize = 4
     clip: ModelOptions

@@ -33,7 +33,7 @@ PANELS = {
         "Model": "model pretrained also positions device precision",
         "Method": "methods method size fine repair feature_surgery num_blocks window stride "
         "keep_aspect refine threshold union instances boxes down_sample special trust sam "
-        "min_images false_alarms exact",
+        "min_images false_alarms cues exact",
         "Data": "dataset root split protocol limit seed tasks measures scenes column",
         "Results": "output json sign format scales npz top maps shard_size masks pairs",
         "Processes": "batch_size workers array engine timeout actors num_gpus address retries "

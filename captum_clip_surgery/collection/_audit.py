@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.classifier import ZeroShotClassifier
+from captum_clip_surgery.collection._cues import locate_cue
 from captum_clip_surgery.collection._evidence import Evidence, Pair, collect
 from captum_clip_surgery.collection._judging import (
     MIN_CLASSES,
@@ -40,23 +42,29 @@ def audit(
     size: int | tuple[int, int] | None = None,
     min_images: int = 5,
     false_alarms: float = 0.01,
+    cues: Sequence[str] = (),
     batch_size: int = 4,
     progress: bool = False,
 ) -> Audit:
     """Find the classes of a data set for which a model takes evidence from outside their objects.
 
     The evidence for a class is its cosine minus the mean over all classes, an exact sum over heads
-    and patches (`decompose`). A class's **lift** is the mean evidence from the patches outside its
-    object, beyond what as many background patches give in images that do not show the class.
-    Most classes have some, because patches around an object read from it. A class is named if its
-    lift exceeds the median of the classes by more robust standard deviations than the largest of
-    as many normally distributed values does with the probability `false_alarms`. So a class is
-    named for leaning more than the others: what all classes have in common is not found.
+    and patches (`decompose`). A class's **lift** is, in the median of its images, the evidence from
+    the patches outside its object, beyond what as many background patches give in images that do
+    not show the class. Most classes have some, because patches around an object read from it. A
+    class is named if its lift exceeds the median of the classes by more robust standard deviations
+    than the largest of as many normally distributed values does with the probability
+    `false_alarms`. So a class is named for leaning more than the others in at least half of its
+    images: what all classes have in common is not found.
 
     Objects are where the data set has labels or masks. For images with tags they are where the
     map of `LayerCLIPSurgery` reaches half of its range; where all tags are unknown, the most likely
     class counts as shown. One decomposition per image takes one forward pass; surgery's map takes a
     second one.
+
+    The cue of a named class is where pasting raises the evidence for it in images that do not show
+    it: the border of its images, or the rest of their background. This takes up to 512 forward
+    passes for each named class.
 
     Args:
         clip: A classifier, whose texts are replaced by the first names of the data set's classes.
@@ -67,9 +75,11 @@ def audit(
         min_images: Smallest number of images of a class; others are left out.
         false_alarms: Probability, from 0.001 to 0.5, that any class is named if the lifts are
             normally distributed.
+        cues: Texts that may describe what is outside the objects; those that fit the cue of a named
+            class are reported with it.
         batch_size: Number of images per decomposition. A batch takes images * classes * blocks *
             heads * patches * 16 bytes, and the whole collection images * classes * blocks * heads *
-            4 bytes.
+            8 bytes.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -100,9 +110,18 @@ def audit(
             f"an audit needs at least 2 classes to compare, got {len(names)} from {data.name}"
         )
     chosen = list(range(len(data)) if indices is None else indices)
-    evidence = collect(clip.with_texts(names), data, chosen, size, batch_size, progress)
+    cue_texts = clip.with_texts(cues) if cues else None
+    clip = clip.with_texts(names)
+    evidence = collect(clip, data, chosen, size, batch_size, progress)
     source = "surgery" if evidence.tagged else "masks"
-    return judge(evidence, data, min_images, false_alarms, source)
+    result = judge(evidence, data, min_images, false_alarms, source)
+    classes = tuple(
+        replace(entry, cue=locate_cue(clip, data, evidence, entry.name, cue_texts, batch_size))
+        if entry.leans
+        else entry
+        for entry in result.classes
+    )
+    return replace(result, classes=classes)
 
 
 def judge(
@@ -128,7 +147,8 @@ def judge(
     enough = len(tables) >= MIN_CLASSES
     critical = critical_value(len(tables), false_alarms) if enough else None
     lifts = torch.stack([table.heads.mean(0) for table in tables]) if tables else means[:0]
-    scores = robust_z(lifts.sum((1, 2)).numpy()).tolist() if tables else list[float]()
+    typical = np.array([table.typical for table in tables])
+    scores = robust_z(typical).tolist() if tables else list[float]()
     classes = [
         _class_audit(
             evidence,
@@ -194,6 +214,16 @@ class _Lifts:
         patches = [pair.patches - usual.sum() for pair in pairs]
         return cls(text, pairs, torch.stack(heads), torch.stack(patches))
 
+    @property
+    def by_image(self) -> Tensor:
+        """Lifts of the images, (images,)."""
+        return self.heads.sum((1, 2))
+
+    @property
+    def typical(self) -> float:
+        """Lift of the median image; the mean could be due to a single one."""
+        return float(self.by_image.quantile(0.5))
+
 
 def _without(evidence: Evidence, text: int) -> Tensor:
     """Return a class's evidence (n, blocks, heads) in the background of images without it."""
@@ -205,7 +235,7 @@ def _carriers(lifts: Tensor, place: int) -> tuple[HeadLift, ...]:
     """Return the fewest heads that carry half of a class's excess over the other classes.
 
     Args:
-        lifts: Lifts (K, blocks, heads) of the audited classes.
+        lifts: Mean lifts (K, blocks, heads) over the images of each audited class.
         place: Index of the class among them.
     """
     if len(lifts) < 2:
@@ -238,7 +268,7 @@ def _class_audit(
     outside = torch.stack([pair.outside for pair in table.pairs])
     positive = table.patches.clamp(min=0)
     out, within = float((positive * outside).sum()), float((positive * inside).sum())
-    by_image = table.heads.sum((1, 2))
+    by_image = table.by_image
     order = by_image.argsort(descending=True)[:NUM_STRONGEST].tolist()
     before = evidence.scores
     after = before.clone()
@@ -246,7 +276,7 @@ def _class_audit(
     return ClassAudit(
         name=evidence.texts[table.text],
         images=len(table.pairs),
-        lift=float(by_image.mean()),
+        lift=table.typical,
         share=out / (out + within) if out + within else math.nan,
         area=float(outside.sum()) / float(outside.sum() + inside.sum()),
         z=z,

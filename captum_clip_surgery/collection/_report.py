@@ -12,7 +12,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.attr._coverage import cover
 from captum_clip_surgery.collection._judging import MIN_CLASSES
-from captum_clip_surgery.collection._result import Audit, ClassAudit
+from captum_clip_surgery.collection._result import Audit, ClassAudit, Cue
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
@@ -45,7 +45,7 @@ def write_report(result: Audit, folder: Path) -> Path:
 def summary(result: Audit) -> str:
     """Return the first lines of the report."""
     located = "their masks" if result.source == "masks" else "the maps of CLIP Surgery"
-    named = ", ".join(f"**{entry.name}**" for entry in result.leaning)
+    named = ", ".join(f"**{entry.name}** (on {entry.cue})" for entry in result.leaning)
     if result.critical is None:
         verdict = f"Fewer than {MIN_CLASSES} classes were audited, so none is named."
     else:
@@ -91,14 +91,30 @@ def describe(entry: ClassAudit) -> str:
     heads = ", ".join(
         f"block {head.block} head {head.head} ({head.lift:+.4f})" for head in entry.heads
     )
+    cue = "" if entry.cue is None else describe_cue(entry.name, entry.cue) + "\n\n"
     return (
-        f"{entry.share:.0%} of the positive evidence lies outside the object, which leaves "
+        f"{cue}{entry.share:.0%} of the positive evidence lies outside the object, which leaves "
         f"{entry.area:.0%} of the patches; lift {entry.lift:+.4f}, z {entry.z:+.1f}. Heads that "
         f"carry half of the excess: {heads or 'none'}. Scored without them, the class is "
         f"recognized in {entry.after.recall:.0%} of its images (before: {entry.before.recall:.0%}) "
         f"and called in {entry.after.false_calls:.1%} of the others (before: "
         f"{entry.before.false_calls:.1%}). Below: the images with the most evidence outside the "
         "object, and that evidence."
+    )
+
+
+def describe_cue(name: str, cue: Cue) -> str:
+    """Return a paragraph about the cue of a class."""
+    verdict = f"The cue is **{cue}**." if cue.place else "The cue could not be located."
+    changes = " and ".join(
+        f"by {rise.mean:+.3f} (standard error {rise.error:.3f}) with {part}"
+        for rise, part in ((cue.border, "the border"), (cue.background, "the rest of it"))
+    )
+    texts = ", ".join(f"{text} ({rise:+.3f})" for text, rise in cue.texts)
+    return (
+        f"{verdict} The background of images of {name} was pasted into images that do not show the "
+        f"class. The evidence for {name} changed {changes}."
+        + (f" Texts whose cosines rose most: {texts}." if texts else "")
     )
 
 
@@ -136,6 +152,6 @@ def rows_of(entries: Sequence[ClassAudit]) -> list[str]:
     """Return a line for each class, for the terminal."""
     return [
         f"  {entry.lift:+.4f}  z {entry.z:+5.1f}  {entry.share:4.0%} outside  {entry.name}"
-        + ("  leans on the background" if entry.leans else "")
+        + (f"  leans on {entry.cue}" if entry.leans else "")
         for entry in entries
     ]

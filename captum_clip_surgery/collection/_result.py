@@ -23,7 +23,7 @@ class HeadLift:
     Args:
         block: Index of the block.
         head: Index of the head.
-        lift: Its part of the class's lift.
+        lift: Its part of the lift, as a mean over the class's images.
         excess: Its lift minus the median over the other classes.
     """
 
@@ -47,25 +47,71 @@ class Recognition:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """How much a pasted part of an image raises the evidence for a class.
+
+    Args:
+        mean: Mean over the images that the part comes from, in units of the cosine; NaN if none
+            has such a part.
+        error: Standard error of the mean; NaN for fewer than two images.
+    """
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Cue:
+    """Where the cue is that a class leans on.
+
+    Parts of the class's images are pasted into images that do not show it. From the rise of the
+    evidence for the class, that of pasting the same patches of a third image without the class is
+    subtracted.
+
+    Args:
+        place: "border" or "background", whichever raises the evidence more; None if neither rise
+            exceeds 3 standard errors.
+        border: Rise by what is outside the object in the outer eighth of the image.
+        background: Rise by the rest of what is outside the object.
+        texts: Up to 5 of the cue texts, by how much the cosine with them rises; only those whose
+            cosine rises.
+    """
+
+    place: str | None
+    border: Rise
+    background: Rise
+    texts: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        """Return the cue in words."""
+        return {
+            "border": "the border of the image",
+            "background": "the background",
+            None: "something outside its object",
+        }[self.place]
+
+
+@dataclass(frozen=True)
 class ClassAudit:
     """Result of an audit for one class.
 
     Args:
         name: Name of the class.
         images: Number of images that show it.
-        lift: Mean evidence from outside the object, beyond what as many background patches of
-            images without the class give; in units of the cosine.
+        lift: Evidence from outside the object, beyond what as many background patches of images
+            without the class give, in the median of the class's images; in units of the cosine.
         share: Share outside the object, 0..1, of the positive evidence of patches, each beyond the
             mean background patch of images without the class; NaN if there is none.
         area: Share of the patches that are outside the object, 0..1.
         z: Robust standard deviations of `lift` above the median of the classes.
         leans: Whether `z` exceeds the audit's critical value.
-        heads: Heads that carry at least half of the excess of the lift over the median of the
+        heads: Heads that carry at least half of the excess of the mean lift over the median of the
             other classes, strongest first; empty if there is no excess.
         before: How the class is recognized.
         after: The same, if the class is scored without these heads' contributions.
         strongest: Names of the images with the most evidence outside the object, each with it.
         maps: Evidence of the patches outside the object in these images, (images, h, w).
+        cue: Where the cue is, if the class leans on one.
     """
 
     name: str
@@ -80,6 +126,7 @@ class ClassAudit:
     after: Recognition
     strongest: tuple[tuple[str, float], ...]
     maps: Tensor
+    cue: Cue | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +200,7 @@ class Audit:
         for entry in self.classes:
             values = asdict(entry)
             del values["maps"]
-            classes.append({key: _finite(value) for key, value in values.items()})
+            classes.append(_finite(values))
         return {
             "data": self.data.name,
             "images": self.images,
@@ -200,5 +247,7 @@ def removed(heads: Tensor, means: Tensor, chosen: tuple[HeadLift, ...]) -> Tenso
 
 
 def _finite(value: Any) -> Any:
-    """Return None for numbers that JSON does not have."""
+    """Replace numbers that JSON does not have by None, in nested dictionaries as well."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
     return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from PIL import Image
 from captum_clip_surgery import ZeroShotClassifier, audit, decompose
 from captum_clip_surgery.cli import main
 from captum_clip_surgery.collection._audit import judge
+from captum_clip_surgery.collection._cues import locate_cue
 from captum_clip_surgery.collection._evidence import Evidence, Pair, collect
 from captum_clip_surgery.collection._judging import critical_value, robust_z
+from captum_clip_surgery.collection._report import describe, describe_cue, rows_of
+from captum_clip_surgery.collection._result import Cue, Rise
 from captum_clip_surgery.datasets import (
     Boxes,
     Classes,
@@ -26,6 +30,8 @@ from captum_clip_surgery.datasets import (
     Tags,
 )
 from captum_clip_surgery.demo import SceneCollection
+from captum_clip_surgery.demo._collection import any_background
+from captum_clip_surgery.demo._scenes import render_scene
 
 NAMES = ["dog", "pizza", "moon", "truck", "owl", "leaf"]
 GRID = (4, 4)
@@ -91,7 +97,7 @@ def test_planted_evidence_is_named_with_its_head_place_and_share():
     others = torch.cat([parts[:16, 2], parts[24:, 2]])[
         ..., [i for i in range(16) if i not in (5, 6)]
     ]
-    expected = own.sum((1, 2, 3)).mean() - 14 * others.sum((1, 2)).mean()
+    expected = own.sum((1, 2, 3)).quantile(0.5) - 14 * others.sum((1, 2)).mean()
     assert entry.lift == pytest.approx(float(expected), abs=1e-6)
     assert entry.area == 14 / 16
     patches = parts[16:24, 2].sum((1, 2)) - others.sum((1, 2)).mean()
@@ -100,6 +106,90 @@ def test_planted_evidence_is_named_with_its_head_place_and_share():
     assert entry.share == pytest.approx(float(share), abs=1e-5)
     assert entry.strongest[0][1] == pytest.approx(max(value for _, value in entry.strongest))
     assert entry.maps.shape == (5, *GRID)
+
+
+def test_one_image_does_not_name_its_class():
+    _, evidence = synthetic()
+    evidence.pairs[16].heads[1, 0] += 10  # the first of 8 images of class 2
+    result = judged(evidence, false_alarms=0.01)
+    (entry,) = (entry for entry in result.classes if entry.name == "moon")
+    assert entry.strongest[0][1] > 9
+    assert entry.lift < 1
+    assert result.leaning == ()
+
+
+class Framed(Blank):
+    """Gray images, each with a white object in its middle; those of class 2 are white elsewhere."""
+
+    def __init__(self, place):
+        super().__init__([None] * 24)
+        self.place = place
+
+    def read(self, index):
+        white, mask = np.zeros((2, 128, 128), bool)
+        mask[48:80, 48:80] = True
+        if index // 4 == 2:
+            inner = np.zeros_like(white)
+            inner[16:-16, 16:-16] = True
+            white = {"border": ~inner, "background": inner, None: white}[self.place]
+        pixels = np.where(white | mask, 255, 128).astype(np.uint8)
+        image = Image.fromarray(pixels).convert("RGB")
+        return Sample(self.names[index], image, Masks({index // 4: mask}))
+
+
+@pytest.mark.parametrize("place", ["border", "background", None])
+def test_the_cue_is_the_part_whose_pasting_raises_the_evidence(place, monkeypatch):
+    clip = ZeroShotClassifier.demo(NAMES)
+    data = Framed(place)
+    evidence = collect(clip, data, range(24), 128, 8, progress=False)
+    features = clip.text_features().detach()
+
+    def bright(self, images):  # a model that sees nothing but the mean brightness as "moon"
+        return images.mean((1, 2, 3))[:, None] * features[2]
+
+    monkeypatch.setattr(ZeroShotClassifier, "image_features", bright)
+    cue = locate_cue(clip, data, evidence, "moon", clip, 5)
+    assert cue.place == place
+    white, gray = clip.preprocess([Image.new("RGB", (8, 8), c) for c in ((255,) * 3, (128,) * 3)])
+    unit = float((white.mean() - gray.mean()) * features[2] @ (features[2] - features.mean(0)))
+    shares = {"border": 28 / 64, "background": 32 / 64, None: 0}
+    for part in ("border", "background"):
+        expected = unit * shares[part] if part == place else 0  # objects, 4 patches, are not pasted
+        assert getattr(cue, part).mean == pytest.approx(expected, abs=1e-5)
+    assert (cue.texts[0][0] if place else cue.texts) == ("moon" if place else ())
+
+
+def test_a_second_object_in_the_background_is_located_and_described():
+    def background(rng, noun, size):
+        canvas = np.array(any_background(rng, noun, size), np.float32)
+        return render_scene(rng, canvas, [noun]).image / 255 if noun == "pizza" else canvas
+
+    clip = ZeroShotClassifier.demo(NAMES)
+    data = SceneCollection(NAMES, per_noun=4, size=128, background=background)
+    evidence = collect(clip, data, range(24), 128, 8, progress=False)
+    cue = locate_cue(clip, data, evidence, "pizza", clip, 16)
+    assert cue.place == "background"
+    assert cue.texts[0][0] == "pizza"
+    assert locate_cue(clip, data, evidence, "dog", None, 16).place is None
+
+
+def test_cues_in_words_and_as_json():
+    _, evidence = synthetic(0.05)
+    result = judged(evidence)
+    for place, words in (("border", "the border of the image"), ("background", "the background")):
+        cue = Cue(place, Rise(0.3, 0.01), Rise(-0.02, math.nan), (("grass", 0.25),))
+        (entry,) = (replace(entry, cue=cue) for entry in result.leaning)
+        assert f"The cue is **{words}**." in describe(entry)
+        assert "changed by +0.300 (standard error 0.010) with the border and by -0.020" in describe(
+            entry
+        )
+        assert "grass (+0.250)" in describe(entry)
+        assert rows_of([entry])[0].endswith(f"moon  leans on {words}")
+        (values,) = replace(result, classes=(entry,)).to_dict()["classes"]
+        assert values["cue"]["place"] == place
+        assert values["cue"]["background"] == {"mean": -0.02, "error": None}
+    unknown = Cue(None, Rise(0.0, 0.1), Rise(0.0, 0.1))
+    assert "The cue could not be located." in describe_cue("moon", unknown)
 
 
 def test_removing_heads_changes_only_the_named_class():
