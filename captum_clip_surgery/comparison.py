@@ -18,6 +18,7 @@ from tqdm import tqdm
 from captum_clip_surgery._utils.profiling import ProfileResult, profile_call
 from captum_clip_surgery._utils.similarity import format_cosines
 from captum_clip_surgery._utils.tables import markdown
+from captum_clip_surgery._utils.text import join_reasons
 from captum_clip_surgery.attr import Method, attribute_many
 from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._descriptions import title_of
@@ -228,8 +229,7 @@ def compare(
         except (TypeError, ValueError, ImportError) as error:
             left_out[name] = str(error)
     if not maps:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise ValueError(f"no method gave a map: {reasons}")
+        raise ValueError(f"no method gave a map: {join_reasons(left_out)}")
     texts = tuple(clip.texts[i] for i in indices)
     specificity: Mapping[str, Tensor] = {}
     if trust:

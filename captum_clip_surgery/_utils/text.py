@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 #: Smallest likeness, as of difflib, of a suggested name; "size" for "stride" would be misleading.
@@ -54,3 +54,14 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
     matches = get_close_matches(name.lower(), by_lower, count, LIKENESS)
     close = [repr(by_lower[each]) for each in matches]
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def join_reasons(reasons: Mapping[str, str]) -> str:
+    """Return names, each with its reason, in one line.
+
+    Example::
+
+        >>> join_reasons({"LeGrad": "there are no gradients", "KernelShap": "too slow"})
+        'LeGrad: there are no gradients; KernelShap: too slow'
+    """
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -21,7 +21,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
-from captum_clip_surgery._utils.text import did_you_mean
+from captum_clip_surgery._utils.text import did_you_mean, join_reasons
 from captum_clip_surgery.attr._attention import (
     LayerAttentionRelevance,
     LayerAttentionRollout,
@@ -286,5 +286,5 @@ def choose(
         else:
             chosen[name] = METHODS[name]
     if not chosen:
-        raise ValueError(f"no chosen method is defined on this model: {left_out}")
+        raise ValueError(f"no chosen method is defined on this model: {join_reasons(left_out)}")
     return chosen, left_out

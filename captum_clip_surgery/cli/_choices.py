@@ -97,5 +97,7 @@ TASKS = (
     "specificity",
 )
 
+#: Maximum side in pixels of the images the model sees.
+MAX_SIDE = 2**14
 #: Seconds that the processes of a run wait for each other.
 TIMEOUT_S = 1800.0

@@ -12,6 +12,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from captum_clip_surgery.cli._choices import (
+    MAX_SIDE,
     METHODS,
     AutoFeatureSurgery,
     Dataset,
@@ -96,7 +97,11 @@ Repaired = Annotated[
 ]
 Size = Annotated[
     int | None,
-    Option(min=1, help="Side in pixels of the images the model sees (default: its native size)."),
+    Option(
+        min=1,
+        max=MAX_SIDE,
+        help="Side in pixels of the images the model sees (default: its native size).",
+    ),
 ]
 Trust = Annotated[
     bool,

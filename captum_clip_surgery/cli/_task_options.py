@@ -9,6 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from captum_clip_surgery.cli._choices import (
+    MAX_SIDE,
     FeatureSurgery,
     Instances,
     Refinement,
@@ -38,6 +39,7 @@ class SegmentationOptions:
         int | None,
         Option(
             min=1,
+            max=MAX_SIDE,
             help="Side in pixels of the images the model sees (default: 512, or the native size "
             "if larger; 224 for the embedded model).",
         ),

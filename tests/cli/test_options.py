@@ -70,6 +70,7 @@ def test_choices_are_those_of_the_rooms() -> None:
     assert get_args(_choices.Scales) == SCALES
     assert _choices.MEASURES == MEASURES
     assert _choices.TASKS == TASKS
+    assert _choices.MAX_SIDE == _protocol.MAX_PIXELS
     assert tuple(sorted(path.stem for path in _protocol.FOLDER.iterdir())) == _choices.PROTOCOLS
 
 
