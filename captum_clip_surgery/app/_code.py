@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from captum_clip_surgery.app import _templates
@@ -47,11 +47,15 @@ class Model:
         return cls(name, pretrained, undefined)
 
 
-def python(model: Model, image: PageImage, settings: Settings) -> str:
+def python(
+    model: Model, image: PageImage, settings: Settings, query: PageImage | None = None
+) -> str:
     """Return a script that repeats the selected tab and saves its figure.
 
-    Its result is in the variable `maps`, `segmentation`, `image_prompts` or `words`.
+    Its result is in the variable `maps`, `segmentation`, `image_prompts`, `words` or `pair`.
     """
+    if settings.tab == "segmentation":
+        settings = replace(settings, minus="")
     example = image.example
     source = {
         "reduced_to": (SIDE, SIDE),
@@ -60,7 +64,13 @@ def python(model: Model, image: PageImage, settings: Settings) -> str:
     }
     values = _map_values(model, settings) if settings.tab == "maps" else {}
     return _templates.code(
-        settings.tab, model=model, image=image, source=source, settings=settings, **values
+        settings.tab,
+        model=model,
+        image=image,
+        query=query,
+        source=source,
+        settings=settings,
+        **values,
     )
 
 
@@ -89,7 +99,7 @@ def _left_out(model: Model, settings: Settings) -> dict[str, str]:
     names = settings.methods
     left_out = {name: model.undefined[name] for name in names if name in model.undefined}
     variant = settings.feature_surgery
-    if variant in CONTRASTING and len(settings.texts) + len(settings.distractors) == 1:
+    if variant in CONTRASTING and len(settings.asked) + len(settings.distractors) == 1:
         reason = f'feature_surgery="{variant}" contrasts texts, and there is only one'
         left_out |= {name: reason for name in names if name in SURGERY_METHODS}
     return left_out

@@ -59,6 +59,15 @@ class Controls:
             elem_id="ccs-texts",
         )
 
+    def minus(self) -> None:
+        """Create the text that is subtracted."""
+        self.by_name["minus"] = gr.Textbox(
+            label="Text to subtract",
+            info="Asks what speaks for each text and for the query image rather than for this "
+            "text. Press Enter to explain.",
+            elem_id="ccs-minus",
+        )
+
     def options(self) -> None:
         """Create the model and the options of methods."""
         self.by_name["model"] = gr.Dropdown(
@@ -150,8 +159,9 @@ class Controls:
         )
 
     def hidden(self) -> None:
-        """Create the selected tab, which the tabs set."""
+        """Create the selected tab, which the tabs set, and the name of the query image."""
         self.by_name["tab"] = gr.Textbox("maps", visible="hidden", label="tab")
+        self.by_name["query"] = gr.Textbox("", visible="hidden", label="query")
 
     def all(self) -> list[Any]:
         """Return all components."""
@@ -177,7 +187,8 @@ class Controls:
         across, down, pointed = (raw.pop(name) for name in ("across", "down", "pointed"))
         show_point = check_flag(pointed, "whether to show scores at a point")
         raw["point"] = (_fraction(across), _fraction(down)) if show_point else None
-        raw["caption"] = _string(raw["caption"], "caption")
+        for name in ("caption", "minus", "query"):
+            raw[name] = _string(raw[name], name)
         if raw["model"] in (None, self.models.titles[0]):
             raw["model"] = ""  # so that views and links open where other models are served
         return Settings.from_dict(raw)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from threading import Lock
+from typing import Any
 
 import torch
 from cachetools import LRUCache, cachedmethod
@@ -26,10 +27,11 @@ from captum_clip_surgery.metrics import draw_absent, text_specificity
 from captum_clip_surgery.metrics._alone import maps_alone
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image._data import nearest_multiple
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 
 #: Patches of an image.
 MAX_TOKENS = 4096
-#: Images whose tower outputs are cached.
+#: Images whose tower outputs are cached, and query images that are.
 MAX_OUTPUTS = 16
 #: Maps cached of methods that need a pass per text.
 MAX_MAPS = 512
@@ -87,6 +89,7 @@ class Explainer:
         self.methods, _ = choose(clip, ["all"])
         self._outputs: LRUCache[Key, Outputs] = LRUCache(MAX_OUTPUTS)
         self._maps: LRUCache[Key, Tensor] = LRUCache(MAX_MAPS)
+        self._queries: LRUCache[Key, tuple[ZeroShotClassifier, ImageQuery]] = LRUCache(MAX_OUTPUTS)
         self._lock = Lock()  # sessions are closed while others are served
 
     def sides(self) -> list[int]:
@@ -100,19 +103,30 @@ class Explainer:
         rows, columns = self.clip.tower.grid(side, side)
         return side <= MAX_SIDE and rows * columns <= MAX_TOKENS
 
-    def classifier(self, settings: Settings) -> ZeroShotClassifier:
-        """Return the model with the user's texts."""
-        return self.clip.with_texts(settings.texts, settings.distractors)
+    def classifier(self, settings: Settings, query: PageImage | None = None) -> ZeroShotClassifier:
+        """Return the model with the user's texts, and with the query image if there is one."""
+        if query is None and not settings.minus:
+            return self.clip.with_texts(settings.texts, settings.distractors)
+        clip, queries = self.clip, list[Any](settings.texts)
+        if query is not None:
+            clip, image_query = self._cached_query((query.digest, settings.query), query)
+            queries.append(image_query)
+        if settings.minus:
+            queries = [DifferenceQuery(each, settings.minus) for each in queries]
+        return clip.with_queries(queries, settings.distractors)
 
     def forget(self, digest: str) -> None:
         """Drop everything cached of an image."""
         with self._lock:
-            for cache in (self._outputs, self._maps):
-                for key in [key for key in cache if key[0] == digest]:
+            caches: tuple[LRUCache[Key, Any], ...] = (self._outputs, self._maps, self._queries)
+            for cache in caches:
+                for key in [key for key in cache if digest in key]:
                     del cache[key]
 
     @torch.no_grad()  # methods that need gradients enable them themselves
-    def explain(self, image: PageImage, settings: Settings) -> Iterator[Explanation]:
+    def explain(
+        self, image: PageImage, settings: Settings, query: PageImage | None = None
+    ) -> Iterator[Explanation]:
         """Yield the maps of every text by every method, as they are computed.
 
         Methods that share the tower's pass come first and together, the others one by one. Between
@@ -122,7 +136,7 @@ class Explainer:
         Raises:
             ValueError: If the model does not accept the resolution, or a text is too long.
         """
-        clip = self.classifier(settings)
+        clip = self.classifier(settings, query)
         images = self._preprocess(image, settings.side)
         methods, left_out = self._methods(clip, settings)
         sharing = {name: m for name, m in methods.items() if path_of(m) is not None}
@@ -135,8 +149,8 @@ class Explainer:
                 continue
             maps = []
             try:
-                for index, text in enumerate(settings.texts):
-                    key = (image.digest, settings.side, name, text)
+                for index in range(len(clip.texts)):
+                    key = (image.digest, settings.side, name, *_asked(settings, query, index))
                     maps.append(self._cached_map(key, method, images, index))
                     yield explanation
             except (TypeError, ValueError, ImportError) as error:
@@ -145,28 +159,35 @@ class Explainer:
                 explanation.maps[name] = torch.stack(maps)
                 yield explanation
         if settings.trust:
-            yield from self._measure_specificity(explanation, image, images, settings)
+            yield from self._measure_specificity(clip, explanation, image, images, settings, query)
 
     def _measure_specificity(
-        self, explanation: Explanation, image: PageImage, images: Tensor, settings: Settings
+        self,
+        clip: ZeroShotClassifier,
+        explanation: Explanation,
+        image: PageImage,
+        images: Tensor,
+        settings: Settings,
+        query: PageImage | None,
     ) -> Iterator[Explanation]:
         """Measure how much maps depend on their texts, each of which is used alone."""
-        texts = settings.texts
-        (absent,) = draw_absent(self.clip, images, [texts])
+        (absent,) = draw_absent(self.clip, images, [[*settings.texts, settings.minus]])
+        asked = {text: _asked(settings, query, index) for index, text in enumerate(clip.texts)}
+        asked |= {text: (text, "", None) for text in absent if text not in asked}
         outputs = self._cached_outputs(image.digest, settings.side)
         for name in list(explanation.maps):
             method, maps = method_of(name, settings), {}
             try:
-                for text in (*texts, *absent):
+                for text, about in asked.items():
                     variant = settings.feature_surgery if name in SURGERY_METHODS else None
-                    key = (image.digest, settings.side, name, variant, "alone", text)
-                    maps[text] = self._cached_map_alone(key, method, images, text, outputs)
+                    key = (image.digest, settings.side, name, variant, "alone", *about)
+                    maps[text] = self._cached_map_alone(key, clip, method, images, text, outputs)
                     yield explanation
             except ValueError as error:  # variants of feature surgery that contrast texts
                 explanation.left_out[specificity_of(name)] = str(error)
             else:
                 others = torch.stack([maps[text] for text in absent])
-                values = [text_specificity(maps[text], others) for text in texts]
+                values = [text_specificity(maps[text], others) for text in clip.texts]
                 explanation.specificity[name] = values
             yield explanation
 
@@ -174,6 +195,12 @@ class Explainer:
     def _cached_outputs(self, digest: str, side: int | None) -> Outputs:
         """Return the tower outputs of an image; `explain` adds to them."""
         return {}
+
+    @cachedmethod(attrgetter("_queries"), lambda self, key, *_: key, attrgetter("_lock"))
+    def _cached_query(self, key: Key, query: PageImage) -> tuple[ZeroShotClassifier, ImageQuery]:
+        """Return a query image with the name in its key, and a classifier that has encoded it."""
+        image_query = ImageQuery(query.pixels, str(key[1]))
+        return self.clip.with_queries([image_query]), image_query
 
     @cachedmethod(attrgetter("_maps"), lambda self, key, *_: key, attrgetter("_lock"))
     def _cached_map(self, key: Key, method: Method, images: Tensor, index: int) -> Tensor:
@@ -183,10 +210,16 @@ class Explainer:
 
     @cachedmethod(attrgetter("_maps"), lambda self, key, *_: key, attrgetter("_lock"))
     def _cached_map_alone(
-        self, key: Key, method: Factory, images: Tensor, text: str, outputs: Outputs
+        self,
+        key: Key,
+        clip: ZeroShotClassifier,
+        method: Factory,
+        images: Tensor,
+        text: str,
+        outputs: Outputs,
     ) -> Tensor:
         """Return a method's map (h, w) of one text that nothing competes with."""
-        return maps_alone(self.clip, {"": method}, images, [text], outputs)[""][text]
+        return maps_alone(clip, {"": method}, images, [text], outputs)[""][text]
 
     def _preprocess(self, image: PageImage, side: int | None) -> Tensor:
         if side is not None and not self._fits(side):
@@ -210,6 +243,12 @@ class Explainer:
             except (TypeError, ImportError) as error:
                 left_out[name] = str(error)
         return methods, left_out
+
+
+def _asked(settings: Settings, query: PageImage | None, index: int) -> Key:
+    """Return what is asked at an index, as part of a key."""
+    is_query = query is not None and index == len(settings.texts)
+    return settings.asked[index], settings.minus, query.digest if query and is_query else None
 
 
 def method_of(name: str, settings: Settings) -> Factory:

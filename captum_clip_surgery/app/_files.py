@@ -61,9 +61,11 @@ def npz(result: Result, settings: Settings) -> File:
 OF_RESULT: dict[str, Callable[[Result, Settings], File]] = {"PNG": png, "SVG": svg, "NPZ": npz}
 
 
-def script(model: Model, image: PageImage, settings: Settings) -> File:
+def script(
+    model: Model, image: PageImage, settings: Settings, query: PageImage | None = None
+) -> File:
     """Return the Python code that repeats the tab."""
-    code = python(model, image, settings)
+    code = python(model, image, settings, query)
     return File(f"{settings.tab}.py", "text/x-python", code.encode())
 
 
@@ -75,11 +77,13 @@ def _figure(result: Result, suffix: str) -> bytes:
 # --- views ---------------------------------------------------------------------------------------
 
 
-def view(image: PageImage, settings: Settings) -> File:
-    """Return settings and image as a file that `read_view` reads."""
+def view(image: PageImage, settings: Settings, query: PageImage | None = None) -> File:
+    """Return settings and images as a file that `read_view` reads."""
     content: dict[str, object] = {"settings": json.loads(settings.to_json())}
     if settings.example is None:
         content["image"] = encode_image(image)
+    if query is not None:
+        content["query"] = encode_image(query)
     return File("view.json", "application/json", json.dumps(content, ensure_ascii=False).encode())
 
 
@@ -92,7 +96,7 @@ def encode_image(image: PageImage) -> dict[str, str] | None:
     return {"name": image.name, "png": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def read_kept(content: str) -> tuple[Settings | None, PageImage]:
+def read_kept(content: str) -> tuple[Settings | None, PageImage, PageImage | None]:
     """Read what the browser kept: a view, or an image whose texts are still to be written.
 
     Raises:
@@ -100,21 +104,22 @@ def read_kept(content: str) -> tuple[Settings | None, PageImage]:
     """
     values = _read_values(content.encode())
     if values.get("settings") is None:
-        return None, _read_image(values)
+        return None, _read_image(values, "image"), None
     return read_view(content.encode())
 
 
-def read_view(content: bytes) -> tuple[Settings, PageImage]:
-    """Read a file that `view` wrote.
+def read_view(content: bytes) -> tuple[Settings, PageImage, PageImage | None]:
+    """Return the settings, the image and the query image, if any, of a file that `view` wrote.
 
     Raises:
         ValueError: If the file is too long or not a view, or a setting or the image is rejected.
     """
     values = _read_values(content)
     settings = Settings.from_dict(values["settings"])
+    query = _read_image(values, "query") if settings.query else None
     if settings.example is not None:
-        return settings, example_image(settings.example)
-    return settings, _read_image(values)
+        return settings, example_image(settings.example), query
+    return settings, _read_image(values, "image"), query
 
 
 def _read_values(content: bytes) -> dict[str, Any]:
@@ -130,14 +135,15 @@ def _read_values(content: bytes) -> dict[str, Any]:
     return values
 
 
-def _read_image(values: Mapping[str, Any]) -> PageImage:
-    image = values.get("image")
+def _read_image(values: Mapping[str, Any], key: str) -> PageImage:
+    image = values.get(key)
     if not isinstance(image, dict) or not isinstance(image.get("png"), str):
-        raise ValueError("the view has neither an image nor an example")
+        missing = "neither an image nor an example" if key == "image" else "no query image"
+        raise ValueError(f"the view has {missing}")
     try:
         decoded = base64.b64decode(image["png"], validate=True)
     except ValueError:
-        raise ValueError("the view's image is damaged") from None
+        raise ValueError("an image of the view is damaged") from None
     return read_image(decoded, str(image.get("name", "image.png"))[:100])
 
 
@@ -145,11 +151,12 @@ def link(settings: Settings) -> str:
     """Return the query of a link that opens the view of an example.
 
     Raises:
-        ValueError: If the image is the user's own, or the texts are too long for a link.
+        ValueError: If an image is the user's own, or the texts are too long for a link.
     """
-    if settings.example is None:
+    if settings.example is None or settings.query:
         raise ValueError(
-            "a link cannot hold your own image; save the view as a file, or choose an example"
+            "a link cannot hold your own images; save the view as a file, or choose an example "
+            "without a query image"
         )
     query = f"?view={quote(settings.to_json(), safe='')}"
     if len(query) > MAX_LINK:
@@ -166,6 +173,6 @@ def read_link(value: str) -> tuple[Settings, PageImage]:
     if len(value) > MAX_JSON:
         raise ValueError("the link is too long")
     settings = Settings.from_json(value)
-    if settings.example is None:
-        raise ValueError("the link names no example, and cannot hold an image")
+    if settings.example is None or settings.query:
+        raise ValueError("the link names no example or a query image, and cannot hold images")
     return settings, example_image(settings.example)

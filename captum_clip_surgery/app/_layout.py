@@ -13,7 +13,8 @@ from captum_clip_surgery.app._controls import Controls, image_upload
 from captum_clip_surgery.app._files import OF_RESULT
 from captum_clip_surgery.app._images import EXAMPLES, example_image, example_scene
 from captum_clip_surgery.app._models import Models
-from captum_clip_surgery.app._pair_tab import PairTab
+from captum_clip_surgery.app._query import TITLE as QUERY_TITLE
+from captum_clip_surgery.app._query import QueryImages
 from captum_clip_surgery.app._templates import escape, html
 
 TITLE = "What CLIP sees"
@@ -22,6 +23,7 @@ TAB_TITLES = {
     "segmentation": "Segmentation",
     "points": "Points and boxes",
     "words": "Words",
+    "pair": "Two images",
 }
 ABOUT_TABS = {
     "maps": "Where each method sees each text, most similar text first. Click a map to enlarge it, "
@@ -29,6 +31,9 @@ ABOUT_TABS = {
     "segmentation": "Assigns every pixel to the text that it resembles most.",
     "points": "Points and boxes that prompt the Segment Anything Model for each text.",
     "words": "Where the image shows each word of a sentence, and which words matter.",
+    "pair": "Which regions of your image and of the query image match: lines connect those that "
+    "raise the cosine of the images most, and the maps below show what each place adds. Choose the "
+    f"query image under “{QUERY_TITLE}”.",
 }
 ABOUT_DEMO = (
     "This is the embedded model. It knows 156 drawn objects and no photographs. For photographs, "
@@ -88,6 +93,7 @@ class Layout:
             apply_default_css=False,
         )
         self.controls.texts()
+        self.query = QueryImages(self.controls)
         with gr.Row():
             self.run = gr.Button("Explain", variant="primary", min_width=80, elem_id="ccs-run")
             self.stop = gr.Button("Stop", min_width=80, elem_id="ccs-stop")
@@ -124,8 +130,6 @@ class Layout:
                         min_height=200,
                         apply_default_css=False,
                     )
-            with gr.Tab("Two images", id="pair"):
-                self.pair = PairTab(self.models, self.controls.by_name["model"], self.notice)
 
     def _add_downloads(self) -> None:
         with gr.Accordion("Download", open=True, elem_id="ccs-downloads"):

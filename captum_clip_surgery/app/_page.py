@@ -12,7 +12,7 @@ from captum_clip_surgery.app import _files as files
 from captum_clip_surgery.app import _tabs as tabs
 from captum_clip_surgery.app._code import python
 from captum_clip_surgery.app._controls import ComponentValues
-from captum_clip_surgery.app._figures import plain
+from captum_clip_surgery.app._downloads import Downloads, Shown
 from captum_clip_surgery.app._images import (
     PageImage,
     Sessions,
@@ -22,6 +22,7 @@ from captum_clip_surgery.app._images import (
 )
 from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, asset, header
 from captum_clip_surgery.app._models import Models
+from captum_clip_surgery.app._query import picture
 from captum_clip_surgery.app._settings import Settings, split_lines
 from captum_clip_surgery.app._templates import html, notice
 from captum_clip_surgery.app._uploads import take_file
@@ -33,7 +34,7 @@ CLEANING = (60, 300)
 #: All work shares one queue, because there is one model.
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 #: Text boxes that take effect when they are submitted.
-SUBMITTED = ("texts", "distractors", "background", "caption")
+SUBMITTED = ("texts", "minus", "distractors", "background", "caption")
 WRITE_TEXTS = "Write what to look for, one text per line, then press Explain."
 
 Updates = dict[Any, Any]
@@ -70,10 +71,11 @@ class Page:
     def _connect(self, blocks: gr.Blocks) -> None:
         layout, named = self.layout, self.controls.by_name
         results = list(layout.results.values())
-        kept: list[Any] = [layout.kept_settings, layout.kept_image]
-        outputs = [*self.controls.all(), *results, layout.notice, layout.python, layout.upload]
+        kept: list[Any] = [layout.kept_settings, layout.kept_image, layout.query.kept]
+        changing = [layout.notice, layout.python, layout.upload, layout.header, layout.picture]
+        changing += [*layout.query.components, *kept, layout.tabs, layout.link]
         options: dict[str, Any] = {
-            "outputs": [*outputs, layout.header, layout.picture, *kept, layout.tabs, layout.link],
+            "outputs": [*self.controls.all(), *results, *changing],
             "preprocess": False,  # settings check all that browsers send
             "trigger_mode": "always_last",  # of changes during work, the last one counts
             "show_progress": "minimal",
@@ -96,7 +98,7 @@ class Page:
             script = asset(js)
             gr.on(triggers, None, inputs, None, js=script, queue=False, api_visibility="private")
 
-        changed = [named[name].input for name in named if name not in (*SUBMITTED, "tab")]
+        changed = [named[name].input for name in named if name not in (*SUBMITTED, "tab", "query")]
         submitted = [layout.run.click, *(named[name].submit for name in SUBMITTED)]
         on(*submitted, fn=self._run)
         in_browser(*submitted, layout.examples.click, js="show.js")
@@ -106,6 +108,8 @@ class Page:
         for name, tab in layout.tab_items.items():
             on(tab.select, fn=self._on_select(name))
         on(layout.upload.upload, fn=self._on_upload, inputs=values | {layout.upload})
+        on(layout.query.upload.upload, fn=self._on_query, inputs=values | {layout.query.upload})
+        on(layout.query.remove.click, fn=self._on_remove)
         on(layout.examples.click, fn=self._on_example)
         on(layout.results["maps"].click, fn=self._on_point)
         on(layout.open.upload, fn=self._on_open, inputs={layout.open})
@@ -115,8 +119,8 @@ class Page:
             inputs={layout.kept_settings},
             js=asset("restore.js"),
         )
-        self._connect_downloads(values)
-        self._running += layout.pair.connect(blocks, self._catching, QUEUE)
+        downloads = Downloads(layout, self._settings, self._shown, self._catching)
+        self._running += downloads.connect(values, QUEUE)
         layout.stop.click(
             lambda: notice(["Stopped."]),
             None,
@@ -126,20 +130,6 @@ class Page:
             api_visibility="private",
         )
         blocks.unload(self._close)
-
-    def _connect_downloads(self, values: set[Any]) -> None:
-        layout = self.layout
-        options: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
-        for name, button in layout.downloads.items():
-            if name == "Link":
-                outputs = [layout.link, layout.notice]
-                event = button.click(self._on_link, values, outputs, **options)
-                event.then(None, layout.link, layout.link, js=asset("link.js"))
-                continue
-            outputs = [layout.file, layout.notice]
-            event = button.click(self._on_download(name), values, outputs, **options, **QUEUE)
-            self._running.append(event)
-            event.then(None, layout.file, None, js=asset("save.js"))
 
     def _run(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
         """Explain the image with the current settings."""
@@ -157,6 +147,7 @@ class Page:
             def work() -> Iterator[Updates]:
                 yield {tab: name}
                 settings = replace(self._settings(values, request), tab=name)
+                yield self.layout.query.opened(settings)
                 yield from self._show(settings, request)
 
             yield from self._catching(work)
@@ -182,13 +173,30 @@ class Page:
                     cleared[named["caption"]] = ""
             hints = self._model_hints(values[named["model"]] or "")
             yield {**self._set_image(image, request), upload: None, **cleared}
-            if split_lines({**values, **cleared}[named["texts"]]):
-                settings = self._settings({**values, **cleared}, request)
-                yield from self._show(settings, request, hints)
-            else:
-                yield self._await_texts(hints)
+            yield from self._explain_or_await({**values, **cleared}, request, hints)
 
         yield from self._catching(work, {upload: None})
+
+    def _on_query(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Explain an uploaded query image beside the texts."""
+        query = self.layout.query
+
+        def work() -> Iterator[Updates]:
+            updates = self._set_query(query.take(values[query.upload]), request)
+            yield {**updates, query.upload: None}
+            yield from self._explain_or_await({**values, **updates}, request)
+
+        yield from self._catching(work, {query.upload: None})
+
+    def _on_remove(self, values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
+        """Remove the query image."""
+
+        def work() -> Iterator[Updates]:
+            updates = self._set_query(None, request)
+            yield updates
+            yield from self._explain_or_await({**values, **updates}, request)
+
+        yield from self._catching(work)
 
     def _on_example(
         self, event: gr.EventData, values: ComponentValues, request: gr.Request
@@ -247,41 +255,31 @@ class Page:
                     settings, image = files.read_link(link)
                 except ValueError as error:
                     hints = (f"The link cannot be opened: {error}",)
-            yield from self._open(settings, image, request, hints)
+            yield from self._open(settings, image, None, request, hints)
 
         yield from self._catching(work)
 
-    def _on_link(self, values: ComponentValues, request: gr.Request) -> Updates:
-        """Show a link to the current view."""
-        layout = self.layout
-        try:
-            link = files.link(self._settings(values, request))
-        except ValueError as error:
-            message = notice([str(error)], is_error=True)
-            return {layout.link: gr.Textbox(visible=False), layout.notice: message}
-        return {layout.link: gr.Textbox(link, visible=True), layout.notice: gr.skip()}
-
-    def _on_download(self, name: str) -> Callable[..., Iterator[Updates]]:
-        """Return the handler of a kind of file."""
-
-        def download(values: ComponentValues, request: gr.Request) -> Iterator[Updates]:
-            yield {self.layout.file: None}  # clear the previous file, in case this is stopped
-
-            def work() -> Iterator[Updates]:
-                for file in self._file(name, self._settings(values, request), request):
-                    yield {self.layout.file: None if file is None else file.to_dict()}
-
-            yield from self._catching(work)
-
-        return download
-
     # --- sessions --------------------------------------------------------------------------------
 
+    def _explain_or_await(
+        self, values: ComponentValues, request: gr.Request, hints: tuple[str, ...] = ()
+    ) -> Iterator[Updates]:
+        """Explain the image, or say what to do if there is nothing to look for."""
+        named = self.controls.by_name
+        if split_lines(values[named["texts"]]) or values[named["query"]]:
+            yield from self._show(self._settings(values, request), request, hints)
+        else:
+            yield self._await_texts(hints)
+
     def _restore(
-        self, settings: Settings | None, image: PageImage, request: gr.Request
+        self,
+        settings: Settings | None,
+        image: PageImage,
+        query: PageImage | None,
+        request: gr.Request,
     ) -> Iterator[Updates]:
         if settings is not None:
-            yield from self._open(settings, image, request)
+            yield from self._open(settings, image, query, request)
             return
         named = self.controls.by_name
         cleared = {named["texts"]: "", named["caption"]: ""}
@@ -312,27 +310,40 @@ class Page:
         return None if example is None else default_settings(example)
 
     def _open(
-        self, settings: Settings, image: PageImage, request: gr.Request, hints: tuple[str, ...] = ()
+        self,
+        settings: Settings,
+        image: PageImage,
+        query: PageImage | None,
+        request: gr.Request,
+        hints: tuple[str, ...] = (),
     ) -> Iterator[Updates]:
-        picture = self._set_image(image, request)
-        tabs_update = {self.layout.tabs: gr.Tabs(selected=settings.tab)}
-        yield {**picture, **self.controls.values(settings), **tabs_update}
+        pictures = {**self._set_image(image, request), **self._set_query(query, request)}
+        opened = {self.layout.tabs: gr.Tabs(selected=settings.tab)}
+        opened |= self.layout.query.opened(settings)
+        yield {**pictures, **self.controls.values(settings), **opened}
         yield from self._show(settings, request, hints)
 
     def _set_image(self, image: PageImage, request: gr.Request) -> Updates:
         """Replace a user's image, drop everything cached of the previous one, and show it."""
         for digest in self.sessions.set_image(_session(request), image):
             self.models.forget(digest)
-        drawn, is_own = plain(image.pixels), image.example is None
+        is_own = image.example is None
         return {
-            self.layout.picture: html("picture", drawn=drawn, file=image.name, is_own=is_own),
+            self.layout.picture: picture(image, "Your image" if is_own else "The example"),
             self.layout.kept_image: files.encode_image(image),
         }
+
+    def _set_query(self, image: PageImage | None, request: gr.Request) -> Updates:
+        """Replace or remove a user's query image, and drop everything cached of the previous."""
+        updates, gone = self.layout.query.put(image, _session(request))
+        for digest in gone:
+            self.models.forget(digest)
+        return updates
 
     def _close(self, request: gr.Request) -> None:
         """Drop everything that is kept of a user."""
         session = _session(request)
-        for digest in self.sessions.close(session):
+        for digest in self.sessions.close(session) | self.layout.query.close(session):
             self.models.forget(digest)
         # Gradio would keep the last results of thousands of users, images included.
         held = self.blocks.state_holder
@@ -344,19 +355,26 @@ class Page:
     def _settings(self, values: ComponentValues, request: gr.Request) -> Settings:
         return self.controls.settings(values, self.sessions.image(_session(request)).example)
 
+    def _shown(self, settings: Settings, request: gr.Request) -> Shown:
+        """Return what the page shows a user with the settings."""
+        session = _session(request)
+        explainer, model = self.models.get(settings.model)
+        query = self.layout.query.of(settings, session)
+        return Shown(explainer, model, self.sessions.image(session), settings, query)
+
     def _show(
         self, settings: Settings, request: gr.Request, hints: tuple[str, ...] = ()
     ) -> Iterator[Updates]:
-        layout, image = self.layout, self.sessions.image(_session(request))
-        explainer, model = self.models.get(settings.model)
-        for result in tabs.show(explainer, image, settings):
+        layout, shown = self.layout, self._shown(settings, request)
+        model, image, query = shown.model, shown.image, shown.query
+        for result in tabs.show(shown.explainer, image, settings, query):
             if result is None:
                 yield {layout.notice: gr.skip()}
                 continue
             yield {
                 layout.results[settings.tab]: result.html,
                 layout.notice: notice([*hints, *result.hints]),
-                layout.python: html("code", python=python(model, image, settings)),
+                layout.python: html("code", python=python(model, image, settings, query)),
                 layout.link: gr.Textbox(visible=False),
                 layout.kept_settings: settings.to_json(),
                 layout.header: header(model),
@@ -369,24 +387,6 @@ class Page:
         except (TypeError, ValueError, ImportError) as error:
             message = notice([str(error)], is_error=True)
             yield {self.layout.notice: message, **(on_error or {})}
-
-    def _file(
-        self, name: str, settings: Settings, request: gr.Request
-    ) -> Iterator[files.File | None]:
-        """Yield None while a file is being made, so that it can be stopped, then the file."""
-        image = self.sessions.image(_session(request))
-        explainer, model = self.models.get(settings.model)
-        if name == "Python":
-            yield files.script(model, image, settings)
-        elif name == "View":
-            yield files.view(image, settings)
-        else:
-            last = None
-            for result in tabs.show(explainer, image, settings):
-                last = result or last
-                yield None
-            assert last is not None  # a tab gives a result or raises
-            yield files.OF_RESULT[name](last, settings)
 
 
 def _session(request: gr.Request) -> str:

@@ -25,7 +25,7 @@ MAX_SIDE = 1024
 MAX_JSON = 200_000
 
 FEATURE_SURGERY = ("auto", *VARIANTS, None)
-TABS = ("maps", "segmentation", "points", "words")
+TABS = ("maps", "segmentation", "points", "words", "pair")
 #: Color maps of Matplotlib to choose from; None chooses one by the sign.
 COLOR_MAPS = (None, "inferno", "viridis", "magma", "cividis", "Greens", "RdBu_r", "PiYG")
 
@@ -35,8 +35,10 @@ class Settings:
     """Settings that a user has chosen.
 
     Args:
-        texts: Texts to explain, 1 to 24.
+        texts: Texts to explain, at most 24, and at least one if there is no query image.
         methods: Names in `attr.METHODS`.
+        query: Name of the query image, which is explained like a text, or "" without one.
+        minus: Text that is subtracted from each text and from the query image, or "".
         distractors: Texts that compete in feature surgery but get no map.
         feature_surgery: Variant of feature surgery, one of `FEATURE_SURGERY`.
         side: Side in pixels to which the image is resized; None means the native size.
@@ -65,6 +67,8 @@ class Settings:
 
     texts: tuple[str, ...]
     methods: tuple[str, ...] = ("CLIP", "CLIPSurgery")
+    query: str = ""
+    minus: str = ""
     distractors: tuple[str, ...] = ()
     feature_surgery: str | None = "auto"
     side: int | None = None
@@ -84,12 +88,26 @@ class Settings:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
-        panels = len(self.texts) * len(self.methods)
+        count = len(self.asked)
+        if not count:
+            raise ValueError(
+                "no text given; write what to look for, one text per line, or choose a query image"
+            )
+        if self.query in self.texts:
+            raise ValueError(
+                f"the text {self.query!r} is also the name of the query image; change the text"
+            )
+        panels = count * len(self.methods)
         if panels > MAX_PANELS:
             raise ValueError(
-                f"{len(self.texts)} texts and {len(self.methods)} methods make {panels} maps; the "
+                f"{count} texts and {len(self.methods)} methods make {panels} maps; the "
                 f"limit is {MAX_PANELS}. Choose fewer texts or methods"
             )
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The texts, and the name of the query image if there is one."""
+        return (*self.texts, self.query) if self.query else self.texts
 
     def to_json(self) -> str:
         """Return all settings as JSON that `from_json` reads."""
@@ -161,13 +179,11 @@ def check_flag(value: Any, what: str) -> bool:
     return value
 
 
-def _check_texts(value: Any, what: str, most: int, least: int = 0) -> tuple[str, ...]:
+def _check_texts(value: Any, what: str, most: int) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{what}s must be a list, got {value!r:.80}")
     if len(value) > most:
         raise ValueError(f"{len(value)} {what}s given; the limit is {most}")
-    if len(value) < least:
-        raise ValueError(f"no {what} given; write what to look for, one {what} per line")
     texts = tuple(_check_text(text, what) for text in value)
     if not all(texts):
         raise ValueError(f"a {what} is empty")
@@ -190,6 +206,11 @@ def _check_text(value: Any, what: str) -> str:
     if control is not None:
         raise ValueError(f"the {what} {value!r} contains the control character {control!r}")
     return value
+
+
+def printable(name: str) -> str:
+    """Return a file's name without what texts of the page cannot hold."""
+    return "".join("_" if _is_control(sign) else sign for sign in name).strip() or "image"
 
 
 def _is_control(sign: str) -> bool:
@@ -236,7 +257,9 @@ def _check_point(value: Any) -> tuple[float, float] | None:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "texts": lambda value: _check_texts(value, "text", MAX_TEXTS, 1),
+    "texts": lambda value: _check_texts(value, "text", MAX_TEXTS),
+    "query": lambda value: _check_text(value, "name of the query image"),
+    "minus": lambda value: _check_text(value, "text to subtract"),
     "methods": _check_methods,
     "distractors": lambda value: _check_texts(value, "distractor", MAX_DISTRACTORS),
     "feature_surgery": _one_of(FEATURE_SURGERY, "feature surgery"),

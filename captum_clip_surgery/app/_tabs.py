@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from captum_clip_surgery._utils.similarity import SHARE, format_cosine
+from captum_clip_surgery._utils.similarity import SHARE, format_cosine, format_cosines
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._explaining import Explainer, Explanation, specificity_of
 from captum_clip_surgery.app._figures import Drawn, Legend
@@ -21,6 +22,10 @@ from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.tasks import explain_pair, prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
+
+ABOUT_MINUS = (
+    "Segmentation leaves the text to subtract aside: it would not change which class is largest."
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,10 @@ class Panel:
     trust: str = ""
 
 
-def show(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
-    """Compute the selected tab.
+def show(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None = None
+) -> Iterator[Result | None]:
+    """Compute the selected tab of an image, and of a query image if there is one.
 
     Yields:
         Results, each with more than the one before, or None where nothing is new, so that the
@@ -64,18 +71,25 @@ def show(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator
         TypeError: If the model or a task raises it.
         ValueError: If the model or a task raises it.
     """
-    yield from _TABS[settings.tab](explainer, image, settings)
+    yield from _TABS[settings.tab](explainer, image, settings, query)
 
 
-def complete(explainer: Explainer, image: PageImage, settings: Settings) -> Result:
+def complete(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None = None
+) -> Result:
     """Return the last result of the selected tab.
 
     Raises:
         TypeError: If the model or a task raises it.
         ValueError: If the model or a task raises it.
     """
-    *_, last = (result for result in show(explainer, image, settings) if result is not None)
+    *_, last = filter(None, show(explainer, image, settings, query))
     return last
+
+
+def _texts(settings: Settings) -> tuple[str, ...]:
+    """Return the texts of the question, without the name of a query image."""
+    return (*settings.texts, settings.minus) if settings.minus else settings.texts
 
 
 def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -92,9 +106,11 @@ def _unknown_words(explainer: Explainer, texts: tuple[str, ...]) -> tuple[str, .
 # --- maps ----------------------------------------------------------------------------------------
 
 
-def _maps(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result | None]:
+def _maps(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
+) -> Iterator[Result | None]:
     shown: tuple[int, ...] | None = None
-    for explanation in explainer.explain(image, settings):
+    for explanation in explainer.explain(image, settings, query):
         state = (len(explanation.maps), len(explanation.left_out), len(explanation.specificity))
         if state == shown:
             yield None
@@ -126,7 +142,7 @@ def _maps_result(
             **{name: values.numpy() for name, values in maps.items()},
         },
         lambda: _maps_figure(explanation, image, settings),
-        (*hints, *_unknown_words(explainer, (*settings.texts, *settings.distractors))),
+        (*hints, *_unknown_words(explainer, (*_texts(settings), *settings.distractors))),
         not running,
     )
 
@@ -149,7 +165,7 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
         [image.pixels],
         {title_of(name): explanation.maps[name][None] for name in names},
         explanation.texts,
-        text_notes=[list(map(format_cosine, explanation.cosines.tolist()))],
+        text_notes=[_cosines(explanation, settings)],
         notes={
             title_of(name): [[describe_specificity(value) for value in values]]
             for name, values in explanation.specificity.items()
@@ -160,11 +176,16 @@ def _maps_figure(explanation: Explanation, image: PageImage, settings: Settings)
     )
 
 
+def _cosines(explanation: Explanation, settings: Settings) -> list[str]:
+    are_differences = [bool(settings.minus)] * len(explanation.texts)
+    return format_cosines(explanation.cosines.tolist(), are_differences)
+
+
 def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -> str:
     texts, names = explanation.texts, _drawn_methods(explanation, settings)
     styles = {name: figures.map_style(explanation.maps[name], settings) for name in names}
     legends = {name: figures.legend(style) for name, style in styles.items()}
-    rows = []
+    rows, cosines = [], _cosines(explanation, settings)
     for index in explanation.ranking():
         panels = []
         for name in names:
@@ -176,7 +197,7 @@ def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -
         rows.append(
             {
                 "text": texts[index],
-                "cosine": format_cosine(float(explanation.cosines[index])),
+                "cosine": cosines[index],
                 "probability": float(explanation.probabilities[index]),
                 "panels": panels,
             }
@@ -196,9 +217,13 @@ def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -
 # --- tasks ---------------------------------------------------------------------------------------
 
 
-def _segmentation(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+def _segmentation(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
+) -> Iterator[Result]:
+    hints = (ABOUT_MINUS,) if settings.minus else ()
+    settings = replace(settings, minus="")
     (segmentation,) = segment(
-        explainer.classifier(settings),
+        explainer.classifier(settings, query),
         [image.pixels],
         size=settings.side,
         background=list(settings.background) or None,
@@ -214,13 +239,15 @@ def _segmentation(explainer: Explainer, image: PageImage, settings: Settings) ->
             "classes": np.array(segmentation.classes),
         },
         lambda: segmentation_figure(np.asarray(image.pixels), segmentation),
-        _unknown_words(explainer, settings.texts),
+        (*hints, *_unknown_words(explainer, _texts(settings))),
     )
 
 
-def _points(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+def _points(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
+) -> Iterator[Result]:
     (image_prompts,) = prompts(
-        explainer.classifier(settings),
+        explainer.classifier(settings, query),
         [image.pixels],
         instances=settings.instances,
         boxes=settings.boxes,
@@ -241,11 +268,13 @@ def _points(explainer: Explainer, image: PageImage, settings: Settings) -> Itera
         html("points", points=panel, rows=rows, colors=colors),
         arrays,
         lambda: points_figure(np.asarray(image.pixels), image_prompts),
-        _unknown_words(explainer, settings.texts),
+        _unknown_words(explainer, _texts(settings)),
     )
 
 
-def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterator[Result]:
+def _words(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
+) -> Iterator[Result]:
     if not settings.caption:
         raise ValueError("no caption given; write a sentence whose words are to be found")
     (words,) = word_maps(explainer.clip, [image.pixels], [settings.caption], size=settings.side)
@@ -280,26 +309,38 @@ def _words(explainer: Explainer, image: PageImage, settings: Settings) -> Iterat
     )
 
 
-def pair(explainer: Explainer, query: PageImage, image: PageImage) -> str:
-    """Return the matching regions of two images as HTML; both are resized to the native size.
-
-    Raises:
-        TypeError: If the decomposition is not defined on the model.
-        ValueError: If contributions contain NaN or infinity.
-    """
-    explanation = explain_pair(explainer.clip, query.pixels, image.pixels)
-    figure = explanation.figure(query.pixels, image.pixels)
-    return html(
-        "pair",
-        drawn=figures.drawn_figure(figure),
-        cosine=format_cosine(float(explanation.cosine)),
-        alt="Both images with lines between the regions that match most, and a map of each",
+def _pair(
+    explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
+) -> Iterator[Result]:
+    if query is None:
+        raise ValueError("the query image is missing; choose it under “Query image and difference”")
+    found = explain_pair(explainer.clip, query.pixels, image.pixels, size=settings.side)
+    alt = "Both images with lines between the regions that match most, and a map of each"
+    name = image.name if image.example is None else "the example"
+    figure = partial(found.figure, query.pixels, image.pixels, names=(query.name, name))
+    query_map, image_map = (values.cpu().numpy() for values in found.maps())
+    yield Result(
+        html(
+            "pair",
+            panel=Panel(figures.drawn_figure(figure()), f"{query.name} and {name}", alt),
+            cosine=format_cosine(float(found.cosine)),
+        ),
+        {
+            "interactions": found.interactions.cpu().numpy(),
+            "query_map": query_map,
+            "image_map": image_map,
+            "cosine": found.cosine.cpu().numpy(),
+        },
+        figure,
     )
 
 
-_TABS: dict[str, Callable[[Explainer, PageImage, Settings], Iterator[Result | None]]] = {
+_TABS: dict[
+    str, Callable[[Explainer, PageImage, Settings, PageImage | None], Iterator[Result | None]]
+] = {
     "maps": _maps,
     "segmentation": _segmentation,
     "points": _points,
     "words": _words,
+    "pair": _pair,
 }

@@ -1,8 +1,9 @@
-// A click on a map enlarges it; on the enlarged map it tells where, in shares of the picture.
+// A click on a picture enlarges it; on an enlarged map it tells where, in shares of the picture.
 const enlarge = (figure) => {
   const dialog = document.createElement("dialog");
   const title = figure.closest(".ccs-row")?.querySelector("h2")?.innerText ?? "";
   dialog.className = "ccs-dialog";
+  if (figure.closest(".ccs-wide")) dialog.classList.add("ccs-wide");
   dialog.setAttribute("aria-label", `${title} ${figure.querySelector("img").alt}`);
   const heading = document.createElement("h2");
   heading.innerText = title;

@@ -90,7 +90,9 @@ def evaluate(
     dense methods of a task. Threads measure one batch while the model is at the next.
 
     Args:
-        clip: A classifier, whose texts are replaced by the data set's classes.
+        clip: A classifier, whose texts are replaced by the data set's classes. A query of its own
+            that is named after a class, such as the mean of example images, takes the place of the
+            names of this class.
         data: The data set.
         methods: Functions that create methods for a classifier, by name; see `METHODS`.
         protocol: How images are shown and classes are named.

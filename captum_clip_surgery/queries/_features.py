@@ -82,7 +82,8 @@ class QueryFeatures:
         }
         if encoded is None or any(picture not in encoded for picture in pictures):
             encoded = EncodedImages(images, pictures)
-        self._encoded_images = encoded
+        #: Shared by classifiers that are made from this one.
+        self.encoded_images = encoded
         self._given = [leaf for leaf in leaves if isinstance(leaf, FeatureQuery)]
         for query in self._given:
             _check_given(query, leaves[query], images)
@@ -97,7 +98,7 @@ class QueryFeatures:
             ValueError: If a difference is zero.
         """
         texts = None if self._encoded_texts is None else self._encoded_texts.features()
-        images = self._encoded_images.features()
+        images = self.encoded_images.features()
         constant = not self.requires_grad and not self._given  # given ones may change in place
         cached = self._cached
         if constant and cached is not None and cached[0][0] is texts and cached[0][1] is images:
@@ -145,7 +146,7 @@ class QueryFeatures:
     def requires_grad(self) -> bool:
         """Whether gradients flow to one of the queries."""
         given = any(query.feature.requires_grad for query in self._given)
-        return given or self._encoded_images.requires_grad or self.text.requires_grad
+        return given or self.encoded_images.requires_grad or self.text.requires_grad
 
     @property
     def has_empty_features(self) -> bool:
@@ -170,7 +171,7 @@ class QueryFeatures:
         known = dict(zip(self._names, self._queries, strict=True))
         queries = [known.get(text, text) for text in texts]
         # Not named anew, because names without name= depend on positions.
-        return query_features(self._images, self.text, queries, texts, self._encoded_images)
+        return query_features(self._images, self.text, queries, texts, self.encoded_images)
 
     def encoded_by(self, images: ImageEncoder) -> QueryFeatures:
         """Return the features of the same queries, whose images another tower encodes."""
@@ -178,7 +179,7 @@ class QueryFeatures:
 
     def describe(self) -> dict[str, Any]:
         """Return a description of each query by name, and the templates of texts, as JSON."""
-        parts: dict[Any, Any] = dict(self._encoded_images.digests())
+        parts: dict[Any, Any] = dict(self.encoded_images.digests())
         parts |= {query: {"feature": tensor_digest(query.feature)} for query in self._given}
         described: dict[str, Any] = {
             name: _describe(query, parts)
@@ -214,7 +215,9 @@ def ask(
     if not targets:
         raise ValueError("no queries: a classifier needs at least one")
     names, count = names_of(targets + others), len(targets)
-    return query_features(images, text, targets + others, names), names[:count], names[count:]
+    encoded = text.encoded_images if isinstance(text, QueryFeatures) else None
+    features = query_features(images, text, targets + others, names, encoded)
+    return features, names[:count], names[count:]
 
 
 def query_features(

@@ -101,6 +101,8 @@ class Visitor:
         self.session = uuid.uuid4().hex
         self.values: dict[str, Any] = {
             "ccs-texts": "star\nzebra",
+            "ccs-minus": "",
+            "query": "",
             "ccs-methods": ["CLIP"],
             "ccs-model": "embedded model",
             "ccs-side": "native",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
@@ -48,6 +47,7 @@ from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo import MODEL_FOLDER
 from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import draw_absent, specificity
+from captum_clip_surgery.queries import ImageQuery
 from captum_clip_surgery.tasks import Prompt
 from tests._helpers.cases import each
 from tests._helpers.served import CHROMIUM, chromium
@@ -101,6 +101,8 @@ def settings(**given: Any) -> Settings:
 
 def test_settings_come_back_from_json() -> None:
     given = settings(
+        query="mine.png",
+        minus="a cat",
         methods=("GEM", "LeGrad"),
         distractors=('a "quoted" cat', "naïve"),
         feature_surgery="release",
@@ -124,6 +126,7 @@ def test_settings_come_back_from_json() -> None:
     [
         ({"texts": []}, "no text given; write what to look for, one text per line"),
         ({"texts": ["a"] * 2}, "'a' is listed twice"),
+        ({"query": TEXTS[0]}, f"'{TEXTS[0]}' is also the name of the query image"),
         ({"texts": [str(i) for i in range(25)]}, "25 texts given; the limit is 24"),
         ({"texts": "star"}, "texts must be a list, got 'star'"),
         ({"texts": [3]}, "must be a string, got 3"),
@@ -456,10 +459,16 @@ CASES = {
     "segmentation": settings(tab="segmentation"),
     "no background": settings(tab="segmentation", background=()),
     "points": settings(tab="points", instances="components"),
+    "queries": settings(
+        texts=("star",), query="query.bmp", minus="dog", methods=("CLIPSurgery", "GEM", "GradCam")
+    ),
+    "query alone": settings(texts=(), query="query.bmp", tab="segmentation", minus="dog"),
+    "pair": settings(texts=(), query="query.bmp", tab="pair", side=96),
     "words": settings(
         tab="words", caption="a star, a zebra", cmap="viridis", sign="positive", opacity=0.4
     ),
 }
+SLOW_CASES = ("samples", "no background", "trust", "query alone")
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -492,18 +501,18 @@ def run_code(python: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 @pytest.mark.filterwarnings("ignore:the embedded model was not trained on")
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(c, marks=[pytest.mark.slow] * (c in ("samples", "no background", "trust")))
-        for c in CASES
-    ],
+    [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW_CASES)) for c in CASES],
 )
 def test_the_code_repeats_what_is_shown_and_handed_on(
     case: str, explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = CASES[case]
-    shown = example_image(0)
-    result = _tabs.complete(explainer, shown, given)
-    python = _files.script(_code.Model(), shown, given).content.decode()
+    shown, query = example_image(0), None
+    if given.query:
+        example_image(1).pixels.save(tmp_path / given.query)
+        query = read_image((tmp_path / given.query).read_bytes(), given.query)
+    result = _tabs.complete(explainer, shown, given, query)
+    python = _files.script(_code.Model(), shown, given, query).content.decode()
     names = run_code(python, tmp_path, monkeypatch)
     (saved,) = tmp_path.glob("*.png")
     # As does what is handed on.
@@ -513,7 +522,7 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
     drawn = pixels(_files.png(result, given).content)
     assert drawn.std() > 30
     assert drawn.shape[1] > 500
-    if given.tab in ("maps", "words"):  # which have a look
+    if given.tab in ("maps", "words", "pair"):  # which have a look
         assert np.abs(pixels(saved.read_bytes()) - drawn).mean() < 0.1
     if given.tab == "maps":
         for name in given.methods:
@@ -526,6 +535,10 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
         for number, prompt in enumerate(names["image_prompts"]):
             assert np.array_equal(prompt.points, result.arrays[f"points-{number}"])
             assert np.array_equal(prompt.box, result.arrays[f"box-{number}"])
+    elif given.tab == "pair":
+        interactions = names["pair"].interactions.numpy()
+        assert np.allclose(interactions, result.arrays["interactions"], atol=1e-6)
+        assert interactions.shape == (6, 6, 6, 6)
     else:
         assert np.allclose(names["words"].maps.numpy(), result.arrays["maps"], atol=1e-5)
 
@@ -557,8 +570,13 @@ def test_figures_are_handed_on_for_print(explainer: Explainer) -> None:
 def test_a_view_comes_back(explainer: Explainer) -> None:
     own = read_image(PHOTO, "mine.png")
     given = settings(example=None, point=(0.5, 0.25), tab="points")
-    found, shown = _files.read_view(_files.view(own, given).content)
-    assert (found, shown.digest, shown.name) == (given, own.digest, "mine.png")
+    found, shown, query = _files.read_view(_files.view(own, given).content)
+    assert (found, shown.digest, shown.name, query) == (given, own.digest, "mine.png", None)
+    other, asked = read_image(png_of(example_image(1).pixels), "q.png"), settings(query="q.png")
+    view = _files.view(example_image(0), asked, other)
+    found, shown, query = _files.read_view(view.content)
+    assert query is not None
+    assert (found, shown.example, query.digest, query.name) == (asked, 0, other.digest, "q.png")
 
     picked = settings(example=2, opacity=0.3)
     for back in (
@@ -582,7 +600,8 @@ def unquoted(link: str) -> str:
         (b"[]", "no settings"),
         (b'{"settings": {"texts": ["a"]}}', "neither an image nor an example"),
         (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99"),
-        (b'{"settings": {"texts": ["a"]}, "image": {"png": "%%%"}}', "image is damaged"),
+        (b'{"settings": {"texts": ["a"], "example": 0, "query": "q"}}', "has no query image"),
+        (b'{"settings": {"texts": ["a"]}, "image": {"png": "%%%"}}', "image of the view is damag"),
         (b'{"settings": {"texts": ["a"]}, "image": {"png": "AAAA"}}', "cannot be read"),
         (b'{"settings": {"texts": [""]}}', "is empty"),
     ],
@@ -595,6 +614,8 @@ def test_files_that_are_no_view(content: bytes, words: str) -> None:
 def test_links_that_are_none() -> None:
     with pytest.raises(ValueError, match="cannot hold your own image"):
         _files.link(settings(example=None))
+    with pytest.raises(ValueError, match="cannot hold your own images"):
+        _files.link(settings(query="q.png"))
     with pytest.raises(ValueError, match="too long for a link"):
         _files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
     with pytest.raises(ValueError, match="names no example"):
@@ -635,36 +656,63 @@ def test_what_was_found_of_a_image_goes_with_its_visitor(
     assert passes == [1, 1, 1]  # nothing was remembered
 
 
-def test_two_images_are_compared(explainer: Explainer, monkeypatch: pytest.MonkeyPatch) -> None:
+@without_drawing
+def test_a_query_image_stands_beside_the_texts(
+    explainer: Explainer, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("gradio")
-    from captum_clip_surgery.app import _pair_tab
+    from captum_clip_surgery.app import _query
     from captum_clip_surgery.app._page import Page
 
     page, visitor = Page(Models([(explainer, _code.Model())])), SimpleNamespace(session_hash="anna")
-    tab, catching = page.layout.pair, page._catching
+    query, named, layout = page.layout.query, page.controls.by_name, page.layout
+    page._set_image(example_image(0), visitor)
+    values = page.controls.values(settings(methods=("CLIPSurgery", "GEM")))
+    content = png_of(example_image(1).pixels)
+    monkeypatch.setattr(_query, "take_file", lambda content: (content, "mi\x07ne.png"))
 
-    def compare() -> dict[Any, Any]:
-        (updates,) = catching(lambda: tab._compare("embedded model", visitor))
-        return dict(updates)
+    def merged(updates: Iterator[dict[Any, Any]]) -> dict[Any, Any]:
+        found = {}
+        for update in updates:
+            found |= update
+        values.update({c: v for c, v in found.items() if c in named.values()})
+        return found
 
-    contents = {"Query image": PHOTO, "Other image": png_of(example_image(1).pixels)}
-    monkeypatch.setattr(_pair_tab, "take_file", lambda content: (content, "mine.png"))
-    for label, content in contents.items():
-        assert f"The {label.lower()} is missing; choose it." in compare()[tab.notice]
-        upload = tab.uploads[label]
-        (updates,) = tab._on_upload(label, catching)({upload: content}, visitor)
-        assert "mine.png" in updates[tab.pictures[label]]
-        assert updates[upload] is None
-    query, image = (read_image(content, "mine.png") for content in contents.values())
-    updates = compare()
-    assert updates[tab.notice] == ""
-    cosine = float(explain_pair(explainer.clip, query.pixels, image.pixels).cosine)
-    assert f">cosine {cosine:.3f}<" in updates[tab.result]
-    encoded = re.search('src="data:image/png;base64,([^"]+)"', updates[tab.result])
-    assert encoded is not None
-    assert Image.open(io.BytesIO(base64.b64decode(encoded[1]))).width > 1000
-    tab._close(visitor)
-    assert "is missing" in compare()[tab.notice]
+    found = merged(page._on_query({**values, query.upload: content}, visitor))
+    assert found[query.upload] is None
+    assert "mi_ne.png" in found[query.picture]
+    assert found[query.kept]["name"] == values[named["query"]] == "mi_ne.png"
+    assert "mi_ne.png</h2>" in found[layout.results["maps"]]
+    image = read_image(content, "")
+    clip = explainer.clip.with_queries([*TEXTS, ImageQuery(image.pixels, "mi_ne.png")])
+    maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(example_image(0).pixels))
+    shown = page._shown(page._settings(values, visitor), visitor)
+    again = _tabs.complete(explainer, shown.image, shown.settings, shown.query)
+    assert np.allclose(again.arrays["CLIPSurgery"], maps[0].numpy(), atol=1e-5)
+
+    # With a text to subtract, neither image passes the tower again.
+    before = len(passes)
+    found = merged(page._run({**values, named["minus"]: "dog"}, visitor))
+    assert "mi_ne.png rather than dog</h2>" in found[layout.results["maps"]]
+    assert "difference of cosines" in found[layout.results["maps"]]
+    assert len(passes) == before
+
+    # The tab of two images compares the query image with the image.
+    (_, opened, *_, result) = page._on_select("pair")(values, visitor)
+    assert opened[query.accordion].open is True
+    cosine = float(explain_pair(explainer.clip, image.pixels, example_image(0).pixels).cosine)
+    assert f">cosine {cosine:.3f}<" in result[layout.results["pair"]]
+    assert Settings.from_json(result[layout.kept_settings]).tab == "pair"
+
+    values[named["tab"]] = "maps"
+    found = merged(page._on_remove(values, visitor))
+    assert found[query.picture] == values[named["query"]] == ""
+    assert "ne.png" not in found[layout.results["maps"]]
+    values[named["query"]] = "mi_ne.png"  # as a browser sends it whose image is kept no more
+    found = merged(page._run(values, visitor))
+    assert "The query image is no longer in memory; choose it again." in found[layout.notice]
+    page._close(visitor)
+    assert not explainer._queries
 
 
 def test_a_model_is_chosen_by_its_title(explainer: Explainer) -> None:
@@ -841,6 +889,7 @@ def test_what_browsers_send_is_refused_in_words(
     controls = Controls(Models([(explainer, _code.Model())]))
     for make in (
         "texts",
+        "minus",
         "options",
         "appearance",
         "point",

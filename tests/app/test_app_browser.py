@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
+from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, explain_pair
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._images import example_image, example_scene
 from captum_clip_surgery.app._settings import Settings
@@ -150,6 +150,14 @@ def waits_for_another(page: Any, before: np.ndarray, alt: str) -> None:
 
 def upload(page: Any, path: Path) -> None:
     page.locator("#ccs-upload input[type=file]").set_input_files(path)
+
+
+def upload_query(page: Any, path: Path) -> None:
+    """Choose a query image, and wait until it has arrived."""
+    if not page.locator("#ccs-query-upload").is_visible():
+        page.get_by_role("button", name="Query image and difference").click()
+    page.locator("#ccs-query-upload input[type=file]").set_input_files(path)
+    page.wait_for_selector("#ccs-query img")
 
 
 def photo(tmp_path: Path, number: int = 1, name: str = "photo.png") -> Path:
@@ -407,11 +415,14 @@ def test_two_visitors_at_once(come: Come, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["laptop", "phone"])
-def test_every_tab_is_accessible(size: tuple[int, int], scheme: str, come: Come) -> None:
+def test_every_tab_is_accessible(
+    size: tuple[int, int], scheme: str, come: Come, tmp_path: Path
+) -> None:
     page = come(color_scheme=scheme, viewport=dict(zip(("width", "height"), size, strict=True)))
     for accordion in page.locator("button.label-wrap").all():
         if "open" not in (accordion.get_attribute("class") or ""):
             accordion.click()
+    upload_query(page, photo(tmp_path))
     page.locator("#ccs-maps button.ccs-frame").nth(1).click()
     page.wait_for_selector("dialog")
     found, in_menu = violations(page), []
@@ -422,10 +433,8 @@ def test_every_tab_is_accessible(size: tuple[int, int], scheme: str, come: Come)
             in_menu.append(name)
             page.get_by_role("button", name="More tabs").click()
             found |= violations(page)
-            page.locator("#ccs-tabs .overflow-dropdown").get_by_text(title).click()
-        else:
-            page.get_by_role("tab", name=title).click()
-        page.wait_for_selector("#ccs-pair-run" if name == "pair" else f"#ccs-{name} img")
+        select(page, title)
+        page.wait_for_selector(f"#ccs-{name} img")
         assert page.get_by_role("tab", name=title).get_attribute("aria-selected") == "true"
         found |= violations(page)
     assert in_menu == (["points", "words", "pair"] if size[0] < 400 else [])
@@ -435,6 +444,17 @@ def test_every_tab_is_accessible(size: tuple[int, int], scheme: str, come: Come)
         if not any(rule == known and part in html for known, part in OF_GRADIO)
     ]
     assert ours == []
+
+
+def select(page: Any, title: str) -> None:
+    """Select a tab, which may be in the menu of those that the screen has no room for."""
+    tab, menu = page.get_by_role("tab", name=title), page.locator("#ccs-tabs .overflow-dropdown")
+    if tab.is_visible():
+        tab.click()
+        return
+    if not menu.is_visible():
+        page.get_by_role("button", name="More tabs").click()
+    menu.get_by_text(title).click()
 
 
 def violations(page: Any) -> set[tuple[str, str]]:
@@ -479,6 +499,58 @@ def test_a_phone_shows_all_without_scrolling_sideways(come: Come) -> None:
     assert len({panel["y"] for panel in panels}) == 1
     right = max(panel["x"] + panel["width"] for panel in panels)
     assert right == pytest.approx(row.bounding_box()["x"] + row.bounding_box()["width"], abs=2)
+
+
+def test_a_query_image_is_explained_kept_and_removed(come: Come, tmp_path: Path) -> None:
+    page = come()
+    explain(page, "star\nzebra")
+    upload_query(page, photo(tmp_path, 1, "asked.png"))
+    waits_for(page, ["star", "zebra", "asked.png"])
+    page.locator("#ccs-minus textarea, #ccs-minus input").fill("dog")
+    page.keyboard.press("Enter")
+    waits_for(page, [f"{text} rather than dog" for text in ("star", "zebra", "asked.png")])
+    page.locator("#ccs-get-Link").click()
+    assert "cannot hold your own images" in page.locator("#ccs-notices [role=alert]").inner_text()
+    with page.expect_download() as caught:
+        page.locator("#ccs-get-View").click()
+    caught.value.save_as(tmp_path / "view.json")
+    page.reload()
+    waits_for(page, [f"{text} rather than dog" for text in ("star", "zebra", "asked.png")])
+    page.locator("#ccs-query-remove").click()
+    waits_for(page, ["star rather than dog", "zebra rather than dog"])
+    assert page.locator("#ccs-query img").count() == 0
+    other = come()
+    other.locator("#ccs-open").locator("xpath=..").locator("input[type=file]").set_input_files(
+        tmp_path / "view.json"
+    )
+    waits_for(other, [f"{text} rather than dog" for text in ("star", "zebra", "asked.png")])
+    assert "asked.png" in other.locator("#ccs-query").inner_text()
+
+
+def test_two_images_are_matched_on_a_phone(come: Come, tmp_path: Path) -> None:
+    page = come(viewport={"width": 390, "height": 844})
+    select(page, "Two images")
+    page.wait_for_selector("#ccs-notices [role=alert]")
+    assert "query image is missing" in page.locator("#ccs-notices [role=alert]").inner_text()
+    upload_query(page, photo(tmp_path, 1, "asked.png"))
+    page.wait_for_selector("#ccs-pair img")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#ccs-pair button.ccs-frame").click()
+    large = page.locator("dialog img")
+    assert large.bounding_box()["width"] > 900  # to be read by scrolling
+    page.evaluate("document.querySelector('dialog').scrollTo(600, 300)")
+    page.get_by_role("button", name="Close").click()
+    large.wait_for(state="detached")
+    with page.expect_download() as caught:
+        page.locator("#ccs-get-NPZ").click()
+    assert caught.value.suggested_filename == "pair.npz"
+    caught.value.save_as(tmp_path / "pair.npz")
+    query, image = (Image.fromarray(example_scene(number).image) for number in (1, 0))
+    expected = explain_pair(ZeroShotClassifier.demo(["star"]), query, image)
+    assert np.load(tmp_path / "pair.npz")["cosine"] == pytest.approx(float(expected.cosine))
+    page.reload()
+    page.wait_for_selector("#ccs-pair img")
+    assert "asked.png" in page.locator("#ccs-query").inner_text()
 
 
 def in_view(page: Any, selector: str) -> bool:

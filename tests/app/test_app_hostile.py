@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("declared", [False, True], ids=["plain", "declared a file"])
-@pytest.mark.parametrize("control", ["ccs-upload", "ccs-pair-query", "ccs-open"])
+@pytest.mark.parametrize("control", ["ccs-upload", "ccs-query-upload", "ccs-open"])
 def test_files_of_the_machine_are_neither_shown_nor_deleted(
     server: Server, tmp_path: Path, control: str, declared: bool
 ) -> None:
