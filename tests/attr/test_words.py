@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 
 from captum_clip_surgery import ZeroShotClassifier
-from captum_clip_surgery.attr import METHODS, word_scores
+from captum_clip_surgery.attr import word_scores
+from captum_clip_surgery.attr._words import METHODS
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.models.text._words import word_positions
 from tests._helpers.cases import each
