@@ -69,6 +69,17 @@ class SegmentationOptions:
     fine: Fine = False
 
 
+#: An option that explains in its error why the command does not have it.
+NotDefined = Annotated[str | None, Option(hidden=True, help="Not defined.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageQueryOptions(QueryOptions):
+    """Queries that are images."""
+
+    minus: NotDefined = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment(Command):
     """Assign every pixel to its best text. Writes label images, their classes, and figures.
@@ -79,7 +90,7 @@ class Segment(Command):
 
     images: Images
     texts: TextOptions
-    queries: QueryOptions
+    queries: ImageQueryOptions
     synonyms: Annotated[
         Path | None,
         Option(
@@ -226,7 +237,7 @@ class Words(Command):
     caption: Annotated[str, Option(help="Sentence; each of its words gets a map.")]
     words: WordOptions
     query_image: Annotated[list[Path] | None, Option(hidden=True, help="Not defined.")] = None
-    minus: Annotated[str | None, Option(hidden=True, help="Not defined.")] = None
+    minus: NotDefined = None
     clip: ModelOptions
     output: Output = Path("clip-surgery-words")
     json: Json = False

@@ -32,6 +32,7 @@ from captum_clip_surgery.datasets import Classes
 from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.tasks import Sam, default_background, figures
 from captum_clip_surgery.tasks._prompts import NO_POINTS
+from captum_clip_surgery.tasks._recognition import check_threshold
 from captum_clip_surgery.tasks._segmenter import label_colors
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import save_figure
@@ -127,6 +128,7 @@ def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
 
 def recognize(options: _task_options.Recognize) -> None:
     """Run the command."""
+    check_threshold(options.threshold)
     files, clip = _prepare(options, options.feature_surgery)
     surgery = feature_surgery_of(options.feature_surgery)
     entries = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -48,12 +49,22 @@ class Recognition:
     def above(self, threshold: float) -> list[tuple[str, float]]:
         """Return the classes that score above a threshold with their scores, best first.
 
+        Raises:
+            ValueError: If `threshold` is not finite.
+
         Example::
 
             >>> Recognition(torch.tensor([0.5, -0.25, 0.75]), ("dog", "sky", "sea")).above(0.5)
             [('sea', 0.75)]
         """
+        check_threshold(threshold)
         return [(name, score) for name, score in self.top(len(self.classes)) if score > threshold]
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise a ValueError if a threshold is given that is not finite."""
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"threshold must be a finite number, got {threshold}")
 
 
 class Recognizer:

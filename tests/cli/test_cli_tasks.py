@@ -303,6 +303,7 @@ def test_mistakes_are_named_before_a_model_is_loaded(monkeypatch, tmp_path, fold
         (("audit", photo, "--text", "dog"), "an audit needs at least 2 classes, got 1"),
         (("audit", "--boxes", "gone.jsonl"), "no file at gone.jsonl"),
         (("search", folder, "--query-image", "gone.png"), "no file at gone.png"),
+        (("recognize", photo, *TEXTS, "--threshold", "nan"), "threshold must be a finite"),
         (("words", photo, "--caption", " "), "--caption is empty"),
         (("words", photo, "--caption", "a", "--query-image", photo), "words takes no --query-im"),
         (("words", photo, "--caption", "a", "--minus", "b"), "words takes no --query-image, bec"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,8 @@ def test_named_above_a_threshold() -> None:
     found = Recognition(torch.tensor([0.125, 0.25, 0.25, -1.0]), ("a", "b", "c", "d"))
     assert [name for name, _ in found.above(0.125)] == ["b", "c"]
     assert found.above(2) == []
+    with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+        found.above(math.nan)
     assert [name for name, _ in found.top()] == ["b", "c", "a", "d"]
 
 
