@@ -143,12 +143,14 @@ class LayerCLIPtrase(_CLIPtrasePath, LayerShapeMixin):
     """CLIPtrase on the patch grid: q-q plus k-k plus v-v attention in the last block, (N, 1, h, w).
 
     These are the patch scores that the method starts from. Its second stage is left out, since it
-    gives labels and no scores: patches are clustered by their attention, and each cluster takes the
-    label that most of its patches have.
+    gives labels and no scores: patches are clustered by the similarity of their queries, keys and
+    values in the second-to-last block, and each cluster takes the label that most of its pixels
+    have.
 
     References:
         Shao, Tian, Zhao, Su: Explore the Potential of CLIP for Training-Free Open Vocabulary
-        Semantic Segmentation. ECCV 2024.
+        Semantic Segmentation. ECCV 2024. The released code gives the same maps at the native size;
+        for Pascal VOC without background, it also multiplies them by the class token's scores.
     """
 
 

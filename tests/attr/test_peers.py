@@ -24,6 +24,7 @@ from tests._helpers.tiny import (
     random_images,
     relative_error,
     tiny_model,
+    with_preprocessing,
 )
 
 TOLERANCE = 1e-5
@@ -66,6 +67,27 @@ def test_dense_methods(clip, published, images, name):
     expected = tokens @ clip.text_features().T
     maps = method(clip).attribute_all(images)
     assert relative_error(maps.flatten(2).mT.detach(), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", ["native", "larger"])
+def test_cliptrase(size):
+    """Hold the maps to those of the released code (MIT); the file's metadata say what was run."""
+    expected = load_file(DATA / "cliptrase-expected.safetensors")[f"{size}.maps"]
+    images = load_file(DATA / "vit-expected.safetensors")[f"{size}.images"]
+    model = load_reference_model("vit")
+    if size == "larger":  # a tower of this native size, with positions resized as the code does
+        grid = expected.shape[-1]
+        positions = model.visual.positional_embedding.detach()
+        patches = positions[1:].unflatten(0, model.visual.grid_size).permute(2, 0, 1)[None]
+        factor = (grid + 0.1) / model.visual.grid_size[0]
+        patches = F.interpolate(patches, scale_factor=factor, mode="bicubic")[0].flatten(1).mT
+        model.visual.positional_embedding = torch.nn.Parameter(torch.cat([positions[:1], patches]))
+        model.visual.grid_size = (grid, grid)
+        model.visual.image_size = tuple(images.shape[-2:])
+        with_preprocessing(model)
+    clip = ZeroShotClassifier(model, REFERENCE_TEXTS)
+    maps = attr.LayerCLIPtrase(clip).attribute_all(images)
+    assert relative_error(maps, expected) < 2e-6
 
 
 def test_legrad(clip, published, images):
