@@ -71,6 +71,7 @@ def spell_arguments(message: str, names: Iterable[str]) -> str:
     """
     for name in names:
         option = f"--{name.replace('_', '-')}"
+        message = re.sub(rf"{APART}{name}=True(?!\w)", option, message)  # a flag has no value
         message = re.sub(rf"{APART}{name}=(['\"]?)(\w+)\1", rf"{option} \2", message)
         if "_" in name:  # others may be words
             message = re.sub(rf"{APART}{name}(?!\w|\.\w|/)", option, message)

@@ -33,7 +33,7 @@ DATASET_OPTIONS = ("dataset", "root", "split")
 
 def audit(options: Audit) -> None:
     """Run the command."""
-    data = _open(options)
+    data, cues = _open(options), read_lines(options.cues)
     clip = load_model(options.clip, PLACEHOLDER, quiet=options.json)
     if data is None:
         size = options.size or clip.native_size[0]
@@ -45,7 +45,7 @@ def audit(options: Audit) -> None:
         options.size,
         options.min_images,
         options.false_alarms,
-        read_lines(options.cues),
+        cues,
         options.batch_size,
         progress=sys.stderr.isatty(),
     )

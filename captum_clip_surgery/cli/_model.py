@@ -114,12 +114,18 @@ def read_lines(path: Path | None) -> list[str]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
+        ValueError: If it has no such lines.
     """
-    return [] if path is None else files.read_lines(existing(path))
+    if path is None:
+        return []
+    lines = files.read_lines(existing(path))
+    if not lines:
+        raise ValueError(f"{path} is empty; write one text per line")
+    return lines
 
 
 def existing(path: Path) -> Path:
-    """Return the path of a file that the user names.
+    """Return the path of a file or a folder that the user names.
 
     Raises:
         FileNotFoundError: If it does not exist.
@@ -127,6 +133,17 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no file at {path}")
     return path
+
+
+def existing_image(path: Path) -> Path:
+    """Return the path of an image file that the user names.
+
+    Raises:
+        FileNotFoundError: If it does not exist or is a folder.
+    """
+    if path.is_dir():
+        raise FileNotFoundError(f"no image file at {path}, which is a folder")
+    return existing(path)
 
 
 def read_texts(

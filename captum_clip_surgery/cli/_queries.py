@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions
-from captum_clip_surgery.cli._model import PLACEHOLDER, existing, load_model
-from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, MeanQuery
+from captum_clip_surgery.cli._model import PLACEHOLDER, existing_image, load_model
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, MeanQuery, Query
 
 
 def load_with_queries(
@@ -35,20 +34,38 @@ def load_with_queries(
         FileNotFoundError: If an image does not exist.
         ValueError: If an option does not fit another.
     """
-    images = list(dict.fromkeys(existing(path) for path in queries.query_image or ()))
+    images = list(dict.fromkeys(existing_image(path) for path in queries.query_image or ()))
     if not images and queries.minus is None:
         return load_model(options, texts, distractors, quiet, device=device)
-    asked: list[Any] = [*texts, *_image_queries(images)]
-    if queries.minus is not None:
-        asked = [DifferenceQuery(query, queries.minus) for query in asked]
+    image_queries = _image_queries(images)
+    for query in image_queries:
+        if query.name in (*texts, *distractors):
+            raise ValueError(
+                f"{query.name!r} is a text and the name of a query image; rename the file, or "
+                "leave one of them out"
+            )
+    asked = [subtract(query, queries.minus) for query in (*texts, *image_queries)]
     clip = load_model(options, PLACEHOLDER, (), quiet, device=device)
     return clip.with_queries(asked, distractors)
+
+
+def subtract(query: Query, minus: str | None) -> Query:
+    """Return a query rather than the text that `--minus` gives, if any.
+
+    Raises:
+        ValueError: If the text is empty.
+    """
+    if minus is None:
+        return query
+    if not minus.strip():
+        raise ValueError("--minus is empty; give a text, or leave it out")
+    return DifferenceQuery(query, minus)
 
 
 def _image_queries(paths: Sequence[Path]) -> list[ImageQuery]:
     """Return images as queries, named by files, or by whole paths where files share a name."""
     counts = Counter(path.name for path in paths)
-    return [ImageQuery(path, str(path) if counts[path.name] > 1 else None) for path in paths]
+    return [ImageQuery(path, str(path) if counts[path.name] > 1 else path.name) for path in paths]
 
 
 def read_class_images(given: Sequence[str] | None) -> dict[str, list[Path]]:
@@ -66,7 +83,7 @@ def read_class_images(given: Sequence[str] | None) -> dict[str, list[Path]]:
                 f"--query-image {entry!r} does not say which class the image shows; write "
                 "CLASS=FILE, as in --query-image cat=cat.jpg"
             )
-        images.setdefault(name, []).append(existing(Path(path)))
+        images.setdefault(name, []).append(existing_image(Path(path)))
     return images
 
 

@@ -14,11 +14,12 @@ from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._collection_options import Search
 from captum_clip_surgery.cli._images import ImageFiles
-from captum_clip_surgery.cli._model import PLACEHOLDER, echo, existing, load_model
+from captum_clip_surgery.cli._model import PLACEHOLDER, echo, existing_image, load_model
+from captum_clip_surgery.cli._queries import subtract
 from captum_clip_surgery.collection import Hit, ImageIndex
 from captum_clip_surgery.collection._sheet import contact_sheet
 from captum_clip_surgery.preprocessing import load_image
-from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, Query
+from captum_clip_surgery.queries import ImageQuery, Query
 from captum_clip_surgery.visualization import save_figure
 
 
@@ -61,8 +62,8 @@ def _query(options: Search) -> Query:
         query: str | ImageQuery = options.query
     else:
         assert options.query_image is not None
-        query = ImageQuery(existing(options.query_image))
-    return query if options.minus is None else DifferenceQuery(query, options.minus)
+        query = ImageQuery(existing_image(options.query_image))
+    return subtract(query, options.minus)
 
 
 def _open(

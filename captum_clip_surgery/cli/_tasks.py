@@ -15,6 +15,7 @@ from captum_clip_surgery import tasks
 from captum_clip_surgery._utils.text import quantity, slug
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli import _task_options
+from captum_clip_surgery.cli._bridge import spell_arguments
 from captum_clip_surgery.cli._images import ImageFiles
 from captum_clip_surgery.cli._model import (
     PLACEHOLDER,
@@ -33,7 +34,8 @@ from captum_clip_surgery.preprocessing import load_image
 from captum_clip_surgery.tasks import Sam, default_background, figures
 from captum_clip_surgery.tasks._prompts import NO_POINTS
 from captum_clip_surgery.tasks._recognition import check_threshold
-from captum_clip_surgery.tasks._segmenter import label_colors
+from captum_clip_surgery.tasks._sam import check_instances
+from captum_clip_surgery.tasks._segmenter import MAX_COLORS, label_colors
 from captum_clip_surgery.tasks._vocabulary import BACKGROUND
 from captum_clip_surgery.visualization import save_figure
 
@@ -103,13 +105,19 @@ def segment(options: _task_options.Segment) -> None:
         totals.update(areas)
         entries.append(entry)
     content = {
-        "classes": [row | {"area": totals[row["name"]]} for row in label_colors(classes)],
+        "classes": [_class_row(row, totals, len(classes)) for row in label_colors(classes)],
         "background": background,
         "images": entries,
     }
     path = _write_json(options.output / "classes.json", content)
     echo(f"classes, their colors in the label images and areas in pixels: {path}", options.json)
     _finish(files, content, options.json)
+
+
+def _class_row(row: dict[str, Any], areas: Mapping[str, int], count: int) -> dict[str, Any]:
+    """Return the entry of one of `count` classes in `classes.json`."""
+    color = row["color"] if count <= MAX_COLORS else None  # label images are gray then
+    return {**row, "color": color, "area": areas[row["name"]]}
 
 
 def _class_names(options: _task_options.Segment) -> dict[str, tuple[str, ...]]:
@@ -152,6 +160,7 @@ def recognize(options: _task_options.Recognize) -> None:
 
 def points(options: _task_options.Points) -> None:
     """Run the command."""
+    check_instances(options.prompts.instances, options.prompts.union)
     if options.sam is not None:
         existing(options.sam)
     files, clip = _prepare(options, options.prompts.feature_surgery)
@@ -177,7 +186,7 @@ def points(options: _task_options.Points) -> None:
         echo(f"{path} -> {figure_path}, {json_path}", options.json)
         for prompt in prompts:
             if not len(prompt.labels):
-                echo(f"  {prompt.text} {NO_POINTS}", options.json)
+                echo(spell_arguments(f"  {prompt.text} {NO_POINTS}", ["down_sample"]), options.json)
                 continue
             positive = int(prompt.labels.sum())
             negative = len(prompt.labels) - positive

@@ -37,7 +37,8 @@ def locate_cue(
 
     The border of the images and the rest of what is outside the object are pasted in turn into
     images that do not show the class, in place. What pasting as such does is subtracted: the same
-    patches are pasted from another image that does not show the class. Objects are never pasted.
+    patches are pasted from another image that does not show the class. The object itself is never
+    pasted; objects of other classes are part of what is outside.
 
     Args:
         clip: The classifier of the evidence.
@@ -110,9 +111,9 @@ def _changes(
             own = [index for index, (where, *_) in enumerate(pasted) if where == place]
             if own:
                 changes[place].append(by_pair[own].mean(0))
-    width = clip.text_features().shape[-1]
+    features = clip.text_features()
     return {
-        place: torch.stack(change) if change else torch.empty(0, width)
+        place: torch.stack(change) if change else features.new_empty(0, features.shape[-1])
         for place, change in changes.items()
     }
 

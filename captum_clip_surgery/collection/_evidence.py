@@ -108,7 +108,8 @@ def collect(
             samples = []
             for index in indices[start : start + batch_size]:
                 try:
-                    samples.append(data[index])
+                    # Later lookups are by the collection's names, whatever a sample's own is.
+                    samples.append(replace(data[index], name=data.names[index]))
                 except (OSError, ValueError) as error:
                     unreadable[data.names[index]] = str(error)
             if samples:

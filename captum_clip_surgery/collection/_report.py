@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery._utils.text import quantity
 from captum_clip_surgery.attr._coverage import cover
 from captum_clip_surgery.collection._judging import MIN_CLASSES
-from captum_clip_surgery.collection._result import Audit, ClassAudit, Cue
+from captum_clip_surgery.collection._result import Audit, ClassAudit, Cue, Rise
 from captum_clip_surgery.visualization import save_figure
 from captum_clip_surgery.visualization._attribution import show_map
 from captum_clip_surgery.visualization._images import panel_aspect, show_image
@@ -107,7 +108,7 @@ def describe_cue(name: str, cue: Cue) -> str:
     """Return a paragraph about the cue of a class."""
     verdict = f"The cue is **{cue}**." if cue.place else "The cue could not be located."
     changes = " and ".join(
-        f"by {rise.mean:+.3f} (standard error {rise.error:.3f}) with {part}"
+        f"{_describe_rise(rise)} with {part}"
         for rise, part in ((cue.border, "the border"), (cue.background, "the rest of it"))
     )
     texts = ", ".join(f"{text} ({rise:+.3f})" for text, rise in cue.texts)
@@ -116,6 +117,14 @@ def describe_cue(name: str, cue: Cue) -> str:
         f"class. The evidence for {name} changed {changes}."
         + (f" Texts whose cosines rose most: {texts}." if texts else "")
     )
+
+
+def _describe_rise(rise: Rise) -> str:
+    if math.isnan(rise.mean):
+        return "by an unknown amount (no image has a patch of it)"
+    if math.isnan(rise.error):
+        return f"by {rise.mean:+.3f} (a single image, so no standard error)"
+    return f"by {rise.mean:+.3f} (standard error {rise.error:.3f})"
 
 
 def lifts_figure(result: Audit) -> Figure:

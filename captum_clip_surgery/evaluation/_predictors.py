@@ -255,6 +255,9 @@ def class_names(data: ImageDataset, view: View, clip: ZeroShotClassifier) -> Cla
                     "choose a protocol without synonyms"
                 )
         elif label == data.background:
-            raise ValueError(f"the background {name!r} of {data.name} cannot be an image; name it")
+            raise ValueError(
+                f"the background {name!r} of {data.name} cannot be given by an image; leave out "
+                "its query"
+            )
         rows.append((name,) if name in queries else names)
     return Classes(tuple(rows), classes.source)

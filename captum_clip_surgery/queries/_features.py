@@ -80,10 +80,10 @@ class QueryFeatures:
             for leaf, name in leaves.items()
             if isinstance(leaf, (ImageQuery, RegionQuery))
         }
-        if encoded is None or any(picture not in encoded for picture in pictures):
-            encoded = EncodedImages(images, pictures)
         #: Shared by classifiers that are made from this one.
-        self.encoded_images = encoded
+        self.encoded_images = (
+            EncodedImages(images, pictures) if encoded is None else encoded.including(pictures)
+        )
         self._given = [leaf for leaf in leaves if isinstance(leaf, FeatureQuery)]
         for query in self._given:
             _check_given(query, leaves[query], images)

@@ -66,9 +66,14 @@ class EncodedImages:
         """Whether one of the images requires gradients."""
         return any(picture.pixels.requires_grad for picture in self._pictures.values())
 
-    def __contains__(self, query: object) -> bool:
-        """Return whether a query is among the images and regions."""
-        return query in self._pictures
+    def including(self, queries: Mapping[ImageQuery | RegionQuery, str]) -> EncodedImages:
+        """Return features that hold these images and regions: this object if it holds them all."""
+        known = [self._pictures[query] for query in queries if query in self._pictures]
+        # If an image requires gradients, all features are computed again at each use.
+        requires_grad = any(picture.pixels.requires_grad for picture in known)
+        if known and len(known) == len(queries) and requires_grad == self.requires_grad:
+            return self
+        return EncodedImages(self._images, queries)
 
     def features(self) -> Features:
         """Return the L2-normalized feature (C,) of each image and region, in float32 or wider."""

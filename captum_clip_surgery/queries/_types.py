@@ -232,8 +232,8 @@ def names_of(queries: Sequence[Query]) -> tuple[str, ...]:
     for name, query in zip(names, queries, strict=True):
         if known.setdefault(name, query) != query:
             raise ValueError(
-                f"two queries are named {truncate_repr(name)}; tell them apart by name=, as in "
-                "ImageQuery(image, name=...)"
+                f"two queries are named {truncate_repr(name)}; give one of them another name, as "
+                "in ImageQuery(image, name=...)"
             )
     return names
 

@@ -23,7 +23,7 @@ from captum_clip_surgery.tasks._regions import components, nearest, peaks, unit_
 MASK_SIDE = 256
 #: Logit of a mask's highest cell; the lowest cell has its negative.
 LOGIT = 10.0
-NO_POINTS = "has no points: all cells of its map are alike; leave it out, or reduce its map less"
+NO_POINTS = "has no points: all cells of its map are alike; leave it out, or lower down_sample"
 
 #: Height and width in pixels, which need not be whole.
 Sides = tuple[float, float]

@@ -144,14 +144,7 @@ def prompts(
         (['dog', 'pizza'], ['box', 'point_coords', 'point_labels'])
     """
     check_rule(threshold, down_sample)
-    if instances not in INSTANCES:
-        raise ValueError(
-            f"instances must be one of {', '.join(map(repr, INSTANCES))}, got {instances!r}"
-        )
-    if union and instances != "one":
-        raise ValueError(
-            f'union=True joins texts, and instances={instances!r} separates them; pass "one"'
-        )
+    check_instances(instances, union)
     explainer = choose_method(method, num_blocks, feature_surgery, "auto")(clip)
     indices = range(len(clip.texts)) if targets is None else targets
     chosen = resolve_indices(indices, len(clip.texts), clip.device).tolist()
@@ -166,6 +159,19 @@ def prompts(
             maker = PromptMaker(full, covered, threshold, down_sample, boxes, masks)
             results.append(maker.prompts(texts, image_maps, instances, union))
     return results
+
+
+def check_instances(instances: str, union: bool) -> None:
+    """Raise a ValueError if `instances` is unknown, or does not fit a union."""
+    if instances not in INSTANCES:
+        raise ValueError(
+            f"instances must be one of {', '.join(map(repr, INSTANCES))}, got {instances!r}"
+        )
+    if union and instances != "one":
+        raise ValueError(
+            f"union=True joins texts, and instances={instances!r} separates them; leave one of "
+            "them out"
+        )
 
 
 def sam_inputs(prompts: Sequence[Sequence[Prompt]]) -> dict[str, list[Any]]:

@@ -238,6 +238,8 @@ class Segmenter:
 def label_colors(classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return index, name and color of each class, the same in label images and figures.
 
+    More than `MAX_COLORS` classes share colors in figures, and have none in label images.
+
     Args:
         classes: Names of the classes. The background is gray.
 

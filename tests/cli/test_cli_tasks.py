@@ -296,13 +296,20 @@ def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:
 def test_mistakes_are_named_before_a_model_is_loaded(monkeypatch, tmp_path, folder, capsys) -> None:
     monkeypatch.setattr(ZeroShotClassifier, "demo", None)
     photo, out = folder / "0.png", ("--output", tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
     for arguments, message in (
         (("match", photo), "match takes two images, a query and an image, got 1 file"),
         (("match", folder, photo), f"no image file at {folder}, which is a folder"),
         (("audit", folder), "no texts: give --text, once per text, or --texts FILE"),
         (("audit", photo, "--text", "dog"), "an audit needs at least 2 classes, got 1"),
         (("audit", "--boxes", "gone.jsonl"), "no file at gone.jsonl"),
+        (("audit", photo, *TEXTS, "--cues", tmp_path / "empty.txt"), f"{tmp_path}/empty.txt is em"),
         (("search", folder, "--query-image", "gone.png"), "no file at gone.png"),
+        (("search", folder, "--query-image", folder), f"no image file at {folder}, which is a f"),
+        (("search", folder, "--query", "dog", "--minus", " "), "--minus is empty"),
+        (("explain", photo, *TEXTS, "--minus", ""), "--minus is empty"),
+        (("explain", photo, "--text", "0.png", "--query-image", photo), "'0.png' is a text and "),
+        (("points", photo, *TEXTS, "--union", "--instances", "peaks"), "--union joins texts, and "),
         (("recognize", photo, *TEXTS, "--threshold", "nan"), "threshold must be a finite"),
         (("words", photo, "--caption", " "), "--caption is empty"),
         (("words", photo, "--caption", "a", "--query-image", photo), "words takes no --query-im"),

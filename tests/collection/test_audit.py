@@ -190,6 +190,9 @@ def test_cues_in_words_and_as_json():
         assert values["cue"]["background"] == {"mean": -0.02, "error": None}
     unknown = Cue(None, Rise(0.0, 0.1), Rise(0.0, 0.1))
     assert "The cue could not be located." in describe_cue("moon", unknown)
+    missing = describe_cue("moon", Cue(None, Rise(math.nan, math.nan), Rise(0.3, math.nan)))
+    assert "by an unknown amount (no image has a patch of it) with the border" in missing
+    assert "by +0.300 (a single image, so no standard error) with the rest of it" in missing
 
 
 def test_removing_heads_changes_only_the_named_class():

@@ -483,7 +483,7 @@ def test_example_images_take_the_place_of_all_names_of_a_class(
     with pytest.raises(ValueError, match=f"'{noun}' names a query, and is a name of the class"):
         _predictors.MapPredictor(asked, shared, methods, view)
     asked = clip.with_queries([ImageQuery(paths[0], name="background")])
-    with pytest.raises(ValueError, match="'background' of given cannot be an image; name it"):
+    with pytest.raises(ValueError, match="'background' of given cannot be given by an im"):
         _predictors.MapPredictor(asked, data, methods, View(size=96))
 
 

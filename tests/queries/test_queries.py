@@ -300,6 +300,8 @@ def test_gradients_flow_to_images_and_features(vit):
     assert image.grad.abs().max() > 0
     assert feature.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in vit.model.transformer.parameters())
+    texts = asked.with_queries([DifferenceQuery("a dog", "a cat")])
+    assert texts.text_features() is texts.text_features(), "follows images that it does not have"
 
 
 def test_a_classifier_of_features_takes_queries(vit):
