@@ -44,12 +44,13 @@ def load_with_queries(
                 f"{query.name!r} is a text and the name of a query image; rename the file, or "
                 "leave one of them out"
             )
-    asked = [subtract(query, queries.minus) for query in (*texts, *image_queries)]
+    positive: list[str | ImageQuery] = [*texts, *image_queries]
+    asked = [subtract(query, queries.minus) for query in positive]
     clip = load_model(options, PLACEHOLDER, (), quiet, device=device)
     return clip.with_queries(asked, distractors)
 
 
-def subtract(query: Query, minus: str | None) -> Query:
+def subtract(query: str | ImageQuery, minus: str | None) -> Query:
     """Return a query rather than the text that `--minus` gives, if any.
 
     Raises:
