@@ -24,9 +24,8 @@ from captum_clip_surgery.attr._coverage import cover_image
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._registry import DEFAULT_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
-from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import PairMeasures
-from captum_clip_surgery.metrics._alone import specificity_of_maps
+from captum_clip_surgery.metrics._alone import describe_specificity, specificity_of_maps
 from captum_clip_surgery.models._validation import check_images, resolve_indices
 from captum_clip_surgery.preprocessing import ImageInput, load_image
 from captum_clip_surgery.visualization import compare_figure

@@ -15,8 +15,8 @@ from captum_clip_surgery import METHODS, ZeroShotClassifier, trust
 from captum_clip_surgery._utils.profiling import Passes, count_passes
 from captum_clip_surgery.attr import _registry
 from captum_clip_surgery.diagnostics import TrustReport, _trust
-from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import Specificity
+from captum_clip_surgery.metrics._alone import describe_specificity
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import random_images, tiny_model

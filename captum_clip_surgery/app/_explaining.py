@@ -27,7 +27,8 @@ from captum_clip_surgery.metrics import draw_absent, text_specificity
 from captum_clip_surgery.metrics._alone import maps_alone
 from captum_clip_surgery.models._validation import check_images
 from captum_clip_surgery.models.image._data import nearest_multiple
-from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery, Query
+from captum_clip_surgery.queries._features import in_place_of
 
 #: Patches of an image.
 MAX_TOKENS = 4096
@@ -171,12 +172,19 @@ class Explainer:
         query: PageImage | None,
     ) -> Iterator[Explanation]:
         """Measure how much maps depend on their texts, each of which is used alone."""
-        (absent,) = draw_absent(self.clip, images, [[*settings.texts, settings.minus]])
-        asked = {text: _asked(settings, query, index) for index, text in enumerate(clip.texts)}
-        asked |= {text: (text, "", None) for text in absent if text not in asked}
+        (absent,) = draw_absent(clip, images, [clip.texts])
+        unlike = {text: in_place_of(clip, text, absent) for text in clip.texts}
+        asked: dict[Query, Key] = {
+            text: _asked(settings, query, index) for index, text in enumerate(clip.texts)
+        }
+        for others in unlike.values():
+            asked |= {
+                other: (text, settings.minus, None)
+                for text, other in zip(absent, others, strict=True)
+            }
         outputs = self._cached_outputs(image.digest, settings.side)
         for name in list(explanation.maps):
-            method, maps = method_of(name, settings), {}
+            method, maps = method_of(name, settings), dict[Query, Tensor]()
             try:
                 for text, about in asked.items():
                     variant = settings.feature_surgery if name in SURGERY_METHODS else None
@@ -186,9 +194,10 @@ class Explainer:
             except ValueError as error:  # variants of feature surgery that contrast texts
                 explanation.left_out[specificity_of(name)] = str(error)
             else:
-                others = torch.stack([maps[text] for text in absent])
-                values = [text_specificity(maps[text], others) for text in clip.texts]
-                explanation.specificity[name] = values
+                explanation.specificity[name] = [
+                    text_specificity(maps[text], torch.stack([maps[other] for other in others]))
+                    for text, others in unlike.items()
+                ]
             yield explanation
 
     @cachedmethod(attrgetter("_outputs"), lambda self, *key: key, attrgetter("_lock"))
@@ -215,10 +224,10 @@ class Explainer:
         clip: ZeroShotClassifier,
         method: Factory,
         images: Tensor,
-        text: str,
+        text: Query,
         outputs: Outputs,
     ) -> Tensor:
-        """Return a method's map (h, w) of one text that nothing competes with."""
+        """Return a method's map (h, w) of one text or query that nothing competes with."""
         return maps_alone(clip, {"": method}, images, [text], outputs)[""][text]
 
     def _preprocess(self, image: PageImage, side: int | None) -> Tensor:

@@ -18,7 +18,7 @@ from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo._scenes import unknown_words
-from captum_clip_surgery.diagnostics._trust import describe_specificity
+from captum_clip_surgery.metrics._alone import describe_specificity
 from captum_clip_surgery.tasks import explain_pair, prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure

@@ -37,10 +37,9 @@ from captum_clip_surgery.cli._model import (
 from captum_clip_surgery.cli._queries import load_with_queries
 from captum_clip_surgery.demo import Scenes
 from captum_clip_surgery.diagnostics import trust
-from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.evaluation import evaluate_scenes, to_markdown
 from captum_clip_surgery.functional import CONTRASTING
-from captum_clip_surgery.metrics._alone import specificity_of_maps
+from captum_clip_surgery.metrics._alone import describe_specificity, specificity_of_maps
 from captum_clip_surgery.visualization import compare_figure, save_figure
 
 #: Number of first images from which registers are found.

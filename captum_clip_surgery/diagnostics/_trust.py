@@ -21,13 +21,16 @@ from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.attr._registry import resolve_names
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics import Specificity, draw_absent, randomization
-from captum_clip_surgery.metrics._alone import AskedAlone, ask_alone
+from captum_clip_surgery.metrics._alone import (
+    LITTLE_TEXT,
+    AskedAlone,
+    ask_alone,
+    describe_specificity,
+)
 from captum_clip_surgery.models._validation import check_images
+from captum_clip_surgery.queries._types import name_of
 from captum_clip_surgery.visualization import compare_figure
 
-#: Rank correlations with maps for absent texts from which a map depends little, or hardly, on the
-#: text. On scenes of the embedded model they separate the methods (docs/measures.md).
-LITTLE_TEXT, HARDLY_TEXT = 0.5, 0.7
 #: Rank correlation with maps of other images from which a map hardly depends on the image.
 HARDLY_IMAGE = 0.7
 #: Rank correlation with the original from which a map hardly depends on the shuffled weights.
@@ -42,25 +45,6 @@ NUM_NOISY, RADIUS = 4, 0.02
 NUM_STAGES = 2
 #: Largest number of images in a figure.
 MAX_DRAWN = 8
-
-
-def describe_specificity(correlation: float) -> str:
-    """Describe in words how much a map depends on the text.
-
-    Args:
-        correlation: Rank correlation with maps for absent texts, as `text_specificity` returns it.
-
-    Example::
-
-        >>> describe_specificity(0.71), describe_specificity(0.06)
-        ('hardly depends on the text: 0.71', 'depends on the text: 0.06')
-    """
-    degree = "depends"
-    if correlation >= LITTLE_TEXT:
-        degree = "depends little"
-    if correlation >= HARDLY_TEXT:
-        degree = "hardly depends"
-    return f"{degree} on the text: {correlation:.2f}"
 
 
 @dataclass(frozen=True)
@@ -221,7 +205,7 @@ def trust(
     image. The report states the number of passes, including those that verify the shuffled copy.
 
     Args:
-        clip: The classifier; its own texts are ignored.
+        clip: The classifier; of its texts only those matter that name queries.
         method: Name in `attr.METHODS`, or a callable that makes a method for a classifier.
         images: Images (N, 3, H, W), preprocessed; a dozen are enough.
         texts: A text that all images show, or one per image.
@@ -319,8 +303,8 @@ def _stability(
 def _examples(asked: AskedAlone, method: str, image: int) -> dict[str, Tensor]:
     """Return the maps of an image for its text, for an absent one, and for nonsense."""
     table = asked.tables[image][method]
-    names = (asked.texts[image][0], asked.absent[image][0], asked.nonsense[0])
-    return {name: table[name] for name in names}
+    queries = (asked.texts[image][0], asked.absent[image][0][0], asked.nonsense[image][0][0])
+    return {name_of(query, 0): table[query] for query in queries}
 
 
 def _enumerate(phrases: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from captum_clip_surgery.attr._engine import Outputs, attribute_many
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.metrics.functional import image_specificity, text_specificity
 from captum_clip_surgery.metrics.functional._maps import check_maps
+from captum_clip_surgery.queries import Query
+from captum_clip_surgery.queries._features import in_place_of, query_names, texts_within
 
 #: Strings that mean nothing.
 NONSENSE = ("xqzv kwpf", "zjdh bqrt", "vgtx ycnq")
@@ -48,8 +50,31 @@ NUM_ABSENT = 4
 #: Largest number of other images that an image's map is compared with.
 NUM_OTHERS = 3
 
-#: Maps (h, w) of an image by method and text.
-MapTable = Mapping[str, Mapping[str, Tensor]]
+#: Rank correlations with maps for absent texts from which a map depends little, or hardly, on the
+#: text. On scenes of the embedded model they separate the methods (docs/measures.md).
+LITTLE_TEXT, HARDLY_TEXT = 0.5, 0.7
+
+#: Maps (h, w) of an image by method and text, or by another query.
+MapTable = Mapping[str, Mapping[Query, Tensor]]
+
+
+def describe_specificity(correlation: float) -> str:
+    """Describe in words how much a map depends on the text.
+
+    Args:
+        correlation: Rank correlation with maps for absent texts, as `text_specificity` returns it.
+
+    Example::
+
+        >>> describe_specificity(0.71), describe_specificity(0.06)
+        ('hardly depends on the text: 0.71', 'depends on the text: 0.06')
+    """
+    degree = "depends"
+    if correlation >= LITTLE_TEXT:
+        degree = "depends little"
+    if correlation >= HARDLY_TEXT:
+        degree = "hardly depends"
+    return f"{degree} on the text: {correlation:.2f}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +101,17 @@ class Specificity:
     nonsense: Tensor
     image: Tensor
 
+    def describe(self) -> list[str]:
+        """Describe in words how much each map depends on the text.
+
+        Example::
+
+            >>> values = torch.tensor([0.71, 0.06])
+            >>> Specificity(values, values, values).describe()
+            ['hardly depends on the text: 0.71', 'depends on the text: 0.06']
+        """
+        return [describe_specificity(value) for value in self.absent.tolist()]
+
     def means(self) -> dict[str, float]:
         """Return the mean of each kind that was measured."""
         means = {name: float(values.mean()) for name, values in vars(self).items()}
@@ -88,32 +124,34 @@ class AskedAlone:
 
     Args:
         texts: For each image its K texts.
-        absent: For each image, texts that it does not show.
-        nonsense: Strings that mean nothing.
+        absent: For each image and text, texts that the image does not show; if the text names a
+            difference, each rather than what that one subtracts.
+        nonsense: For each image and text, strings that mean nothing, likewise.
         tables: Maps of each image.
     """
 
     texts: Sequence[Sequence[str]]
-    absent: Sequence[Sequence[str]]
-    nonsense: Sequence[str]
+    absent: Sequence[Sequence[Sequence[Query]]]
+    nonsense: Sequence[Sequence[Sequence[Query]]]
     tables: Sequence[MapTable]
 
     def specificity(self, method: str) -> Specificity:
         """Return a method's correlations, (N, K) each."""
         maps = [table[method] for table in self.tables]
         values = [
-            [self._correlations(maps, index, text) for text in row]
+            [self._correlations(maps, index, place) for place in range(len(row))]
             for index, row in enumerate(self.texts)
         ]
         return Specificity(*torch.tensor(values, dtype=torch.float64, device="cpu").unbind(-1))
 
     def _correlations(
-        self, maps: Sequence[Mapping[str, Tensor]], index: int, text: str
+        self, maps: Sequence[Mapping[Query, Tensor]], index: int, place: int
     ) -> list[float]:
         """Return the correlations of one map, in the order of `Specificity`."""
-        own = maps[index]
+        own, text = maps[index], self.texts[index][place]
         absent, nonsense = (
-            [own[name] for name in names] for names in (self.absent[index], self.nonsense)
+            [own[query] for query in queries[index][place]]
+            for queries in (self.absent, self.nonsense)
         )
         others = [maps[other][text] for other in _others(index, len(maps))]
         return [
@@ -136,23 +174,27 @@ def ask_alone(
 ) -> AskedAlone:
     """Compute the maps that specificity is measured on.
 
+    The map of a difference, one thing rather than another, is compared with those of absent texts
+    and of nonsense rather than the same other. Plain ones would differ from it in any case.
+
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; of its texts only those matter that name queries.
         methods: Functions that create methods for a classifier, by name.
         images: Images (N, 3, H, W), preprocessed.
-        texts: For each image K texts that it shows.
+        texts: For each image K texts that it shows, or names of queries.
         absent: For each image, texts that it does not show.
         nonsense: Strings that mean nothing.
 
     Raises:
         TypeError: If `nonsense` is a string.
-        ValueError: If there are not as many rows of texts as images, a row is empty, a text is
-            also among the absent ones, or a method's maps have another shape or are not finite.
+        ValueError: If there are not as many rows of texts as images, a row is empty, a text, or one
+            within a query, is also among the absent ones, or a method's maps have another shape or
+            are not finite.
     """
     check_rows("texts", texts, len(images))
     check_rows("absent", absent, len(images))
     for index, (row, others) in enumerate(zip(texts, absent, strict=True)):
-        if both := set(row) & set(others):
+        if both := texts_within(clip, row) & set(others):
             raise ValueError(
                 f"{min(both)!r} is both a text and an absent text of image {index}; remove it from "
                 "one of the lists"
@@ -161,7 +203,14 @@ def ask_alone(
         raise TypeError(
             f"nonsense must be a list, got the string {nonsense!r}; pass [{nonsense!r}]"
         )
-    wanted = [[*texts[i], *absent[i], *nonsense] for i in range(len(images))]
+    unlike, strange = (
+        [
+            [in_place_of(clip, text, others) for text in row]
+            for row, others in zip(texts, rows, strict=True)
+        ]
+        for rows in (absent, [nonsense] * len(images))
+    )
+    wanted = [[*texts[i], *chain(*unlike[i], *strange[i])] for i in range(len(images))]
     for index, row in enumerate(texts):
         for other in _others(index, len(images)):
             wanted[other] += row
@@ -169,7 +218,7 @@ def ask_alone(
         maps_alone(clip, methods, image, list(dict.fromkeys(row)))
         for image, row in zip(images.split(1), wanted, strict=True)
     ]
-    return AskedAlone(texts, absent, nonsense, tables)
+    return AskedAlone(texts, unlike, strange, tables)
 
 
 def check_rows(name: str, rows: Sequence[Sequence[str]], count: int) -> None:
@@ -190,10 +239,10 @@ def specificity_of_maps(
     """Measure the text specificity of the maps of all texts on all images.
 
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; of its texts only those matter that name queries.
         methods: Functions that create methods for a classifier, by name.
         images: Images (N, 3, H, W), preprocessed.
-        texts: K texts, each of which is used for every image.
+        texts: K texts or names of queries, each of which is used for every image.
 
     Returns:
         Rank correlations (N, K) with maps for absent texts by method, and for methods that cannot
@@ -222,14 +271,15 @@ def draw_absent(
 ) -> list[list[str]]:
     """Draw texts that images do not show, as far as the model can tell.
 
-    At most 20 candidates that are not texts of the image are sampled, and the texts are drawn at
-    random from the half of these that the model finds less likely for the image. This takes one
-    forward pass per image.
+    At most 20 candidates that are not texts of the image, nor parts of its queries, are sampled,
+    and the texts are drawn at random from the half of these that the model finds less likely for
+    the image. This takes one forward pass per image.
 
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; of its texts only those matter that name queries.
         images: Images (N, 3, H, W), preprocessed.
-        texts: For each image, texts that must not be drawn.
+        texts: For each image, texts that must not be drawn, and names of queries whose texts must
+            not.
         candidates: Texts to draw from; None means the embedded model's vocabulary, or for
             `EVERYDAY`.
         count: Number of texts per image.
@@ -253,7 +303,11 @@ def draw_absent(
     check_rows("texts", texts, len(images))
     known = list(dict.fromkeys(candidates or clip.vocabulary or EVERYDAY))
     shuffled = random.Random(seed).sample(known, len(known))
-    left_of = [[name for name in shuffled if name not in row][:MAX_CANDIDATES] for row in texts]
+    named = frozenset[str]() if candidates else query_names(clip)  # by chance as a noun
+    left_of = []
+    for row in texts:
+        excluded = texts_within(clip, row) | named
+        left_of.append([name for name in shuffled if name not in excluded][:MAX_CANDIDATES])
     for index, left in enumerate(left_of):
         if len(left) < count:
             raise ValueError(
@@ -275,26 +329,30 @@ def maps_alone(
     clip: ZeroShotClassifier,
     methods: Mapping[str, Method],
     image: Tensor,
-    texts: Sequence[str],
+    texts: Sequence[Query],
     outputs: Outputs | None = None,
 ) -> MapTable:
     """Return each method's map (h, w) of an image (1, 3, H, W) for each text, on the CPU.
 
     Args:
-        clip: The classifier; its own texts do not matter.
+        clip: The classifier; of its texts only those matter that name queries.
         methods: Functions that create methods for a classifier, by name.
         image: The image (1, 3, H, W).
-        texts: The texts, each of which is the only one of its classifier.
+        texts: The texts, names of queries or other queries, each of which is the only one of its
+            classifier.
         outputs: Outputs already computed for the image by this tower, to which new ones are added.
 
     Raises:
         ValueError: If a method's maps have another shape or are not finite.
     """
     outputs = {} if outputs is None else outputs
-    maps: dict[str, dict[str, Tensor]] = {name: {} for name in methods}
+    maps: dict[str, dict[Query, Tensor]] = {name: {} for name in methods}
     for text in texts:
-        # Not `clip.with_texts`: the embedded model would warn of nonsense.
-        local = ZeroShotClassifier.with_texts(clip, [text])
+        # Not `clip.with_texts` and `clip.with_queries`: the embedded model would warn of nonsense.
+        if isinstance(text, str):
+            local = ZeroShotClassifier.with_texts(clip, [text])
+        else:
+            local = ZeroShotClassifier.with_queries(clip, [text])
         explainers = {name: method(local) for name, method in methods.items()}
         with torch.no_grad():  # methods that need gradients enable them themselves
             results = attribute_many(explainers, image, [0], outputs)

@@ -36,10 +36,11 @@ def specificity(
     drawn), S for nonsense (3), and R for the texts of other images (at most 3).
 
     Args:
-        clip: The classifier; its own texts are ignored.
+        clip: The classifier; of its texts only those matter that name queries (`with_queries`).
         methods: Methods by name, as for `randomization`.
         images: Images (N, 3, H, W), preprocessed.
-        texts: A text that all images show, or one per image.
+        texts: A text or the name of a query that all images show, or one per image. For a
+            difference, what it subtracts is also subtracted from absent texts and nonsense.
         absent: For each image, texts that it does not show; None draws them by `draw_absent`.
         nonsense: Meaningless strings; if there are none, their correlation is NaN.
 

@@ -168,10 +168,14 @@ class QueryFeatures:
         Raises:
             ValueError: If texts other than names cannot be encoded.
         """
-        known = dict(zip(self._names, self._queries, strict=True))
-        queries = [known.get(text, text) for text in texts]
+        queries = [self.by_name.get(text, text) for text in texts]
         # Not named anew, because names without name= depend on positions.
         return query_features(self._images, self.text, queries, texts, self.encoded_images)
+
+    @property
+    def by_name(self) -> dict[str, Query]:
+        """Queries and distractors by their names."""
+        return dict(zip(self._names, self._queries, strict=True))
 
     def encoded_by(self, images: ImageEncoder) -> QueryFeatures:
         """Return the features of the same queries, whose images another tower encodes."""
@@ -181,10 +185,7 @@ class QueryFeatures:
         """Return a description of each query by name, and the templates of texts, as JSON."""
         parts: dict[Any, Any] = dict(self.encoded_images.digests())
         parts |= {query: {"feature": tensor_digest(query.feature)} for query in self._given}
-        described: dict[str, Any] = {
-            name: _describe(query, parts)
-            for name, query in zip(self._names, self._queries, strict=True)
-        }
+        described = {name: _describe(query, parts) for name, query in self.by_name.items()}
         return {"queries": described, "templates": list(map(str, self.text.templates))}
 
     @property
@@ -254,9 +255,39 @@ def are_differences(text: TextFeatures, count: int) -> tuple[bool, ...]:
 
 def query_names(clip: Any) -> frozenset[str]:
     """Return the names of those queries of a classifier that are not texts."""
-    described = clip.describe_features()
-    queries = described["queries"] if isinstance(described, dict) else {}
-    return frozenset(name for name, query in queries.items() if not isinstance(query, str))
+    return frozenset(name for name, query in _by_name(clip).items() if not isinstance(query, str))
+
+
+def texts_within(clip: Any, names: Iterable[str]) -> set[str]:
+    """Return names, and the texts that the queries of these names consist of."""
+    queries, names = _by_name(clip), set(names)
+    leaves = (leaf for name in names for leaf in iter_leaves(queries.get(name, name)))
+    return names | {leaf for leaf in leaves if isinstance(leaf, str)}
+
+
+def in_place_of(clip: Any, name: str, texts: Sequence[str]) -> list[Query]:
+    """Return what is to be compared with a query: texts, each rather than what it is rather than.
+
+    Args:
+        clip: The classifier.
+        name: A text, or the name of a query.
+        texts: Other texts, or names of queries. If `name` is a difference, the same is subtracted
+            from each.
+
+    Raises:
+        TypeError: If `name` is a difference, and there is another one among `texts`.
+    """
+    queries = _by_name(clip)
+    query = queries.get(name)
+    if not isinstance(query, DifferenceQuery):
+        return list(texts)
+    others: list[Any] = [queries.get(text, text) for text in texts]
+    return [DifferenceQuery(other, query.rather_than) for other in others]
+
+
+def _by_name(clip: Any) -> dict[str, Query]:
+    """Return the queries of a classifier by name, if some are not texts."""
+    return clip._text.by_name if isinstance(clip._text, QueryFeatures) else {}
 
 
 def bias_of(model: Any, differences: Sequence[bool]) -> Tensor | None:

@@ -136,7 +136,7 @@ class MeanQuery:
             _check_part(query, "a mean")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)  # equal if the sides are, so that maps of absent texts are shared
 class DifferenceQuery:
     """One query rather than another, F_A - F_B: what speaks for A and against B.
 

@@ -45,8 +45,8 @@ from captum_clip_surgery.app._settings import MAX_CHARACTERS, Settings
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo import MODEL_FOLDER
-from captum_clip_surgery.diagnostics._trust import describe_specificity
 from captum_clip_surgery.metrics import draw_absent, specificity
+from captum_clip_surgery.metrics._alone import describe_specificity
 from captum_clip_surgery.queries import ImageQuery
 from captum_clip_surgery.tasks import Prompt
 from tests._helpers.cases import each
@@ -455,6 +455,9 @@ CASES = {
         point=(0.25, 0.75),
     ),
     "trust": settings(methods=("CLIP", "CLIPSurgery", "RawAttention"), trust=True),
+    "trust of differences": settings(
+        texts=("star", "zebra"), query="dog", minus="kiwi", methods=("CLIP", "GradCam"), trust=True
+    ),
     "samples": settings(texts=("star", "zebra"), methods=("KernelShap", "CLIP")),
     "segmentation": settings(tab="segmentation"),
     "no background": settings(tab="segmentation", background=()),
@@ -468,7 +471,7 @@ CASES = {
         tab="words", caption="a star, a zebra", cmap="viridis", sign="positive", opacity=0.4
     ),
 }
-SLOW_CASES = ("samples", "no background", "trust", "query alone")
+SLOW_CASES = ("samples", "no background", "trust", "trust of differences", "query alone")
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -509,7 +512,7 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
     given = CASES[case]
     shown, query = example_image(0), None
     if given.query:
-        example_image(1).pixels.save(tmp_path / given.query)
+        example_image(1).pixels.save(tmp_path / given.query, format="BMP")
         query = read_image((tmp_path / given.query).read_bytes(), given.query)
     result = _tabs.complete(explainer, shown, given, query)
     python = _files.script(_code.Model(), shown, given, query).content.decode()
@@ -529,6 +532,9 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
             assert np.allclose(
                 names["maps"][title_of(name)].numpy(), result.arrays[name], atol=1e-5
             ), name
+        words = [line for (lines,) in names.get("notes", {}).values() for line in lines]
+        assert sorted(words) == sorted(re.findall(r'"ccs-trust">(.*?)<', result.html))
+        assert len(words) == given.trust * len(given.methods) * len(given.asked)
     elif given.tab == "segmentation":
         assert np.array_equal(names["segmentation"].labels.numpy(), result.arrays["labels"])
     elif given.tab == "points":

@@ -23,6 +23,7 @@ from captum_clip_surgery.metrics import (
     text_specificity,
 )
 from captum_clip_surgery.metrics._alone import EVERYDAY, NONSENSE, ask_alone
+from captum_clip_surgery.queries import DifferenceQuery, ImageQuery
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import snapshot
 from tests._helpers.tiny import random_images, tiny_model
@@ -174,6 +175,36 @@ def test_texts_of_the_image_do_not_use_up_the_candidates(
     names = [f"thing {number}" for number in range(30)]
     drawn = draw_absent(clip, images, [names[:25]] * len(images), names, count=4)
     assert all(set(row) < set(names[25:]) for row in drawn)
+
+
+def test_a_difference_is_compared_with_differences(
+    clip: ZeroShotClassifier, images: Tensor
+) -> None:
+    picture = ImageQuery(random_images(clip, 1), name="sky")  # a name that is also a candidate
+    local = clip.with_queries(
+        [DifferenceQuery("dog", "cat"), DifferenceQuery(picture, "bird"), picture]
+    )
+    methods, absent = {"CLIP": METHODS["CLIP"]}, ["car", "boat", "horse"]
+    for name, other in zip(local.texts[:2], ("cat", "bird"), strict=True):
+        found = specificity(local, methods, images[:1], name, [absent])["CLIP"]
+        compared = local.with_queries([DifferenceQuery(text, other) for text in absent])
+        own, *others = (
+            METHODS["CLIP"](each_alone).attribute_all(images[:1])[0, 0].detach()
+            for each_alone in (
+                local.with_texts([name]),
+                *(compared.with_texts([text]) for text in compared.texts),
+            )
+        )
+        expected = text_specificity(own, torch.stack(others))
+        assert found.absent.item() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="'cat' is both a text and an absent text of image 0"):
+        specificity(local, methods, images[:1], "dog rather than cat", [["car", "cat"]])
+    usual = set(EVERYDAY) - {"dog", "cat", "bird", "sky"}
+    drawn = draw_absent(local, images[:1], [local.texts], count=8)
+    assert set(drawn[0]) <= usual
+    named = ["dog rather than cat"]
+    assert "sky" not in draw_absent(local, images[:1], [named], count=8)[0]
+    assert "bird" in draw_absent(local, images[:1], [named], ["dog", "cat", "bird"], count=1)[0]
 
 
 def test_absent_texts_that_do_not_fit_are_refused(clip: ZeroShotClassifier, images: Tensor) -> None:
