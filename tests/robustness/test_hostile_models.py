@@ -178,7 +178,7 @@ def test_pickled_code_in_a_folder_does_not_run(tmp_path: Path, name: str, kind: 
     pickle.loads(pickle.dumps(Evil(bait)))
     assert bait.is_dir()  # so it would
     bait.rmdir()
-    message = "Weights only load failed|not in the form of safetensors"
+    message = "is not a checkpoint of weights only|not in the form of safetensors"
     refused(tmp_path, json.dumps(CONFIG), poisoned(bait)[kind], message, name)
     assert not bait.exists()
 
