@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from captum_clip_surgery.app import _templates
-from captum_clip_surgery.app._images import EXAMPLE_SIDE, EXAMPLES, SIDE, PageImage
+from captum_clip_surgery.app._images import (
+    EXAMPLE_SIDE,
+    EXAMPLES,
+    SIDE,
+    PageImage,
+    required_query,
+)
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.attr._registry import SURGERY_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
@@ -53,9 +59,13 @@ def python(
     """Return a script that repeats the selected tab and saves its figure.
 
     Its result is in the variable `maps`, `segmentation`, `image_prompts`, `words` or `pair`.
+
+    Raises:
+        ValueError: If the tab compares with a query image and there is none.
     """
-    if settings.tab == "segmentation":
-        settings = replace(settings, minus="")
+    settings = settings.on_tab()
+    if settings.tab == "pair":
+        query = required_query(query)
     example = image.example
     source = {
         "reduced_to": (SIDE, SIDE),

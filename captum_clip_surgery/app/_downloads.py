@@ -37,7 +37,7 @@ class Downloads:
 
     Args:
         layout: Components of the page.
-        settings: Returns the settings of a user, as the page's controls say them.
+        settings: Returns the settings of a user, read from the page's controls.
         shown: Returns what the page shows with them.
         catching: Runs a computation that updates the page, and shows its errors.
     """

@@ -22,6 +22,11 @@ from captum_clip_surgery.visualization import save_figure
 
 #: Bytes of a view with its image.
 MAX_VIEW = 2 * MAX_MEGABYTES * 2**20
+#: What the page says after a reload for which keep.js had no room.
+NOT_KEPT = (
+    "The browser had no room to keep the query image beside your image for a reload. Choose it "
+    "again."
+)
 #: Characters of a link; some browsers and servers reject longer ones.
 MAX_LINK = 6000
 
@@ -96,16 +101,30 @@ def encode_image(image: PageImage) -> dict[str, str] | None:
     return {"name": image.name, "png": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def read_kept(content: str) -> tuple[Settings | None, PageImage, PageImage | None]:
-    """Read what the browser kept: a view, or an image whose texts are still to be written.
+#: Settings, an image and a query image, if there are any, and hints for the user.
+Kept = tuple[Settings | None, PageImage, PageImage | None, tuple[str, ...]]
 
-    Raises:
-        ValueError: If it is neither, or a setting or the image is rejected.
+
+def read_kept(content: object) -> Kept | None:
+    """Return what the browser kept: a view, or an image whose texts are still to be written.
+
+    A query image that the browser had no room for is left out of the settings. What another version
+    of the page kept, or something else wrote, is None.
     """
-    values = _read_values(content.encode())
-    if values.get("settings") is None:
-        return None, _read_image(values, "image"), None
-    return read_view(content.encode())
+    try:
+        return _read_kept(content) if isinstance(content, str) and content else None
+    except ValueError:
+        return None
+
+
+def _read_kept(content: str) -> Kept:
+    values, hints = _read_values(content.encode()), tuple[str, ...]()
+    kept = values["settings"] if isinstance(values["settings"], dict) else {}
+    if kept.get("query") and values.get("query") is None:
+        kept, hints = {**kept, "query": ""}, (NOT_KEPT,)
+    if not (kept.get("texts") or kept.get("query")):
+        return None, _read_image(values, "image"), None, hints
+    return *_read_view({**values, "settings": kept}), hints
 
 
 def read_view(content: bytes) -> tuple[Settings, PageImage, PageImage | None]:
@@ -114,7 +133,10 @@ def read_view(content: bytes) -> tuple[Settings, PageImage, PageImage | None]:
     Raises:
         ValueError: If the file is too long or not a view, or a setting or the image is rejected.
     """
-    values = _read_values(content)
+    return _read_view(_read_values(content))
+
+
+def _read_view(values: Mapping[str, Any]) -> tuple[Settings, PageImage, PageImage | None]:
     settings = Settings.from_dict(values["settings"])
     query = _read_image(values, "query") if settings.query else None
     if settings.example is not None:
@@ -173,6 +195,13 @@ def read_link(value: str) -> tuple[Settings, PageImage]:
     if len(value) > MAX_JSON:
         raise ValueError("the link is too long")
     settings = Settings.from_json(value)
-    if settings.example is None or settings.query:
-        raise ValueError("the link names no example or a query image, and cannot hold images")
+    if settings.query:
+        raise ValueError(
+            f"the link names the query image {settings.query!r}, which links cannot hold; open the "
+            "view from a file"
+        )
+    if settings.example is None:
+        raise ValueError(
+            "the link names no example, and cannot hold another image; open the view from a file"
+        )
     return settings, example_image(settings.example)

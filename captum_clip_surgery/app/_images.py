@@ -30,6 +30,8 @@ SIDE = 1024
 MAX_SESSIONS = 128
 #: Formats that are read; none runs another program. HEIF needs the extra `heif`.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "HEIF")
+#: Title under which the page asks for a query image and a text to subtract.
+QUERY_TITLE = "Query image and difference"
 #: Test scenes of two or three objects that the embedded model tells apart.
 EXAMPLES = (27, 6, 23, 45)
 EXAMPLE_SIDE = 256
@@ -49,11 +51,27 @@ class PageImage:
     name: str
     example: int | None = None
 
+    @property
+    def title(self) -> str:
+        """What figures call the image."""
+        return self.name if self.example is None else "the example"
+
     @cached_property
     def digest(self) -> str:
         """Digest of the pixels, so that the same image is encoded once for all users."""
         size = repr(self.pixels.size).encode()
         return hashlib.blake2b(size + self.pixels.tobytes(), digest_size=16).hexdigest()
+
+
+def required_query(query: PageImage | None) -> PageImage:
+    """Return the query image.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if query is None:
+        raise ValueError(f"the query image is missing; choose it under “{QUERY_TITLE}”")
+    return query
 
 
 def read_image(content: bytes, name: str) -> PageImage:
@@ -157,7 +175,7 @@ class Sessions:
         """Replace the image of a session.
 
         Returns:
-            Digests of users' own images that no session shows any more.
+            Digests of users' own images that no session uses.
         """
         with self._lock:
             before = self._digests()
@@ -180,7 +198,7 @@ class Sessions:
         """Drop a session.
 
         Returns:
-            Digests of users' own images that no session shows any more.
+            Digests of users' own images that no session uses.
         """
         with self._lock:
             before = self._digests()

@@ -11,9 +11,8 @@ from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._controls import Controls, image_upload
 from captum_clip_surgery.app._files import OF_RESULT
-from captum_clip_surgery.app._images import EXAMPLES, example_image, example_scene
+from captum_clip_surgery.app._images import EXAMPLES, QUERY_TITLE, example_image, example_scene
 from captum_clip_surgery.app._models import Models
-from captum_clip_surgery.app._query import TITLE as QUERY_TITLE
 from captum_clip_surgery.app._query import QueryImages
 from captum_clip_surgery.app._templates import escape, html
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._explaining import Explainer
@@ -55,7 +56,7 @@ class Models:
         vocabularies = (explainer.clip.vocabulary for explainer in self.explainers)
         return next((nouns for nouns in vocabularies if nouns is not None), None)
 
-    def forget(self, digest: str) -> None:
-        """Drop everything cached of an image."""
-        for explainer in self.explainers:
+    def forget(self, digests: Iterable[str]) -> None:
+        """Drop everything cached of images."""
+        for digest, explainer in product(digests, self.explainers):
             explainer.forget(digest)

@@ -22,7 +22,7 @@ from captum_clip_surgery.app._images import (
 )
 from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, asset, header
 from captum_clip_surgery.app._models import Models
-from captum_clip_surgery.app._query import picture
+from captum_clip_surgery.app._query import picture, with_query
 from captum_clip_surgery.app._settings import Settings, split_lines
 from captum_clip_surgery.app._templates import html, notice
 from captum_clip_surgery.app._uploads import take_file
@@ -108,8 +108,9 @@ class Page:
         for name, tab in layout.tab_items.items():
             on(tab.select, fn=self._on_select(name))
         on(layout.upload.upload, fn=self._on_upload, inputs=values | {layout.upload})
-        on(layout.query.upload.upload, fn=self._on_query, inputs=values | {layout.query.upload})
-        on(layout.query.remove.click, fn=self._on_remove)
+        asked = values | {layout.kept_settings}
+        on(layout.query.upload.upload, fn=self._on_query, inputs=asked | {layout.query.upload})
+        on(layout.query.remove.click, fn=self._on_remove, inputs=asked)
         on(layout.examples.click, fn=self._on_example)
         on(layout.results["maps"].click, fn=self._on_point)
         on(layout.open.upload, fn=self._on_open, inputs={layout.open})
@@ -182,7 +183,8 @@ class Page:
         query = self.layout.query
 
         def work() -> Iterator[Updates]:
-            updates = self._set_query(query.take(values[query.upload]), request)
+            image, kept = query.take(values[query.upload]), values[self.layout.kept_settings]
+            updates = self._set_query(image, kept, request)
             yield {**updates, query.upload: None}
             yield from self._explain_or_await({**values, **updates}, request)
 
@@ -192,7 +194,7 @@ class Page:
         """Remove the query image."""
 
         def work() -> Iterator[Updates]:
-            updates = self._set_query(None, request)
+            updates = self._set_query(None, values[self.layout.kept_settings], request)
             yield updates
             yield from self._explain_or_await({**values, **updates}, request)
 
@@ -241,12 +243,10 @@ class Page:
         kept = values[self.layout.kept_settings]
 
         def work() -> Iterator[Updates]:
-            if isinstance(kept, str) and kept:
-                try:
-                    yield from self._restore(*files.read_kept(kept), request)
-                    return
-                except ValueError:  # of another version, or not written by this page
-                    pass
+            view = files.read_kept(kept)
+            if view is not None:
+                yield from self._restore(*view, request)  # errors of the model leave the images
+                return
             link = request.query_params.get("view")
             settings, image = default_settings(), example_image(0)
             hints: tuple[str, ...] = ()
@@ -276,23 +276,23 @@ class Page:
         settings: Settings | None,
         image: PageImage,
         query: PageImage | None,
+        hints: tuple[str, ...],
         request: gr.Request,
     ) -> Iterator[Updates]:
         if settings is not None:
-            yield from self._open(settings, image, query, request)
+            yield from self._open(settings, image, query, request, hints)
             return
         named = self.controls.by_name
         cleared = {named["texts"]: "", named["caption"]: ""}
         usual = self.controls.values(default_settings())
         yield {**self._set_image(image, request), **usual, **cleared}
-        yield self._await_texts(self._model_hints(""))
+        yield self._await_texts((*self._model_hints(""), *hints))
 
     def _await_texts(self, hints: tuple[str, ...]) -> Updates:
         """Clear results, and say what to do with an image without texts."""
-        message = notice([WRITE_TEXTS, *hints])
         return {
             **dict.fromkeys(self.layout.results.values(), ""),
-            self.layout.notice: message,
+            self.layout.notice: notice([WRITE_TEXTS, *hints]),
             self.layout.python: "",
             self.layout.kept_settings: "",
         }
@@ -317,34 +317,32 @@ class Page:
         request: gr.Request,
         hints: tuple[str, ...] = (),
     ) -> Iterator[Updates]:
-        pictures = {**self._set_image(image, request), **self._set_query(query, request)}
-        opened = {self.layout.tabs: gr.Tabs(selected=settings.tab)}
-        opened |= self.layout.query.opened(settings)
-        yield {**pictures, **self.controls.values(settings), **opened}
+        pictures = self._set_image(image, request)
+        pictures |= self._set_query(query, settings.to_json(), request)
+        pictures[self.layout.tabs] = gr.Tabs(selected=settings.tab)
+        yield {**pictures, **self.controls.values(settings), **self.layout.query.opened(settings)}
         yield from self._show(settings, request, hints)
 
     def _set_image(self, image: PageImage, request: gr.Request) -> Updates:
         """Replace a user's image, drop everything cached of the previous one, and show it."""
-        for digest in self.sessions.set_image(_session(request), image):
-            self.models.forget(digest)
+        self.models.forget(self.sessions.set_image(_session(request), image))
         is_own = image.example is None
         return {
             self.layout.picture: picture(image, "Your image" if is_own else "The example"),
             self.layout.kept_image: files.encode_image(image),
         }
 
-    def _set_query(self, image: PageImage | None, request: gr.Request) -> Updates:
-        """Replace or remove a user's query image, and drop everything cached of the previous."""
+    def _set_query(self, image: PageImage | None, kept: Any, request: gr.Request) -> Updates:
+        """Replace or remove a user's query image, and drop everything made of the previous one."""
         updates, gone = self.layout.query.put(image, _session(request))
-        for digest in gone:
-            self.models.forget(digest)
-        return updates
+        self.models.forget(gone)
+        settings = with_query(kept, "" if image is None else image.name)
+        return {**updates, self.layout.kept_settings: settings, self.layout.results["pair"]: ""}
 
     def _close(self, request: gr.Request) -> None:
         """Drop everything that is kept of a user."""
         session = _session(request)
-        for digest in self.sessions.close(session) | self.layout.query.close(session):
-            self.models.forget(digest)
+        self.models.forget(self.sessions.close(session) | self.layout.query.close(session))
         # Gradio would keep the last results of thousands of users, images included.
         held = self.blocks.state_holder
         held.session_data.pop(session, None)

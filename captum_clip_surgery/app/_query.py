@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,10 @@ import gradio as gr
 from captum_clip_surgery.app._controls import Controls, image_upload
 from captum_clip_surgery.app._figures import plain
 from captum_clip_surgery.app._files import encode_image
-from captum_clip_surgery.app._images import PageImage, Sessions, read_image
-from captum_clip_surgery.app._settings import Settings, printable
+from captum_clip_surgery.app._images import QUERY_TITLE, PageImage, Sessions, read_image
+from captum_clip_surgery.app._settings import MAX_JSON, Settings, printable
 from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.app._uploads import take_file
-
-#: Title under which the page asks for a query image and a text to subtract.
-TITLE = "Query image and difference"
 
 
 class QueryImages:
@@ -29,7 +27,7 @@ class QueryImages:
     def __init__(self, controls: Controls) -> None:
         self._controls = controls
         self._sessions = Sessions()
-        with gr.Accordion(TITLE, open=False, elem_id="ccs-queries") as self.accordion:
+        with gr.Accordion(QUERY_TITLE, open=False, elem_id="ccs-queries") as self.accordion:
             self.upload = image_upload("Query image", "Drop or choose an image", "ccs-query-upload")
             self.picture = gr.HTML(elem_id="ccs-query", apply_default_css=False)
             self.remove = gr.Button("Remove", size="sm", visible=False, elem_id="ccs-query-remove")
@@ -51,7 +49,7 @@ class QueryImages:
         """Replace a user's query image; None removes it.
 
         Returns:
-            Updates of the page, and digests of images that nobody has as a query any more.
+            Updates of the page, and digests of images that no session uses as a query.
         """
         sessions = self._sessions
         gone = sessions.close(session) if image is None else sessions.set_image(session, image)
@@ -83,8 +81,24 @@ class QueryImages:
         return {self.accordion: gr.Accordion(open=True) if is_asked else gr.skip()}
 
     def close(self, session: str) -> set[str]:
-        """Drop a user's query image, and return the digests of images that nobody has any more."""
+        """Drop a user's query image, and return the digests of images that no session uses."""
         return self._sessions.close(session)
+
+
+def with_query(kept: Any, name: str) -> str:
+    """Return kept settings with the name of another query image, or "" for none.
+
+    Args:
+        kept: The settings as JSON, or what a browser sent for them; "" if there are none.
+        name: Name of the query image that is kept beside them, or "" without one.
+    """
+    try:
+        settings = json.loads(kept) if len(kept) <= MAX_JSON else None
+    except (TypeError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        return ""
+    return json.dumps({**settings, "query": name}, ensure_ascii=False)
 
 
 def picture(image: PageImage, alt: str) -> str:

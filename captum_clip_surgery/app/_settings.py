@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from captum_clip_surgery.attr import METHODS
@@ -26,6 +26,13 @@ MAX_JSON = 200_000
 
 FEATURE_SURGERY = ("auto", *VARIANTS, None)
 TABS = ("maps", "segmentation", "points", "words", "pair")
+#: What tabs that leave the text to subtract aside say about it.
+WITHOUT_MINUS = {
+    "segmentation": "Segmentation leaves the text to subtract aside: it would not change which "
+    "class is largest.",
+    "words": "Words leaves the text to subtract aside: it looks for the words of the sentence.",
+    "pair": "Two images leaves the text to subtract aside: it compares the images with each other.",
+}
 #: Color maps of Matplotlib to choose from; None chooses one by the sign.
 COLOR_MAPS = (None, "inferno", "viridis", "magma", "cividis", "Greens", "RdBu_r", "PiYG")
 
@@ -108,6 +115,10 @@ class Settings:
     def asked(self) -> tuple[str, ...]:
         """The texts, and the name of the query image if there is one."""
         return (*self.texts, self.query) if self.query else self.texts
+
+    def on_tab(self) -> Self:
+        """Return the settings without a text to subtract if the tab leaves it aside."""
+        return replace(self, minus="") if self.tab in WITHOUT_MINUS else self
 
     def to_json(self) -> str:
         """Return all settings as JSON that `from_json` reads."""

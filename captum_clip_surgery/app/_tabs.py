@@ -13,8 +13,8 @@ from captum_clip_surgery._utils.similarity import SHARE, format_cosine, format_c
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._explaining import Explainer, Explanation, specificity_of
 from captum_clip_surgery.app._figures import Drawn, Legend
-from captum_clip_surgery.app._images import PageImage
-from captum_clip_surgery.app._settings import Settings
+from captum_clip_surgery.app._images import PageImage, required_query
+from captum_clip_surgery.app._settings import WITHOUT_MINUS, Settings
 from captum_clip_surgery.app._templates import html
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.demo._scenes import unknown_words
@@ -22,10 +22,6 @@ from captum_clip_surgery.metrics._alone import describe_specificity
 from captum_clip_surgery.tasks import explain_pair, prompts, segment, word_maps
 from captum_clip_surgery.tasks.figures import points_figure, segmentation_figure, words_figure
 from captum_clip_surgery.visualization import compare_figure
-
-ABOUT_MINUS = (
-    "Segmentation leaves the text to subtract aside: it would not change which class is largest."
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,10 @@ def show(
         TypeError: If the model or a task raises it.
         ValueError: If the model or a task raises it.
     """
-    yield from _TABS[settings.tab](explainer, image, settings, query)
+    applied = settings.on_tab()
+    hints = () if applied == settings else (WITHOUT_MINUS[settings.tab],)
+    for result in _TABS[settings.tab](explainer, image, applied, query):
+        yield result and replace(result, hints=(*hints, *result.hints))
 
 
 def complete(
@@ -220,8 +219,6 @@ def _maps_html(explanation: Explanation, image: PageImage, settings: Settings) -
 def _segmentation(
     explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
 ) -> Iterator[Result]:
-    hints = (ABOUT_MINUS,) if settings.minus else ()
-    settings = replace(settings, minus="")
     (segmentation,) = segment(
         explainer.classifier(settings, query),
         [image.pixels],
@@ -239,7 +236,7 @@ def _segmentation(
             "classes": np.array(segmentation.classes),
         },
         lambda: segmentation_figure(np.asarray(image.pixels), segmentation),
-        (*hints, *_unknown_words(explainer, _texts(settings))),
+        _unknown_words(explainer, _texts(settings)),
     )
 
 
@@ -312,17 +309,16 @@ def _words(
 def _pair(
     explainer: Explainer, image: PageImage, settings: Settings, query: PageImage | None
 ) -> Iterator[Result]:
-    if query is None:
-        raise ValueError("the query image is missing; choose it under “Query image and difference”")
+    query = required_query(query)
     found = explain_pair(explainer.clip, query.pixels, image.pixels, size=settings.side)
     alt = "Both images with lines between the regions that match most, and a map of each"
-    name = image.name if image.example is None else "the example"
-    figure = partial(found.figure, query.pixels, image.pixels, names=(query.name, name))
+    names = (query.name, image.title)
+    figure = partial(found.figure, query.pixels, image.pixels, names=names)
     query_map, image_map = (values.cpu().numpy() for values in found.maps())
     yield Result(
         html(
             "pair",
-            panel=Panel(figures.drawn_figure(figure()), f"{query.name} and {name}", alt),
+            panel=Panel(figures.drawn_figure(figure()), " and ".join(names), alt),
             cosine=format_cosine(float(found.cosine)),
         ),
         {

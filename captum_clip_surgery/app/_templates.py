@@ -48,6 +48,9 @@ def sentence(message: str) -> str:
 def literal(value: Any) -> str:
     """Write a value as Python code, with strings in double quotes where possible.
 
+    Raises:
+        UndefinedError: If a template has no such value.
+
     Example::
 
         >>> print(literal(("a dog", 'the "cat"')))
@@ -58,7 +61,7 @@ def literal(value: Any) -> str:
         plain = code[0] == "'" and '"' not in code and "\\'" not in code
         return f'"{code[1:-1]}"' if plain else code
     if not isinstance(value, (list, tuple)):
-        return repr(value)
+        return str(value)  # raises for undefined values, which `repr` would write out
     items = [literal(item) for item in value]
     line = f"[{', '.join(items)}]"
     if len(line) <= WIDTH:

@@ -2,9 +2,15 @@
 (settings, image, query) => {
   try {
     const view = settings ? JSON.parse(settings) : null;
-    sessionStorage.setItem("ccs-view", JSON.stringify({ settings: view, image, query }));
+    const keep = (images) =>
+      sessionStorage.setItem("ccs-view", JSON.stringify({ settings: view, ...images }));
     sessionStorage.setItem("ccs-link", location.search);
+    try {
+      keep({ image, query });
+    } catch {
+      keep({ image });  // two large images can exceed the storage; the reload says so
+    }
   } catch {
-    sessionStorage.removeItem("ccs-view");  // too large an image, or no storage
+    sessionStorage.removeItem("ccs-view");  // no storage
   }
 }

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jinja2 import StrictUndefined, UndefinedError
 from PIL import Image
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, cli, explain_pair
@@ -466,9 +467,14 @@ CASES = {
         texts=("star",), query="query.bmp", minus="dog", methods=("CLIPSurgery", "GEM", "GradCam")
     ),
     "query alone": settings(texts=(), query="query.bmp", tab="segmentation", minus="dog"),
-    "pair": settings(texts=(), query="query.bmp", tab="pair", side=96),
+    "pair": settings(texts=(), query="query.bmp", minus="dog", tab="pair", side=96),
     "words": settings(
-        tab="words", caption="a star, a zebra", cmap="viridis", sign="positive", opacity=0.4
+        tab="words",
+        minus="dog",
+        caption="a star, a zebra",
+        cmap="viridis",
+        sign="positive",
+        opacity=0.4,
     ),
 }
 SLOW_CASES = ("samples", "no background", "trust", "trust of differences", "query alone")
@@ -515,6 +521,8 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
         example_image(1).pixels.save(tmp_path / given.query, format="BMP")
         query = read_image((tmp_path / given.query).read_bytes(), given.query)
     result = _tabs.complete(explainer, shown, given, query)
+    aside = [hint for hint in result.hints if "leaves the text to subtract aside" in hint]
+    assert bool(aside) == (given.tab not in ("maps", "points") and given.minus != "")
     python = _files.script(_code.Model(), shown, given, query).content.decode()
     names = run_code(python, tmp_path, monkeypatch)
     (saved,) = tmp_path.glob("*.png")
@@ -566,11 +574,29 @@ def test_the_code_repeats_a_visitors_image_and_model(
     assert np.allclose(found, result.arrays["CLIPSurgery"], atol=1e-5)
 
 
+def test_no_code_compares_with_a_query_image_that_is_missing(explainer: Explainer) -> None:
+    given = settings(texts=("star",), tab="pair")
+    for make in (
+        lambda: _tabs.complete(explainer, example_image(0), given),
+        lambda: _code.python(_code.Model(), example_image(0), given),
+    ):
+        with pytest.raises(ValueError, match="query image is missing; choose it under “Query im"):
+            make()
+    with pytest.raises(UndefinedError, match="'name' is undefined"):
+        _templates.literal(["a", StrictUndefined(name="name")])
+
+
 def test_figures_are_handed_on_for_print(explainer: Explainer) -> None:
     given = settings(tab="words", caption="a star")
     svg = _files.svg(_tabs.complete(explainer, example_image(0), given), given)
     assert svg.content.lstrip().startswith(b"<?xml")
     assert svg.to_dict()["name"] == "words.svg"
+
+
+def kept_view(kept: dict[str, Any]) -> _files.Kept:
+    view = _files.read_kept(json.dumps(kept))
+    assert view is not None
+    return view
 
 
 def test_a_view_comes_back(explainer: Explainer) -> None:
@@ -583,6 +609,16 @@ def test_a_view_comes_back(explainer: Explainer) -> None:
     found, shown, query = _files.read_view(view.content)
     assert query is not None
     assert (found, shown.example, query.digest, query.name) == (asked, 0, other.digest, "q.png")
+    kept = json.loads(_files.view(own, replace(asked, example=None), other).content)
+    assert kept_view(kept)[0] == replace(asked, example=None)
+    del kept["query"]  # as keep.js does without room for it
+    found, shown, query, (hint,) = kept_view(kept)
+    assert (found, shown.digest, query) == (settings(example=None), own.digest, None)
+    assert "no room to keep the query image" in hint
+    kept["settings"]["texts"] = []
+    found, shown, *_ = kept_view(kept)
+    assert (found, shown.digest) == (None, own.digest)
+    assert _files.read_kept("[]") is None
 
     picked = settings(example=2, opacity=0.3)
     for back in (
@@ -624,8 +660,10 @@ def test_links_that_are_none() -> None:
         _files.link(settings(query="q.png"))
     with pytest.raises(ValueError, match="too long for a link"):
         _files.link(settings(distractors=tuple(f"{i} " + "x" * 150 for i in range(60))))
-    with pytest.raises(ValueError, match="names no example"):
+    with pytest.raises(ValueError, match="names no example, and"):
         _files.read_link(json.dumps({"texts": ["a"]}))
+    with pytest.raises(ValueError, match=r"names the query image 'q\.png', which"):
+        _files.read_link(json.dumps({"texts": ["a"], "example": 0, "query": "q.png"}))
 
 
 @without_drawing
@@ -684,7 +722,15 @@ def test_a_query_image_stands_beside_the_texts(
         values.update({c: v for c, v in found.items() if c in named.values()})
         return found
 
-    found = merged(page._on_query({**values, query.upload: content}, visitor))
+    kept = layout.kept_settings
+    sent = {query.upload: content, kept: settings(query="before.png").to_json()}
+    # What fails leaves the name of the image that is kept.
+    clash = "\n".join((*TEXTS, "mi_ne.png"))
+    found = merged(page._on_query({**values, **sent, named["texts"]: clash}, visitor))
+    assert "is also the name of the query image" in found[layout.notice]
+    assert Settings.from_json(found[kept]) == settings(query="mi_ne.png")
+    assert found[query.kept]["name"] == "mi_ne.png"
+    found = merged(page._on_query({**values, **sent}, visitor))
     assert found[query.upload] is None
     assert "mi_ne.png" in found[query.picture]
     assert found[query.kept]["name"] == values[named["query"]] == "mi_ne.png"
@@ -709,6 +755,14 @@ def test_a_query_image_stands_beside_the_texts(
     cosine = float(explain_pair(explainer.clip, image.pixels, example_image(0).pixels).cosine)
     assert f">cosine {cosine:.3f}<" in result[layout.results["pair"]]
     assert Settings.from_json(result[layout.kept_settings]).tab == "pair"
+
+    values |= {named["tab"]: "pair", kept: result[kept]}
+    found = merged(page._on_remove(values, visitor))
+    assert "query image is missing" in found[layout.notice]
+    assert found[layout.results["pair"]] == ""
+    assert found[query.kept] is None
+    assert Settings.from_json(found[kept]) == settings(methods=("CLIPSurgery", "GEM"), tab="pair")
+    merged(page._on_query({**values, **sent}, visitor))
 
     values[named["tab"]] = "maps"
     found = merged(page._on_remove(values, visitor))

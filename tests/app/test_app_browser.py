@@ -529,6 +529,8 @@ def test_a_query_image_is_explained_kept_and_removed(come: Come, tmp_path: Path)
 
 def test_two_images_are_matched_on_a_phone(come: Come, tmp_path: Path) -> None:
     page = come(viewport={"width": 390, "height": 844})
+    explain(page, "star\nkiwi")
+    waits_for(page, ["star", "kiwi"])
     select(page, "Two images")
     page.wait_for_selector("#ccs-notices [role=alert]")
     assert "query image is missing" in page.locator("#ccs-notices [role=alert]").inner_text()
@@ -551,6 +553,33 @@ def test_two_images_are_matched_on_a_phone(come: Come, tmp_path: Path) -> None:
     page.reload()
     page.wait_for_selector("#ccs-pair img")
     assert "asked.png" in page.locator("#ccs-query").inner_text()
+    for act in (page.locator("#ccs-query-remove").click, page.reload):
+        act()
+        page.wait_for_selector("#ccs-notices [role=alert]")
+        assert "query image is missing" in page.locator("#ccs-notices").inner_text()
+        assert page.locator("#ccs-pair img, #ccs-query img").count() == 0
+        texts = page.locator("#ccs-texts textarea")
+        wait_until(lambda texts=texts: texts.input_value() == "star\nkiwi", "the texts")
+        page.wait_for_function("() => JSON.parse(sessionStorage['ccs-view']).query === null")
+
+
+def test_a_reload_keeps_the_image_where_there_is_no_room_for_both(
+    come: Come, tmp_path: Path
+) -> None:
+    page = come()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 1024, 1024, 3), dtype=np.uint8)
+    for name, pixels in zip(("mine.png", "asked.png"), noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    upload(page, tmp_path / "mine.png")
+    page.wait_for_selector("#ccs-picture img[alt='Your image']")
+    explain(page, "star\nzebra")
+    waits_for(page, ["star", "zebra"])
+    upload_query(page, tmp_path / "asked.png")
+    waits_for(page, ["star", "zebra", "asked.png"])
+    page.reload()
+    waits_for(page, ["star", "zebra"])
+    assert page.locator("#ccs-picture").inner_text() == "mine.png"
+    assert "no room to keep the query image" in page.locator("#ccs-notices").inner_text()
 
 
 def in_view(page: Any, selector: str) -> bool:
