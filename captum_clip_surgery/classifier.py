@@ -18,10 +18,10 @@ from captum_clip_surgery.models._processors import with_processor
 from captum_clip_surgery.models._validation import check_finite
 from captum_clip_surgery.models.text._encoder import PromptEncoder
 from captum_clip_surgery.models.text._features import EncodedTexts, GivenFeatures, TextFeatures
-from captum_clip_surgery.models.text._templates import TEMPLATES, Template, check_texts, index_of
+from captum_clip_surgery.models.text._templates import TEMPLATES, Template, check_names, index_of
 from captum_clip_surgery.models.text._tokenization import Tokenizer
-from captum_clip_surgery.queries import Query
-from captum_clip_surgery.queries._features import QueryFeatures, are_differences, ask, bias_of
+from captum_clip_surgery.queries import DifferenceQuery, Query
+from captum_clip_surgery.queries._features import QueryFeatures, ask, bias_of, queries_of
 
 __all__ = ["ZeroShotClassifier"]
 
@@ -89,7 +89,7 @@ class ZeroShotClassifier(ImageEncoder):
         super().__init__(model, positions)
         templates = TEMPLATES if templates is None else templates
         encoder = PromptEncoder(self.model, tokenizer, templates, truncate, cache)
-        names = _check_names(texts, distractors)
+        names = check_names(texts, distractors)
         self._set_text(EncodedTexts(encoder, names[0] + names[1]), *names)
 
     #: What the model was loaded from, for `repr`; None if the caller had it.
@@ -230,7 +230,7 @@ class ZeroShotClassifier(ImageEncoder):
         Raises:
             ValueError: If this classifier was made by `from_features`, or there are no texts.
         """
-        texts, distractors = _check_names(texts, distractors)
+        texts, distractors = check_names(texts, distractors)
         return self._share(self._text.with_texts(texts + distractors), texts, distractors)
 
     def with_queries(
@@ -291,9 +291,15 @@ class ZeroShotClassifier(ImageEncoder):
         return self._text.encoder
 
     @property
+    def queries(self) -> dict[str, Query]:
+        """The queries of `with_queries` and its distractors by name; empty if all are texts."""
+        return queries_of(self._text)
+
+    @property
     def differences(self) -> tuple[bool, ...]:
         """Whether each of the texts names a difference, whose score is that of two cosines."""
-        return are_differences(self._text, len(self.texts))
+        queries = self.queries
+        return tuple(isinstance(queries.get(text), DifferenceQuery) for text in self.texts)
 
     def index(self, text: str) -> int:
         """Return the target of a text.
@@ -391,10 +397,3 @@ class ZeroShotClassifier(ImageEncoder):
             f"activation={explain_activation(self.model)}",
         ]
         return ",\n".join(lines + [f"loaded from={self.origin}"] * (self.origin is not None))
-
-
-def _check_names(texts: Iterable[str], distractors: Iterable[str] | None) -> tuple[Texts, Texts]:
-    names = check_texts(texts)
-    if not names:
-        raise ValueError("no texts: a classifier needs at least one")
-    return names, check_texts(() if distractors is None else distractors, "distractor")

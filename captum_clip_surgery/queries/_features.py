@@ -248,20 +248,20 @@ def query_features(
     return QueryFeatures(images, base, queries, names, encoded)
 
 
-def are_differences(text: TextFeatures, count: int) -> tuple[bool, ...]:
-    """Return whether each of the first `count` features is that of a difference."""
-    return text.differences[:count] if isinstance(text, QueryFeatures) else (False,) * count
+def queries_of(text: TextFeatures) -> dict[str, Query]:
+    """Return the queries of text features by name, if some are not texts."""
+    return text.by_name if isinstance(text, QueryFeatures) else {}
 
 
 def query_names(clip: Any) -> frozenset[str]:
     """Return the names of those queries of a classifier that are not texts."""
-    return frozenset(name for name, query in _by_name(clip).items() if not isinstance(query, str))
+    return frozenset(name for name, query in clip.queries.items() if not isinstance(query, str))
 
 
 def texts_within(clip: Any, names: Iterable[str]) -> set[str]:
     """Return names, and the texts that the queries of these names consist of."""
-    queries, names = _by_name(clip), set(names)
-    leaves = (leaf for name in names for leaf in iter_leaves(queries.get(name, name)))
+    names = set(names)
+    leaves = (leaf for name in names for leaf in iter_leaves(clip.queries.get(name, name)))
     return names | {leaf for leaf in leaves if isinstance(leaf, str)}
 
 
@@ -277,17 +277,11 @@ def in_place_of(clip: Any, name: str, texts: Sequence[str]) -> list[Query]:
     Raises:
         TypeError: If `name` is a difference, and there is another one among `texts`.
     """
-    queries = _by_name(clip)
-    query = queries.get(name)
+    query = clip.queries.get(name)
     if not isinstance(query, DifferenceQuery):
         return list(texts)
-    others: list[Any] = [queries.get(text, text) for text in texts]
+    others: list[Any] = [clip.queries.get(text, text) for text in texts]
     return [DifferenceQuery(other, query.rather_than) for other in others]
-
-
-def _by_name(clip: Any) -> dict[str, Query]:
-    """Return the queries of a classifier by name, if some are not texts."""
-    return clip._text.by_name if isinstance(clip._text, QueryFeatures) else {}
 
 
 def bias_of(model: Any, differences: Sequence[bool]) -> Tensor | None:

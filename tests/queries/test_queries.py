@@ -175,6 +175,8 @@ def test_names_without_name_survive_another_order(vit):
         feature = local.with_texts(["image 1"]).text_features()[0]
         assert torch.equal(feature, asked.text_features()[1])
     assert torch.equal(turned.text_features(), asked.text_features().flip(0))
+    assert turned.queries["image 1"] == asked.queries["image 1"] == ImageQuery(second)
+    assert turned.with_texts(["a dog"]).queries == {}
 
 
 def test_images_of_queries_pass_the_registers(vit, monkeypatch):

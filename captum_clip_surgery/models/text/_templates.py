@@ -124,6 +124,21 @@ def check_texts(texts: Iterable[str], what: str = "text") -> tuple[str, ...]:
     return texts
 
 
+def check_names(
+    texts: Iterable[str], distractors: Iterable[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a classifier's texts and distractors as tuples.
+
+    Raises:
+        TypeError: If they have no order, or one is not a string.
+        ValueError: If there are no texts, or one is empty.
+    """
+    names = check_texts(texts)
+    if not names:
+        raise ValueError("no texts: a classifier needs at least one")
+    return names, check_texts(() if distractors is None else distractors, "distractor")
+
+
 def truncate_repr(text: str) -> str:
     """Return the `repr` of a text for a message, shortened, because texts can be long."""
     return repr(text) if len(text) <= 80 else f"{text[:60]!r}... ({len(text)} characters)"
