@@ -117,8 +117,8 @@ def draw_match() -> None:
 def draw_results() -> None:
     """Draw `results.png`, the main measures of the table of docs/results.md."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    lines = [line for line in page.splitlines() if line.startswith("| ")]
-    names, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:25]]
+    table = page[page.index("| method") :].split("\n\n")[0].splitlines()
+    names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     values = {
         title: {title_of(row[0]): (float(row[names.index(measure)]), None) for row in rows}
         for measure, title in MEASURES.items()
