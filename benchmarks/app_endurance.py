@@ -190,7 +190,11 @@ class User:
     def _wants(self, methods: list[str], count: int) -> None:
         # Texts of two nouns rarely repeat, so a cache without a limit would grow.
         self.texts = tuple(" ".join(self.draw.sample(nouns(), 2)) for _ in range(count))
-        self.visitor.values |= {"ccs-texts": "\n".join(self.texts), "ccs-methods": methods}
+        self.visitor.values |= {
+            "ccs-texts": "\n".join(self.texts),
+            "ccs-methods": methods,
+            "ccs-sign": Settings(self.texts).sign,
+        }
 
     def _check(self, answer: str) -> None:
         check(answer, self.clip.with_texts(self.texts), self.image)
@@ -212,12 +216,13 @@ def check(answer: str, clip: ZeroShotClassifier, image: Image.Image) -> None:
     if html is None:
         raise AssertionError(f"no maps came: {_last(answer)[:300]}")
     maps = LayerCLIPSurgery(clip).attribute_all(clip.preprocess(image))[0].detach()
+    style = figures.map_style(maps, Settings(clip.texts))
     for text, attribution in zip(clip.texts, maps, strict=True):
         alt = re.escape(str(escape(f"Where {title_of('CLIPSurgery')} sees {text!r} in the image")))
         shown = re.search(rf'src="data:image/png;base64,([^"]+)" alt="{alt}"', html)
         if shown is None:
             raise AssertionError(f"no map of {text!r}")
-        drawn = figures.overlay(image, attribution, Settings(clip.texts))
+        drawn = figures.overlay(image, attribution, style)
         difference = np.abs(_pixels(base64.b64decode(shown[1])) - _pixels(drawn.content)).mean()
         if difference > 1:
             raise AssertionError(f"another map of {text!r}: pixels differ by {difference:.1f}")

@@ -200,7 +200,7 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     assert box["width"] > 2 * small["width"]
     assert "0" in page.locator("dialog .ccs-scale").inner_text().split()
     page.keyboard.press("Escape")
-    assert page.locator("dialog").count() == 0
+    page.wait_for_selector("dialog", state="detached")
     point_at(page, 0.25, 0.75)
     assert page.locator(".ccs-point h2").inner_text().endswith("25% across, 75% down")
     assert page.locator(".ccs-point table").count() == 2
