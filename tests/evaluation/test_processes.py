@@ -259,4 +259,4 @@ def test_ray_two_actors_one_of_which_is_killed(
     before = files(tmp_path)
     assert command_line.run(monkeypatch, *given[:-4]) == 0
     assert files(tmp_path) == before  # the driver and further runs reuse what the actors measured
-    assert "give one of them" in str(command_line.run(monkeypatch, *given, "--array", "0/2"))
+    assert "pass only one" in str(command_line.run(monkeypatch, *given, "--array", "0/2"))
