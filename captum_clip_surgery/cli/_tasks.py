@@ -186,7 +186,8 @@ def points(options: _task_options.Points) -> None:
         echo(f"{path} -> {figure_path}, {json_path}", options.json)
         for prompt in prompts:
             if not len(prompt.labels):
-                echo(spell_arguments(f"  {prompt.text} {NO_POINTS}", ["down_sample"]), options.json)
+                reason = spell_arguments(NO_POINTS, ["down_sample"])  # the user's text stays
+                echo(f"  {prompt.text} {reason}", options.json)
                 continue
             positive = int(prompt.labels.sum())
             negative = len(prompt.labels) - positive
