@@ -15,8 +15,13 @@ from captum_clip_surgery.app._images import EXAMPLES, QUERY_TITLE, example_image
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import QueryImages
 from captum_clip_surgery.app._templates import escape, html
+from captum_clip_surgery.attr import METHODS
+from captum_clip_surgery.attr._descriptions import sentence_of, title_of
+from captum_clip_surgery.attr._papers import PAPERS
 
 TITLE = "What CLIP sees"
+#: Path of the guide beside the page.
+GUIDE = "guide"
 TAB_TITLES = {
     "maps": "Maps",
     "segmentation": "Segmentation",
@@ -39,12 +44,6 @@ ABOUT_DEMO = (
     "start the page with a pretrained model: clip-surgery app --model ViT-B-16 --pretrained openai"
 )
 
-#: The documentation has no public address to link to.
-ABOUT_DOCS = (
-    "Documentation: the folder docs of the source code, where app.md describes this page; "
-    "<code>mkdocs serve</code> shows it as a site."
-)
-
 
 def asset(name: str) -> str:
     """Return a file of this package as text."""
@@ -54,7 +53,24 @@ def asset(name: str) -> str:
 def header(model: Model) -> str:
     """Return the title of the page, and what its model is."""
     about = ABOUT_DEMO if model.name is None else f"The model is {model.title}."
-    return html("header", title=TITLE, about=about)
+    return html("header", title=TITLE, about=about, guide=GUIDE)
+
+
+def guide() -> str:
+    """Return what visitors read about the page, and each method with its paper, as Markdown."""
+    methods = [
+        f"- **{title_of(name)}**: {sentence_of(name)}"
+        + (f" {PAPERS[name].to_markdown()}." if name in PAPERS else "")
+        for name in METHODS
+        if sentence_of(name)
+    ]
+    return "\n".join([f"# {TITLE}: guide\n", asset("guide.md"), "## Methods\n", *methods])
+
+
+def add_guide(blocks: gr.Blocks) -> None:
+    """Add the guide at its own address, under the same password as the page."""
+    with blocks.route("Guide", GUIDE):
+        gr.Markdown(guide(), elem_id="ccs-guide")
 
 
 class Layout:
@@ -76,7 +92,6 @@ class Layout:
                 self.notice = gr.HTML(elem_id="ccs-notices", apply_default_css=False)
                 self._add_tabs()
                 self._add_downloads()
-        gr.HTML(f'<p class="ccs-about">{ABOUT_DOCS}</p>', elem_id="ccs-docs")
 
     def _add_inputs(self) -> None:
         self.upload = image_upload("Your image", "Drop, choose or paste an image", "ccs-upload")

@@ -20,7 +20,7 @@ from captum_clip_surgery.app._images import (
     example_scene,
     read_image,
 )
-from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, asset, header
+from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, add_guide, asset, header
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import picture, with_query
 from captum_clip_surgery.app._settings import Settings, split_lines
@@ -63,6 +63,7 @@ class Page:
             self.layout = Layout(models)
             self.controls = self.layout.controls
             self._connect(blocks)
+        add_guide(blocks)
         blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
         self.blocks = blocks
 

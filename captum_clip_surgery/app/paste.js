@@ -4,7 +4,7 @@
   // Where text is written, text goes first: office programs give a picture of it as well.
   if (event.target.matches("textarea, input") && types.includes("text/plain")) return;
   const file = [...files].find(({ type }) => type.startsWith("image/"));
-  if (!file) return;
+  if (!file || !document.querySelector("#ccs-upload")) return;  // on the guide
   event.preventDefault();
   const input = document.querySelector("#ccs-upload input[type=file]");
   if (!input) {  // gone once its button for pasting was used, which reads the clipboard itself

@@ -23,6 +23,8 @@ from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, explain_pa
 from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._images import example_image, example_scene
 from captum_clip_surgery.app._settings import Settings
+from captum_clip_surgery.attr import METHODS
+from captum_clip_surgery.attr._descriptions import sentence_of, title_of
 from tests._helpers.served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
 from tests._helpers.waiting import wait_until
 
@@ -79,9 +81,9 @@ def come(browser: Any, server: Server) -> Iterator[Come]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-        page.on(
+        context.on("weberror", lambda error: wrong.append(str(error.error)))
+        context.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+        context.on(
             "request",
             lambda request: (
                 request.url.startswith((server.address, "data:", "blob:"))
@@ -472,6 +474,35 @@ def violations(page: Any) -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_guide_opens_in_a_tab_of_its_own(scheme: str, come: Come, server: Server) -> None:
+    page = come(
+        color_scheme=scheme,
+        viewport={"width": 390, "height": 844},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    link = page.get_by_role("link", name="Guide")
+    assert in_view(page, "header a")
+    assert link.get_attribute("href") == "guide"  # relative: behind proxies, too
+    with page.context.expect_page() as opened:
+        link.click()
+    guide = opened.value
+    guide.wait_for_selector("#ccs-guide h2")
+    assert guide.url == f"{server.address}/guide"
+    headings = guide.locator("#ccs-guide h2").all_inner_texts()
+    assert headings[0] == "What each tab shows"
+    assert headings[-1] == "Methods"
+    text = guide.locator("#ccs-guide").inner_text()
+    assert all(f"{title_of(name)}: {sentence_of(name)}" in text for name in METHODS)
+    for found in guide.locator("#ccs-guide a").all():
+        assert found.get_attribute("href").startswith("https://arxiv.org/abs/")
+        assert found.get_attribute("target") == "_blank"
+    assert guide.evaluate("document.documentElement.scrollWidth") <= 390
+    assert violations(guide) == set()
+    copy(guide, 1)
+    guide.keyboard.press("Control+V")  # nothing takes it, and no script fails
+
+
 def test_the_page_is_reached_by_keyboard(come: Come) -> None:
     page = come()
     page.locator("#ccs-examples button").nth(1).focus()
@@ -594,23 +625,34 @@ def test_only_its_own_files_are_served(server: Server) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.address}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)
-    with urllib.request.urlopen(server.address) as answer:
-        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    for path in ("", "/guide"):
+        with urllib.request.urlopen(server.address + path) as answer:
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
 
 def test_a_password_is_asked_for(tmp_path: Path) -> None:
     server = serve(tmp_path, "--password", "open sesame")
     try:
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(server.address + "/config")
-        assert refused.value.code == 401
+        for path in ("/config", "/config?page=guide"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(server.address + path)
+            assert refused.value.code == 401
+        guide = "Each text is shown with its cosine"
+        for path in ("", "/guide"):  # which ask for it
+            with urllib.request.urlopen(server.address + path) as answer:
+                content = answer.read().decode()
+            assert '"auth_required":true' in content
+            assert guide not in content
         login = server.address + "/login"
         wrong = urllib.parse.urlencode({"username": "anna", "password": "guess"}).encode()
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(login, wrong)
         assert refused.value.code == 400
         right = urllib.parse.urlencode({"username": "anna", "password": "open sesame"}).encode()
-        with urllib.request.urlopen(login, right) as answer:
+        visitor = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with visitor.open(login, right) as answer:
             assert answer.status == 200
+        with visitor.open(server.address + "/guide") as answer:
+            assert guide in answer.read().decode()
     finally:
         end(server)
