@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from captum_clip_surgery.app import _templates
 from captum_clip_surgery.app._images import (
-    EXAMPLE_SIDE,
-    EXAMPLES,
+    PHOTO,
+    SCENE_SIDE,
     SIDE,
     PageImage,
     required_query,
@@ -66,12 +66,7 @@ def python(
     settings = settings.on_tab()
     if settings.tab == "pair":
         query = required_query(query)
-    example = image.example
-    source = {
-        "reduced_to": (SIDE, SIDE),
-        "side": EXAMPLE_SIDE,
-        "index": None if example is None else EXAMPLES[example],
-    }
+    source = {"reduced_to": (SIDE, SIDE), "side": SCENE_SIDE, "photo": PHOTO.name}
     values = _map_values(model, settings) if settings.tab == "maps" else {}
     return _templates.code(
         settings.tab,

@@ -11,7 +11,7 @@ from threading import Lock
 from cachetools import LRUCache
 from PIL import Image
 
-from captum_clip_surgery.demo import Scenes
+from captum_clip_surgery.demo import MODEL_FOLDER, Scenes
 from captum_clip_surgery.demo._scenes import Scene
 from captum_clip_surgery.preprocessing import (
     TooManyPixelsError,
@@ -32,9 +32,16 @@ MAX_SESSIONS = 128
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "HEIF")
 #: Title under which the page asks for a query image and a text to subtract.
 QUERY_TITLE = "Query image and difference"
-#: Test scenes of two or three objects that the embedded model tells apart.
-EXAMPLES = (27, 6, 23, 45)
-EXAMPLE_SIDE = 256
+#: Test scenes of two or three objects that the embedded model tells apart: the first examples.
+SCENES = (27, 6, 23, 45)
+SCENE_SIDE = 256
+#: Number of the example that is a photograph. It is the same on every page, because views and links
+#: name examples by their numbers.
+PHOTO_EXAMPLE = len(SCENES)
+#: A cup of coffee, by Rachel Michetti (CC0).
+PHOTO = MODEL_FOLDER.parent / "coffee.jpg"
+PHOTO_TEXTS = ("a cup of coffee", "a spoon", "a wooden table")
+PHOTO_CAPTION = "a cup of coffee on a wooden table"
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,16 @@ class PageImage:
     def title(self) -> str:
         """What figures call the image."""
         return self.name if self.example is None else "the example"
+
+    @property
+    def scene(self) -> int | None:
+        """Index of the test scene, or None if the image is not one."""
+        return None if self.example is None or self.is_photo else SCENES[self.example]
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether the image is the example that is a photograph."""
+        return self.example == PHOTO_EXAMPLE
 
     @cached_property
     def digest(self) -> str:
@@ -138,15 +155,15 @@ def _reduce(pixels: Image.Image) -> Image.Image:
 
 @cache
 def example_scene(example: int) -> Scene:
-    """Return the scene of an example.
+    """Return the scene of an example that is not the photograph.
 
     Raises:
         ValueError: If there is no such example.
     """
-    if not 0 <= example < len(EXAMPLES):
-        raise ValueError(f"there is no example {example}; choose 0 to {len(EXAMPLES) - 1}")
-    index = EXAMPLES[example]
-    return Scenes("test", index + 1, size=EXAMPLE_SIDE, objects=[2, 3])[index]
+    if not 0 <= example < len(SCENES):
+        raise ValueError(f"there is no example {example}; choose 0 to {PHOTO_EXAMPLE}")
+    index = SCENES[example]
+    return Scenes("test", index + 1, size=SCENE_SIDE, objects=[2, 3])[index]
 
 
 def example_image(example: int) -> PageImage:
@@ -155,7 +172,23 @@ def example_image(example: int) -> PageImage:
     Raises:
         ValueError: If there is no such example.
     """
-    return PageImage(Image.fromarray(example_scene(example).image), f"example-{example}", example)
+    if example == PHOTO_EXAMPLE:
+        pixels = load_image(PHOTO)
+    else:
+        pixels = Image.fromarray(example_scene(example).image)
+    return PageImage(pixels, f"example-{example}", example)
+
+
+def example_texts(example: int) -> tuple[tuple[str, ...], str]:
+    """Return the texts and the caption of an example.
+
+    Raises:
+        ValueError: If there is no such example.
+    """
+    if example == PHOTO_EXAMPLE:
+        return PHOTO_TEXTS, PHOTO_CAPTION
+    scene = example_scene(example)
+    return scene.nouns, scene.caption
 
 
 class Sessions:

@@ -11,7 +11,7 @@ from captum_clip_surgery.app import _figures as figures
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._controls import Controls, image_upload
 from captum_clip_surgery.app._files import OF_RESULT
-from captum_clip_surgery.app._images import EXAMPLES, QUERY_TITLE, example_image, example_scene
+from captum_clip_surgery.app._images import QUERY_TITLE, example_image, example_texts
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import QueryImages
 from captum_clip_surgery.app._templates import escape, html
@@ -97,8 +97,8 @@ class Layout:
         self.upload = image_upload("Your image", "Drop, choose or paste an image", "ccs-upload")
         self.picture = gr.HTML(elem_id="ccs-picture", apply_default_css=False)
         examples = [
-            (figures.plain(example_image(i).pixels, 96), ", ".join(example_scene(i).nouns))
-            for i in range(len(EXAMPLES))
+            (number, figures.plain(example_image(number).pixels, 96), example_texts(number)[0])
+            for number in self.models.examples()
         ]
         self.examples = gr.HTML(
             html("examples", examples=examples),

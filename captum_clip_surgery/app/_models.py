@@ -7,6 +7,7 @@ from itertools import product
 
 from captum_clip_surgery.app._code import Model
 from captum_clip_surgery.app._explaining import Explainer
+from captum_clip_surgery.app._images import PHOTO_EXAMPLE, SCENES
 from captum_clip_surgery.attr._registry import METHODS
 
 
@@ -41,6 +42,18 @@ class Models:
                 f"the page has no model {title!r:.80}; choose one of {', '.join(self.titles)}"
             )
         return self._served[title or self.titles[0]]
+
+    def examples(self) -> list[int]:
+        """Return the numbers of the examples that are offered; the first one is shown first.
+
+        The photograph is among them only if a model knows photographs, and comes first if the first
+        model does.
+        """
+        scenes = list(range(len(SCENES)))
+        know_photos = [model.name is not None for _, model in self._served.values()]
+        if know_photos[0]:
+            return [PHOTO_EXAMPLE, *scenes]
+        return [*scenes, PHOTO_EXAMPLE] if any(know_photos) else scenes
 
     def methods(self) -> list[str]:
         """Return the methods that are defined on at least one model."""

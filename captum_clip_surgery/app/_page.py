@@ -17,13 +17,12 @@ from captum_clip_surgery.app._images import (
     PageImage,
     Sessions,
     example_image,
-    example_scene,
     read_image,
 )
 from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, add_guide, asset, header
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import picture, with_query
-from captum_clip_surgery.app._settings import Settings, split_lines
+from captum_clip_surgery.app._settings import Settings, default_settings, split_lines
 from captum_clip_surgery.app._templates import html, notice
 from captum_clip_surgery.app._uploads import take_file
 
@@ -42,12 +41,6 @@ Updates = dict[Any, Any]
 Work = Callable[[], Iterator[Updates]]
 
 
-def default_settings(example: int = 0) -> Settings:
-    """Return the first view of an example: its nouns as texts."""
-    scene = example_scene(example)
-    return Settings(texts=scene.nouns, caption=scene.caption, example=example)
-
-
 class Page:
     """The page; `blocks` is what Gradio serves.
 
@@ -57,6 +50,7 @@ class Page:
 
     def __init__(self, models: Models) -> None:
         self.models = models
+        self._first = models.examples()[0]
         self.sessions = Sessions()
         self._running: list[Any] = []
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as blocks:
@@ -249,7 +243,7 @@ class Page:
                 yield from self._restore(*view, request)  # errors of the model leave the images
                 return
             link = request.query_params.get("view")
-            settings, image = default_settings(), example_image(0)
+            settings, image = default_settings(self._first), example_image(self._first)
             hints: tuple[str, ...] = ()
             if link:
                 try:
@@ -285,7 +279,7 @@ class Page:
             return
         named = self.controls.by_name
         cleared = {named["texts"]: "", named["caption"]: ""}
-        usual = self.controls.values(default_settings())
+        usual = self.controls.values(default_settings(self._first))
         yield {**self._set_image(image, request), **usual, **cleared}
         yield self._await_texts((*self._model_hints(""), *hints))
 
@@ -299,7 +293,7 @@ class Page:
         }
 
     def _model_hints(self, title: str) -> tuple[str, ...]:
-        """Return a notice on the limits of the embedded model for users' own images."""
+        """Return a notice on the limits of the embedded model for photographs."""
         return (ABOUT_DEMO,) if self.models.get(title)[1].name is None else ()
 
     def _example_of(self, request: gr.Request) -> Settings | None:
@@ -366,6 +360,8 @@ class Page:
     ) -> Iterator[Updates]:
         layout, shown = self.layout, self._shown(settings, request)
         model, image, query = shown.model, shown.image, shown.query
+        if image.is_photo:
+            hints = (*hints, *self._model_hints(settings.model))
         for result in tabs.show(shown.explainer, image, settings, query):
             if result is None:
                 yield {layout.notice: gr.skip()}

@@ -74,13 +74,15 @@ def serve(
         from captum_clip_surgery.app._images import MAX_MEGABYTES, MAX_SESSIONS, example_image
         from captum_clip_surgery.app._layout import asset
         from captum_clip_surgery.app._models import Models
-        from captum_clip_surgery.app._page import Page, default_settings
+        from captum_clip_surgery.app._page import Page
+        from captum_clip_surgery.app._settings import default_settings
 
         served = [(clip, model, pretrained), *more]
         models = Models([(Explainer(one), Model.of(one, *origin)) for one, *origin in served])
         page = Page(models)
         # Warm up, so that the first user need not wait.
-        tabs.complete(models.explainers[0], example_image(0), default_settings())
+        first = models.examples()[0]
+        tabs.complete(models.explainers[0], example_image(first), default_settings(first))
         _, local, public = page.blocks.launch(
             server_name=host,
             server_port=port,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+from captum_clip_surgery.app._images import example_texts
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.functional import VARIANTS
 from captum_clip_surgery.tasks._sam import INSTANCES
@@ -155,6 +156,12 @@ class Settings:
         if "texts" not in values:
             raise ValueError("settings have no texts")
         return cls(**values)
+
+
+def default_settings(example: int) -> Settings:
+    """Return the first view of an example."""
+    texts, caption = example_texts(example)
+    return Settings(texts=texts, caption=caption, example=example)
 
 
 def split_lines(text: str | None) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from captum_clip_surgery.app import (
 )
 from captum_clip_surgery.app._explaining import Explainer
 from captum_clip_surgery.app._images import (
+    PHOTO_EXAMPLE,
     PageImage,
     Sessions,
     example_image,
@@ -620,13 +621,14 @@ def test_a_view_comes_back(explainer: Explainer) -> None:
     assert (found, shown.digest) == (None, own.digest)
     assert _files.read_kept("[]") is None
 
-    picked = settings(example=2, opacity=0.3)
-    for back in (
-        _files.read_view(_files.view(example_image(2), picked).content),
-        _files.read_link(unquoted(_files.link(picked))),
-    ):
-        assert back[0] == picked
-        assert back[1].digest == example_image(2).digest
+    for number in (2, PHOTO_EXAMPLE):
+        picked = settings(example=number, opacity=0.3)
+        for back in (
+            _files.read_view(_files.view(example_image(number), picked).content),
+            _files.read_link(unquoted(_files.link(picked))),
+        ):
+            assert back[0] == picked
+            assert back[1].digest == example_image(number).digest
 
 
 def unquoted(link: str) -> str:
@@ -641,7 +643,7 @@ def unquoted(link: str) -> str:
         (b"\xff\x00", "not a view"),
         (b"[]", "no settings"),
         (b'{"settings": {"texts": ["a"]}}', "neither an image nor an example"),
-        (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99"),
+        (b'{"settings": {"texts": ["a"], "example": 99}}', "no example 99; choose 0 to 4"),
         (b'{"settings": {"texts": ["a"], "example": 0, "query": "q"}}', "has no query image"),
         (b'{"settings": {"texts": ["a"]}, "image": {"png": "%%%"}}', "image of the view is damag"),
         (b'{"settings": {"texts": ["a"]}, "image": {"png": "AAAA"}}', "cannot be read"),
@@ -668,7 +670,7 @@ def test_links_that_are_none() -> None:
 
 @without_drawing
 def test_every_example_is_told_apart_by_the_model(explainer: Explainer) -> None:
-    for number in range(len(_images.EXAMPLES)):
+    for number in range(len(_images.SCENES)):
         given = settings(
             texts=example_scene(number).nouns, methods=("CLIPSurgery",), example=number
         )
@@ -773,6 +775,33 @@ def test_a_query_image_stands_beside_the_texts(
     assert "The query image is no longer in memory; choose it again." in found[layout.notice]
     page._close(visitor)
     assert not explainer._queries
+
+
+@without_drawing
+def test_the_photograph_is_an_example_of_models_that_know_photographs(
+    explainer: Explainer, clip: ZeroShotClassifier
+) -> None:
+    pytest.importorskip("gradio")
+    from captum_clip_surgery.app._page import Page
+
+    embedded, named = (explainer, _code.Model()), (Explainer(clip), _code.Model("ViT-B-16"))
+    scenes = [0, 1, 2, 3]
+    assert Models([embedded]).examples() == scenes
+    assert Models([named]).examples() == [PHOTO_EXAMPLE, *scenes]
+    assert Models([named, embedded]).examples() == [PHOTO_EXAMPLE, *scenes]
+    models = Models([embedded, named])
+    assert models.examples() == [*scenes, PHOTO_EXAMPLE]
+
+    # A view or a link may show it to the embedded model, which says what that is worth.
+    page, visitor = Page(models), SimpleNamespace(session_hash="anna")
+    page._set_image(example_image(0), visitor)
+    for title, is_warned in (("", True), ("ViT-B-16", False)):
+        values = page.controls.values(settings(methods=("CLIP",), model=title))
+        event = SimpleNamespace(example=PHOTO_EXAMPLE)
+        *_, last = page._on_example(event, values, visitor)
+        assert ("no photographs" in last[page.layout.notice]) == is_warned
+        kept = Settings.from_json(last[page.layout.kept_settings])
+        assert (kept.texts, kept.example) == (_images.PHOTO_TEXTS, PHOTO_EXAMPLE)
 
 
 def test_a_model_is_chosen_by_its_title(explainer: Explainer) -> None:

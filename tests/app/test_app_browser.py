@@ -18,14 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier, explain_pair
 from captum_clip_surgery.app import _figures as figures
-from captum_clip_surgery.app._images import example_image, example_scene
+from captum_clip_surgery.app._images import (
+    PHOTO_CAPTION,
+    PHOTO_TEXTS,
+    example_image,
+    example_scene,
+)
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import sentence_of, title_of
 from tests._helpers.served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
+from tests._helpers.tiny import tiny_model
+from tests._helpers.tower_kinds import TINY
 from tests._helpers.waiting import wait_until
 
 gradio = pytest.importorskip("gradio")
@@ -360,6 +368,55 @@ def test_a_link_brings_the_view_back(come: Come) -> None:
     broken = come("/?view=%7Bnonsense")
     assert len(headings(broken)) == 3
     assert "The link cannot be opened" in broken.locator("#ccs-notices").inner_text()
+
+
+def test_a_pretrained_model_begins_with_the_photograph(browser: Any, tmp_path: Path) -> None:
+    folder, place = tmp_path / "model", tmp_path / "served"
+    for path in (folder, place):
+        path.mkdir()
+    config = {"model_cfg": TINY["vit"].config, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(tiny_model("vit").state_dict(), folder / "open_clip_model.safetensors")
+    server = serve(place, "--model", f"local-dir:{folder}")
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(server.address)
+        waits_for(page, list(PHOTO_TEXTS))
+        examples = page.locator("#ccs-examples button")
+        assert examples.count() == 5
+        assert examples.first.get_attribute("aria-label").endswith(", ".join(PHOTO_TEXTS))
+        examples.nth(1).click()
+        waits_for(page, list(example_scene(0).nouns))
+        examples.first.click()
+        waits_for(page, list(PHOTO_TEXTS))
+        files = {}
+        for kind in ("NPZ", "Python"):
+            with page.expect_download() as caught:
+                page.locator(f"#ccs-get-{kind}").click()
+            files[kind] = tmp_path / caught.value.suggested_filename
+            caught.value.save_as(files[kind])
+        assert "coffee.jpg" in files["Python"].read_text(encoding="utf-8")
+        saved = (
+            "\nimport numpy\nnumpy.savez('again.npz', **{n: m.numpy() for n, m in maps.items()})"
+        )
+        with files["Python"].open("a") as script:
+            script.write(saved)
+        command = [sys.executable, files["Python"]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        again = np.load(tmp_path / "again.npz")
+        shown = np.load(files["NPZ"])
+        assert len(shown["CLIPSurgery"]) == len(PHOTO_TEXTS)
+        for name in ("CLIP", "CLIPSurgery"):
+            assert np.allclose(shown[name], again[title_of(name)], atol=1e-5)
+        select(page, "Words")
+        page.wait_for_selector("#ccs-words img")
+        assert (
+            page.locator("#ccs-caption textarea, #ccs-caption input").input_value() == PHOTO_CAPTION
+        )
+    finally:
+        end(server)
 
 
 def test_stopped_work_ends(come: Come) -> None:

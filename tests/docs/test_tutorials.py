@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +86,6 @@ config = dict(
 templates = None
 """
 }
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty folder of tutorials in a checkout whose documentation has its photograph."""
-    (tmp_path / "tutorials").mkdir()
-    (tmp_path / "docs" / "images").mkdir(parents=True)
-    shutil.copy(TUTORIALS.parent / "docs" / "images" / "coffee.jpg", tmp_path / "docs" / "images")
-    return tmp_path / "tutorials"
 
 
 def stem(notebook: Path) -> str:
@@ -190,9 +180,9 @@ def test_it_checks_itself_and_links_lead_somewhere(notebook: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=stem)
-def test_it_runs_from_nothing(notebook: Path, folder: Path) -> None:
+def test_it_runs_from_nothing(notebook: Path, tmp_path: Path) -> None:
     book = read(notebook)
-    run(book, folder)
+    run(book, tmp_path)
     assert not warned(book)
     for again, kept in zip(code_cells(book), code_cells(read(notebook)), strict=True):
         assert kinds(again) == kinds(kept)
@@ -200,12 +190,12 @@ def test_it_runs_from_nothing(notebook: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_it_runs_on_another_model_by_one_cell(name: str, folder: Path) -> None:
+def test_it_runs_on_another_model_by_one_cell(name: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for picture in ("street.png", "home.png"):
         pixels = generator.integers(0, 255, (90, 140, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / picture)
+        Image.fromarray(pixels).save(tmp_path / picture)
     book = read(TUTORIALS / f"{name}.ipynb")
     (cell,) = to_edit(book)
     cell.source = OTHERS[name] + OTHER_MODEL + ABOUT_THE_MODEL.get(name, "")
-    run(book, folder)
+    run(book, tmp_path)
