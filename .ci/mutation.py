@@ -28,23 +28,30 @@ PACKAGE = "captum_clip_surgery"
 class Group:
     """Files whose functions are mutated, and quick tests that should notice.
 
-    `sample` is the number of mutants drawn (0: all), `without` a pytest expression of the tests to
-    leave out.
+    `sample` is the number of mutants drawn (0: all); `without` and `slow` are pytest expressions of
+    the tests to leave out and of slow ones to run.
     """
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
     sample: int = 0
     without: str = "nothing"
+    slow: str = "nothing"
 
 
 GROUPS = {
     "functional": Group(("functional.py",), ("test_functional.py",)),
     "metrics": Group(
         ("metrics/*.py",),  # and its folders: `*` matches `/`
-        ("metrics",),
+        (
+            "metrics",
+            "test_comparison.py::test_trust_says_how_much_each_map_depends_on_its_text",
+            "test_trust.py::test_limits_of_words",
+            "robustness/test_devices.py::test_whatever_the_default",
+        ),
         sample=300,
         without="bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
+        slow="whatever_the_default",
     ),
     "methods": Group(
         ("models/image/*.py", "models/_blocks.py", "attr/*.py"),
@@ -84,7 +91,7 @@ SETTINGS = {
     "track_dependencies": "false",
     "on_dependency_change": "ignore",
 }
-PYTEST = ("-p", "no:cacheprovider", "--override-ini", "addopts=", "-m", "not slow")
+PYTEST = ("-p", "no:cacheprovider", "--override-ini", "addopts=")
 # This plugin collects garbage five times at the end, which takes longer than most tests.
 PYTEST += ("-p", "no:unraisableexception")
 # These read the documentation, which isn't copied.
@@ -98,12 +105,14 @@ def prepare(name: str) -> Path:
     for linked in (PACKAGE, "tests"):
         if not (folder / linked).is_symlink():
             (folder / linked).symlink_to(ROOT / linked)
+    # `-k` reads names of marks as well.
+    chosen = f"(not slow or {group.slow}) and not ({group.without})"
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "setup.cfg")
     settings["mutmut"] = {key: lines(value) for key, value in SETTINGS.items()} | {
         "only_mutate": lines([f"{PACKAGE}/{file}" for file in group.files]),
         "pytest_add_cli_args_test_selection": lines([f"tests/{test}" for test in group.tests]),
-        "pytest_add_cli_args": lines([*PYTEST, "-k", f"not ({group.without})"]),
+        "pytest_add_cli_args": lines([*PYTEST, "-k", chosen]),
     }
     with (folder / "setup.cfg").open("w") as file:
         settings.write(file)

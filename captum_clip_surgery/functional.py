@@ -162,7 +162,7 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
     Args:
         outputs: Outputs of one part of a model, such as an attention head, over a collection of
             images, (N, C).
-        text_features: Features of the candidate texts (T, C).
+        text_features: Features of the candidate texts (T, C); their lengths do not matter.
         count: Number of texts to choose, at least 1.
 
     Returns:
@@ -191,17 +191,17 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
     residual = outputs - outputs.mean(0)
-    texts = text_features.to(residual.dtype)
+    texts = F.normalize(text_features.to(residual.dtype), dim=-1)
     total = residual.square().sum()
-    tiny = 10 * torch.finfo(residual.dtype).eps
-    shortest = tiny * texts.norm(dim=-1).max()
+    tiny = 10 * torch.finfo(residual.dtype).eps  # of lengths and shares, what rounding leaves
     chosen: list[tuple[int, float]] = []
     while len(chosen) < min(count, len(texts)):
         strengths = (residual @ texts.T).square().sum(0)  # (T,)
         best = int(strengths.argmax())
-        if texts[best].norm() <= shortest:
+        length = texts[best].norm()
+        if length <= tiny:
             break
-        direction = F.normalize(texts[best], dim=-1)
+        direction = texts[best] / length
         along = residual @ direction  # (N,)
         share = along.square().sum() / total
         if not share > tiny:

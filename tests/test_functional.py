@@ -156,6 +156,26 @@ def test_planted_directions_are_named_in_order() -> None:
     # Lengths of outputs do not matter, nor where they are centered.
     again = functional.text_span(1000 * outputs - 3, texts, 3)
     assert [index for index, _ in again] == [7, 3, 12]
+    scaled = functional.text_span(outputs, texts * torch.linspace(1, 100, 20)[:, None], 3)
+    assert [index for index, _ in scaled] == [7, 3, 12]
+    # Texts of another dtype take that of the outputs.
+    assert [index for index, _ in functional.text_span(outputs, texts.float(), 3)] == [7, 3, 12]
+    assert functional.text_span(outputs, texts, 1) == chosen[:1]
+
+
+def test_text_span_is_the_best_projection_by_search() -> None:
+    """Each step takes the text of most variance in what the texts before leave, by projectors."""
+    outputs, texts = features(40, 9, seed=3), features(12, 9, seed=4)
+    centered, projector, steps = outputs - outputs.mean(0), torch.eye(9).double(), []
+    for _ in range(5):
+        left = F.normalize(texts, dim=-1) @ projector
+        index = int((centered @ left.T).pow(2).sum(0).argmax())
+        direction = left[index] / left[index].pow(2).sum().sqrt()
+        share = (centered @ direction).pow(2).sum() / centered.pow(2).sum()
+        steps.append((index, pytest.approx(float(share))))
+        projector = projector - torch.outer(direction, direction)
+    assert functional.text_span(outputs, texts) == steps
+    assert len(functional.text_span(outputs[:2], texts, 1)) == 1  # two images are enough
 
 
 def test_what_a_text_explains_is_taken_from_the_others() -> None:

@@ -165,6 +165,10 @@ def test_absent_texts_are_drawn_from_the_less_likely_half(
         assert all(values[EVERYDAY.index(text)] <= values.median() for text in row)
     assert drawn == draw_absent(clip, images, [["dog"], ["sign"]], count=4)
     assert drawn != draw_absent(clip, images, [["dog"], ["sign"]], count=4, seed=1)
+    # Each text of this half has its chance.
+    often = [draw_absent(clip, images[:1], [["dog"]], count=4, seed=seed)[0] for seed in range(20)]
+    by_likelihood = [EVERYDAY[i] for i in logits[0].argsort() if EVERYDAY[i] != "dog"]
+    assert set().union(*often) == set(by_likelihood[: len(by_likelihood) // 2])
     with pytest.raises(ValueError, match=r"2 of 3 candidates are not texts of image 0"):
         draw_absent(clip, images, [["dog"], ["sign"]], ["dog", "cat", "car"])
 
@@ -247,6 +251,9 @@ def test_maps_that_cannot_be_compared_are_refused(clip: ZeroShotClassifier, imag
     flat: Method = lambda local: lambda images, targets=None: torch.ones(1, 24)  # noqa: E731
     with pytest.raises(ValueError, match=r"maps of flat .* are \(1, 24\), expected \(1, 1, h, w\)"):
         ask_alone(clip, {"flat": flat}, images, [["a dog"], ["a cat"]], ABSENT)
+    lost: Method = lambda local: lambda images, targets=None: noise(0) * torch.nan  # noqa: E731
+    with pytest.raises(ValueError, match="maps of lost"):
+        ask_alone(clip, {"lost": lost}, images, [["a dog"], ["a cat"]], ABSENT)
     given = ZeroShotClassifier.from_features(clip.model, clip.text_features())
     with pytest.raises(ValueError, match="from_features"):
         specificity(given, {"": perfect}, images, TEXTS, ABSENT)
@@ -268,6 +275,8 @@ def test_measures_of_tensors_against_scipy(measure) -> None:
         measure(own, others[:0])
     with pytest.raises(ValueError, match="NaN or infinity"):
         measure(own, others * torch.inf)
+    with pytest.raises(ValueError, match="maps have shape"):
+        measure(own[0], others)
     with pytest.raises(ValueError, match="same shape"):
         measure(own, others[:, :4])
 
@@ -286,5 +295,5 @@ def test_classes_have_the_functions_mean(metric, measure) -> None:
     for part in (slice(0, 1), slice(1, 3)):
         whole.update(maps[part], others[part])
     expected = sum(measure(one, rest) for one, rest in zip(maps, others, strict=True)) / 3
-    assert float(whole.compute()) == pytest.approx(100 * expected)
+    assert float(whole.compute()) == pytest.approx(100 * expected, rel=1e-12)
     assert not whole.higher_is_better

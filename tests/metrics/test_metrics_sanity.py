@@ -41,6 +41,8 @@ def test_surgery_falls_and_a_map_without_model_stays() -> None:
     assert found.correlations["surgery"][0] == pytest.approx(1, abs=1e-3)
     assert abs(found.correlations["surgery"][-1]) < 0.5
     assert flag_insensitive(found) == ["brightness"]
+    fewer = randomization(clip, {"": brightness}, images, [0, 1, 2], num_stages=2)
+    assert fewer.stages == found.stages[:3]
     for name, value in clip.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

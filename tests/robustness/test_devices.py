@@ -96,9 +96,12 @@ def results(clip: ZeroShotClassifier) -> dict[str, Any]:
         "point confusion": lambda: point_confusion(mask, positions, positions, [True, False]),
         "pairs": lambda: [*measures.compute().values()],
         "confidence": lambda: [*measures.confidence().values()],
-        "insertion": lambda: metrics.insertion_deletion(
-            clip, images, attribution.expand(2, 4, 4), 0, 2
-        ),
+        **{
+            f"insertion, {baseline}": lambda baseline=baseline: metrics.insertion_deletion(
+                clip, images, attribution.expand(2, 4, 4), 0, 2, baseline
+            )
+            for baseline in ("blur", "noise")
+        },
         "figures": lambda: [
             bool(visualize_attribution(attribution, IMAGE)),
             bool(winner_figure(IMAGE, attribution.expand(2, 4, 4), ["a", "b"])),

@@ -73,7 +73,7 @@ def image_specificity(attribution: Tensor, others: Tensor) -> float:
 def _mean_correlation(attribution: Tensor, others: Tensor) -> float:
     if isinstance(others, Tensor) and others.ndim == 3 and not len(others):
         raise ValueError("there are no other maps to compare with; pass at least one, (1, h, w)")
-    check_maps(attribution[None], 1, "a map")
+    check_maps(attribution[None], 1)
     check_maps(others, len(others), "other maps")
     maps = attribution.detach().cpu().expand(len(others), -1, -1)
     others = others.detach().cpu()
