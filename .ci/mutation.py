@@ -56,28 +56,26 @@ GROUPS = {
     "methods": Group(
         ("models/image/*.py", "models/_blocks.py", "attr/*.py"),
         (
-            "attr/test_captum.py",
-            "attr/test_engine.py",
-            "attr/test_paths.py",
-            "attr/test_peers.py",
-            "attr/test_reference.py",
-            "attr/test_surgery.py",
-            "attr/test_words.py",
+            "attr",
+            "models/test_direct_effects.py",
+            "models/test_prefixes.py",
             "models/test_refusals.py",
+            "models/test_token_grid.py",
             "models/test_towers.py",
             "models/test_towers_real.py::test_refused_configurations_say_why",
             "models/test_towers_real.py::test_refused_towers_say_why",
             "models/test_towers_real.py::test_unknown_positions",
-            "models/test_transformers_models.py::test_second_path_restated",
-            "models/test_transformers_models.py::test_larger_images_are_embedded_as_siglip2_does",
+            "models/test_transformers_models.py",
             "tasks/test_captions.py::test_sub_words_of_hugging_face_tokenizers",
             "test_comparison.py::test_captums_methods_are_captums",
             "test_comparison.py::test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven",
             "test_comparison.py::test_passes_at_once_follow_from_the_size",
+            "test_decomposition.py",
         ),
         sample=200,
-        # One size of a tower tells as much as all of them.
-        without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core)",
+        # One size of a tower tells as much as all of them; the others take seconds each.
+        without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py "
+        "or test_precision.py or keep_no_graph or evaluation_on_data",
     ),
 }
 KILLED = ("killed", "timeout")

@@ -139,7 +139,7 @@ def feature_surgery(
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)} or None, got {variant!r}")
     weights = class_weights(class_features @ text_features.T, inverse_temperature)
-    common = weights @ text_features / weights.shape[-1]
+    common = weights @ text_features / len(text_features)
     redundant = common[:, None] @ tokens.mT
     if variant == "paper":
         return scores - redundant
@@ -190,24 +190,23 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
         raise ValueError(f"got {len(outputs)} outputs; a variance needs two or more images")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count!r}")
-    residual = outputs - outputs.mean(0)
-    texts = F.normalize(text_features.to(residual.dtype), dim=-1)
-    total = residual.square().sum()
-    tiny = 10 * torch.finfo(residual.dtype).eps  # of lengths and shares, what rounding leaves
+    centered = outputs - outputs.mean(0)
+    texts = F.normalize(text_features.to(centered.dtype))
+    total = centered.square().sum()
+    tiny = 10 * torch.finfo(centered.dtype).eps  # of lengths and shares, what rounding leaves
     chosen: list[tuple[int, float]] = []
     while len(chosen) < min(count, len(texts)):
-        strengths = (residual @ texts.T).square().sum(0)  # (T,)
+        strengths = (centered @ texts.T).square().sum(0)  # (T,)
         best = int(strengths.argmax())
         length = texts[best].norm()
         if length <= tiny:
             break
         direction = texts[best] / length
-        along = residual @ direction  # (N,)
-        share = along.square().sum() / total
+        share = (centered @ direction).square().sum() / total
         if not share > tiny:
             break
         chosen.append((best, float(share)))
-        residual = residual - along[:, None] * direction
+        # Outputs need no projection: what is left of the texts does not see the removed part.
         texts = texts - (texts @ direction)[:, None] * direction
     return chosen
 
