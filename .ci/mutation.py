@@ -57,6 +57,7 @@ GROUPS = {
         ("models/image/*.py", "models/_blocks.py", "attr/*.py"),
         (
             "attr",
+            "models/test_agreement.py::test_hooks_on_containers_are_named",
             "models/test_direct_effects.py",
             "models/test_prefixes.py",
             "models/test_refusals.py",
@@ -71,11 +72,14 @@ GROUPS = {
             "test_comparison.py::test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven",
             "test_comparison.py::test_passes_at_once_follow_from_the_size",
             "test_decomposition.py",
+            "test_trust.py::test_completeness_is_reported_where_a_method_promises_it",
+            "test_trust.py::test_counts_are_of_images_and_of_the_innermost_block_and_those_around",
         ),
         sample=200,
         # One size of a tower tells as much as all of them; the others take seconds each.
         without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py "
-        "or test_precision.py or keep_no_graph or evaluation_on_data",
+        "or keep_no_graph or evaluation_on_data",
+        slow="neurons_that_write_outliers or register_tower or parts_of_options",
     ),
 }
 KILLED = ("killed", "timeout")

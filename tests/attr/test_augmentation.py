@@ -23,6 +23,7 @@ from captum_clip_surgery import (
     TestTimeAugmentation,
     ZeroShotClassifier,
 )
+from captum_clip_surgery._utils.profiling import count_passes
 from captum_clip_surgery.attr import LayerShapeMixin
 from tests._helpers.tiny import random_images, relative_error, with_preprocessing
 from tests._helpers.tower_kinds import Tiny, _shrunk, _timm
@@ -152,7 +153,9 @@ def test_feature_surgery_weights_texts_by_the_image_itself(clip, monkeypatch):
         return score(self, output, targets)
 
     monkeypatch.setattr(LayerCLIPSurgery, "scores_from_output", record)
-    method.attribute_all(images)
+    with count_passes() as passes:
+        method.attribute_all(images)
+    assert passes.forward == 1
     (own,) = seen.pop()
     for scales in ((2.0,), (2.0, 1.0)):
         seen.clear()
@@ -160,6 +163,11 @@ def test_feature_surgery_weights_texts_by_the_image_itself(clip, monkeypatch):
         rows = torch.cat(seen)
         assert len(rows) == 4 * len(scales)
         assert relative_error(rows, own.expand_as(rows)) < 1e-5
+    # Methods that do not weight texts need no pass for the image's own embedding.
+    for plain in (LayerMaskCLIP(clip), LayerCLIPSurgery(clip, feature_surgery="empty")):
+        with count_passes() as passes:
+            TestTimeAugmentation(plain, (2.0,), shifts=2).attribute_all(images)
+        assert passes.forward == 4
 
 
 def test_captums_own_methods_and_tools(clip):

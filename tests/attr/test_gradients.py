@@ -21,6 +21,7 @@ from captum_clip_surgery import (
 )
 from captum_clip_surgery.attr import METHODS, LayerShapeMixin, PathConfig, attribute_many
 from captum_clip_surgery.attr._base import PatchAttribution
+from captum_clip_surgery.attr._gradients import minmax_cosines
 from captum_clip_surgery.attr._registry import choose
 from tests._helpers.cases import each
 from tests._helpers.tiny import FAMILIES, TOWERS, on_models, relative_error, tiny_model
@@ -325,3 +326,8 @@ def test_anomaly_detection_changes_nothing(name):
     with torch.autograd.set_detect_anomaly(True):
         actual = method.attribute_all(images)
     assert relative_error(actual, method.attribute_all(images)) < 1e-5
+
+
+def test_equal_keys_weigh_nothing():
+    keys = torch.randn(1, 1, 8).expand(2, 5, 8)
+    assert torch.equal(minmax_cosines(torch.randn(2, 1, 8), keys), torch.zeros(2, 5))

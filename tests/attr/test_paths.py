@@ -18,7 +18,12 @@ from captum_clip_surgery.attr import (
     LayerFeatureCLIPSurgery,
     attribute_many,
 )
-from captum_clip_surgery.attr._dense import LayerGEM, correlative_attention, qq_attention
+from captum_clip_surgery.attr._dense import (
+    LayerGEM,
+    LayerSCLIP,
+    correlative_attention,
+    qq_attention,
+)
 from captum_clip_surgery.attr._engine import Explain, attribute_each, explain_of
 from captum_clip_surgery.functional import normalized
 from captum_clip_surgery.models.image import AttentionInputs, PathConfig
@@ -197,6 +202,26 @@ def test_one_pass_for_all_that_can_share_it(clip: ZeroShotClassifier) -> None:
     for name, method in methods.items():
         expected = explain_of(method(clip))(images).detach()
         assert relative_error(found[name], expected) < TOLERANCE, name
+
+
+def test_the_last_block_makes_the_queries_that_are_read(
+    clip: ZeroShotClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class token's, unless a path attends by queries itself."""
+    asked: list[int | None] = []
+    inputs = type(clip.tower).attention_inputs
+
+    def record(self, index, x, grid_spec, queries=None):
+        asked.append(queries)
+        return inputs(self, index, x, grid_spec, queries)
+
+    monkeypatch.setattr(type(clip.tower), "attention_inputs", record)
+    images = random_images(clip)
+    LayerCLIPSurgery(clip, num_blocks=2).attribute_all(images)
+    assert asked == [None, 1]
+    asked.clear()
+    LayerSCLIP(clip).attribute_all(images)
+    assert asked == [None]
 
 
 def test_each_image_is_asked_for_its_own_texts(clip: ZeroShotClassifier) -> None:

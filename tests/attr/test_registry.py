@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import DESCRIPTIONS
 from captum_clip_surgery.attr._papers import PAPERS
+from captum_clip_surgery.attr._registry import choose
+from tests._helpers.tiny import tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,3 +24,11 @@ def test_every_method_has_its_paper_as_in_the_documentation() -> None:
     assert set(METHODS) - set(PAPERS) == {"RawAttention"}
     documented = (DOCS / "methods.md").read_text(encoding="utf-8")
     assert [p.title for p in PAPERS.values() if p.to_markdown() not in documented] == []
+
+
+def test_methods_left_out_have_the_reason_that_they_give_themselves() -> None:
+    clip = ZeroShotClassifier(tiny_model("resnet"), ["a dog"], templates=["{}"])
+    chosen, left_out = choose(clip, ["all"])
+    assert {*chosen, *left_out} == {*METHODS}
+    assert left_out["SCCLIP"].startswith("SC-CLIP is not defined on ")
+    assert left_out["ResCLIP"].startswith("ResCLIP is not defined on ")
