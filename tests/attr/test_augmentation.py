@@ -44,6 +44,12 @@ def clip() -> ZeroShotClassifier:
     return ZeroShotClassifier.demo(list(TEXTS))
 
 
+def test_the_layer_of_a_method_is_the_last_block_unless_chosen(clip):
+    blocks = clip.tower.blocks
+    assert Brightness(clip).layer is blocks[-1]
+    assert Brightness(clip, blocks[2]).layer is blocks[2]
+
+
 def planes(height: int, width: int) -> Tensor:
     """Return two pictures (2, 3, height, width) whose pixels are linear in their position."""
     down = (torch.arange(height) + 0.5) / height

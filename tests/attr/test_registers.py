@@ -40,6 +40,7 @@ def test_neurons_that_write_outliers_are_found(edited, scenes):
             for index in range(4):
                 x = tower.run_block(index, x, spec)
         tokens.append(x)
+    assert len(edited.with_registers(scenes, count=1).registers) == 1
     assert norm_outliers(tokens[0][:, 1:]).any()
     assert not norm_outliers(tokens[1][:, 2:]).any()
     register, largest = tokens[1][:, 1].norm(dim=-1), tokens[0][:, 1:].norm(dim=-1).amax(1)
