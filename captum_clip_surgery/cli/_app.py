@@ -9,6 +9,8 @@ from dataclasses import replace
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, PLACEHOLDER, load_model
+from captum_clip_surgery.models._config_check import LOCAL
+from captum_clip_surgery.models._sources import HUB, TRANSFORMERS
 
 
 def app(options: _options.App) -> None:
@@ -20,10 +22,18 @@ def app(options: _options.App) -> None:
     clip = load_model(options.clip, PLACEHOLDER, quiet=True)
     more = []
     for also in options.also or ():
-        other, _, tag = also.partition(":")
-        chosen = replace(options.clip, model=other, pretrained=tag or None)
-        more.append((load_model(chosen, PLACEHOLDER, quiet=True), other, tag or None))
+        other, tag = _split(also)
+        chosen = replace(options.clip, model=other, pretrained=tag)
+        more.append((load_model(chosen, PLACEHOLDER, quiet=True), other, tag))
     serve(clip, name, pretrained, more=more, **vars(options.server))
+
+
+def _split(also: str) -> tuple[str, str | None]:
+    """Return the name and the tag; names of folders and on hubs have a colon, and no tag."""
+    if also.startswith((LOCAL, HUB, TRANSFORMERS)):
+        return also, None
+    name, _, tag = also.partition(":")
+    return name, tag or None
 
 
 def _check_address(host: str, port: int | None) -> None:

@@ -995,6 +995,24 @@ def test_what_browsers_send_is_refused_in_words(
         controls.settings({**sent, controls.by_name[name]: value}, 0)
 
 
+def test_further_models_are_named_with_their_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Any] = []
+    command = "captum_clip_surgery.cli._app"
+    monkeypatch.setattr(f"{command}.load_model", lambda options, *_, **__: options)
+    monkeypatch.setattr(f"{command}.serve", lambda *_, more, **__: served.extend(more))
+    also = ["ViT-B-16:openai", "RN50", "local-dir:a/b", "hf-hub:org/model", "hf:org/model"]
+    options = [word for name in also for word in ("--also", name)]
+    monkeypatch.setattr(sys, "argv", ["clip-surgery", "app", "--model", "ViT-L-14", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert [(name, tag) for _, name, tag in served] == [
+        ("ViT-B-16", "openai"),
+        *((name, None) for name in also[1:]),
+    ]
+    assert all((one.model, one.pretrained) == (name, tag) for one, name, tag in served)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

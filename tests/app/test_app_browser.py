@@ -196,13 +196,10 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     explain(page, "zebra\n\n  star \n<b>kiwi</b>")
     waits_for(page, ["zebra", "star", "<b>kiwi</b>"])
     page.wait_for_selector("#ccs-notices .ccs-notice")
-    notices = page.locator("#ccs-notices")
-    assert "never seen: b" in notices.inner_text()
-    wait_until(lambda: "Still running" not in notices.inner_text(), "the last map")
+    assert "never seen: b" in page.locator("#ccs-notices").inner_text()
     before = picture_of(page, "Where CLIP sees 'zebra' in the image")
-    page.locator("#ccs-appearance button").first.click()
-    page.locator("#ccs-opacity input[type=number]").fill("0.1")
-    page.locator("#ccs-opacity input[type=number]").press("Tab")
+    open_appearance(page)
+    set_opacity(page, "0.1")
     waits_for_another(page, before, "Where CLIP sees 'zebra' in the image")
 
     small = page.locator("#ccs-maps img.ccs-map").nth(1).bounding_box()
@@ -223,6 +220,32 @@ def test_texts_controls_and_a_click(come: Come) -> None:
     page.wait_for_selector("#ccs-notices [role=alert]")
     assert "No text given; write what to look for" in page.locator("#ccs-notices").inner_text()
     assert len(headings(page)) == 3  # what was there stays
+
+
+def open_appearance(page: Any) -> None:
+    """Open the options of drawing; Gradio gives them their values a moment after they appear."""
+    page.locator("#ccs-appearance button").first.click()
+    opacity = page.locator("#ccs-opacity input[type=number]")
+    wait_until(lambda: opacity.input_value() == "0.7", "the value of the opacity")
+
+
+def set_opacity(page: Any, value: str) -> None:
+    page.locator("#ccs-opacity input[type=number]").fill(value)
+    page.locator("#ccs-opacity input[type=number]").press("Tab")
+
+
+def test_the_last_change_during_work_counts(come: Come) -> None:
+    page = come()
+    open_appearance(page)
+    page.locator("#ccs-options button").first.click()
+    page.locator("#ccs-methods").get_by_label("Occlusion").check()
+    page.wait_for_function(
+        "document.querySelector('#ccs-notices').innerText.includes('Still running')"
+    )
+    for value in ("0.5", "0.3", "0.1"):
+        set_opacity(page, value)
+    page.wait_for_function("() => JSON.parse(sessionStorage['ccs-view']).settings.opacity === 0.1")
+    assert page.locator("#ccs-opacity input[type=number]").input_value() == "0.1"
 
 
 def test_an_upload_is_explained_and_deleted(come: Come, server: Server, tmp_path: Path) -> None:
