@@ -52,7 +52,13 @@ def serve(folder: Path, *options: str) -> Server:
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "captum_clip_surgery", "app", "--port", str(port), *options],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "TMPDIR": str(temporary),
+                # PyTorch makes this folder when it is imported, by default in TMPDIR.
+                "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
         )
