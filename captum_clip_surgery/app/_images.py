@@ -158,12 +158,19 @@ def example_scene(example: int) -> Scene:
     """Return the scene of an example that is not the photograph.
 
     Raises:
-        ValueError: If there is no such example.
+        ValueError: If the example is not a scene.
     """
     if not 0 <= example < len(SCENES):
-        raise ValueError(f"there is no example {example}; choose 0 to {PHOTO_EXAMPLE}")
+        raise ValueError(f"example {example} is not a test scene; choose 0 to {len(SCENES) - 1}")
     index = SCENES[example]
     return Scenes("test", index + 1, size=SCENE_SIDE, objects=[2, 3])[index]
+
+
+def _is_photo(example: int) -> bool:
+    """Return whether an example is the photograph; raise ValueError if there is no such example."""
+    if not 0 <= example <= PHOTO_EXAMPLE:
+        raise ValueError(f"there is no example {example}; choose 0 to {PHOTO_EXAMPLE}")
+    return example == PHOTO_EXAMPLE
 
 
 def example_image(example: int) -> PageImage:
@@ -172,7 +179,7 @@ def example_image(example: int) -> PageImage:
     Raises:
         ValueError: If there is no such example.
     """
-    if example == PHOTO_EXAMPLE:
+    if _is_photo(example):
         pixels = load_image(PHOTO)
     else:
         pixels = Image.fromarray(example_scene(example).image)
@@ -185,7 +192,7 @@ def example_texts(example: int) -> tuple[tuple[str, ...], str]:
     Raises:
         ValueError: If there is no such example.
     """
-    if example == PHOTO_EXAMPLE:
+    if _is_photo(example):
         return PHOTO_TEXTS, PHOTO_CAPTION
     scene = example_scene(example)
     return scene.nouns, scene.caption

@@ -15,7 +15,6 @@ from captum_clip_surgery.app._images import QUERY_TITLE, example_image, example_
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import QueryImages
 from captum_clip_surgery.app._templates import escape, html
-from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import sentence_of, title_of
 from captum_clip_surgery.attr._papers import PAPERS
 
@@ -39,10 +38,7 @@ ABOUT_TABS = {
     "raise the cosine of the images most, and the maps below show what each place adds. Choose the "
     f"query image under “{QUERY_TITLE}”.",
 }
-ABOUT_DEMO = (
-    "This is the embedded model. It knows 156 drawn objects and no photographs. For photographs, "
-    "start the page with a pretrained model: clip-surgery app --model ViT-B-16 --pretrained openai"
-)
+OPTIONS_TITLE = "Methods and model"
 
 
 def asset(name: str) -> str:
@@ -50,27 +46,41 @@ def asset(name: str) -> str:
     return (resources("captum_clip_surgery.app") / name).read_text(encoding="utf-8")
 
 
-def header(model: Model) -> str:
-    """Return the title of the page, and what its model is."""
-    about = ABOUT_DEMO if model.name is None else f"The model is {model.title}."
+def about_demo(models: Models) -> str:
+    """Return what the embedded model is, and where to find a model for photographs."""
+    remedy = (
+        f"choose another model under “{OPTIONS_TITLE}”."
+        if models.any_pretrained
+        else "start the page with a pretrained model: "
+        "clip-surgery app --model ViT-B-16 --pretrained openai"
+    )
+    return (
+        "This is the embedded model. It knows 156 drawn objects and no photographs. "
+        f"For photographs, {remedy}"
+    )
+
+
+def header(model: Model, models: Models) -> str:
+    """Return the title of the page, and what the chosen model is."""
+    about = about_demo(models) if model.name is None else f"The model is {model.title}."
     return html("header", title=TITLE, about=about, guide=GUIDE)
 
 
-def guide() -> str:
-    """Return what visitors read about the page, and each method with its paper, as Markdown."""
-    methods = [
+def guide(methods: list[str]) -> str:
+    """Return the guide as Markdown, with the methods and their papers."""
+    described = [
         f"- **{title_of(name)}**: {sentence_of(name)}"
         + (f" {PAPERS[name].to_markdown()}." if name in PAPERS else "")
-        for name in METHODS
+        for name in methods
         if sentence_of(name)
     ]
-    return "\n".join([f"# {TITLE}: guide\n", asset("guide.md"), "## Methods\n", *methods])
+    return "\n".join([f"# {TITLE}: guide\n", asset("guide.md"), "## Methods\n", *described])
 
 
-def add_guide(blocks: gr.Blocks) -> None:
+def add_guide(blocks: gr.Blocks, models: Models) -> None:
     """Add the guide at its own address, under the same password as the page."""
     with blocks.route("Guide", GUIDE):
-        gr.Markdown(guide(), elem_id="ccs-guide")
+        gr.Markdown(guide(models.methods()), elem_id="ccs-guide")
 
 
 class Layout:
@@ -84,7 +94,7 @@ class Layout:
         self.models = models
         self.controls = Controls(models)
         self.results: dict[str, Any] = {}
-        self.header = gr.HTML(header(models.get("")[1]))
+        self.header = gr.HTML(header(models.get("")[1], models))
         with gr.Row(elem_id="ccs-body"):
             with gr.Column(scale=1, min_width=320, elem_id="ccs-inputs"):
                 self._add_inputs()
@@ -115,7 +125,7 @@ class Layout:
         if nouns is not None:
             with gr.Accordion("Known nouns", open=False, elem_id="ccs-nouns"):
                 gr.HTML(f"<p>{escape(', '.join(nouns))}</p>")
-        with gr.Accordion("Methods and model", open=False, elem_id="ccs-options"):
+        with gr.Accordion(OPTIONS_TITLE, open=False, elem_id="ccs-options"):
             self.controls.options()
         with gr.Accordion("Appearance", open=False, elem_id="ccs-appearance"):
             self.controls.appearance()

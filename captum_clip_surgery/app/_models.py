@@ -30,6 +30,8 @@ class Models:
             )
         self.titles = list(self._served)
         self.explainers = [explainer for explainer, _ in self._served.values()]
+        self._pretrained = [model.name is not None for _, model in self._served.values()]
+        self.any_pretrained = any(self._pretrained)
 
     def get(self, title: str) -> tuple[Explainer, Model]:
         """Return a model and its origin; "" stands for the first.
@@ -46,14 +48,13 @@ class Models:
     def examples(self) -> list[int]:
         """Return the numbers of the examples that are offered; the first one is shown first.
 
-        The photograph is among them only if a model knows photographs, and comes first if the first
-        model does.
+        The photograph is among them only if a model is pretrained, and comes first if the first
+        model is.
         """
         scenes = list(range(len(SCENES)))
-        know_photos = [model.name is not None for _, model in self._served.values()]
-        if know_photos[0]:
+        if self._pretrained[0]:
             return [PHOTO_EXAMPLE, *scenes]
-        return [*scenes, PHOTO_EXAMPLE] if any(know_photos) else scenes
+        return [*scenes, PHOTO_EXAMPLE] if self.any_pretrained else scenes
 
     def methods(self) -> list[str]:
         """Return the methods that are defined on at least one model."""

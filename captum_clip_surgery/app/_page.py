@@ -19,7 +19,7 @@ from captum_clip_surgery.app._images import (
     example_image,
     read_image,
 )
-from captum_clip_surgery.app._layout import ABOUT_DEMO, TITLE, Layout, add_guide, asset, header
+from captum_clip_surgery.app._layout import TITLE, Layout, about_demo, add_guide, asset, header
 from captum_clip_surgery.app._models import Models
 from captum_clip_surgery.app._query import picture, with_query
 from captum_clip_surgery.app._settings import Settings, default_settings, split_lines
@@ -30,7 +30,7 @@ from captum_clip_surgery.app._uploads import take_file
 MAX_WAITING = 32
 #: Seconds between searches for abandoned uploads, and the age at which they are deleted.
 CLEANING = (60, 300)
-#: All work shares one queue, because there is one model.
+#: All work shares one queue, so that one request is processed at a time.
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 #: Text boxes that take effect when they are submitted.
 SUBMITTED = ("texts", "minus", "distractors", "background", "caption")
@@ -57,7 +57,7 @@ class Page:
             self.layout = Layout(models)
             self.controls = self.layout.controls
             self._connect(blocks)
-        add_guide(blocks)
+        add_guide(blocks, models)
         blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
         self.blocks = blocks
 
@@ -294,7 +294,7 @@ class Page:
 
     def _model_hints(self, title: str) -> tuple[str, ...]:
         """Return a notice on the limits of the embedded model for photographs."""
-        return (ABOUT_DEMO,) if self.models.get(title)[1].name is None else ()
+        return (about_demo(self.models),) if self.models.get(title)[1].name is None else ()
 
     def _example_of(self, request: gr.Request) -> Settings | None:
         """Return the first view of the example that is shown, or None for a user's own image."""
@@ -372,7 +372,7 @@ class Page:
                 layout.python: html("code", python=python(model, image, settings, query)),
                 layout.link: gr.Textbox(visible=False),
                 layout.kept_settings: settings.to_json(),
-                layout.header: header(model),
+                layout.header: header(model, self.models),
             }
 
     def _catching(self, work: Work, on_error: Updates | None = None) -> Iterator[Updates]:

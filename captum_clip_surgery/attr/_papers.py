@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Paper(NamedTuple):
-    """Where a method was published.
+    """Publication of a method.
 
     Args:
         authors: Family names, or the first one "et al.".
@@ -21,7 +21,7 @@ class Paper(NamedTuple):
     venue: str
 
     def to_markdown(self) -> str:
-        """Return the reference as docs/methods.md has it."""
+        """Return the reference in the format of docs/methods.md."""
         title = f'"{self.title}"'
         if self.arxiv:
             title = f"[{title}](https://arxiv.org/abs/{self.arxiv})"

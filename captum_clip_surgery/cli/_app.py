@@ -9,8 +9,7 @@ from dataclasses import replace
 from captum_clip_surgery.app import serve
 from captum_clip_surgery.cli import _options
 from captum_clip_surgery.cli._model import EMBEDDED_MODEL_NOTE, PLACEHOLDER, load_model
-from captum_clip_surgery.models._config_check import LOCAL
-from captum_clip_surgery.models._sources import HUB, TRANSFORMERS
+from captum_clip_surgery.models._sources import SCHEMES
 
 
 def app(options: _options.App) -> None:
@@ -30,7 +29,7 @@ def app(options: _options.App) -> None:
 
 def _split(also: str) -> tuple[str, str | None]:
     """Return the name and the tag; names of folders and on hubs have a colon, and no tag."""
-    if also.startswith((LOCAL, HUB, TRANSFORMERS)):
+    if also.startswith(SCHEMES):
         return also, None
     name, _, tag = also.partition(":")
     return name, tag or None

@@ -324,8 +324,8 @@ class App(Command):
         list[str] | None,
         Option(
             metavar="NAME[:TAG]",
-            help="Further model that visitors can choose, with its pretrained tag after a colon; "
-            "repeat for more.",
+            help="Further model that visitors can choose, with its pretrained tag after a colon "
+            "(names that begin with hf-hub:, hf: or local-dir: have none); repeat for more.",
         ),
     ] = None
     server: ServerOptions

@@ -782,6 +782,7 @@ def test_the_photograph_is_an_example_of_models_that_know_photographs(
     explainer: Explainer, clip: ZeroShotClassifier
 ) -> None:
     pytest.importorskip("gradio")
+    from captum_clip_surgery.app._layout import about_demo
     from captum_clip_surgery.app._page import Page
 
     embedded, named = (explainer, _code.Model()), (Explainer(clip), _code.Model("ViT-B-16"))
@@ -791,6 +792,10 @@ def test_the_photograph_is_an_example_of_models_that_know_photographs(
     assert Models([named, embedded]).examples() == [PHOTO_EXAMPLE, *scenes]
     models = Models([embedded, named])
     assert models.examples() == [*scenes, PHOTO_EXAMPLE]
+    assert "choose another model under “Methods and model”" in about_demo(models)
+    assert "clip-surgery app --model" in about_demo(Models([embedded]))
+    with pytest.raises(ValueError, match="example 4 is not a test scene; choose 0 to 3"):
+        example_scene(PHOTO_EXAMPLE)
 
     # A view or a link may show it to the embedded model, which says what that is worth.
     page, visitor = Page(models), SimpleNamespace(session_hash="anna")
@@ -800,6 +805,7 @@ def test_the_photograph_is_an_example_of_models_that_know_photographs(
         event = SimpleNamespace(example=PHOTO_EXAMPLE)
         *_, last = page._on_example(event, values, visitor)
         assert ("no photographs" in last[page.layout.notice]) == is_warned
+        assert ("choose another model under" in last[page.layout.notice]) == is_warned
         kept = Settings.from_json(last[page.layout.kept_settings])
         assert (kept.texts, kept.example) == (_images.PHOTO_TEXTS, PHOTO_EXAMPLE)
 

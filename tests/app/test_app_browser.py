@@ -31,6 +31,8 @@ from captum_clip_surgery.app._images import (
 from captum_clip_surgery.app._settings import Settings
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import sentence_of, title_of
+from captum_clip_surgery.attr._papers import PAPERS
+from captum_clip_surgery.attr._registry import choose
 from tests._helpers.served import CHROMIUM, Server, Visitor, chromium, end, serve, until_work_begins
 from tests._helpers.tiny import tiny_model
 from tests._helpers.tower_kinds import TINY
@@ -84,7 +86,7 @@ def come(browser: Any, server: Server) -> Iterator[Come]:
     """A new visitor's page; nothing may be fetched from elsewhere, and no script may fail."""
     contexts, wrong = [], []
 
-    def visit(end: str = "", wait: bool = True, **options: Any) -> Any:
+    def visit(end: str = "", wait: bool = True, at: Server = server, **options: Any) -> Any:
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
@@ -94,11 +96,10 @@ def come(browser: Any, server: Server) -> Iterator[Come]:
         context.on(
             "request",
             lambda request: (
-                request.url.startswith((server.address, "data:", "blob:"))
-                or wrong.append(request.url)
+                request.url.startswith((at.address, "data:", "blob:")) or wrong.append(request.url)
             ),
         )
-        page.goto(server.address + end)
+        page.goto(at.address + end)
         if wait:
             page.wait_for_selector("#ccs-maps img.ccs-map")
         return page
@@ -393,53 +394,52 @@ def test_a_link_brings_the_view_back(come: Come) -> None:
     assert "The link cannot be opened" in broken.locator("#ccs-notices").inner_text()
 
 
-def test_a_pretrained_model_begins_with_the_photograph(browser: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def pretrained_server(tmp_path: Path) -> Iterator[Server]:
     folder, place = tmp_path / "model", tmp_path / "served"
     for path in (folder, place):
         path.mkdir()
     config = {"model_cfg": TINY["vit"].config, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(tiny_model("vit").state_dict(), folder / "open_clip_model.safetensors")
-    server = serve(place, "--model", f"local-dir:{folder}")
-    try:
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(server.address)
-        waits_for(page, list(PHOTO_TEXTS))
-        examples = page.locator("#ccs-examples button")
-        assert examples.count() == 5
-        assert examples.first.get_attribute("aria-label").endswith(", ".join(PHOTO_TEXTS))
-        examples.nth(1).click()
-        waits_for(page, list(example_scene(0).nouns))
-        examples.first.click()
-        waits_for(page, list(PHOTO_TEXTS))
-        files = {}
-        for kind in ("NPZ", "Python"):
-            with page.expect_download() as caught:
-                page.locator(f"#ccs-get-{kind}").click()
-            files[kind] = tmp_path / caught.value.suggested_filename
-            caught.value.save_as(files[kind])
-        assert "coffee.jpg" in files["Python"].read_text(encoding="utf-8")
-        saved = (
-            "\nimport numpy\nnumpy.savez('again.npz', **{n: m.numpy() for n, m in maps.items()})"
-        )
-        with files["Python"].open("a") as script:
-            script.write(saved)
-        command = [sys.executable, files["Python"]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        again = np.load(tmp_path / "again.npz")
-        shown = np.load(files["NPZ"])
-        assert len(shown["CLIPSurgery"]) == len(PHOTO_TEXTS)
-        for name in ("CLIP", "CLIPSurgery"):
-            assert np.allclose(shown[name], again[title_of(name)], atol=1e-5)
-        select(page, "Words")
-        page.wait_for_selector("#ccs-words img")
-        assert (
-            page.locator("#ccs-caption textarea, #ccs-caption input").input_value() == PHOTO_CAPTION
-        )
-    finally:
-        end(server)
+    found = serve(place, "--model", f"local-dir:{folder}")
+    yield found
+    end(found)
+
+
+def test_a_pretrained_model_begins_with_the_photograph(
+    pretrained_server: Server, come: Come, tmp_path: Path
+) -> None:
+    page = come(at=pretrained_server)
+    waits_for(page, list(PHOTO_TEXTS))
+    examples = page.locator("#ccs-examples button")
+    assert examples.count() == 5
+    assert examples.first.get_attribute("aria-label").endswith(", ".join(PHOTO_TEXTS))
+    examples.nth(1).click()
+    waits_for(page, list(example_scene(0).nouns))
+    examples.first.click()
+    waits_for(page, list(PHOTO_TEXTS))
+    files = {}
+    for kind in ("NPZ", "Python"):
+        with page.expect_download() as caught:
+            page.locator(f"#ccs-get-{kind}").click()
+        files[kind] = tmp_path / caught.value.suggested_filename
+        caught.value.save_as(files[kind])
+    assert "coffee.jpg" in files["Python"].read_text(encoding="utf-8")
+    saved = "\nimport numpy\nnumpy.savez('again.npz', **{n: m.numpy() for n, m in maps.items()})"
+    with files["Python"].open("a") as script:
+        script.write(saved)
+    command = [sys.executable, files["Python"]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = np.load(tmp_path / "again.npz")
+    shown = np.load(files["NPZ"])
+    assert len(shown["CLIPSurgery"]) == len(PHOTO_TEXTS)
+    for name in ("CLIP", "CLIPSurgery"):
+        assert np.allclose(shown[name], again[title_of(name)], atol=1e-5)
+    select(page, "Words")
+    page.wait_for_selector("#ccs-words img")
+    assert page.locator("#ccs-caption textarea, #ccs-caption input").input_value() == PHOTO_CAPTION
 
 
 def test_stopped_work_ends(come: Come) -> None:
@@ -564,17 +564,23 @@ def test_the_guide_opens_in_a_tab_of_its_own(scheme: str, come: Come, server: Se
     link = page.get_by_role("link", name="Guide")
     assert in_view(page, "header a")
     assert link.get_attribute("href") == "guide"  # relative: behind proxies, too
+    assert page.get_by_role("navigation").count() == 0  # Gradio's bar of pages
     with page.context.expect_page() as opened:
         link.click()
     guide = opened.value
     guide.wait_for_selector("#ccs-guide h2")
     assert guide.url == f"{server.address}/guide"
     headings = guide.locator("#ccs-guide h2").all_inner_texts()
+    assert guide.get_by_role("navigation").count() == 0
     assert headings[0] == "What each tab shows"
     assert headings[-1] == "Methods"
     text = guide.locator("#ccs-guide").inner_text()
-    assert all(f"{title_of(name)}: {sentence_of(name)}" in text for name in METHODS)
-    for found in guide.locator("#ccs-guide a").all():
+    offered, _ = choose(ZeroShotClassifier.demo(["star"]), ["all"])
+    for name in METHODS:
+        assert (f"{title_of(name)}: {sentence_of(name)}" in text) == (name in offered)
+    links = guide.locator("#ccs-guide a").all()
+    assert len(links) == sum(name in PAPERS and PAPERS[name].arxiv != "" for name in offered)
+    for found in links:
         assert found.get_attribute("href").startswith("https://arxiv.org/abs/")
         assert found.get_attribute("target") == "_blank"
     assert guide.evaluate("document.documentElement.scrollWidth") <= 390
