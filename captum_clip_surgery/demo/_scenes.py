@@ -79,6 +79,8 @@ class Scenes(Sequence[Scene]):
         size: Side of the square images in pixels.
         objects: Numbers of objects from which each scene's is drawn, 1 to 3; repeated numbers are
             drawn more often.
+        backgrounds: Functions of a generator and a side that return a background (side, side, 3)
+            in 0..1; None means the split's kinds.
 
     Raises:
         ValueError: If `split` is unknown, or `objects` is empty or out of range.
@@ -96,6 +98,7 @@ class Scenes(Sequence[Scene]):
         length: int,
         size: int = 128,
         objects: Sequence[int] = (1, 2, 3),
+        backgrounds: Sequence[Callable[[Generator, int], Array]] | None = None,
     ) -> None:
         if split not in STREAMS:
             raise ValueError(f"split must be one of {', '.join(STREAMS)}, got {split!r}")
@@ -105,6 +108,7 @@ class Scenes(Sequence[Scene]):
         self.length = length
         self.size = size
         self.objects = tuple(objects)
+        self.backgrounds = BACKGROUNDS[split] if backgrounds is None else tuple(backgrounds)
 
     def __len__(self) -> int:
         return self.length
@@ -123,7 +127,9 @@ class Scenes(Sequence[Scene]):
         rng = np.random.default_rng([STREAMS[self.split], *self.objects, index % self.length])
         count = int(rng.choice(self.objects))
         # The background has its own stream, so that the layout is the same at every size.
-        canvas = _background(rng.spawn(1)[0], self.split, self.size)
+        background_rng = rng.spawn(1)[0]
+        background = self.backgrounds[background_rng.integers(len(self.backgrounds))]
+        canvas = background(background_rng, self.size)
         return _render(rng, canvas, rng.choice(len(nouns()), count, replace=False))
 
     def __iter__(self) -> Iterator[Scene]:
@@ -313,11 +319,6 @@ BACKGROUNDS: dict[str, tuple[Callable[[Generator, int], Array], ...]] = {
     "validation": (_checks, _waves),
     "test": (_rings, _horizon, _marble),
 }
-
-
-def _background(rng: Generator, split: str, size: int) -> Array:
-    kinds = BACKGROUNDS[split]
-    return kinds[rng.integers(len(kinds))](rng, size)
 
 
 # --- captions ------------------------------------------------------------------------------------

@@ -104,3 +104,15 @@ def test_templates_have_one_slot_each() -> None:
 def test_refused_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Scenes(**arguments)  # type: ignore[arg-type]
+
+
+def test_chosen_backgrounds_are_behind_the_same_objects() -> None:
+    def gray(rng: np.random.Generator, size: int) -> np.ndarray:
+        return np.full((size, size, 3), 0.5, np.float32)
+
+    usual, changed = Scenes("test", 3), Scenes("test", 3, backgrounds=[gray])
+    for one, other in zip(usual, changed, strict=True):
+        assert one.caption == other.caption
+        assert np.array_equal(one.masks, other.masks)
+        assert not np.array_equal(one.image, other.image)
+        assert (other.image == 128).all(-1).mean() > 0.3

@@ -8,17 +8,23 @@ import math
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 import typer
 from safetensors.torch import load_file
 
+from captum_clip_surgery.demo._scenes import BACKGROUNDS
 from tools.embedded_model import plans, report, train
+from tools.embedded_model.backgrounds import MORE_BACKGROUNDS
 
 
 def shorter(plan: plans.Plan) -> plans.Plan:
-    return dataclasses.replace(plan, stages=(plans.Stage(128, 5, 1e-3, 0.0),))
+    stage = plans.Stage(128, 5, 1e-3, 0.0)
+    if plan.pretrained:
+        stage = plans.Stage(224, 5, 1e-3, 0.0, other_sizes=(256,), dropped=0.5)
+    return dataclasses.replace(plan, stages=(stage,))
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +53,7 @@ class Killed(Exception):
     [
         pytest.param("embedded", 1, marks=pytest.mark.slow),
         pytest.param("embedded", 5, marks=pytest.mark.slow),
+        pytest.param("further", 3, marks=pytest.mark.slow),
         pytest.param("map", 3, marks=pytest.mark.slow),
         pytest.param("average", 3, marks=pytest.mark.slow),
     ],
@@ -75,7 +82,41 @@ def test_resuming_equals_never_having_stopped(
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "log.jsonl").open()]
-    assert steps == ([4, 7, 7] if plan == "embedded" else [4, 5])
+    assert steps == {"embedded": [4, 7, 7], "further": [0, 4, 5]}.get(plan, [4, 5])
+
+
+@pytest.mark.slow
+def test_positions_of_other_sizes_are_those_that_open_clip_resizes(tmp_path: Path) -> None:
+    training = train.Training(train.PLANS["further"], tmp_path)
+    images, tokens = train.Batches(training.plan, 1)[0]
+    assert images.shape == (6, 3, 256, 256)  # as many pixels as 8 images of 224
+    resized = train.build(plans.MODEL, 256, training.model.state_dict()).eval()
+    training.model.eval()
+    for found, expected in zip(
+        training.encode(images, tokens), resized(images, tokens), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_sizes_take_turns_with_scenes_that_follow_each_other() -> None:
+    stage = plans.Stage(224, 9, 1e-3, 0.0, other_sizes=(320, 224, 448))
+    batches = [stage.batch(step, 128) for step in range(9)]
+    assert [size for size, _, _ in batches] == [224, 320, 224, 448, 224, 320, 224, 448, 224]
+    before = 0
+    for size, count, first in batches:
+        assert (first, count) == (before, {224: 128, 320: 63, 448: 32}[size])
+        before += count
+
+
+def test_backgrounds_of_training_are_kinds_that_no_other_split_has() -> None:
+    others = {*BACKGROUNDS["validation"], *BACKGROUNDS["test"]}
+    assert set(MORE_BACKGROUNDS) > set(BACKGROUNDS["train"])
+    assert not set(MORE_BACKGROUNDS) & others
+    for background in MORE_BACKGROUNDS:
+        for seed in range(10):
+            canvas = background(np.random.default_rng(seed), 47)
+            assert canvas.shape == (47, 47, 3), background
+            assert 0 <= canvas.min() <= canvas.max() <= 1, background
 
 
 def test_what_is_exported(tmp_path: Path) -> None:
@@ -116,7 +157,7 @@ def test_variants_start_with_the_known_text_and_are_measured_like_the_embedded_m
 
 def test_an_unknown_plan(tmp_path: Path) -> None:
     with pytest.raises(
-        typer.BadParameter, match="must be one of embedded, map, average, got 'max'"
+        typer.BadParameter, match="must be one of embedded, further, map, average, got 'max'"
     ):
         train.main(tmp_path, "max")
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from tools.embedded_model.backgrounds import MORE_BACKGROUNDS
+
 WARM_UP_STEPS = 100
+#: A function of a generator and a side that returns a background (side, side, 3) in 0..1.
+Background = Callable[[np.random.Generator, int], np.ndarray]
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -36,14 +42,17 @@ PREPROCESS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps on images of one size, with a cosine schedule of the learning rate.
+    """Steps with a cosine schedule of the learning rate.
 
     Args:
-        size: Side of the images in pixels.
+        size: Native side of the images in pixels.
         steps: Number of steps.
         learning_rate: Learning rate at the first step.
         final_learning_rate: Learning rate at the last step.
         objects: Numbers of objects of the scenes; a repeated number is drawn more often.
+        other_sizes: Sizes of images that take turns with the native one. Their batches have as many
+            pixels as the native one's.
+        dropped: Fraction of the patches left out of each image, at random.
     """
 
     size: int
@@ -51,6 +60,20 @@ class Stage:
     learning_rate: float
     final_learning_rate: float
     objects: tuple[int, ...] = (1, 2, 3)
+    other_sizes: tuple[int, ...] = ()
+    dropped: float = 0.0
+
+    def batch(self, step: int, batch_size: int) -> tuple[int, int, int]:
+        """Return a batch's size of images, number of scenes, and number of scenes before it.
+
+        Args:
+            step: Number of the batch in this stage.
+            batch_size: Number of scenes in a batch of native size.
+        """
+        sizes = (self.size, *self.other_sizes)
+        counts = [max(2, round(batch_size * (self.size / size) ** 2)) for size in sizes]
+        rounds, turn = divmod(step, len(sizes))
+        return sizes[turn], counts[turn], rounds * sum(counts) + sum(counts[:turn])
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,8 @@ class Plan:
             becomes native.
         sigmoid: Use SigLIP's pairwise loss instead of CLIP's contrastive one.
         pretrained_text: Start with the embedded model's text tower, which saves most of the time.
+        pretrained: Start with the whole embedded model.
+        backgrounds: Kinds of background; None means those of the scenes' training split.
     """
 
     model: Mapping[str, Any]
@@ -71,6 +96,8 @@ class Plan:
     final_sizes: tuple[int, ...]
     sigmoid: bool = False
     pretrained_text: bool = False
+    pretrained: bool = False
+    backgrounds: tuple[Background, ...] | None = None
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
         """Return the stage of a step, and the step at which the stage begins.
@@ -111,6 +138,18 @@ PLANS = {
             Stage(192, 560, 2.5e-4, 0.0, objects=(1, 1, 2, 3)),
         ),
         final_sizes=(192, 224),
+    ),
+    "further": Plan(
+        # From the embedded model on: more kinds of background, sizes in turn, and half of the
+        # patches left out for most steps, which halves their cost.
+        MODEL,
+        (
+            Stage(224, 1500, 4e-4, 8e-5, other_sizes=(320, 224, 448), dropped=0.5),
+            Stage(224, 300, 8e-5, 0.0, objects=(1, 1, 2, 3), other_sizes=(320, 224, 448)),
+        ),
+        final_sizes=(224,),
+        pretrained=True,
+        backgrounds=MORE_BACKGROUNDS,
     ),
     "map": Plan(
         # SigLIP's initial scale and bias, because most pairs of a batch do not match.

@@ -25,8 +25,11 @@ import torch
 import typer
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIP
+from open_clip.transformer import PatchDropout
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -54,19 +57,45 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         scenes: Scenes, one per pair.
-        start: Index of the first scene to use.
     """
 
-    def __init__(self, scenes: Scenes, start: int = 0) -> None:
+    def __init__(self, scenes: Scenes) -> None:
         self.scenes = scenes
-        self.start = start
 
     def __len__(self) -> int:
-        return len(self.scenes) - self.start
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        scene = self.scenes[self.start + index]
+        scene = self.scenes[index]
         return to_tensor(scene.image), tokenize(scene.caption)[0]
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Data set of a stage's batches: images (N, 3, H, W) in -1..1, token ids (N, context).
+
+    Args:
+        plan: The plan.
+        step: First step; the stage's further ones follow.
+    """
+
+    def __init__(self, plan: Plan, step: int) -> None:
+        self.stage, self.begin = plan.stage_at(step)
+        self.plan = plan
+        self.step = step
+
+    def __len__(self) -> int:
+        return self.begin + self.stage.steps - self.step
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        stage = self.stage
+        size, count, before = stage.batch(self.step - self.begin + index, BATCH_SIZE)
+        # The scenes of a stage follow those of the stages before it.
+        first = self.begin * BATCH_SIZE + before
+        total = (self.begin + stage.steps) * BATCH_SIZE
+        scenes = Scenes("train", total, size, stage.objects, self.plan.backgrounds)
+        pairs = Pairs(scenes)
+        images, tokens = zip(*(pairs[i] for i in range(first, first + count)), strict=True)
+        return torch.stack(images), torch.stack(tokens)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -85,10 +114,11 @@ def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None 
     return model.to(DEVICE)
 
 
-def load_text_tower(model: CLIP) -> None:
-    """Copy the embedded model's text tower into a model."""
+def load_embedded(model: CLIP, text_only: bool) -> None:
+    """Copy the embedded model's weights, or those of its text tower, into a model."""
     weights = load_file(MODEL_FOLDER / "open_clip_model.safetensors")
-    names = [name for name in model.state_dict() if not name.startswith(("visual.", "logit_"))]
+    others = ("visual.", "logit_") if text_only else ()
+    names = [name for name in model.state_dict() if not name.startswith(others)]
     model.load_state_dict({name: weights[name].float() for name in names}, strict=False)
 
 
@@ -140,8 +170,10 @@ class Training:
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
         self.model = build(plan.model, plan.stages[0].size)
-        if plan.pretrained_text:
-            load_text_tower(self.model)
+        if plan.pretrained or plan.pretrained_text:
+            load_embedded(self.model, text_only=not plan.pretrained)
+        if plan.pretrained:  # rows of words that no caption used are zero
+            self.seen = self.model.token_embedding.weight.detach().any(1)
         self.optimizer = create_optimizer(self.model)
         if self._checkpoint.exists():
             self._load(torch.load(self._checkpoint, map_location=DEVICE))
@@ -200,8 +232,14 @@ class Training:
             group["lr"] = self.plan.learning_rate(self.step)
         images, tokens = images.to(DEVICE), tokens.to(DEVICE)
         self.seen[tokens.flatten()] = True
+        stage, _ = self.plan.stage_at(self.step)
+        if stage.dropped:
+            torch.manual_seed(self.step)  # a resumed run drops the same patches
+            self.model.visual.patch_dropout = PatchDropout(stage.dropped)
+        else:
+            self.model.visual.patch_dropout = nn.Identity()
         criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
-        loss = criterion(*self.model(images, tokens))
+        loss = criterion(*self.encode(images, tokens))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -211,8 +249,22 @@ class Training:
         self.step += 1
         return float(loss.detach())
 
+    def encode(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return the model's output, with positions resized to the images' grid."""
+        size = images.shape[-1]
+        if size == self.model.visual.image_size[0]:
+            return self.model(images, tokens)
+        side = size // MODEL["vision_cfg"]["patch_size"]
+        own = self.model.visual.positional_embedding
+        positions = resample_abs_pos_embed(own[None], [side, side])[0]
+        # The gradient flows through the resizing, so that all sizes train the same positions.
+        return functional_call(
+            self.model, {"visual.positional_embedding": positions}, (images, tokens)
+        )
+
     def evaluate(self, size: int) -> dict[str, float]:
         """Log the model's accuracy, and export the model if it is the best so far."""
+        self.model.eval()
         record = {
             "step": self.step,
             "size": size,
@@ -220,6 +272,7 @@ class Training:
             "contrastive_accuracy": contrastive_accuracy(self.model, size),
             "validation_top1": validation_top1(self.model, size),
         }
+        self.model.train()
         with self._log.open("a") as log:
             log.write(json.dumps(record) + "\n")
         if record["contrastive_accuracy"] >= self.best:
@@ -279,15 +332,15 @@ def main(
         )
     training = Training(PLANS[plan], output)
     total = sum(stage.steps for stage in training.plan.stages)
+    if training.plan.pretrained and training.step == 0:
+        tqdm.write(json.dumps(training.evaluate(training.plan.stages[0].size)))  # what is to beat
     progress = tqdm(total=total, initial=training.step, smoothing=0.05)
     while training.step < total:
-        stage, begin = training.plan.stage_at(training.step)
+        stage, _ = training.plan.stage_at(training.step)
         training.resize(stage.size)
-        scenes = Scenes("train", (begin + stage.steps) * BATCH_SIZE, stage.size, stage.objects)
+        batches = Batches(training.plan, training.step)
         started = time.monotonic()
-        for images, tokens in DataLoader(
-            Pairs(scenes, training.step * BATCH_SIZE), BATCH_SIZE, num_workers=workers
-        ):
+        for images, tokens in DataLoader(batches, batch_size=None, num_workers=workers):
             loss = training.learn(images, tokens)
             progress.update()
             progress.set_postfix(loss=f"{loss:.3f}", size=stage.size)
