@@ -156,8 +156,8 @@ def _select(weights: Tensor, targets: Tensor | None) -> Tensor:
 def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tuple[int, float]]:
     """Choose the texts whose directions explain most of the variance of outputs, one by one.
 
-    TextSpan: take the text r along which the outputs vary most, remove r's direction from the
-    outputs and from all texts, and repeat.
+    TextSpan: take the text r along which the outputs vary most, remove r's direction from all
+    texts, and repeat. (Algorithm 1 removes it from the outputs as well, which changes nothing.)
 
     Args:
         outputs: Outputs of one part of a model, such as an attention head, over a collection of
@@ -193,7 +193,7 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
     centered = outputs - outputs.mean(0)
     texts = F.normalize(text_features.to(centered.dtype))
     total = centered.square().sum()
-    tiny = 10 * torch.finfo(centered.dtype).eps  # of lengths and shares, what rounding leaves
+    tiny = 10 * torch.finfo(centered.dtype).eps  # less is a rounding error
     chosen: list[tuple[int, float]] = []
     while len(chosen) < min(count, len(texts)):
         strengths = (centered @ texts.T).square().sum(0)  # (T,)
@@ -206,7 +206,8 @@ def text_span(outputs: Tensor, text_features: Tensor, count: int = 5) -> list[tu
         if not share > tiny:
             break
         chosen.append((best, float(share)))
-        # Outputs need no projection: what is left of the texts does not see the removed part.
+        # The remaining texts are orthogonal to the removed directions, so the outputs need no
+        # projection.
         texts = texts - (texts @ direction)[:, None] * direction
     return chosen
 

@@ -83,7 +83,8 @@ class Scenes(Sequence[Scene]):
             in 0..1; None means the split's kinds.
 
     Raises:
-        ValueError: If `split` is unknown, or `objects` is empty or out of range.
+        ValueError: If `split` is unknown, `objects` is empty or out of range, or `backgrounds` is
+            empty.
 
     Example::
 
@@ -104,6 +105,8 @@ class Scenes(Sequence[Scene]):
             raise ValueError(f"split must be one of {', '.join(STREAMS)}, got {split!r}")
         if not objects or not all(1 <= count <= MAX_OBJECTS for count in objects):
             raise ValueError(f"objects must be numbers from 1 to {MAX_OBJECTS}, got {objects!r}")
+        if backgrounds is not None and not backgrounds:
+            raise ValueError("backgrounds is empty; pass functions, or None for the split's kinds")
         self.split = split
         self.length = length
         self.size = size

@@ -116,3 +116,5 @@ def test_chosen_backgrounds_are_behind_the_same_objects() -> None:
         assert np.array_equal(one.masks, other.masks)
         assert not np.array_equal(one.image, other.image)
         assert (other.image == 128).all(-1).mean() > 0.3
+    with pytest.raises(ValueError, match="backgrounds is empty"):
+        Scenes("test", 3, backgrounds=[])

@@ -1,6 +1,6 @@
-"""Further kinds of background for training; none is a kind of the validation or the test scenes.
+"""Further kinds of background for training, which neither validation nor test scenes have.
 
-Functions of a generator and a side that return (side, side, 3) in 0..1, as the scenes' own.
+Each is a function of a generator and a side that returns the background (side, side, 3) in 0..1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from captum_clip_surgery.demo._scenes import BACKGROUNDS, Array, Generator
 
 TRAINED = BACKGROUNDS["train"]
-#: Largest number of shapes or strokes on a background.
+#: A background has fewer shapes or strokes than this.
 MAX_SHAPES = 24
 
 

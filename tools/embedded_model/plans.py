@@ -50,8 +50,8 @@ class Stage:
         learning_rate: Learning rate at the first step.
         final_learning_rate: Learning rate at the last step.
         objects: Numbers of objects of the scenes; a repeated number is drawn more often.
-        other_sizes: Sizes of images that take turns with the native one. Their batches have as many
-            pixels as the native one's.
+        other_sizes: Sizes of images that take turns with the native one, not smaller than it. Their
+            batches have as many pixels as the native one's.
         dropped: Fraction of the patches left out of each image, at random.
     """
 
@@ -64,7 +64,7 @@ class Stage:
     dropped: float = 0.0
 
     def batch(self, step: int, batch_size: int) -> tuple[int, int, int]:
-        """Return a batch's size of images, number of scenes, and number of scenes before it.
+        """Return a batch's image size, its number of scenes, and that of earlier batches' scenes.
 
         Args:
             step: Number of the batch in this stage.
@@ -84,7 +84,7 @@ class Plan:
         model: The open_clip configuration.
         stages: Stages, one after the other.
         final_sizes: Sizes at which the trained model is evaluated; the one of the best accuracy
-            becomes native.
+            becomes native. Without any, the size of the last stage stays native.
         sigmoid: Use SigLIP's pairwise loss instead of CLIP's contrastive one.
         pretrained_text: Start with the embedded model's text tower, which saves most of the time.
         pretrained: Start with the whole embedded model.
@@ -140,14 +140,15 @@ PLANS = {
         final_sizes=(192, 224),
     ),
     "further": Plan(
-        # From the embedded model on: more kinds of background, sizes in turn, and half of the
-        # patches left out for most steps, which halves their cost.
+        # Starts with the embedded model and repeats its scenes' layouts, on more kinds of
+        # background and at several sizes in turn. Most steps leave out half of the patches, which
+        # halves their cost.
         MODEL,
         (
             Stage(224, 1500, 4e-4, 8e-5, other_sizes=(320, 224, 448), dropped=0.5),
             Stage(224, 300, 8e-5, 0.0, objects=(1, 1, 2, 3), other_sizes=(320, 224, 448)),
         ),
-        final_sizes=(224,),
+        final_sizes=(),
         pretrained=True,
         backgrounds=MORE_BACKGROUNDS,
     ),

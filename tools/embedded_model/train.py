@@ -1,11 +1,11 @@
-"""Train the embedded model, or a variant, by a contrastive loss on rendered scenes.
+"""Train the embedded model, train it further, or train a variant, on rendered scenes.
 
-    python -m tools.embedded_model.train [--plan map | average] --output runs/demo
+    python -m tools.embedded_model.train [--plan further | map | average] --output runs/demo
 
-An interrupted run resumes when it is started again. The output folder holds `log.jsonl`,
-`checkpoint.pt` and, in `model/`, the weights of the highest held-out contrastive accuracy, as
-open_clip's `local-dir:` loads them; explanation maps are not used for this choice. The variants'
-image towers have no class token; the package does not contain their weights.
+The loss is contrastive. An interrupted run resumes when it is started again. The output folder
+holds `log.jsonl`, `checkpoint.pt` and, in `model/`, the weights of the highest held-out contrastive
+accuracy, as open_clip's `local-dir:` loads them; explanation maps are not used for this choice. The
+variants' image towers have no class token; the package does not contain their weights.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from open_clip.model import CLIP
 from open_clip.transformer import PatchDropout
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.demo import MODEL_FOLDER, Scenes, nouns, prompt_templates
-from tools.embedded_model.plans import MODEL, PLANS, PREPROCESS, Plan
+from tools.embedded_model.plans import MODEL, PLANS, PREPROCESS, Plan, Stage
 from tools.embedded_model.report import top1
 
 SEED = 0
@@ -75,7 +75,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         plan: The plan.
-        step: First step; the stage's further ones follow.
+        step: First step; the rest of its stage follows.
     """
 
     def __init__(self, plan: Plan, step: int) -> None:
@@ -212,6 +212,12 @@ class Training:
         torch.save(content, temporary)
         temporary.replace(self._checkpoint)
 
+    def begin(self, stage: Stage) -> None:
+        """Prepare the model for the images of a stage."""
+        self.resize(stage.size)
+        if hasattr(self.model.visual, "patch_dropout"):  # open_clip's own image tower
+            self.model.visual.patch_dropout = PatchDropout(stage.dropped)
+
     def resize(self, size: int) -> None:
         """Change the size of the images; the moments of the resized positions are reset."""
         if size == self.model.visual.image_size[0]:
@@ -232,12 +238,7 @@ class Training:
             group["lr"] = self.plan.learning_rate(self.step)
         images, tokens = images.to(DEVICE), tokens.to(DEVICE)
         self.seen[tokens.flatten()] = True
-        stage, _ = self.plan.stage_at(self.step)
-        if stage.dropped:
-            torch.manual_seed(self.step)  # a resumed run drops the same patches
-            self.model.visual.patch_dropout = PatchDropout(stage.dropped)
-        else:
-            self.model.visual.patch_dropout = nn.Identity()
+        torch.manual_seed(self.step)  # so that a resumed run drops the same patches
         criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
         loss = criterion(*self.encode(images, tokens))
         self.optimizer.zero_grad(set_to_none=True)
@@ -255,8 +256,8 @@ class Training:
         if size == self.model.visual.image_size[0]:
             return self.model(images, tokens)
         side = size // MODEL["vision_cfg"]["patch_size"]
-        own = self.model.visual.positional_embedding
-        positions = resample_abs_pos_embed(own[None], [side, side])[0]
+        native_positions = self.model.visual.positional_embedding
+        positions = resample_abs_pos_embed(native_positions[None], [side, side])[0]
         # The gradient flows through the resizing, so that all sizes train the same positions.
         return functional_call(
             self.model, {"visual.positional_embedding": positions}, (images, tokens)
@@ -332,19 +333,22 @@ def main(
         )
     training = Training(PLANS[plan], output)
     total = sum(stage.steps for stage in training.plan.stages)
-    if training.plan.pretrained and training.step == 0:
-        tqdm.write(json.dumps(training.evaluate(training.plan.stages[0].size)))  # what is to beat
+    if training.plan.pretrained and training.best < 0:  # not evaluated yet
+        size = training.plan.stages[0].size
+        tqdm.write(json.dumps(training.evaluate(size)))  # what is to beat
+        training.save(size)
     progress = tqdm(total=total, initial=training.step, smoothing=0.05)
     while training.step < total:
         stage, _ = training.plan.stage_at(training.step)
-        training.resize(stage.size)
+        training.begin(stage)
         batches = Batches(training.plan, training.step)
         started = time.monotonic()
         for images, tokens in DataLoader(batches, batch_size=None, num_workers=workers):
             loss = training.learn(images, tokens)
             progress.update()
             progress.set_postfix(loss=f"{loss:.3f}", size=stage.size)
-            if training.step % EVALUATE_EVERY == 0:
+            last = training.step == total and not training.plan.final_sizes
+            if training.step % EVALUATE_EVERY == 0 or last:
                 progress.write(json.dumps(training.evaluate(stage.size)))
             started, before = time.monotonic(), started
             training.seconds += started - before
