@@ -353,6 +353,7 @@ def test_who_leaves_is_left_between_texts(explainer: Explainer, passes: list[int
     assert len(passes) == done == 2
 
 
+@pytest.mark.slow
 def test_trust_is_a_line_below_each_map(explainer: Explainer, passes: list[int]) -> None:
     shown, given = example_image(0), settings(methods=("CLIPSurgery", "RawAttention"))
     assert "on the text" not in _tabs.complete(explainer, shown, given).html
@@ -478,7 +479,11 @@ CASES = {
         opacity=0.4,
     ),
 }
-SLOW_CASES = ("samples", "no background", "trust", "trust of differences", "query alone")
+#: The other cases try every tab.
+SLOW_CASES = (
+    *("samples", "no background", "trust", "trust of differences"),
+    *("queries", "query alone"),
+)
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -29,9 +29,8 @@ def test_blocks_and_grid_are_as_fine_as_the_paper_s_partial_surgery_needs() -> N
     assert not clip.model.training
 
 
-@pytest.mark.parametrize(
-    ("split", "least"), [pytest.param("validation", 88, marks=pytest.mark.slow), ("test", 78)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("split", "least"), [("validation", 88), ("test", 78)])
 def test_it_names_what_it_sees(split: str, least: float) -> None:
     """On 100 scenes; the model card has the figures on 500, 95.0 % and 87.6 %."""
     clip = ZeroShotClassifier.demo(["dog"])

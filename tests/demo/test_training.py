@@ -118,6 +118,7 @@ def test_more_backgrounds_fill_any_square() -> None:
             assert 0 <= canvas.min() <= canvas.max() <= 1, background
 
 
+@pytest.mark.slow
 def test_what_is_exported(tmp_path: Path) -> None:
     train.main(tmp_path)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")

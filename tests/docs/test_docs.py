@@ -73,9 +73,17 @@ def run(source: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 WITH_PYTHON = [
     page for page in PAGES if blocks(page.read_text(), "python") and page.name not in RUN_ELSEWHERE
 ]
+#: Pages whose code takes several seconds.
+SLOW_PAGES = ("audit", "ledger")
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW_PAGES))
+        for page in WITH_PYTHON
+    ],
+)
 def test_python_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if page.stem == "recipes":
         needs("transformers")

@@ -284,6 +284,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str:
     return command_line.run(monkeypatch, "evaluate", *arguments)
 
 
+@pytest.mark.slow
 def test_command(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

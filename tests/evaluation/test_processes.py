@@ -85,7 +85,8 @@ def test_texts_are_embedded_together_before_the_first_image(root: Path) -> None:
     assert set(data.classes.first[1:]) <= set(clip.text_encoder._cached.features)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_as_many_processes_as_one_likes(
     root: Path, table: bytes, tmp_path: Path, world: int
 ) -> None:

@@ -30,6 +30,7 @@ from tests._helpers.tiny import (
     ONE_MODEL,
     TWO_MODELS,
     on_models,
+    quick_on,
     random_images,
     relative_error,
     tiny_model,
@@ -176,11 +177,8 @@ def check_state(clip, prepare, expected, grids):
 # --- after an exception halfway ------------------------------------------------------------------
 
 
-#: A kind for each way in which a pass goes through the parts of a tower, and slow the others.
-IN_PARTS = [
-    pytest.param(kind, marks=() if kind in ("vit", "resnet", "siglip") else pytest.mark.slow)
-    for kind in TINY
-]
+#: Every kind, since passes go through the parts of a tower in different ways; all but one slow.
+IN_PARTS = quick_on(("vit",), TINY)
 
 
 class Halfway(Exception):

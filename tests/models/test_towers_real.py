@@ -114,6 +114,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 @each("name", SMALL)
 def test_one_configuration_of_each_row(name):
     check_configuration(name)

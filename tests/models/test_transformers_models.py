@@ -29,7 +29,7 @@ from captum_clip_surgery.models._dual_encoders import to_patches
 from captum_clip_surgery.models.image import PathConfig
 from tests._helpers.cases import each
 from tests._helpers.model_snapshot import differences, snapshot
-from tests._helpers.tiny import relative_error, tiny_model, with_preprocessing
+from tests._helpers.tiny import quick_on, relative_error, tiny_model, with_preprocessing
 from tests._helpers.transformers_models import (
     KINDS,
     NAMES,
@@ -259,7 +259,7 @@ def encoder_length(name: str, tokens: Tensor) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["CLIPModel", "SiglipModel", pytest.param("AltCLIPModel", marks=pytest.mark.slow)]
+    "name", quick_on(("CLIPModel",), ("CLIPModel", "SiglipModel", "AltCLIPModel"))
 )
 def test_tasks_check_up_copies_and_the_cache(tmp_path_factory, name):
     model = build(name)

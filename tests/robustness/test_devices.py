@@ -22,6 +22,8 @@ from captum_clip_surgery.metrics.functional._segmentation import confusion
 from captum_clip_surgery.visualization import visualize_attribution, winner_figure
 from tests._helpers.pretend_mps import PretendMps, model_to_mps
 
+pytestmark = pytest.mark.slow
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 PREPARED = (
     "iou_curve",

@@ -58,6 +58,7 @@ def test_named_above_a_threshold() -> None:
     assert [name for name, _ in found.top()] == ["b", "c", "a", "d"]
 
 
+@pytest.mark.slow
 def test_feature_surgery_helps_on_scenes() -> None:
     """Against scikit-learn's average precision as well as torchmetrics'."""
     sklearn = pytest.importorskip("sklearn.metrics")
