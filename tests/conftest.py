@@ -12,6 +12,7 @@ from typing import Any
 import ftfy
 import open_clip
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
@@ -29,6 +30,10 @@ from tests._helpers.tiny import (
     load_reference_model,
     tiny_model,
 )
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that share the cores would wait for each other's threads.
+    torch.set_num_threads(1)
 
 #: The fuzzer's own modules, whose doctests pytest would look for: they need atheris.
 collect_ignore_glob = ["robustness/fuzz*.py"]

@@ -52,6 +52,7 @@ def test_the_recorder_sees_what_waits():
     assert recorded(lambda: torch.ones(2).nonzero()) == ["aten::nonzero"]
 
 
+@pytest.mark.slow
 @each("kind", TINY)
 def test_all_texts_wait_once(kind):
     """Variants and shapes come after the tower and are tried on one."""

@@ -377,6 +377,7 @@ def test_trust_is_a_line_below_each_map(explainer: Explainer, passes: list[int])
     assert before < shown_alone
 
 
+@pytest.mark.slow
 def test_trust_says_why_a_variant_cannot_be_asked_alone(explainer: Explainer) -> None:
     given = settings(methods=("CLIP", "CLIPSurgery"), feature_surgery="release", trust=True)
     steps = list(filter(None, _tabs.show(explainer, example_image(0), given)))
@@ -420,6 +421,7 @@ def test_resolutions(explainer: Explainer) -> None:
         _tabs.complete(explainer, example_image(0), replace(given, side=100))
 
 
+@pytest.mark.slow
 def test_words_the_model_never_learnt_and_texts_that_are_too_long(explainer: Explainer) -> None:
     with pytest.warns(UserWarning, match="not trained on: xylophone"):
         result = _tabs.complete(explainer, example_image(0), settings(texts=("xylophone", "star")))
@@ -479,10 +481,10 @@ CASES = {
         opacity=0.4,
     ),
 }
-#: The other cases try every tab.
+#: The other cases try the options that most visitors use.
 SLOW_CASES = (
     *("samples", "no background", "trust", "trust of differences"),
-    *("queries", "query alone"),
+    *("queries", "query alone", "pair"),
 )
 
 
@@ -563,6 +565,7 @@ def test_the_code_repeats_what_is_shown_and_handed_on(
         assert np.allclose(names["words"].maps.numpy(), result.arrays["maps"], atol=1e-5)
 
 
+@pytest.mark.slow
 @without_drawing
 def test_the_code_repeats_a_visitors_image_and_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -707,6 +710,7 @@ def test_what_was_found_of_a_image_goes_with_its_visitor(
     assert passes == [1, 1, 1]  # nothing was remembered
 
 
+@pytest.mark.slow
 @without_drawing
 def test_a_query_image_stands_beside_the_texts(
     explainer: Explainer, passes: list[int], monkeypatch: pytest.MonkeyPatch
@@ -927,6 +931,7 @@ def test_maps_without_a_method_make_no_figure(explainer: Explainer) -> None:
 # --- looks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_figure_of_words_has_the_look_of_the_screen(explainer: Explainer) -> None:
     def drawn(**look: Any) -> np.ndarray:
         given = settings(tab="words", caption="a star", **look)

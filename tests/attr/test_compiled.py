@@ -114,6 +114,7 @@ def test_what_open_clip_scripts_is_refused(family, tmp_path):
         ZeroShotClassifier.from_pretrained(f"local-dir:{tmp_path}", None, TEXTS, jit=True)
 
 
+@pytest.mark.slow
 def test_wrapped_classifiers_and_compiled_text_towers_are_named():
     clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=TEMPLATES)
     for wrapped in (torch.compile(clip), nn.DataParallel(clip)):
@@ -125,6 +126,7 @@ def test_wrapped_classifiers_and_compiled_text_towers_are_named():
         ZeroShotClassifier(model, TEXTS, templates=TEMPLATES)
 
 
+@pytest.mark.slow
 def test_maps_of_fixed_text_features_are_exported():
     clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=())
     fixed = ZeroShotClassifier.from_features(

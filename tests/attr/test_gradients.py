@@ -210,6 +210,7 @@ class OwnPass(LayerShapeMixin):
         )
 
 
+@pytest.mark.slow
 @each("name", [*METHODS, *MAPS, "own pass"])
 def test_plain_calls_keep_no_graph(name):
     """Parameters require gradients, as in every model that was just loaded."""

@@ -29,7 +29,6 @@ from tests._helpers.tiny import (
     REFERENCE,
     TOWERS,
     TWO_MODELS,
-    TWO_TOWERS,
     load_reference_model,
     quick_on,
     relative_error,
@@ -137,7 +136,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ZeroShotClas
 
 
 @pytest.mark.parametrize("grid", [(8, 5), pytest.param((6, 6), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", TWO_TOWERS)
+@pytest.mark.parametrize("family", quick_on(("vit",), TINY))
 def test_half_precision_models_give_the_maps_of_full_precision(load, family, grid):
     full = load(family)
     halves = {p: load(family, p) for p in HALVES if has_precision(family, p)}

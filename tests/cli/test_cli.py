@@ -79,6 +79,7 @@ def test_explain_writes_figure_and_raw_maps(
     np.testing.assert_allclose(arrays["CLIPSurgery"], expected.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trust_writes_a_report_and_a_line_under_each_map(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -336,6 +337,7 @@ def test_compare_draws_and_says_what_it_left_out(
     assert str(message).endswith("or all; did you mean 'LeGrad'?")
 
 
+@pytest.mark.slow
 def test_compare_goes_on_past_what_it_cannot_read_and_passes_options_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_segment_with_synonyms(monkeypatch, tmp_path, folder, capsys) -> None:
     assert message == "error: --synonyms lists all classes; leave out texts and queries"
 
 
+@pytest.mark.slow
 def test_segment_finely_along_edges(monkeypatch, tmp_path, folder, capsys, clip) -> None:
     options = ("--size", 96, "--fine", "--refine", "pamr", "--output", tmp_path)
     options = (*options, "--no-background", "--json")
@@ -121,6 +122,7 @@ def test_segment_by_windows_for_people(monkeypatch, tmp_path, folder, capsys) ->
     assert {name for _, name in shares} <= {"background", *nouns()}
 
 
+@pytest.mark.slow
 def test_recognize_a_pattern(monkeypatch, tmp_path, folder, capsys) -> None:
     options = ("--top", 3, "--output", tmp_path, "--json")
     assert run(monkeypatch, "recognize", folder / "*.png", *options) == 0
@@ -170,6 +172,7 @@ def test_points_and_the_masks_of_a_sam(monkeypatch, tmp_path, folder, capsys, sa
     assert message == f"error: no file at {tmp_path / 'none'}"
 
 
+@pytest.mark.slow
 def test_where_there_are_no_points_the_mask_is_empty(
     monkeypatch, tmp_path, folder, capsys, sam
 ) -> None:
@@ -184,6 +187,7 @@ def test_where_there_are_no_points_the_mask_is_empty(
     assert all(entry["prompts"][0]["points"] for entry in images)
 
 
+@pytest.mark.slow
 def test_a_caption_may_fill_the_context(monkeypatch, tmp_path, folder) -> None:
     """No template makes it longer."""
     caption = " ".join(["dog"] * (24 - 2))
@@ -194,7 +198,10 @@ def test_a_caption_may_fill_the_context(monkeypatch, tmp_path, folder) -> None:
     assert "is longer than the model's context of 24 tokens" in str(message)
 
 
-@pytest.mark.parametrize("method", [None, "interactions", "surgery"])
+@pytest.mark.parametrize(
+    "method",
+    [None, *(pytest.param(m, marks=pytest.mark.slow) for m in ("interactions", "surgery"))],
+)
 def test_words(monkeypatch, tmp_path, folder, capsys, method) -> None:
     caption = f"the {SCENES[0].nouns[0]} in the scene."
     options = ("--caption", caption, "--output", tmp_path, *(["--method", method] * bool(method)))
@@ -213,6 +220,7 @@ def test_words(monkeypatch, tmp_path, folder, capsys, method) -> None:
     assert Image.open(tmp_path / "0-words.png").size[0] > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["segment", "recognize", "points", "words"])
 def test_past_what_cannot_be_read(monkeypatch, tmp_path, folder, capsys, command) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
@@ -238,6 +246,7 @@ def test_nothing_to_look_at(monkeypatch, tmp_path) -> None:
 # --- queries beside texts ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_are_looked_for_and_texts_subtracted(
     monkeypatch, tmp_path, folder, capsys, clip
 ) -> None:
@@ -278,6 +287,7 @@ def test_images_of_one_name_are_named_by_path(monkeypatch, tmp_path, folder, cap
     assert content["classes"] == [str(image), str(copied), "0.png"]
 
 
+@pytest.mark.slow
 def test_match_two_images(monkeypatch, tmp_path, folder, capsys, clip) -> None:
     paths = folder / "0.png", folder / "1.png"
     options = ("--pairs", 2, "--output", tmp_path / "out", "--json")

@@ -159,6 +159,7 @@ def test_the_cue_is_the_part_whose_pasting_raises_the_evidence(place, monkeypatc
     assert (cue.texts[0][0] if place else cue.texts) == ("moon" if place else ())
 
 
+@pytest.mark.slow
 def test_a_second_object_in_the_background_is_located_and_described():
     def background(rng, noun, size):
         canvas = np.array(any_background(rng, noun, size), np.float32)

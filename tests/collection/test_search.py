@@ -106,6 +106,7 @@ def test_bad_indices_and_queries_are_refused(monkeypatch):
         ImageIndex(["a", "b", "c"], vectors, exact=False)
 
 
+@pytest.mark.slow
 def test_an_export_is_searched_as_its_images_are(clip, folder, tmp_path):
     pytest.importorskip("pyarrow")
     surgery = LayerCLIPSurgery(clip)
@@ -135,6 +136,7 @@ def test_an_export_is_searched_as_its_images_are(clip, folder, tmp_path):
         ImageIndex.from_export(tmp_path / "out", other)
 
 
+@pytest.mark.slow
 def test_command_writes_ranking_and_pictures(folder, tmp_path, monkeypatch, capsys):
     (folder / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out"

@@ -38,6 +38,7 @@ def test_it_names_what_it_sees(split: str, least: float) -> None:
     assert top1(clip, Scenes(split, 100, clip.native_size[0], objects=[1])) > least
 
 
+@pytest.mark.slow
 def test_surgery_localises_and_clip_s_own_maps_do_not() -> None:
     clip = ZeroShotClassifier.demo(["dog"])
     scenes = Scenes("test", 25, clip.native_size[0], objects=[2, 3])

@@ -79,6 +79,7 @@ def check_same_as_scenes(
             assert result.intervals[key] == pytest.approx(interval, **CLOSE), key
 
 
+@pytest.mark.slow
 def test_a_folder_of_scenes_as_the_scenes(clip: ZeroShotClassifier, tmp_path: Path) -> None:
     check_same_as_scenes(clip, SCENES, tmp_path, ["CLIP", "CLIPSurgery", "LeGrad"])
 
@@ -415,6 +416,7 @@ def test_specificity_is_against_classes_that_are_surely_absent(clip: ZeroShotCla
 # --- grids ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grids_of_images_of_which_one_shows_the_class(clip: ZeroShotClassifier) -> None:
     scenes = Scenes("test", 6, 112, objects=[1])
     names = list(dict.fromkeys(noun for scene in scenes for noun in scene.nouns))

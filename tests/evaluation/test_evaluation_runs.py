@@ -71,6 +71,7 @@ def run(
     return evaluate(clip, data, methods, protocol, progress=False, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_one_table_however_it_is_cut(clip: ZeroShotClassifier, folder: Folder) -> None:
     first = run(clip, folder, batch_size=1, confidence=True)
     for batch_size in (3, 8):
@@ -81,6 +82,7 @@ def test_one_table_however_it_is_cut(clip: ZeroShotClassifier, folder: Folder) -
             assert other.results[name].intervals.keys() == result.intervals.keys()
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(clip: ZeroShotClassifier, folder: Folder) -> None:
     alone, ahead = (run(clip, folder, batch_size=3, workers=workers) for workers in (0, 2))
     assert ahead.results == alone.results
@@ -340,6 +342,7 @@ def test_a_protocol_that_changes_with_the_data_set_is_kept(
     assert content["protocol"]["views"]["segmentation"]["size"] == 96
 
 
+@pytest.mark.slow
 @each(("options", "expected"), [([], "bicubic"), (["--positions", "bilinear"], "bilinear")])
 def test_a_protocol_says_how_positions_are_resized_unless_an_option_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], expected: str
@@ -488,6 +491,7 @@ def test_example_images_take_the_place_of_all_names_of_a_class(
         _predictors.MapPredictor(asked, data, methods, View(size=96))
 
 
+@pytest.mark.slow
 def test_example_images_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = scene_folder(SCENES[:2], tmp_path / "data")
     noun, paths = examples(tmp_path)

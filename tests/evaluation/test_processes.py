@@ -190,6 +190,7 @@ def test_torchrun_starts_again_by_itself(root: Path, tmp_path: Path) -> None:
         assert found[name].to_dict() == pytest.approx(measures, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_task_of_an_array_may_have_nothing_to_do(
     root: Path,
     table: bytes,

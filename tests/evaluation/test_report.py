@@ -16,6 +16,7 @@ from captum_clip_surgery.evaluation import evaluate_scenes
 from tools.embedded_model import report
 
 
+@pytest.mark.slow
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main(scenes=2, size=128, output=tmp_path / "figures.json")
     printed = capsys.readouterr().out

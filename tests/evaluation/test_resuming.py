@@ -178,6 +178,7 @@ def test_what_has_changed_is_said(
         assert list(evaluated.measured("--no-resume").values()) == [IMAGES, IMAGES]
 
 
+@pytest.mark.slow
 def test_nothing_changed_nothing_measured(evaluated: Evaluated) -> None:
     (evaluated.folder / "out" / "results.csv").unlink()
     before = evaluated.pieces()
@@ -191,6 +192,7 @@ def test_nothing_changed_nothing_measured(evaluated: Evaluated) -> None:
     assert evaluated.found() == evaluated.table
 
 
+@pytest.mark.slow
 def test_what_is_asked_besides_is_measured_alone(evaluated: Evaluated) -> None:
     evaluated.options["--methods"] = "CLIP,MaskCLIP"
     assert evaluated.measured() == {("localization", "MaskCLIP"): IMAGES}

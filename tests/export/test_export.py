@@ -174,6 +174,7 @@ def test_many_lookups_read_names_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert close(maps["072"], expected([scene(1)])[0])
 
 
+@pytest.mark.slow
 def test_a_plan_is_small_and_may_be_sent(folder: Path, exported: Path, tmp_path: Path) -> None:
     made = planned(folder, tmp_path / "out")
     content = pickle.dumps(made)
@@ -413,6 +414,7 @@ def test_the_command(
     assert "must be i/n" in str(run(monkeypatch, *arguments, "--array", "2/2"))
 
 
+@pytest.mark.slow
 def test_options_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_folder(tmp_path / "in", 2)
     (tmp_path / "texts.txt").write_text("dog\n\nduck\n")
@@ -470,6 +472,7 @@ def test_what_the_docs_show() -> None:
     assert seen["batch"].top_indices.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_queries_beside_texts(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_reversed_map_swaps_what_goes_first(tiny: ZeroShotClassifier) -> None:
     assert (forth[0] - forth[1]).abs().min() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_map_of_the_object_beats_its_opposite() -> None:
     scenes = Scenes("test", 2, objects=[1])
     clip = ZeroShotClassifier.demo(nouns())

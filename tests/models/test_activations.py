@@ -150,6 +150,7 @@ def test_these_tags_differ_from_their_names_configuration():
     assert sorted(found) == sorted(MISBUILT)
 
 
+@pytest.mark.slow
 @each(("name", "tag"), MISBUILT)
 def test_the_tags_record_is_built(tiny, expected, name, tag):
     check(load(name, tag), expected, True, f"(recorded for the tag {tag!r})")

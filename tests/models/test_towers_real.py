@@ -208,6 +208,7 @@ def make_up(visual: Any) -> dict[str, Any]:
 
 
 #: No configuration has custom blocks; the tests of options make sure of them.
+@pytest.mark.slow
 @each("kind", [kind for kind in TINY if kind != "custom"])
 def test_tiny_kind_is_made_like_its_configuration(kind):
     assert make_up(TINY[kind].build().visual) == make_up(on_meta(TINY[kind].like))

@@ -155,6 +155,7 @@ def alone(name: str, model: Any, patches: Tensor) -> Tensor:
     return model.visual_projection(vision.post_layernorm(patches))
 
 
+@pytest.mark.slow
 @each("name", NAMES)
 def test_any_size_and_gradients_and_the_model_is_left_alone(name):
     model = build(name)

@@ -254,6 +254,7 @@ def test_contributions_sum_to_the_score(vit):
         assert delta.abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_tasks_and_measures_take_queries(vit):
     images = pictures(vit, 2)
     asked = vit.with_queries(["a dog", ImageQuery(images[0], "this")])

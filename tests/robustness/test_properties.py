@@ -188,6 +188,7 @@ def _no_gradients() -> Any:
 # --- properties ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @cases
 @given(drawn())
 def test_a_batch_is_its_images_one_by_one(case: Case) -> None:
@@ -196,6 +197,7 @@ def test_a_batch_is_its_images_one_by_one(case: Case) -> None:
     same(case.clip(case.images), torch.cat([case.clip(image[None]) for image in case.images]))
 
 
+@pytest.mark.slow
 @cases
 @given(drawn(), st.randoms(use_true_random=False))
 def test_permuted_images_give_permuted_maps(case: Case, random: Any) -> None:
@@ -291,6 +293,7 @@ def test_type_device_and_shapes_are_those_of_the_images(case: Case, dtype: torch
         assert found.device == images.device
 
 
+@pytest.mark.slow
 @cases
 @given(drawn(), st.floats(-30, 10), st.sampled_from([0.0, 1.0, -1.0]))
 def test_finite_in_finite_out(case: Case, power: float, shift: float) -> None:

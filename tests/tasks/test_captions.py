@@ -308,6 +308,7 @@ def test_own_texts_take_one_pass_of_each_batch(vit):
 # --- what maps are good for ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_right_words_point_to_their_objects(demo):
     """On 40 test scenes of two or three objects; and they are the ones that matter."""
     scenes = list(Scenes("test", 40, 224, objects=[2, 3]))

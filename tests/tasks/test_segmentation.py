@@ -179,6 +179,7 @@ def test_half_precision_batches_are_scored_in_full(
 # --- windows -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each("stride", [None, 32, 64, 16])
 def test_windows_by_a_naive_loop(
     demo: ZeroShotClassifier, images: Tensor, stride: int | None
@@ -369,6 +370,7 @@ def test_refused_images(demo: ZeroShotClassifier, tmp_path: Path) -> None:
 # --- edges ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_refined_scores_follow_the_image() -> None:
     """On a scene, borders of classes come to lie on the object's."""
     pytest.importorskip("kornia")

@@ -43,6 +43,7 @@ def largest(figure: Figure) -> int:
     return max(max(i.get_array().shape[:2]) for axis in figure.axes for i in axis.images)
 
 
+@pytest.mark.slow
 @each("size", SIZES)
 def test_images_of_any_shape_fit(size: tuple[int, int]) -> None:
     height, width = size
