@@ -25,14 +25,14 @@ from tests._helpers.method_table import (
     sized_images,
     tiny_classifier,
 )
-from tests._helpers.tiny import TWO_MODELS
+from tests._helpers.tiny import ONE_MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require grad")
 
 TARGETS = [2, 0]  # a text for each image
 
 
-@pytest.fixture(params=TWO_MODELS)
+@pytest.fixture(params=ONE_MODEL)
 def clip(request: pytest.FixtureRequest) -> Iterator[ZeroShotClassifier]:
     clip = tiny_classifier(request.param)
     yield clip

@@ -74,7 +74,7 @@ WITH_PYTHON = [
     page for page in PAGES if blocks(page.read_text(), "python") and page.name not in RUN_ELSEWHERE
 ]
 #: Pages whose code takes several seconds.
-SLOW_PAGES = ("audit", "ledger")
+SLOW_PAGES = ("audit", "ledger", "queries")
 
 
 @pytest.mark.parametrize(

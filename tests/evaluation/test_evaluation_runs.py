@@ -231,6 +231,7 @@ def test_refused(clip: ZeroShotClassifier, folder: Folder) -> None:
             run(clip, tags, protocol=replace(BOTH, views={"recognition": view}))
 
 
+@pytest.mark.slow
 def test_figures_of_each_kind_of_truth(clip: ZeroShotClassifier) -> None:
     pictures = [scene.image for scene in SCENES[:2]]
     mask = np.zeros((96, 96), bool)

@@ -223,6 +223,7 @@ def test_images_that_change_are_named_and_measured_again(
     assert evaluated.found() != evaluated.table
 
 
+@pytest.mark.slow
 def test_a_refused_call_leaves_nothing(evaluated: Evaluated) -> None:
     evaluated.options["--output"] = str(evaluated.folder / "other")
     own = evaluated.folder / "own.toml"

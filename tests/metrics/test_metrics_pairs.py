@@ -105,6 +105,7 @@ def test_tolerance() -> None:
         PairMeasures(-1)
 
 
+@pytest.mark.slow
 def test_bootstrap_by_a_naive_loop_over_the_same_resamples() -> None:
     """Each resample measured from its pairs, as often as their images were drawn."""
     pairs = [pair for pair in PAIRS if pair[1].any() and not pair[1].all()]

@@ -59,6 +59,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 # --- folders in transformers' form ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each("name", NAMES)
 def test_folders_of_every_family(tmp_path_factory, name):
     folder = tmp_path_factory.mktemp("family") / "model"
@@ -317,6 +318,7 @@ def checkpoint(kind: str) -> Any:
     }[kind]
 
 
+@pytest.mark.slow
 @each(
     "kind",
     ["plain", "lightning", "compiled", "one compiled part", "both", "data-parallel", "in a table",

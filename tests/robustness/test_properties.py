@@ -208,6 +208,7 @@ def test_permuted_images_give_permuted_maps(case: Case, random: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @cases
 @given(drawn(), st.randoms(use_true_random=False))
 def test_permuted_texts_give_permuted_maps(case: Case, random: Any) -> None:

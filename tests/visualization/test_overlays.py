@@ -29,6 +29,7 @@ from captum_clip_surgery.visualization._labels import label_color
 from captum_clip_surgery.visualization._scales import COLORS, SIGNS, ScaledMap, as_map, limits_for
 from captum_clip_surgery.visualization._views import VIEWS
 from tests._helpers.cases import each
+from tests._helpers.tiny import quick_on
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -197,9 +198,7 @@ MAPS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ("above", "below"))) for n in MAPS]
-)
+@pytest.mark.parametrize("name", quick_on(("constant", "huge", "one pixel"), MAPS))
 def test_any_finite_map_draws_in_any_view_without_a_warning(name: str) -> None:
     figure = Figure(figsize=(7, 5), dpi=40)
     axes = figure.subplots(len(SIGNS), len(VIEWS))

@@ -194,7 +194,7 @@ def test_maps_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("transpose", "widths"),
     [
-        (False, (*WIDTHS, 5.5)),
+        pytest.param(False, (*WIDTHS, 5.5), marks=pytest.mark.slow),
         (True, ("column",)),  # in which the least fits
         pytest.param(True, (*WIDTHS, 5.5), marks=pytest.mark.slow),
     ],
