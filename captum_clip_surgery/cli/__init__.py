@@ -96,7 +96,8 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; errors that a user can fix end in one line instead of a traceback."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    warnings.simplefilter("once")  # whatever the place that they come from
+    # Once, whatever the place; Python's own filters hide what only developers need.
+    warnings.simplefilter("once", UserWarning)
     app()
 
 

@@ -83,6 +83,7 @@ def end(server: Server, by: signal.Signals = signal.SIGINT) -> None:
     assert list(server.temporary.rglob("*")) == []
     log = server.log.read_text(encoding="utf-8")
     assert "Traceback" not in log, log
+    assert "warning:" not in log, log
 
 
 def until_work_begins(stream: Any) -> None:
