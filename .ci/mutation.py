@@ -79,7 +79,9 @@ GROUPS = {
         # One size of a tower tells as much as all of them; the others take seconds each.
         without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py "
         "or keep_no_graph or evaluation_on_data",
-        slow="neurons_that_write_outliers or register_tower or parts_of_options",
+        slow="neurons_that_write_outliers or register_tower or parts_of_options "
+        "or any_size_and_gradients or text_features_of_another "
+        "or resnet and (half_precision_models_give or integrated_gradients or kernel_shap)",
     ),
 }
 KILLED = ("killed", "timeout")
