@@ -19,6 +19,8 @@ from PIL import Image
 
 Array = np.ndarray
 Generator = np.random.Generator
+#: A kind of background: a function of a generator and a side that returns (side, side, 3) in 0..1.
+BackgroundKind = Callable[[Generator, int], Array]
 
 SPRITE_SIDE = 112
 SPRITE_COLUMNS = 12
@@ -99,7 +101,7 @@ class Scenes(Sequence[Scene]):
         length: int,
         size: int = 128,
         objects: Sequence[int] = (1, 2, 3),
-        backgrounds: Sequence[Callable[[Generator, int], Array]] | None = None,
+        backgrounds: Sequence[BackgroundKind] | None = None,
     ) -> None:
         if split not in STREAMS:
             raise ValueError(f"split must be one of {', '.join(STREAMS)}, got {split!r}")
@@ -316,8 +318,8 @@ def _marble(rng: Generator, size: int) -> Array:
     return _blend(np.abs(np.sin(veins * rng.uniform(8, 20))), rng)
 
 
-#: Kinds of background by split: functions of a generator and a side.
-BACKGROUNDS: dict[str, tuple[Callable[[Generator, int], Array], ...]] = {
+#: Kinds of background by split.
+BACKGROUNDS: dict[str, tuple[BackgroundKind, ...]] = {
     "train": (_plain, _ramps, _clouds, _stripes, _speckle, _blocks),
     "validation": (_checks, _waves),
     "test": (_rings, _horizon, _marble),

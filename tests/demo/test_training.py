@@ -22,7 +22,7 @@ from tools.embedded_model.backgrounds import MORE_BACKGROUNDS
 
 def shorter(plan: plans.Plan) -> plans.Plan:
     stage = plans.Stage(128, 5, 1e-3, 0.0)
-    if plan.pretrained:
+    if plan.start == "all":
         stage = plans.Stage(224, 5, 1e-3, 0.0, other_sizes=(256,), dropped=0.5)
     return dataclasses.replace(plan, stages=(stage,))
 

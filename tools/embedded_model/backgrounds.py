@@ -10,7 +10,14 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from captum_clip_surgery.demo._scenes import BACKGROUNDS, Array, Generator
+from captum_clip_surgery.demo._scenes import (
+    BACKGROUNDS,
+    Array,
+    Generator,
+    _blend,
+    _colors,
+    _smooth,
+)
 
 TRAINED = BACKGROUNDS["train"]
 #: A background has fewer shapes or strokes than this.
@@ -24,7 +31,7 @@ def dots(rng: Generator, size: int) -> Array:
     x = (line[None] * math.cos(angle) + line[:, None] * math.sin(angle)) / step
     y = (line[:, None] * math.cos(angle) - line[None] * math.sin(angle)) / step
     inside = np.hypot(x - x.round(), y - y.round()) < rng.uniform(0.15, 0.42)
-    return _choose(inside, rng)
+    return _blend(~inside, rng)
 
 
 def bricks(rng: Generator, size: int) -> Array:
@@ -36,7 +43,7 @@ def bricks(rng: Generator, size: int) -> Array:
     shade = rng.uniform(0.75, 1, (rows, rows + 2)).astype(np.float32)
     wall = shade[row.astype(int), np.floor(column).astype(int)]
     mortar = (line[:, None] % 1 < joint) | (column % 1 < joint / ratio)
-    brick, gap = rng.uniform(0, 1, (2, 3)).astype(np.float32)
+    brick, gap = _colors(rng, 2)
     return np.where(mortar[..., None], gap, wall[..., None] * brick)
 
 
@@ -50,7 +57,7 @@ def cells(rng: Generator, size: int) -> Array:
     nearest = np.empty((size, size), dtype=np.int64)
     for row in range(size):
         nearest[row] = (down[row] + across).argmin(1)
-    return rng.uniform(0, 1, (count, 3)).astype(np.float32)[nearest]
+    return _colors(rng, count)[nearest]
 
 
 def plaid(rng: Generator, size: int) -> Array:
@@ -59,7 +66,7 @@ def plaid(rng: Generator, size: int) -> Array:
     def bands() -> Array:
         widths = rng.uniform(0.02, 0.2, 24)
         index = np.searchsorted(np.cumsum(widths), np.linspace(0, 0.999, size))
-        return rng.uniform(0, 1, (25, 3)).astype(np.float32)[index]
+        return _colors(rng, 25)[index]
 
     return (bands()[:, None] + bands()[None]) / 2
 
@@ -96,9 +103,7 @@ def fractal(rng: Generator, size: int) -> Array:
     total, weight = np.full((size, size, 3), 0.5, np.float32), 0.5
     fall = rng.uniform(0.5, 0.9)
     for octave in range(2, 7):
-        coarse = rng.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8)
-        fine = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-        total += (_floats(fine) - 0.5) * weight
+        total += (_smooth(rng, size, 2**octave) - 0.5) * weight
         weight *= fall
     return np.clip(total, 0, 1)
 
@@ -109,7 +114,7 @@ def patches_of_color(rng: Generator, size: int) -> Array:
     smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     count = int(rng.integers(2, 6))
     level = np.minimum(np.asarray(smooth, np.int64) * count // 256, count - 1)
-    return rng.uniform(0, 1, (count, 3)).astype(np.float32)[level]
+    return _colors(rng, count)[level]
 
 
 def zigzag(rng: Generator, size: int) -> Array:
@@ -119,7 +124,7 @@ def zigzag(rng: Generator, size: int) -> Array:
         (line[None], line[:, None]) if rng.random() < 0.5 else (line[:, None], line[None])
     )
     teeth = np.abs((first * rng.uniform(3, 12)) % 1 - 0.5) * rng.uniform(0.5, 2)
-    return _choose(np.floor(second * rng.uniform(4, 14) + teeth) % 2 == 0, rng)
+    return _blend(np.floor(second * rng.uniform(4, 14) + teeth) % 2, rng)
 
 
 def quilt(rng: Generator, size: int) -> Array:
@@ -136,11 +141,6 @@ def quilt(rng: Generator, size: int) -> Array:
 
 def _color(rng: Generator) -> tuple[int, ...]:
     return tuple(int(value) for value in rng.integers(0, 256, 3))
-
-
-def _choose(inside: Array, rng: Generator) -> Array:
-    first, second = rng.uniform(0, 1, (2, 3)).astype(np.float32)
-    return np.where(inside[..., None], first, second)
 
 
 def _canvas(rng: Generator, size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from captum_clip_surgery.demo._scenes import BackgroundKind
 from tools.embedded_model.backgrounds import MORE_BACKGROUNDS
 
 WARM_UP_STEPS = 100
-#: A function of a generator and a side that returns a background (side, side, 3) in 0..1.
-Background = Callable[[np.random.Generator, int], np.ndarray]
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -86,8 +83,8 @@ class Plan:
         final_sizes: Sizes at which the trained model is evaluated; the one of the best accuracy
             becomes native. Without any, the size of the last stage stays native.
         sigmoid: Use SigLIP's pairwise loss instead of CLIP's contrastive one.
-        pretrained_text: Start with the embedded model's text tower, which saves most of the time.
-        pretrained: Start with the whole embedded model.
+        start: What training starts with: random weights, the embedded model's text tower, which
+            saves most of the time, or the whole embedded model.
         backgrounds: Kinds of background; None means those of the scenes' training split.
     """
 
@@ -95,9 +92,8 @@ class Plan:
     stages: tuple[Stage, ...]
     final_sizes: tuple[int, ...]
     sigmoid: bool = False
-    pretrained_text: bool = False
-    pretrained: bool = False
-    backgrounds: tuple[Background, ...] | None = None
+    start: Literal["random", "text", "all"] = "random"
+    backgrounds: tuple[BackgroundKind, ...] | None = None
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
         """Return the stage of a step, and the step at which the stage begins.
@@ -149,7 +145,7 @@ PLANS = {
             Stage(224, 300, 8e-5, 0.0, objects=(1, 1, 2, 3), other_sizes=(320, 224, 448)),
         ),
         final_sizes=(),
-        pretrained=True,
+        start="all",
         backgrounds=MORE_BACKGROUNDS,
     ),
     "map": Plan(
@@ -158,7 +154,7 @@ PLANS = {
         SHORT,
         final_sizes=(128,),
         sigmoid=True,
-        pretrained_text=True,
+        start="text",
     ),
-    "average": Plan(_timm_model("avg"), SHORT, final_sizes=(128,), pretrained_text=True),
+    "average": Plan(_timm_model("avg"), SHORT, final_sizes=(128,), start="text"),
 }

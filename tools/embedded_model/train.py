@@ -170,9 +170,9 @@ class Training:
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
         self.model = build(plan.model, plan.stages[0].size)
-        if plan.pretrained or plan.pretrained_text:
-            load_embedded(self.model, text_only=not plan.pretrained)
-        if plan.pretrained:  # rows of words that no caption used are zero
+        if plan.start != "random":
+            load_embedded(self.model, text_only=plan.start == "text")
+        if plan.start == "all":  # rows of words that no caption used are zero
             self.seen = self.model.token_embedding.weight.detach().any(1)
         self.optimizer = create_optimizer(self.model)
         if self._checkpoint.exists():
@@ -333,7 +333,7 @@ def main(
         )
     training = Training(PLANS[plan], output)
     total = sum(stage.steps for stage in training.plan.stages)
-    if training.plan.pretrained and training.best < 0:  # not evaluated yet
+    if training.plan.start == "all" and training.best < 0:  # not evaluated yet
         size = training.plan.stages[0].size
         tqdm.write(json.dumps(training.evaluate(size)))  # what is to beat
         training.save(size)
