@@ -50,7 +50,6 @@ GROUPS = {
             "robustness/test_devices.py::test_whatever_the_default",
         ),
         sample=300,
-        without="bootstrap_by_a_naive_loop or map_of_the_object_beats",  # slow
         slow="whatever_the_default",
     ),
     "methods": Group(
@@ -78,7 +77,7 @@ GROUPS = {
         sample=200,
         # One size of a tower tells as much as all of them; the others take seconds each.
         without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py "
-        "or keep_no_graph or evaluation_on_data",
+        "or evaluation_on_data",
         slow="neurons_that_write_outliers or register_tower or parts_of_options "
         "or any_size_and_gradients or text_features_of_another "
         "or resnet and (half_precision_models_give or integrated_gradients or kernel_shap)",
@@ -99,10 +98,7 @@ PYTEST = ("-p", "no:cacheprovider", "--override-ini", "addopts=")
 # This plugin collects garbage five times at the end, which takes longer than most tests.
 PYTEST += ("-p", "no:unraisableexception")
 # These read the documentation, which isn't copied.
-PYTEST += (
-    "--ignore=tests/metrics/test_metrics_docs.py",
-    "--deselect=tests/attr/test_registry.py::test_every_method_has_its_paper_as_in_the_documentation",
-)
+PYTEST += ("--ignore=tests/metrics/test_metrics_docs.py",)
 
 
 def prepare(name: str) -> Path:

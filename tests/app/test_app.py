@@ -651,7 +651,7 @@ def unquoted(link: str) -> str:
         (b"\xff\x00", "not a view"),
         (b"[]", "no settings"),
         (b'{"settings": {"texts": ["a"]}}', "neither an image nor an example"),
-        (b'{"settings": {"texts": ["a"], "example": 99}}', "no example 99; choose 0 to 4"),
+        (b'{"settings": {"texts": ["a"], "example": 99}}', "there is no example 99; choose 0 to 4"),
         (b'{"settings": {"texts": ["a"], "example": 0, "query": "q"}}', "has no query image"),
         (b'{"settings": {"texts": ["a"]}, "image": {"png": "%%%"}}', "image of the view is damag"),
         (b'{"settings": {"texts": ["a"]}, "image": {"png": "AAAA"}}', "cannot be read"),

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery.attr import METHODS
 from captum_clip_surgery.attr._descriptions import DESCRIPTIONS
-from captum_clip_surgery.attr._papers import PAPERS
 from captum_clip_surgery.attr._registry import choose
 from tests._helpers.tiny import tiny_model
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_every_method_has_a_title_of_its_own_and_a_sentence() -> None:
     assert list(DESCRIPTIONS) == list(METHODS)
     assert len({title for title, _ in DESCRIPTIONS.values()}) == len(DESCRIPTIONS)
     assert all(sentence.endswith(".") for _, sentence in DESCRIPTIONS.values())
-
-
-def test_every_method_has_its_paper_as_in_the_documentation() -> None:
-    assert set(METHODS) - set(PAPERS) == {"RawAttention"}
-    documented = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert [p.title for p in PAPERS.values() if p.to_markdown() not in documented] == []
 
 
 def test_methods_left_out_have_the_reason_that_they_give_themselves() -> None:

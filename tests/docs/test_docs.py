@@ -27,6 +27,7 @@ from typer.exceptions import TyperException
 
 import captum_clip_surgery
 from captum_clip_surgery.attr import METHODS
+from captum_clip_surgery.attr._papers import PAPERS
 from captum_clip_surgery.cli import app
 from captum_clip_surgery.models.image._registry import TOWER_CLASSES
 from tests._helpers.cases import each
@@ -263,6 +264,12 @@ def test_files_that_pages_name_exist() -> None:
 def test_every_method_is_explained() -> None:
     page = (DOCS / "methods.md").read_text()
     assert set(re.findall(r"^### `(\w+)`$", page, flags=re.MULTILINE)) == set(METHODS)
+
+
+def test_every_method_has_its_paper_as_in_the_documentation() -> None:
+    assert set(METHODS) - set(PAPERS) == {"RawAttention"}
+    documented = (DOCS / "methods.md").read_text(encoding="utf-8")
+    assert [p.title for p in PAPERS.values() if p.to_markdown() not in documented] == []
 
 
 # --- the site ------------------------------------------------------------------------------------

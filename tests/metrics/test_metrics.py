@@ -372,7 +372,7 @@ def test_segmentation_counts_the_pixels_of_all_pairs_together() -> None:
 
 
 @each("measure", [iou_curve, score_contrast, pointing_game, confusion, pixel_auroc])
-@each("factor", [1e-9, 1.5, -1.0])
+@each("factor", [1e-9, 1.5, 100.0, -1.0])
 def test_maps_that_were_not_prepared_are_refused(measure, factor: float) -> None:
     with pytest.raises(ValueError, match=r"normalized to 0\.\.1, got .*; use prepare\(map, mask\)"):
         measure(MASK.double() * factor, MASK)
