@@ -76,9 +76,8 @@ GROUPS = {
         ),
         sample=200,
         # One size of a tower tells as much as all of them; the others take seconds each.
-        without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py "
-        "or evaluation_on_data",
-        slow="neurons_that_write_outliers or register_tower or parts_of_options "
+        without="test_towers.py and (RN50 or coca_ViT or ViTamin or PE-Core) or test_compiled.py",
+        slow="neurons_that_write_outliers or register_tower or parts_of_options or resizes_them "
         "or any_size_and_gradients or text_features_of_another "
         "or resnet and (half_precision_models_give or integrated_gradients or kernel_shap)",
     ),

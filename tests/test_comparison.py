@@ -20,12 +20,13 @@ from captum_clip_surgery.attr._registry import DEFAULT_METHODS, METHODS, choose
 from captum_clip_surgery.comparison import compare
 from captum_clip_surgery.demo import Scenes
 from tests._helpers.tiny import (
-    TWO_TOWERS,
     peak_where_told,
+    quick_on,
     random_images,
     relative_error,
     tiny_model,
 )
+from tests._helpers.tower_kinds import TINY
 
 SCENES = Scenes("test", 2, size=96, objects=[2])
 TEXTS = ["a dog", "a cat", "a tree"]
@@ -44,7 +45,7 @@ def images(clip) -> torch.Tensor:
 # --- by name -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", TWO_TOWERS)
+@pytest.mark.parametrize("kind", quick_on(("vit",), TINY))
 def test_every_method_gives_finite_maps_or_says_why_not(kind, monkeypatch):
     monkeypatch.setattr(_registry, "KERNEL_SHAP_SAMPLES", 5)
     clip = ZeroShotClassifier(tiny_model(kind), TEXTS, templates=())

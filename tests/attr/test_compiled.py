@@ -23,6 +23,7 @@ each_family = pytest.mark.parametrize("family", TOWERS)
 each_slowly = pytest.mark.parametrize("family", quick_on(("vit",), TINY))
 
 
+@pytest.mark.slow
 @each_slowly
 @each("called", [False, True])
 @each("what", ["model", "tower"])

@@ -120,6 +120,7 @@ def test_export(clip: ZeroShotClassifier, images: Tensor, name: str) -> None:
     check(explain_batch(OWN[name](clip), images).maps, expected, 2e-3)  # float16
 
 
+@pytest.mark.slow
 def test_evaluation_on_data_and_on_scenes(clip: ZeroShotClassifier, tmp_path: Path) -> None:
     scenes = Scenes("test", 4, 224, objects=[2])
     methods = {name: METHODS[name] for name in ("CLIPSurgery", *OWN)}

@@ -13,6 +13,8 @@ import torch
 from captum_clip_surgery import LayerCLIPSurgery
 from captum_clip_surgery.evaluation._results import ALL_COLUMNS
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "measures.md").read_text()
 
 

@@ -295,6 +295,7 @@ def check_positions(name: str) -> None:
     assert relative_error(bicubic.encode(case.images), expected) < TOLERANCE
 
 
+@pytest.mark.slow
 @each("name", [name for name in POSITIONED if not REAL.get(name)])
 def test_positions_as_open_clip_resizes_them(name):
     check_positions(name)
