@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from captum_clip_surgery._utils.text import did_you_mean
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.cli._groups import ModelOptions, QueryOptions
 from captum_clip_surgery.cli._model import PLACEHOLDER, existing_image, load_model
@@ -112,7 +113,7 @@ def with_class_images(
         if name not in classes:
             raise ValueError(
                 f"--query-image {name}=...: {data} has no class {name!r}; its classes are "
-                f"{', '.join(classes)}"
+                f"{', '.join(classes)}{did_you_mean(name, classes)}"
             )
     queries = [MeanQuery([ImageQuery(p) for p in paths], name) for name, paths in images.items()]
     return clip.with_queries(queries) if queries else clip

@@ -518,6 +518,7 @@ def test_example_images_of_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("cat.png", "--query-image 'cat.png' does not say which class the image shows"),
         (f"{noun}=gone.png", "no file at gone.png"),
         (f"gryphon={paths[0]}", "has no class 'gryphon'; its classes are background, "),
+        (f"Background={paths[0]}", "; did you mean 'background'?"),
     ]:
         assert message in str(command(monkeypatch, *options, "--query-image", given))
     scenes = ["--limit", 4, "--methods", "CLIP", "--size", 96, "--output", tmp_path / "scenes"]
