@@ -99,6 +99,30 @@ def test_positions_of_other_sizes_are_those_that_open_clip_resizes(tmp_path: Pat
         torch.testing.assert_close(found, expected)
 
 
+def test_training_further_starts_with_the_model_of_a_folder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = train.build(plans.MODEL, 224).state_dict()
+    seen = torch.arange(len(state["token_embedding.weight"])) < 100
+    train.export(plans.MODEL, state, seen, 224, tmp_path / "start")
+    training = train.Training(train.PLANS["further"], tmp_path / "run", tmp_path / "start")
+    written = load_file(tmp_path / "start" / "open_clip_model.safetensors")
+    for name, value in training.model.state_dict().items():
+        assert torch.equal(value, written[name].float()), name
+    assert torch.equal(training.seen, seen)
+
+
+def test_bfloat16_is_close_to_float32_and_keeps_weights_in_float32(tmp_path: Path) -> None:
+    plan = train.PLANS["further"]
+    assert plan.bfloat16
+    half, single = (
+        train.Training(dataclasses.replace(plan, bfloat16=bfloat16), tmp_path / str(bfloat16))
+        for bfloat16 in (True, False)
+    )
+    batch = train.Batches(plan, 0)[0]
+    assert half.learn(*batch) == pytest.approx(single.learn(*batch), rel=0.02)
+    assert {value.dtype for value in half.model.state_dict().values()} == {torch.float32}
+
+
 def test_sizes_take_turns_with_scenes_that_follow_each_other() -> None:
     stage = plans.Stage(224, 9, 1e-3, 0.0, other_sizes=(320, 224, 448))
     batches = [stage.batch(step, 128) for step in range(9)]

@@ -86,6 +86,7 @@ class Plan:
         start: What training starts with: random weights, the embedded model's text tower, which
             saves most of the time, or the whole embedded model.
         backgrounds: Kinds of background; None means those of the scenes' training split.
+        bfloat16: Compute the features in bfloat16; weights and the loss stay in float32.
     """
 
     model: Mapping[str, Any]
@@ -94,6 +95,7 @@ class Plan:
     sigmoid: bool = False
     start: Literal["random", "text", "all"] = "random"
     backgrounds: tuple[BackgroundKind, ...] | None = None
+    bfloat16: bool = False
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
         """Return the stage of a step, and the step at which the stage begins.
@@ -141,12 +143,13 @@ PLANS = {
         # halves their cost.
         MODEL,
         (
-            Stage(224, 1500, 4e-4, 8e-5, other_sizes=(320, 224, 448), dropped=0.5),
-            Stage(224, 300, 8e-5, 0.0, objects=(1, 1, 2, 3), other_sizes=(320, 224, 448)),
+            Stage(224, 2300, 5e-4, 8e-5, other_sizes=(320, 224, 448), dropped=0.5),
+            Stage(224, 250, 8e-5, 0.0, objects=(1, 1, 2, 3), other_sizes=(320, 224, 448)),
         ),
         final_sizes=(),
         start="all",
         backgrounds=MORE_BACKGROUNDS,
+        bfloat16=True,
     ),
     "map": Plan(
         # SigLIP's initial scale and bias, because most pairs of a batch do not match.

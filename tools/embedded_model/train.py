@@ -2,6 +2,8 @@
 
     python -m tools.embedded_model.train [--plan further | map | average] --output runs/demo
 
+The other plans start with the embedded model, or with the one in the folder of `--start`.
+
 The loss is contrastive. An interrupted run resumes when it is started again. The output folder
 holds `log.jsonl`, `checkpoint.pt` and, in `model/`, the weights of the highest held-out contrastive
 accuracy, as open_clip's `local-dir:` loads them; explanation maps are not used for this choice. The
@@ -16,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -44,6 +48,8 @@ WEIGHT_DECAY = 0.05
 #: Steps between two evaluations, and between two checkpoints.
 EVALUATE_EVERY = 300
 SAVE_EVERY = 100
+#: From this size on, fused attention trains faster than plain attention (bfloat16 on a CPU).
+FUSED_FROM = 448
 #: Validation scenes for contrastive accuracy, and those of one object for top-1 accuracy.
 NUM_VALIDATION = 1024
 NUM_VALIDATION_TOP1 = 500
@@ -114,9 +120,9 @@ def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None 
     return model.to(DEVICE)
 
 
-def load_embedded(model: CLIP, text_only: bool) -> None:
-    """Copy the embedded model's weights, or those of its text tower, into a model."""
-    weights = load_file(MODEL_FOLDER / "open_clip_model.safetensors")
+def load_start(model: CLIP, folder: Path, text_only: bool) -> None:
+    """Copy the weights of the model in a folder, or those of its text tower, into a model."""
+    weights = load_file(folder / "open_clip_model.safetensors")
     others = ("visual.", "logit_") if text_only else ()
     names = [name for name in model.state_dict() if not name.startswith(others)]
     model.load_state_dict({name: weights[name].float() for name in names}, strict=False)
@@ -158,9 +164,11 @@ class Training:
     Args:
         plan: What is trained, and how.
         folder: Folder of the run, created if it does not exist.
+        start: Folder of the model that training starts with, if the plan does not start with random
+            weights.
     """
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, start: Path = MODEL_FOLDER) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.plan = plan
         self.folder = folder
@@ -171,7 +179,7 @@ class Training:
         torch.manual_seed(SEED)
         self.model = build(plan.model, plan.stages[0].size)
         if plan.start != "random":
-            load_embedded(self.model, text_only=plan.start == "text")
+            load_start(self.model, start, text_only=plan.start == "text")
         if plan.start == "all":  # rows of words that no caption used are zero
             self.seen = self.model.token_embedding.weight.detach().any(1)
         self.optimizer = create_optimizer(self.model)
@@ -240,7 +248,11 @@ class Training:
         self.seen[tokens.flatten()] = True
         torch.manual_seed(self.step)  # so that a resumed run drops the same patches
         criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
-        loss = criterion(*self.encode(images, tokens))
+        plain = self.plan.bfloat16 and images.shape[-1] < FUSED_FROM
+        autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.plan.bfloat16)
+        with autocast, sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+            output = self.encode(images, tokens)
+        loss = criterion(*(value.float() for value in output))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -316,6 +328,9 @@ def export(
 def main(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "embedded",
+    start: Annotated[
+        Path, typer.Option(help="Folder of the model that plans other than `embedded` start with.")
+    ] = MODEL_FOLDER,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -331,7 +346,7 @@ def main(
         raise typer.BadParameter(
             f"must be one of {', '.join(PLANS)}, got {plan!r}", param_hint="--plan"
         )
-    training = Training(PLANS[plan], output)
+    training = Training(PLANS[plan], output, start)
     total = sum(stage.steps for stage in training.plan.stages)
     if training.plan.start == "all" and training.best < 0:  # not evaluated yet
         size = training.plan.stages[0].size
