@@ -1,9 +1,11 @@
 """Search for better defaults of CLIP Surgery on validation scenes of the embedded model.
 
-    python benchmarks/defaults.py [--scenes 300] [--split validation] [--output FILE.md]
+    python benchmarks/defaults.py [--scenes 200] [--split validation] [--tables blocks,variants]
+        [--distractors 0,10,30] [--model FOLDER] [--output FILE.md]
 
-Varies the number of blocks, averages over numbers of blocks, the variant of feature surgery, the
-inverse temperature, and the number of texts. docs/results.md reports the choice on test scenes.
+Varies the number of blocks, averages over numbers of blocks ("blocks"), the variant of feature
+surgery, the inverse temperature, and the number of texts ("variants"). docs/results.md reports the
+choice on test scenes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
+from _model import ModelFolder, load_model
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
@@ -68,28 +71,40 @@ def variant_methods() -> dict[str, Method]:
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 300,
+    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 200,
     split: Annotated[str, typer.Option(help="'validation' or 'test'.")] = "validation",
+    tables: Annotated[str, typer.Option(help="Comma-separated.")] = "blocks,variants",
+    distractors: Annotated[
+        str, typer.Option(help="Comma-separated numbers of distractors for 'variants'.")
+    ] = "0,10,30",
+    model: ModelFolder = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
-    clip = ZeroShotClassifier.demo(["dog"])
-    chosen = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
+    clip = load_model(model, ["dog"])
+    images = Scenes(split, scenes, clip.native_size[0], objects=[2, 3])
     shuffled = torch.randperm(
         len(nouns()), generator=torch.Generator().manual_seed(DISTRACTOR_SEED)
     )
-    distractors = [nouns()[i] for i in shuffled.tolist()]
+    candidates = [nouns()[i] for i in shuffled.tolist()]
+    drawn = [candidates[: int(count)] for count in distractors.split(",")]
+    available: dict[str, list[tuple[str, dict[str, Method], list[str]]]] = {
+        "blocks": [("Number of blocks, the scene's two or three texts", num_blocks_methods(), [])],
+        "variants": [
+            (
+                f"Variant and inverse temperature, the scene's texts and {len(others)} distractors",
+                variant_methods(),
+                others,
+            )
+            for others in drawn
+        ],
+    }
+    chosen = [row for name in tables.split(",") for row in available[name]]
     parts = []
-
-    def table(title: str, methods: dict[str, Method], others: list[str]) -> None:
-        measured = evaluate_scenes(clip, chosen, methods, others, confidence=False)
+    for title, methods, others in chosen:
+        measured = evaluate_scenes(clip, images, methods, others, confidence=False)
         parts.append(f"**{title}**\n\n{to_markdown(measured)}\n")
         print(parts[-1], flush=True)
-
-    table("Number of blocks, the scene's two or three texts", num_blocks_methods(), [])
-    for count in (0, 2, 5, 10, 30, len(distractors)):
-        title = f"Variant and inverse temperature, the scene's texts and {count} distractors"
-        table(title, variant_methods(), distractors[:count])
     if output is not None:
         output.write_text("\n".join(parts))
 

@@ -1,19 +1,32 @@
 """Tasks measured end to end on scenes of the embedded model, against their ground truth.
 
-    python benchmarks/tasks.py [--scenes 500] [--split test] [--output FILE.md]
+    python benchmarks/tasks.py [--scenes 500] [--split test] [--objects 2,3] [--model FOLDER]
+        [--tasks segmentation,outlines,recognition,points,words] [--output FILE.md]
 
 Segmentation among all nouns and among each scene's nouns, recognition among all nouns, location of
-points for SAM, and pointing of word maps; all in percent.
+points for SAM, and pointing of word maps; in percent, except for the number of prompts per object.
+The other figures of docs/tasks.md:
+
+    python benchmarks/tasks.py --tasks points --objects 1 --scenes 100
+    python benchmarks/tasks.py --tasks sizes --split validation --scenes 40
+    python benchmarks/tasks.py --tasks replaced --split validation --scenes 80
+    python benchmarks/tasks.py --tasks words --split validation --scenes 500
+
+`sizes` segments enlarged images among all nouns. `replaced` puts an absent noun in the place of one
+of each caption's nouns, and measures how often it has the lowest value of the caption's nouns.
 """
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from _model import ModelFolder, load_model
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
 from tqdm import tqdm
@@ -21,7 +34,14 @@ from tqdm import tqdm
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.demo import Scene, Scenes, nouns
-from captum_clip_surgery.tasks import Prompt, prompts, recognize, segment, word_maps
+from captum_clip_surgery.tasks import (
+    Prompt,
+    interactions,
+    prompts,
+    recognize,
+    segment,
+    word_maps,
+)
 from captum_clip_surgery.tasks._word_maps import METHODS as WORD_METHODS
 
 VOID = -1
@@ -68,21 +88,34 @@ def recognition(clip: ZeroShotClassifier, scenes: Sequence[Scene], form: str | N
 
 
 def points(
-    clip: ZeroShotClassifier, scenes: Sequence[Scene], **options: Any
-) -> tuple[float, float, float]:
-    """Return percents: positive points inside, negative outside, objects with a point."""
+    clip: ZeroShotClassifier, scenes: Sequence[Scene], own: bool, **options: Any
+) -> tuple[float, ...]:
+    """Return percents of points and of objects, and the number of prompts.
+
+    They are the positive points inside, the negative points outside, the objects with a positive
+    point inside, the prompts per object, and the objects that contain most positive points of their
+    strongest prompt.
+    """
     hits: list[bool] = []
     misses: list[bool] = []
     found: list[bool] = []
+    counts: list[int] = []
+    strongest: list[bool] = []
     for scene in tqdm(scenes, desc=f"points {options}", leave=False):
-        local = clip.with_texts(scene.nouns)
-        (of_scene,) = prompts(local, [scene.image], **options)
+        local = clip.with_texts(scene.nouns) if own else clip
+        targets = [local.index(noun) for noun in scene.nouns]
+        (of_scene,) = prompts(local, [scene.image], targets, **options)
         for noun, mask in zip(scene.nouns, scene.masks, strict=True):
             mine = [prompt for prompt in of_scene if prompt.text == noun]
-            inside = [mask[y, x] for p in mine for x, y in _pixels(p, 1)]
-            outside = [not mask[y, x] for p in mine for x, y in _pixels(p, 0)]
-            hits, misses, found = hits + inside, misses + outside, [*found, any(inside)]
-    return tuple(100 * sum(flags) / max(1, len(flags)) for flags in (hits, misses, found))  # type: ignore[return-value]
+            inside = [[mask[y, x] for x, y in _pixels(p, 1)] for p in mine]
+            hits += [hit for of_prompt in inside for hit in of_prompt]
+            misses += [not mask[y, x] for p in mine for x, y in _pixels(p, 0)]
+            found.append(any(map(any, inside)))
+            counts.append(len(mine))
+            # Instances come strongest first.
+            strongest.append(bool(inside) and 2 * sum(inside[0]) > len(inside[0]))
+    shares = [100 * sum(flags) / max(1, len(flags)) for flags in (hits, misses, found, strongest)]
+    return (*shares[:3], sum(counts) / len(counts), shares[3])
 
 
 def _pixels(prompt: Prompt, label: int) -> list[tuple[int, int]]:
@@ -111,26 +144,54 @@ def words(
     return tuple((100 * torch.tensor(flags).double().mean(0)).tolist())  # type: ignore[return-value]
 
 
+def replaced(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> tuple[float, float]:
+    """Return percents of scenes: absent noun lowest in importance, and in contribution.
+
+    One noun of each caption is replaced by an absent one, and compared with the other nouns of the
+    caption.
+    """
+    flags: list[tuple[bool, bool]] = []
+    for number, scene in enumerate(tqdm(scenes, desc="replaced", leave=False)):
+        draw = random.Random(number)
+        shown = draw.choice(scene.nouns)
+        absent = draw.choice([noun for noun in nouns() if noun not in scene.nouns])
+        caption = re.sub(rf"\b{shown}\b", absent, scene.caption)
+        (maps,) = word_maps(clip, [scene.image], [caption])
+        (pairs,) = interactions(clip, [scene.image], [caption])
+        present = [noun for noun in scene.nouns if noun != shown]
+        flags.append(
+            tuple(  # type: ignore[arg-type]
+                values[maps.words.index(absent)] < min(values[maps.words.index(n)] for n in present)
+                for values in (maps.importance, pairs.by_word())
+            )
+        )
+    return tuple((100 * torch.tensor(flags).double().mean(0)).tolist())  # type: ignore[return-value]
+
+
 def main(
     scenes: Annotated[int, typer.Option(help="Number of scenes, of two or three objects.")] = 500,
     split: Annotated[
         str, typer.Option(help="'test', or 'validation' for choosing settings.")
     ] = "test",
+    objects: Annotated[
+        str, typer.Option(help="Comma-separated numbers of objects of a scene.")
+    ] = "2,3",
     sizes: Annotated[
-        str, typer.Option(help="Comma-separated image sizes for segmentation.")
-    ] = "224",
+        str, typer.Option(help="Comma-separated image sizes of the task 'sizes'.")
+    ] = "224,320,384,448",
     tasks: Annotated[
-        str, typer.Option(help="Comma-separated.")
+        str, typer.Option(help="Comma-separated; there are also 'sizes' and 'replaced'.")
     ] = "segmentation,outlines,recognition,points,words",
+    model: ModelFolder = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
-    drawn = list(Scenes(split, scenes, 224, objects=[2, 3]))
-    clip = ZeroShotClassifier.demo(nouns())
+    clip = load_model(model, nouns())
+    counts = [int(count) for count in objects.split(",")]
+    drawn = list(Scenes(split, scenes, clip.native_size[0], objects=counts))
     parts: dict[str, Callable[[], str]] = {
-        "segmentation": lambda: _segmentation_table(
-            clip, drawn, [int(s) for s in sizes.split(",")]
-        ),
+        "segmentation": lambda: _segmentation_table(clip, drawn),
+        "sizes": lambda: _sizes_table(clip, drawn, [int(s) for s in sizes.split(",")]),
         "outlines": lambda: _outlines_table(clip, drawn),
         "recognition": lambda: markdown(
             ["feature surgery", "mAP"],
@@ -139,13 +200,7 @@ def main(
                 for f in (None, "release", "paper", "empty")
             ],
         ),
-        "points": lambda: markdown(
-            ["prompts", "positive inside", "negative outside", "objects found"],
-            [
-                [kind, *(f"{value:.1f}" for value in points(clip, drawn, instances=kind))]
-                for kind in ("one", "components", "peaks")
-            ],
-        ),
+        "points": lambda: _points_table(clip, drawn),
         "words": lambda: markdown(
             ["method", "common", "points inside", "own word fits best", "each map in 0..1"],
             [
@@ -155,48 +210,79 @@ def main(
             ],
             left=2,
         ),
+        "replaced": lambda: markdown(
+            ["absent noun lowest", "scenes"],
+            [
+                [kind, f"{share:.1f}"]
+                for kind, share in zip(
+                    ("importance", "contribution"), replaced(clip, drawn), strict=True
+                )
+            ],
+        ),
     }
-    table = "\n\n".join(parts[name]() for name in tasks.split(","))
-    print(table)
+    measures = [parts[name] for name in tasks.split(",")]
+    tables = []
+    for measure in measures:
+        tables.append(measure() + "\n")
+        print(tables[-1], flush=True)
     if output is not None:
-        output.write_text(table + "\n")
+        output.write_text("\n".join(tables))
 
 
-def _segmentation_table(
-    clip: ZeroShotClassifier, scenes: Sequence[Scene], sizes: Sequence[int]
-) -> str:
+def _segmentation_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> str:
     ways: list[dict[str, Any]] = [
         {"feature_surgery": None},
         {"feature_surgery": "release"},
         {"feature_surgery": "release", "refine": "guided"},
     ]
+    size = clip.native_size[0]
     rows = []
-    for size in sizes:
-        for way in ways:
-            figures = [
-                miou(clip, scenes, own, background=background, size=size, **way)
-                for own in (False, True)
-                for background in (None, *BACKGROUNDS)
-            ]
-            cells = [f"{figure:.1f}" for figure in figures]
-            options = [way["feature_surgery"] or "none", way.get("refine") or "-"]
-            rows.append([str(size), *options, *cells])
+    for way in ways:
+        figures = [
+            miou(clip, scenes, own, background=background, size=size, **way)
+            for own in (False, True)
+            for background in (None, *BACKGROUNDS)
+        ]
+        cells = [f"{figure:.1f}" for figure in figures]
+        options = [way["feature_surgery"] or "none", way.get("refine") or "-"]
+        rows.append([str(size), *options, *cells])
     columns = [f"{which}{name}" for which in ("all", "own") for name in ("", *TITLES)]
     return markdown(["size", "feature surgery", "refined", *columns], rows, left=3)
 
 
+def _sizes_table(clip: ZeroShotClassifier, scenes: Sequence[Scene], sizes: Sequence[int]) -> str:
+    """Measure segmentation of enlarged images among all nouns, pixels of no object ignored."""
+    rows = []
+    for size in sizes:
+        figure = miou(clip, scenes, False, feature_surgery="release", size=size)
+        rows.append([str(size), f"{figure:.1f}"])
+    return markdown(["size", "all"], rows)
+
+
 def _outlines_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> str:
     """Measure finer maps and refinement among a scene's own nouns."""
+    size = clip.native_size[0]
     rows = []
     for fine in (False, True):
         for refine in (None, "guided", "pamr"):
             figures = [
-                miou(clip, scenes, True, background=background, fine=fine, refine=refine)
+                miou(clip, scenes, True, background=background, fine=fine, refine=refine, size=size)
                 for background in (None, BACKGROUNDS[0])
             ]
             cells = [f"{figure:.1f}" for figure in figures]
             rows.append(["fine" if fine else "-", refine or "-", *cells])
     return markdown(["maps", "refined", "own", f"own{TITLES[0]}"], rows, left=2)
+
+
+def _points_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> str:
+    rows = []
+    for kind, own in (("one", True), ("components", True), ("peaks", True), ("one", False)):
+        figures = points(clip, scenes, own, instances=kind)
+        cells = [f"{figure:.1f}" for figure in figures]
+        rows.append([kind, "own" if own else "all", *cells])
+    measures = ["positive inside", "negative outside", "objects found"]
+    columns = [*measures, "prompts per object", "strongest on object"]
+    return markdown(["prompts", "texts", *columns], rows, left=2)
 
 
 if __name__ == "__main__":

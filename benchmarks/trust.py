@@ -1,9 +1,9 @@
 """How far the maps of every method can be trusted, on test scenes of the embedded model.
 
-    python benchmarks/trust.py [--scenes 12] [--methods all] [--output FILE.md]
+    python benchmarks/trust.py [--scenes 12] [--methods all] [--model FOLDER] [--output FILE.md]
 
 Prints for each method what `trust` measures for the first object of each scene, against four absent
-nouns per scene.
+nouns per scene. "absent, sd" is the standard deviation over scenes of the column before it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from _model import ModelFolder, load_model
 
-from captum_clip_surgery import ZeroShotClassifier, trust
+from captum_clip_surgery import trust
 from captum_clip_surgery._utils.tables import markdown
 from captum_clip_surgery.attr._registry import choose
 from captum_clip_surgery.demo import Scenes, nouns
@@ -23,13 +24,14 @@ ABSENT = 4
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Number of test scenes.")] = 12,
+    scenes: Annotated[int, typer.Option(min=2, help="Number of test scenes.")] = 12,
     methods: Annotated[str, typer.Option(help="Comma-separated method names, or 'all'.")] = "all",
+    model: ModelFolder = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
 ) -> None:
     """Print the table."""
     drawn = Scenes("test", scenes, objects=[2, 3])
-    clip = ZeroShotClassifier.demo(["dog"])
+    clip = load_model(model, ["dog"])
     images = clip.preprocess([scene.image for scene in drawn])
     texts = [scene.nouns[0] for scene in drawn]
     absent = []
@@ -40,12 +42,14 @@ def main(
     rows = []
     for name in chosen:
         report = trust(clip, name, images, texts, absent)
-        figures = [*report.specificity.means().values(), *report.randomization.values()]
-        figures.append(report.stability)
-        rows.append([name, *(f"{value:+.2f}" for value in figures), str(report.passes.forward)])
+        absent_mean, *other_means = report.specificity.means().values()
+        figures = [*other_means, *report.randomization.values(), report.stability]
+        spread = float(report.specificity.absent.std())
+        cells = [f"{absent_mean:+.2f}", f"{spread:.2f}", *(f"{value:+.2f}" for value in figures)]
+        rows.append([name, *cells, str(report.passes.forward)])
         print(f"{name}: {report.verdict}", flush=True)
-    columns = ["absent", "nonsense", "images", *report.randomization, "noise", "passes"]
-    table = markdown(["method", *columns], rows)
+    columns = ["absent", "absent, sd", "nonsense", "images", *report.randomization, "noise"]
+    table = markdown(["method", *columns, "passes"], rows)
     print(f"\n{table}")
     if output is not None:
         output.write_text(table + "\n")

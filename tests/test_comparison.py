@@ -90,6 +90,30 @@ def test_captums_methods_are_captums(tiny):
         assert torch.equal(METHODS[name](clip).attribute_all(images[:1], [-1])[:, 0], maps[:1, 1])
 
 
+@pytest.mark.parametrize("name", ["Occlusion", "KernelShap"])
+def test_perturbed_images_are_seen_once_for_all_texts(name, monkeypatch):
+    clip = ZeroShotClassifier(tiny_model("vit"), TEXTS, templates=())
+    images = random_images(clip)[:1]
+    seen = []
+    image_features = ZeroShotClassifier.image_features
+    monkeypatch.setattr(
+        ZeroShotClassifier,
+        "image_features",
+        lambda self, batch: seen.append(len(batch)) or image_features(self, batch),
+    )
+    explain = METHODS[name](clip)
+    together = explain.attribute_all(images)
+    passes = sum(seen)
+    explain.attribute_all(images, [0])
+    assert sum(seen) == 2 * passes
+    for index in range(len(TEXTS)):  # and every text's map is the one that it has alone
+        alone = METHODS[name](clip).attribute(images, target=index).sum(1)
+        assert relative_error(together[:, index], alone) < 1e-5
+    with torch.no_grad():
+        next(clip.model.parameters()).add_(0.1)
+    assert not torch.equal(explain.attribute_all(images), together)
+
+
 def test_occlusion_hides_whole_patches_in_a_grid_of_at_most_seven(tiny):
     images = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     maps = METHODS["Occlusion"](tiny).attribute_all(images)[0, 0]

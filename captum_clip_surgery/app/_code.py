@@ -19,9 +19,6 @@ from captum_clip_surgery.attr._registry import SURGERY_METHODS, choose
 from captum_clip_surgery.classifier import ZeroShotClassifier
 from captum_clip_surgery.functional import CONTRASTING
 
-#: Methods whose samples of a text depend on the texts before it in the same call.
-SAMPLING = {"KernelShap"}
-
 
 @dataclass(frozen=True)
 class Model:
@@ -90,7 +87,6 @@ def _map_values(model: Model, settings: Settings) -> dict[str, Any]:
         "imports": [*registry, *sorted(classes), "ZeroShotClassifier"],
         "surgery": SURGERY_METHODS,
         "trusted": [name for name in methods if not _contrasts(name, settings)],
-        "samples": not SAMPLING.isdisjoint(methods),
     }
 
 

@@ -21,6 +21,7 @@ from captum.attr import (
 )
 from torch import Tensor
 
+from captum_clip_surgery._utils.tensors import tensor_digest
 from captum_clip_surgery._utils.text import did_you_mean, join_reasons
 from captum_clip_surgery.attr._attention import (
     LayerAttentionRelevance,
@@ -62,21 +63,51 @@ SEED = 0
 MAX_CELLS = 7
 
 
+class RememberedLogits:
+    """Logits of a classifier for all texts, computed once for each batch of images.
+
+    Captum perturbs an image anew for every text, but in the same way.
+
+    Args:
+        clip: The classifier, whose texts and weights must stay as they are.
+    """
+
+    def __init__(self, clip: ZeroShotClassifier) -> None:
+        self._clip = clip
+        self._logits: dict[str, Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) of images, without gradients."""
+        digest = tensor_digest(images)
+        if digest not in self._logits:
+            with torch.no_grad():
+                self._logits[digest] = self._clip(images)
+        return self._logits[digest]
+
+
 class CaptumMethod:
     """One of Captum's methods with the interface of ours.
 
     Args:
         clip: The classifier.
         make: Function that creates the method for a classifier.
+        perturbs: Whether the method only compares logits of perturbed images. They are then
+            computed once for all texts.
         **options: Keyword arguments of its `attribute`; a callable is called with the classifier
             and the image.
     """
 
     def __init__(
-        self, clip: ZeroShotClassifier, make: Callable[[ZeroShotClassifier], Any], **options: Any
+        self,
+        clip: ZeroShotClassifier,
+        make: Callable[[Any], Any],
+        perturbs: bool = False,
+        **options: Any,
     ) -> None:
         self.forward_func = clip
+        self._make = make
         self._captum = make(clip)
+        self._perturbs = perturbs
         self._options = options
 
     def attribute_all(self, inputs: Tensor, targets: Sequence[int] | None = None) -> Tensor:
@@ -103,11 +134,14 @@ class CaptumMethod:
             return self._captum.attribute(image, target=target, **options, **delta)
 
     def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
+        captum = self._captum
+        if self._perturbs:
+            captum = self._make(RememberedLogits(self.forward_func))
+        attributions = []
         with self._ready(image) as (ready, options):
-            attributions = [
-                self._captum.attribute(ready, target=target, **options).detach()
-                for target in targets
-            ]
+            for target in targets:
+                torch.manual_seed(SEED)  # so that every text has the same samples
+                attributions.append(captum.attribute(ready, target=target, **options).detach())
         return torch.stack(attributions, dim=1).sum(2)
 
     @contextmanager
@@ -157,7 +191,7 @@ def _guided_grad_cam(clip: ZeroShotClassifier) -> Any:
     return GuidedGradCam(clip, clip.model.visual.layer4)
 
 
-def _kernel_shap(clip: ZeroShotClassifier) -> Any:
+def _kernel_shap(clip: Any) -> Any:
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
@@ -213,12 +247,14 @@ METHODS: dict[str, Method] = {
     "IntegratedGradients": _captum(IntegratedGradients, internal_batch_size=images_per_pass),
     "Occlusion": _captum(
         Occlusion,
+        perturbs=True,
         sliding_window_shapes=_window,
         strides=_window,
         perturbations_per_eval=images_per_pass,
     ),
     "KernelShap": _captum(
         _kernel_shap,
+        perturbs=True,
         feature_mask=_cells,
         n_samples=KERNEL_SHAP_SAMPLES,
         perturbations_per_eval=images_per_pass,
