@@ -169,7 +169,7 @@ def replaced(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> tuple[float, 
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Number of scenes, of two or three objects.")] = 500,
+    scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 500,
     split: Annotated[
         str, typer.Option(help="'test', or 'validation' for choosing settings.")
     ] = "test",

@@ -108,7 +108,8 @@ def word_maps(
     caption have in common is subtracted from their maps: the mean over words or, with "surgery",
     over all tokens, including start and end. A token depends on those it attends to, so a map shows
     the word in its context. On 500 validation scenes of two or three objects, the embedded
-    model's maps point to 96 % of the objects with "interactions" and to 78 % with "surgery".
+    model's maps point to 96 % of the objects with "interactions" and to 78 % with "surgery"
+    (`python benchmarks/tasks.py --split validation --tasks words`).
 
     Importance takes one more pass through the text tower per word.
 
