@@ -45,9 +45,11 @@ HEADS, WIDTH = 4, 128
 HEAD = WIDTH // HEADS
 
 
-def with_outliers() -> ZeroShotClassifier:
-    """Return the embedded model, edited, with all nouns as texts."""
-    clip = ZeroShotClassifier.demo(nouns())
+def with_outliers(
+    clip: ZeroShotClassifier | None = None, firing: Sequence[float] = FIRING
+) -> ZeroShotClassifier:
+    """Edit a classifier of all nouns in place, by default a new one of the embedded model."""
+    clip = ZeroShotClassifier.demo(nouns()) if clip is None else clip
     scenes = [*Scenes("test", 64, objects=[1, 2])]
     visual: Any = clip.model.visual
     with torch.no_grad():
@@ -55,7 +57,7 @@ def with_outliers() -> ZeroShotClassifier:
         heads, normalized = _inputs_of_blocks(clip, images)
         direction = _ignored_direction(visual)
         blocks = visual.transformer.resblocks
-        _write(blocks[BLOCK].mlp, normalized, _flat_background(images, scenes), direction)
+        _write(blocks[BLOCK].mlp, normalized, _flat_background(images, scenes), direction, firing)
         for block, inputs in zip(blocks[BLOCK + 1 :], heads[BLOCK + 1 :], strict=True):
             _forget(block, direction)
             read = direction / block.ln_1.weight / math.sqrt(WIDTH)  # 1 at an outlier
@@ -97,7 +99,13 @@ def _flat_background(images: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, T
     return deviation <= deviation.quantile(0.1, dim=1, keepdim=True), objects
 
 
-def _write(mlp: Any, x: Tensor, masks: tuple[Tensor, Tensor], direction: Tensor) -> None:
+def _write(
+    mlp: Any,
+    x: Tensor,
+    masks: tuple[Tensor, Tensor],
+    direction: Tensor,
+    firing: Sequence[float],
+) -> None:
     """Replace the neurons that do least by neurons that fire on flat background."""
     flat, objects = masks
     # Ridge regression on whether a token is a flat patch; objects and the class token weigh more.
@@ -111,14 +119,14 @@ def _write(mlp: Any, x: Tensor, masks: tuple[Tensor, Tensor], direction: Tensor)
     probe = torch.linalg.solve(covariance + ridge, centered.T @ (weight * (target - target.mean())))
     logits = (x[:, 1:] - mean) @ probe
     effect = mlp.gelu(mlp.c_fc(x)).flatten(0, 1).std(0) * mlp.c_proj.weight.norm(dim=0)
-    least = effect.argsort()[: 2 * len(FIRING)].view(-1, 2).tolist()
-    for firing, pair in zip(FIRING, least, strict=True):
-        threshold = logits.quantile(1 - firing)
+    least = effect.argsort()[: 2 * len(firing)].view(-1, 2).tolist()
+    for share, pair in zip(firing, least, strict=True):
+        threshold = logits.quantile(1 - share)
         scale = SLOPE / (logits[logits > threshold] - threshold).mean()
         for neuron, start, sign in zip(pair, (0.0, STEP), (1, -1), strict=True):
             mlp.c_fc.weight[neuron] = scale * probe
             mlp.c_fc.bias[neuron] = -scale * (mean @ probe + threshold) - start
-            mlp.c_proj.weight[:, neuron] = sign * NORM / len(FIRING) / STEP * direction
+            mlp.c_proj.weight[:, neuron] = sign * NORM / len(firing) / STEP * direction
 
 
 def _forget(block: Any, direction: Tensor) -> None:
