@@ -129,6 +129,20 @@ def test_captums_own_attributions_are_offered(clip: ZeroShotClassifier, images: 
     torch.testing.assert_close(attributions.sum(1), method.attribute_all(images[:1])[:, 0])
 
 
+@each(
+    ("name", "title"),
+    [
+        ("CLIPSurgery", "CLIP Surgery with test-time augmentation"),
+        ("Saliency", "Saliency with test-time augmentation"),
+    ],
+)
+def test_a_report_of_finer_maps_names_their_method(
+    clip: ZeroShotClassifier, images: Tensor, name: str, title: str
+) -> None:
+    report = trust(clip, _registry.fine(METHODS[name]), images[:1], "a dog", ABSENT[:1])
+    assert report.method == title
+
+
 def test_the_figure_shows_text_absent_text_and_nonsense(
     clip: ZeroShotClassifier, images: Tensor
 ) -> None:

@@ -120,6 +120,10 @@ class CaptumMethod:
             maps = [self._explain_image(image, indices) for image in inputs.split(1)]
         return torch.cat(maps).to(inputs.dtype)
 
+    def get_name(self) -> str:
+        """Return the method's name as Captum spells it."""
+        return str(self._captum.get_name())
+
     def has_convergence_delta(self) -> bool:
         """Return whether `attribute` can return how far attributions are from complete."""
         return bool(self._captum.has_convergence_delta())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from captum_clip_surgery._utils.profiling import Passes, count_passes
 from captum_clip_surgery._utils.tables import markdown
-from captum_clip_surgery.attr import METHODS, Method
+from captum_clip_surgery.attr import METHODS, Method, TestTimeAugmentation
 from captum_clip_surgery.attr._descriptions import title_of
 from captum_clip_surgery.attr._engine import explain_of
 from captum_clip_surgery.attr._registry import resolve_names
@@ -270,9 +270,16 @@ def _resolve(clip: ZeroShotClassifier, method: str | Method) -> tuple[str, Metho
         (name,) = resolve_names([method])
         return name, METHODS[name]
     made = method(clip)
-    if hasattr(made, "get_name"):
-        return made.get_name().removeprefix("Layer "), method
-    return getattr(method, "__name__", type(made).__name__), method
+    if isinstance(made, TestTimeAugmentation):  # `get_name` would name the wrapper alone
+        return f"{_name(made.method, made.method)} with test-time augmentation", method
+    return _name(made, method), method
+
+
+def _name(explainer: Any, method: Any) -> str:
+    """Return the name of an explainer, or else of the function that made it."""
+    if hasattr(explainer, "get_name"):
+        return str(explainer.get_name()).removeprefix("Layer ")
+    return getattr(method, "__name__", type(explainer).__name__)
 
 
 def _stability(
