@@ -253,7 +253,7 @@ class Preprocess:
         interpolation: "bicubic", "bilinear" or "nearest".
         fast: Whether to resize by torch, which is 6 times faster than Pillow and differs from it in
             0.4 % of values, by 1 or 2 levels of 255. `export` then also decodes JPEGs of at least 6
-            times the size at 1/2, 1/4 or 1/8, which moves maps by 0.3 % on average.
+            times the size at 1/2, 1/4 or 1/8; docs/export.md shows how little that changes maps.
     """
 
     size: tuple[int, int]

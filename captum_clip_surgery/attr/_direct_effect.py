@@ -259,10 +259,10 @@ class LayerDirectEffect(_DirectEffectCore, LayerShapeMixin):
             the end; None means all. The others are in the remainder, as "other heads".
         heads: Indices of the heads that count in these blocks; None means all.
         feature_surgery: What is subtracted from the contributions to a text's score: "empty" (those
-            to the score of the empty text; best on validation scenes of the embedded model for any
-            number of texts), "release" or "paper" (what all texts and distractors have in common,
-            see `functional.feature_surgery`), "auto" as in `LayerCLIPSurgery`, or None, with which
-            the parts sum to the cosine itself.
+            to the score of the empty text; chosen on validation scenes of the embedded model, for
+            any number of texts), "release" or "paper" (what all texts and distractors have in
+            common, see `functional.feature_surgery`), "auto" as in `LayerCLIPSurgery`, or None,
+            with which the parts sum to the cosine itself.
         inverse_temperature: Inverse temperature of the softmax that weights the texts.
 
     Raises:

@@ -51,7 +51,7 @@ NUM_ABSENT = 4
 NUM_OTHERS = 3
 
 #: Rank correlations with maps for absent texts from which a map depends little, or hardly, on the
-#: text. On scenes of the embedded model they separate the methods (docs/measures.md).
+#: text. They were chosen on scenes of the embedded model (docs/measures.md).
 LITTLE_TEXT, HARDLY_TEXT = 0.5, 0.7
 
 #: Maps (h, w) of an image by method and text, or by another query.

@@ -28,7 +28,7 @@ from captum_clip_surgery.tasks._segmenter import Segmentation, Segmenter
 from captum_clip_surgery.tasks._sliding import Windows
 from captum_clip_surgery.tasks._vocabulary import make_vocabulary
 
-#: Side in pixels at which the paper segments, and the best one for the embedded model.
+#: Side in pixels at which the paper segments, and the embedded model's native one.
 SIDE, EMBEDDED_SIDE = 512, 224
 #: Maximum number of tokens in one pass.
 TOKENS_PER_PASS = 4096
@@ -244,7 +244,7 @@ def dense_size(clip: ZeroShotClassifier) -> Size:
     """Return the (height, width) at which images are segmented by default.
 
     The larger of 512 and the native size, to the nearest multiple of the patch; for the embedded
-    model the size that was best on its validation scenes.
+    model, the native size.
 
     Example::
 

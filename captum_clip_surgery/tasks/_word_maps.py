@@ -107,9 +107,8 @@ def word_maps(
     tower's tokens before pooling, after its final LayerNorm and projection. What the words of a
     caption have in common is subtracted from their maps: the mean over words or, with "surgery",
     over all tokens, including start and end. A token depends on those it attends to, so a map shows
-    the word in its context. On 500 validation scenes of two or three objects, the embedded
-    model's maps point to 96 % of the objects with "interactions" and to 78 % with "surgery"
-    (`python benchmarks/tasks.py --split validation --tasks words`).
+    the word in its context. On scenes of the embedded model, maps point to more objects with
+    "interactions" than with "surgery" (docs/tasks.md).
 
     Importance takes one more pass through the text tower per word.
 
@@ -123,7 +122,7 @@ def word_maps(
         special: Whether to include the start of the text, if there is one, and its end, as
             "<start>" and "<end>".
         common: Whether to skip the subtraction of the mean. With "surgery" this gives plain cosines
-            in -1..1, with which the embedded model points to 63 % of those objects.
+            in -1..1, with which the embedded model points to fewer objects.
         num_blocks: Number of last blocks that surgery spans, see `LayerCLIPSurgery`; only for
             "surgery".
         size: Side or (height, width) in pixels that the model sees; None means the native
