@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from _model import ModelFolder, load_model
+from _options import ModelFolder, load_model, split_names
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
@@ -73,7 +73,9 @@ def variant_methods() -> dict[str, Method]:
 def main(
     scenes: Annotated[int, typer.Option(help="Number of scenes.")] = 200,
     split: Annotated[str, typer.Option(help="'validation' or 'test'.")] = "validation",
-    tables: Annotated[str, typer.Option(help="Comma-separated.")] = "blocks,variants",
+    tables: Annotated[
+        str, typer.Option(help="Comma-separated: blocks, variants.")
+    ] = "blocks,variants",
     distractors: Annotated[
         str, typer.Option(help="Comma-separated numbers of distractors for 'variants'.")
     ] = "0,10,30",
@@ -99,7 +101,7 @@ def main(
             for others in drawn
         ],
     }
-    chosen = [row for name in tables.split(",") for row in available[name]]
+    chosen = [row for name in split_names(tables, available, "--tables") for row in available[name]]
     parts = []
     for title, methods, others in chosen:
         measured = evaluate_scenes(clip, images, methods, others, confidence=False)

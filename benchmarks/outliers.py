@@ -21,7 +21,6 @@ near 0.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,10 +32,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
-from _model import ModelFolder, load_model
+from _options import ModelFolder, load_model, split_names
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
 from captum_clip_surgery._utils.outliers import norm_outliers
@@ -84,7 +81,7 @@ def repaired(repair: str | None) -> Make:
 
 @dataclass(frozen=True)
 class Setting:
-    """The models and the scenes that both explain.
+    """The models to compare, and the scenes to measure them on.
 
     Args:
         folder: Folder of the model; None means the embedded one.
@@ -101,7 +98,8 @@ class Setting:
     @cached_property
     def scenes(self) -> Sequence[Scene]:
         """Scenes of two or three objects."""
-        return [*Scenes(self.split, self.num_scenes or NUM_SCENES, objects=[2, 3])]
+        count, side = self.num_scenes or NUM_SCENES, self.unedited.native_size[0]
+        return [*Scenes(self.split, count, side, objects=[2, 3])]
 
     @cached_property
     def unedited(self) -> ZeroShotClassifier:
@@ -155,7 +153,8 @@ def measure(clip: ZeroShotClassifier, make: Make, scenes: Sequence[Scene]) -> li
 
 def direct_table(setting: Setting) -> str:
     """Describe both models without a remedy."""
-    single = [*Scenes(setting.split, NUM_SINGLE, objects=[1])]
+    side = setting.unedited.native_size[0]
+    single = [*Scenes(setting.split, NUM_SINGLE, side, objects=[1])]
     images = setting.unedited.preprocess([scene.image for scene in single])
     labels = torch.tensor([setting.unedited.index(scene.nouns[0]) for scene in single])
     clips = (setting.unedited, setting.edited)
@@ -327,9 +326,10 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
+    chosen = split_names(tables, TABLES, "--tables")
     setting = Setting(model, tuple(map(float, firing.split(","))), split, scenes)
     parts = []
-    for name in tables.split(","):
+    for name in chosen:
         table = TABLES[name](setting)
         parts.append(f"**{name}**\n\n{table}\n")
         print(f"\n{parts[-1]}", flush=True)

@@ -9,8 +9,8 @@ The figures of docs/queries.md:
   scenes
 - objects: how often the maximum of a map is inside the object of the same noun, on test scenes
 - pairs: how often the regions that `explain_pair` finds are the object that two scenes share
-- gap: cosines within and between images and texts, and the distance between their means, which
-  Liang et al. call the modality gap (Mind the Gap, NeurIPS 2022)
+- gap: cosines within and between images and texts of different scenes, and the distance between
+  their means, which Liang et al. call the modality gap (Mind the Gap, NeurIPS 2022)
 
 Query scenes are drawn with a fixed seed from validation scenes that show the noun, except for the
 scene itself. They do not depend on `--scenes`, up to `NUM_EXAMPLES`.
@@ -29,7 +29,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from _model import ModelFolder, load_model
+from _options import ModelFolder, load_model, split_names
 from torch import Tensor
 from tqdm import tqdm
 
@@ -290,7 +290,14 @@ def gap_table(clip: ZeroShotClassifier, count: int) -> str:
         ["two or three objects, captions", *_gap(plain, scenes)],
         ["a single object, its noun", *_gap(of_nouns, singles)],
     ]
-    header = ["scenes and texts", "images", "texts", "matching", "others", "distance of means"]
+    header = [
+        "scenes and texts",
+        "images",
+        "texts",
+        "matching",
+        "other scenes",
+        "distance of means",
+    ]
     title = f"{count} validation scenes, mean cosines among images, among texts and between both"
     return _titled(title, header, rows)
 
@@ -345,10 +352,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
 ) -> None:
     """Print the tables."""
-    chosen = tables.split(",")
-    unknown = [name for name in chosen if name not in TABLES]
-    if unknown:
-        raise typer.BadParameter(f"tables must be among {', '.join(TABLES)}, got {unknown[0]!r}")
+    chosen = split_names(tables, TABLES, "--tables")
     clip = load_model(model, ["dog"])
     parts = []
     for name in chosen:

@@ -12,21 +12,23 @@ The other figures of docs/tasks.md:
     python benchmarks/tasks.py --tasks replaced --split validation --scenes 80
     python benchmarks/tasks.py --tasks words --split validation --scenes 500
 
-`sizes` segments enlarged images among all nouns. `replaced` puts an absent noun in the place of one
-of each caption's nouns, and measures how often it has the lowest value of the caption's nouns.
+`sizes` segments images of several sizes among all nouns. `replaced` puts an absent noun in the
+place of one of each caption's nouns, and measures how often it has the lowest value of the
+caption's nouns.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from _model import ModelFolder, load_model
+from _options import ModelFolder, load_model, split_names
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
 from tqdm import tqdm
@@ -180,7 +182,11 @@ def main(
         str, typer.Option(help="Comma-separated image sizes of the task 'sizes'.")
     ] = "224,320,384,448",
     tasks: Annotated[
-        str, typer.Option(help="Comma-separated; there are also 'sizes' and 'replaced'.")
+        str,
+        typer.Option(
+            help="Comma-separated: segmentation, outlines, recognition, points, words, sizes, "
+            "replaced."
+        ),
     ] = "segmentation,outlines,recognition,points,words",
     model: ModelFolder = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
@@ -188,10 +194,11 @@ def main(
     """Print the tables."""
     clip = load_model(model, nouns())
     counts = [int(count) for count in objects.split(",")]
-    drawn = list(Scenes(split, scenes, clip.native_size[0], objects=counts))
+    scenes_of = partial(Scenes, split, scenes, objects=counts)
+    drawn = list(scenes_of(clip.native_size[0]))
     parts: dict[str, Callable[[], str]] = {
         "segmentation": lambda: _segmentation_table(clip, drawn),
-        "sizes": lambda: _sizes_table(clip, drawn, [int(s) for s in sizes.split(",")]),
+        "sizes": lambda: _sizes_table(clip, scenes_of, map(int, sizes.split(","))),
         "outlines": lambda: _outlines_table(clip, drawn),
         "recognition": lambda: markdown(
             ["feature surgery", "mAP"],
@@ -220,7 +227,7 @@ def main(
             ],
         ),
     }
-    measures = [parts[name] for name in tasks.split(",")]
+    measures = [parts[name] for name in split_names(tasks, parts, "--tasks")]
     tables = []
     for measure in measures:
         tables.append(measure() + "\n")
@@ -250,11 +257,13 @@ def _segmentation_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> st
     return markdown(["size", "feature surgery", "refined", *columns], rows, left=3)
 
 
-def _sizes_table(clip: ZeroShotClassifier, scenes: Sequence[Scene], sizes: Sequence[int]) -> str:
-    """Measure segmentation of enlarged images among all nouns, pixels of no object ignored."""
+def _sizes_table(
+    clip: ZeroShotClassifier, scenes_of: Callable[[int], Scenes], sizes: Iterable[int]
+) -> str:
+    """Measure segmentation by image size among all nouns, pixels of no object ignored."""
     rows = []
     for size in sizes:
-        figure = miou(clip, scenes, False, feature_surgery="release", size=size)
+        figure = miou(clip, list(scenes_of(size)), False, feature_surgery="release", size=size)
         rows.append([str(size), f"{figure:.1f}"])
     return markdown(["size", "all"], rows)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _model import ModelFolder, load_model
+from _options import ModelFolder, load_model
 
 from captum_clip_surgery import trust
 from captum_clip_surgery._utils.tables import markdown
@@ -30,8 +30,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
 ) -> None:
     """Print the table."""
-    drawn = Scenes("test", scenes, objects=[2, 3])
     clip = load_model(model, ["dog"])
+    drawn = Scenes("test", scenes, clip.native_size[0], objects=[2, 3])
     images = clip.preprocess([scene.image for scene in drawn])
     texts = [scene.nouns[0] for scene in drawn]
     absent = []

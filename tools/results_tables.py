@@ -3,7 +3,8 @@
     python -m tools.results_tables FOLDER...
 
 Methods and measures can be spread over any number of folders, because all of them together take
-hours. Time and memory are those of the first folder that has them.
+hours. Where folders have the same measure of a method, the last one counts; time and memory are
+those of the first folder that has them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ LOCALIZATION = {
 
 
 def merge(parts: Sequence[Mapping[str, Result]]) -> dict[str, Result]:
-    """Return the results of each method over all parts, in the order of `METHODS`."""
+    """Return the results of each method over all parts, in the order of `METHODS`.
+
+    Raises:
+        ValueError: If a method is not one of `METHODS`.
+    """
+    if unknown := {name for part in parts for name in part} - set(METHODS):
+        raise ValueError(f"unknown method {min(unknown)!r}; run it under a name in METHODS")
     merged = {}
     for name in METHODS:
         results = [part[name] for part in parts if name in part]
@@ -64,12 +71,12 @@ def main(
     """Print the tables, and how wide the confidence intervals are."""
     results = merge([read_results(folder) for folder in folders])
     print(to_markdown(results, LOCALIZATION, memory=True), end="\n\n")
-    asked = {
+    untimed = {
         name: Result(result.measures, result.intervals, None, None)
         for name, result in results.items()
         if "text_specificity" in result.measures
     }
-    print(to_markdown(asked, SPECIFICITY), end="\n\n")
+    print(to_markdown(untimed, SPECIFICITY), end="\n\n")
     for key, title in (LOCALIZATION | SPECIFICITY).items():
         if any(key in result.intervals for result in results.values()):
             print(f"{title}: 95 % intervals within {half_width(results, key):.1f}")

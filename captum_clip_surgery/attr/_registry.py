@@ -139,7 +139,7 @@ class CaptumMethod:
 
     def _explain_image(self, image: Tensor, targets: list[int]) -> Tensor:
         captum = self._captum
-        if self._perturbs:
+        if self._perturbs and len(targets) > 1:
             captum = self._make(RememberedLogits(self.forward_func))
         attributions = []
         with self._ready(image) as (ready, options):

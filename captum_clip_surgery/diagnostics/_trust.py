@@ -271,12 +271,12 @@ def _resolve(clip: ZeroShotClassifier, method: str | Method) -> tuple[str, Metho
         return name, METHODS[name]
     made = method(clip)
     if isinstance(made, TestTimeAugmentation):  # `get_name` would name the wrapper alone
-        return f"{_name(made.method, made.method)} with test-time augmentation", method
+        return f"{_name(made.method, type(made.method))} with test-time augmentation", method
     return _name(made, method), method
 
 
 def _name(explainer: Any, method: Any) -> str:
-    """Return the name of an explainer, or else of the function that made it."""
+    """Return the name of an explainer, or else of what made it."""
     if hasattr(explainer, "get_name"):
         return str(explainer.get_name()).removeprefix("Layer ")
     return getattr(method, "__name__", type(explainer).__name__)

@@ -48,9 +48,9 @@ HEAD = WIDTH // HEADS
 def with_outliers(
     clip: ZeroShotClassifier | None = None, firing: Sequence[float] = FIRING
 ) -> ZeroShotClassifier:
-    """Edit a classifier of all nouns in place, by default a new one of the embedded model."""
+    """Edit a classifier of all nouns in place and return it; by default, the embedded model's."""
     clip = ZeroShotClassifier.demo(nouns()) if clip is None else clip
-    scenes = [*Scenes("test", 64, objects=[1, 2])]
+    scenes = [*Scenes("test", 64, clip.native_size[0], objects=[1, 2])]
     visual: Any = clip.model.visual
     with torch.no_grad():
         images = clip.preprocess([scene.image for scene in scenes])

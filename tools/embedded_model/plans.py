@@ -83,10 +83,11 @@ class Plan:
         final_sizes: Sizes at which the trained model is evaluated; the one of the best accuracy
             becomes native. Without any, the size of the last stage stays native.
         sigmoid: Use SigLIP's pairwise loss instead of CLIP's contrastive one.
-        start: What training starts with: random weights, the embedded model's text tower, which
-            saves most of the time, or the whole embedded model.
+        start: What training starts with: random weights, a model's text tower, which saves most of
+            the time, or the whole model. `train --start` names it; the default is the embedded one.
         backgrounds: Kinds of background; None means those of the scenes' training split.
-        bfloat16: Compute the features in bfloat16; weights and the loss stay in float32.
+        bfloat16: Compute the features in bfloat16; weights stay in float32, and so does the loss of
+            the rounded features.
     """
 
     model: Mapping[str, Any]

@@ -2,7 +2,8 @@
 
     python -m tools.embedded_model.train [--plan further | map | average] --output runs/demo
 
-The other plans start with the embedded model, or with the one in the folder of `--start`.
+`further` starts with the whole embedded model, the variants with its text tower; `--start` names
+the folder of another model.
 
 The loss is contrastive. An interrupted run resumes when it is started again. The output folder
 holds `log.jsonl`, `checkpoint.pt` and, in `model/`, the weights of the highest held-out contrastive
@@ -122,10 +123,13 @@ def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None 
 
 def load_start(model: CLIP, folder: Path, text_only: bool) -> None:
     """Copy the weights of the model in a folder, or those of its text tower, into a model."""
-    weights = load_file(folder / "open_clip_model.safetensors")
+    written = load_file(folder / "open_clip_model.safetensors")
+    weights = {name: value.float() for name, value in written.items()}
+    if not text_only:
+        open_clip.factory.resize_pos_embed(weights, model)
     others = ("visual.", "logit_") if text_only else ()
     names = [name for name in model.state_dict() if not name.startswith(others)]
-    model.load_state_dict({name: weights[name].float() for name in names}, strict=False)
+    model.load_state_dict({name: weights[name] for name in names}, strict=False)
 
 
 def create_optimizer(model: CLIP) -> torch.optim.Optimizer:
@@ -248,7 +252,8 @@ class Training:
         self.seen[tokens.flatten()] = True
         torch.manual_seed(self.step)  # so that a resumed run drops the same patches
         criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
-        plain = self.plan.bfloat16 and images.shape[-1] < FUSED_FROM
+        slow = DEVICE.type == "cpu" and images.shape[-1] < FUSED_FROM
+        plain = self.plan.bfloat16 and slow
         autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.plan.bfloat16)
         with autocast, sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             output = self.encode(images, tokens)
@@ -329,8 +334,12 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "embedded",
     start: Annotated[
-        Path, typer.Option(help="Folder of the model that plans other than `embedded` start with.")
-    ] = MODEL_FOLDER,
+        Path | None,
+        typer.Option(
+            help="Folder of the model to start with (default: the embedded model). A run that is "
+            "resumed ignores it."
+        ),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -346,7 +355,11 @@ def main(
         raise typer.BadParameter(
             f"must be one of {', '.join(PLANS)}, got {plan!r}", param_hint="--plan"
         )
-    training = Training(PLANS[plan], output, start)
+    if start is not None and PLANS[plan].start == "random":
+        raise typer.BadParameter(
+            f"plan {plan} starts with random weights; leave it out", param_hint="--start"
+        )
+    training = Training(PLANS[plan], output, start or MODEL_FOLDER)
     total = sum(stage.steps for stage in training.plan.stages)
     if training.plan.start == "all" and training.best < 0:  # not evaluated yet
         size = training.plan.stages[0].size

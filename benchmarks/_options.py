@@ -1,9 +1,9 @@
-"""The model that a benchmark measures: the embedded one, or one that training has written."""
+"""Options that benchmarks share: the model that is measured, and lists of names."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -27,3 +27,18 @@ def load_model(folder: Path | None, texts: Iterable[str]) -> ZeroShotClassifier:
     if folder is None:
         return ZeroShotClassifier.demo(texts)
     return load_trained(folder).with_texts(texts)
+
+
+def split_names(names: str, known: Collection[str], option: str) -> list[str]:
+    """Split comma-separated names.
+
+    Raises:
+        typer.BadParameter: If a name is unknown.
+    """
+    chosen = names.split(",")
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(
+                f"must be among {', '.join(known)}, got {name!r}", param_hint=option
+            )
+    return chosen
