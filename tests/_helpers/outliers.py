@@ -31,7 +31,7 @@ from captum_clip_surgery.models.image import AttentionInputs
 BLOCK = 1
 #: Shares of patches on which pairs of neurons fire. The second of a pair stops what the first
 #: writes from growing, so that there are two kinds of tokens and few between them.
-FIRING = (0.08, 0.07)
+FIRING = (0.12, 0.11)
 #: Norm that they write together, 14 times that of a token.
 NORM = 300.0
 #: Slope of the neurons, and the activation at which the first of a pair is stopped.

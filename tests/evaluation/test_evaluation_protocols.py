@@ -168,7 +168,7 @@ def check(
     assert result.measures == pytest.approx(figures, rel=1e-9)
 
 
-@pytest.mark.parametrize(("size", "side"), [(64, 64), (100, 96), (None, 224)])
+@pytest.mark.parametrize(("size", "side"), [(80, 80), (100, 96), (None, 224)])
 def test_squashed_as_the_paper_has_it(
     clip: ZeroShotClassifier, data: Given, size: int | None, side: int
 ) -> None:
@@ -298,7 +298,7 @@ def test_small_classes_become_background_as_in_segment(
     rows = list(data.classes.synonyms)
     (background,) = rows.pop(BACKGROUND)
     several = clip.with_texts([text for names in rows for text in names])
-    options = {"size": 80, "keep_aspect": True}
+    options = {"size": 96, "keep_aspect": True}
     plain, view = (
         View(**options, synonyms=True, background=0.6, scale=40, min_area=area)
         for area in (None, 0.3)
