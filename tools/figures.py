@@ -64,7 +64,7 @@ def draw_check() -> None:
 def draw_outliers() -> None:
     """Draw `outliers.png`: maps of a model that writes outliers, without and with remedies."""
     sound, edited = ZeroShotClassifier.demo(nouns()), with_outliers()
-    scenes = Scenes("test", 60, objects=[2, 3])
+    scenes = Scenes("test", 60, sound.native_size[0], objects=[2, 3])
     registers = edited.with_registers(edited.preprocess([scene.image for scene in scenes[:24]]))
     columns = {
         "unedited": (sound, None),
@@ -72,7 +72,7 @@ def draw_outliers() -> None:
         "registers": (registers, None),
         **{f'"{repair}"': (edited, repair) for repair in ("auto", "neighbors", "likeness")},
     }
-    chosen = [scenes[index] for index in (3, 5, 8)]
+    chosen = [scenes[index] for index in (0, 8, 12)]
     maps = {
         name: torch.cat(
             [

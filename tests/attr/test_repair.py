@@ -132,7 +132,7 @@ def mean_correlation(clips, method, scenes) -> float:
 def test_surgery_collapses_and_remedies_bring_its_maps_back():
     """The figures in docs/models.md come from here, over 60 scenes."""
     sound, edited = ZeroShotClassifier.demo(nouns()), with_outliers()
-    single = Scenes("test", 200, objects=[1])
+    single = Scenes("test", 200, sound.native_size[0], objects=[1])
     images = sound.preprocess([scene.image for scene in single])
     targets = torch.tensor([sound.index(scene.nouns[0]) for scene in single])
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
     print(f"\ntop-1 {top1}, cosine {float(cosine):.3f}")
     assert top1["edited"] > top1["sound"] - 0.05
     assert cosine > 0.97
-    scenes = Scenes("test", 60, objects=[2, 3])
+    scenes = Scenes("test", 60, sound.native_size[0], objects=[2, 3])
     registers = edited.with_registers(edited.preprocess([s.image for s in scenes[:24]]))
     remedies = {
         "sound": (sound, None),
@@ -152,7 +152,7 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
         "registers": (registers, None),
         **{repair: (edited, repair) for repair in ("auto", "neighbors", "likeness")},
     }
-    found = {}
+    found, overlap = {}, {}
     for name, (clip, repair) in remedies.items():
 
         def method(clip: ZeroShotClassifier, repair: str | None = repair) -> DualPathAttribution:
@@ -160,9 +160,11 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
 
         measures = evaluate_scenes(clip, scenes, {name: method}, progress=False, confidence=False)
         found[name] = mean_correlation((clip, sound), method, scenes)
+        overlap[name] = measures[name].measures["explanation_iou"]
         print(f"{name:10} {found[name]:+.3f}", measures[name].measures)
-    assert found["edited"] < 0.3
+    assert found["edited"] < 0.6
+    assert overlap["edited"] < 0.6 * overlap["sound"] < 0.7 * overlap["registers"]
     assert found["registers"] > 0.95
     assert found["auto"] > 0.9
     assert found["neighbors"] > 0.9
-    assert found["likeness"] < 0.5  # the path itself still attends elsewhere
+    assert found["likeness"] < 0.85  # the path itself still attends elsewhere
