@@ -166,8 +166,8 @@ def test_a_second_object_in_the_background_is_located_and_described():
         return render_scene(rng, canvas, [noun]).image / 255 if noun == "pizza" else canvas
 
     clip = ZeroShotClassifier.demo(NAMES)
-    data = SceneCollection(NAMES, per_noun=4, size=128, background=background)
-    evidence = collect(clip, data, range(24), 128, 8, progress=False)
+    data = SceneCollection(NAMES, per_noun=8, size=128, background=background)
+    evidence = collect(clip, data, range(48), 128, 8, progress=False)
     cue = locate_cue(clip, data, evidence, "pizza", clip, 16)
     assert cue.place == "background"
     assert cue.texts[0][0] == "pizza"
