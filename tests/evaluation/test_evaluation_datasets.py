@@ -43,7 +43,7 @@ SCENES = Scenes("test", 8, 224, objects=[2, 3])
 #: Sums in another order swap pixels that are all but equal: one swap is some 1e-8 of AUROC.
 CLOSE = dict(rel=1e-6, abs=1e-6)
 #: In percent: of a picture alone, a pixel at a map's mean can be on the other side of it.
-CLOSE_TO_SCENES = dict(rel=1e-5, abs=1e-6)
+NEARLY = dict(rel=1e-5, abs=1e-6)
 FOUR = "dog\ncat, kitten\nhorse\ncow"
 
 
@@ -76,9 +76,9 @@ def check_same_as_scenes(
     assert found.images == len(scenes)
     assert list(found.results) == list(names)
     for name, result in found.results.items():
-        assert result.measures == pytest.approx(dict(expected[name].measures), **CLOSE_TO_SCENES), name
+        assert result.measures == pytest.approx(dict(expected[name].measures), **NEARLY), name
         for key, interval in expected[name].intervals.items():
-            assert result.intervals[key] == pytest.approx(interval, **CLOSE_TO_SCENES), key
+            assert result.intervals[key] == pytest.approx(interval, **NEARLY), key
 
 
 @pytest.mark.slow
