@@ -142,9 +142,8 @@ class CaptumMethod:
         if self._perturbs and len(targets) > 1:
             captum = self._make(RememberedLogits(self.forward_func))
         attributions = []
-        with self._ready(image) as (ready, options):
-            for target in targets:
-                torch.manual_seed(SEED)  # so that every text has the same samples
+        for target in targets:
+            with self._ready(image) as (ready, options):  # so that every text has the same samples
                 attributions.append(captum.attribute(ready, target=target, **options).detach())
         return torch.stack(attributions, dim=1).sum(2)
 

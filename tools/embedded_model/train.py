@@ -1,6 +1,7 @@
 """Train the embedded model, train it further, or train a variant, on rendered scenes.
 
-    python -m tools.embedded_model.train [--plan further | map | average] --output runs/demo
+    python -m tools.embedded_model.train [--plan further | map | average] [--start FOLDER]
+        --output runs/demo
 
 `further` starts with the whole embedded model, the variants with its text tower; `--start` names
 the folder of another model.
@@ -121,15 +122,20 @@ def build(config: Mapping[str, Any], size: int, state: dict[str, Tensor] | None 
     return model.to(DEVICE)
 
 
-def load_start(model: CLIP, folder: Path, text_only: bool) -> None:
-    """Copy the weights of the model in a folder, or those of its text tower, into a model."""
+def build_start(plan: Plan, folder: Path) -> CLIP:
+    """Build the model that training starts with, from weights in a folder if the plan says so."""
+    size = plan.stages[0].size
+    if plan.start == "random":
+        return build(plan.model, size)
     written = load_file(folder / "open_clip_model.safetensors")
     weights = {name: value.float() for name, value in written.items()}
-    if not text_only:
-        open_clip.factory.resize_pos_embed(weights, model)
-    others = ("visual.", "logit_") if text_only else ()
+    if plan.start == "all":
+        return build(plan.model, size, weights)
+    model = build(plan.model, size)
+    others = ("visual.", "logit_")
     names = [name for name in model.state_dict() if not name.startswith(others)]
     model.load_state_dict({name: weights[name] for name in names}, strict=False)
+    return model
 
 
 def create_optimizer(model: CLIP) -> torch.optim.Optimizer:
@@ -181,9 +187,7 @@ class Training:
         self.best = -1.0
         self.seen = torch.zeros(MODEL["text_cfg"]["vocab_size"], dtype=torch.bool, device=DEVICE)
         torch.manual_seed(SEED)
-        self.model = build(plan.model, plan.stages[0].size)
-        if plan.start != "random":
-            load_start(self.model, start, text_only=plan.start == "text")
+        self.model = build_start(plan, start)
         if plan.start == "all":  # rows of words that no caption used are zero
             self.seen = self.model.token_embedding.weight.detach().any(1)
         self.optimizer = create_optimizer(self.model)
@@ -252,8 +256,8 @@ class Training:
         self.seen[tokens.flatten()] = True
         torch.manual_seed(self.step)  # so that a resumed run drops the same patches
         criterion = SigLipLoss() if self.plan.sigmoid else ClipLoss()
-        slow = DEVICE.type == "cpu" and images.shape[-1] < FUSED_FROM
-        plain = self.plan.bfloat16 and slow
+        on_cpu = DEVICE.type == "cpu"
+        plain = self.plan.bfloat16 and on_cpu and images.shape[-1] < FUSED_FROM
         autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.plan.bfloat16)
         with autocast, sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
             output = self.encode(images, tokens)
