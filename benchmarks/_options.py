@@ -1,4 +1,4 @@
-"""Options that benchmarks share: the model that is measured, and lists of names."""
+"""Options that benchmarks share: the model that is measured, lists of names, and a file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from captum_clip_surgery import ZeroShotClassifier
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tools.embedded_model.report import load_trained
+from tools.embedded_model.report import ModelFolder, load_trained
 
-#: The option `--model` of a benchmark.
-ModelFolder = Annotated[
-    Path | None,
-    typer.Option("--model", help="Folder of a trained model (default: the embedded model)."),
+__all__ = ["ModelFolder", "TablesFile", "load_model", "split_names"]
+
+#: The option `--output` of a benchmark that prints tables.
+TablesFile = Annotated[
+    Path | None, typer.Option("--output", help="Markdown file for what is printed.")
 ]
 
 
 def load_model(folder: Path | None, texts: Iterable[str]) -> ZeroShotClassifier:
     """Return a classifier of texts with the model of a folder, or with the embedded model."""
-    if folder is None:
-        return ZeroShotClassifier.demo(texts)
     return load_trained(folder).with_texts(texts)
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from _options import TablesFile
 
 from captum_clip_surgery import METHODS, TestTimeAugmentation, ZeroShotClassifier
 from captum_clip_surgery.attr import Method
@@ -81,7 +81,7 @@ def main(
     split: Annotated[str, typer.Option(help="Split of the scenes.")] = "validation",
     refine: Annotated[str | None, typer.Option(help="'guided' or 'pamr' (default: none).")] = None,
     default: Annotated[bool, typer.Option("--default", help="Measure the default only.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the table."""
     clip = ZeroShotClassifier.demo(["dog"])

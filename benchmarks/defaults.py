@@ -10,12 +10,11 @@ choice on test scenes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from _options import ModelFolder, load_model, split_names
+from _options import ModelFolder, TablesFile, load_model, split_names
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
@@ -80,7 +79,7 @@ def main(
         str, typer.Option(help="Comma-separated numbers of distractors for 'variants'.")
     ] = "0,10,30",
     model: ModelFolder = None,
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the tables."""
     clip = load_model(model, ["dog"])

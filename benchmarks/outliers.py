@@ -30,9 +30,8 @@ from statistics import median
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import typer
-from _options import ModelFolder, load_model, split_names
+from _options import ModelFolder, TablesFile, load_model, split_names
 from torch import Tensor
 
 from captum_clip_surgery import LayerCLIPSurgery, ZeroShotClassifier
@@ -45,7 +44,7 @@ from captum_clip_surgery.demo import Scene, Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
 from captum_clip_surgery.evaluation._results import DEFAULT_COLUMNS
 from captum_clip_surgery.models.image import PathConfig, Tower
-from tests._helpers import outliers
+from tests._helpers.outliers import FIRING, mean_correlation, scene_maps, with_outliers
 
 #: Numbers of scenes: for maps, for maps by number of blocks, of one object, and for registers.
 NUM_SCENES, NUM_BLOCKS_SCENES, NUM_SINGLE, NUM_REGISTER_SCENES = 60, 500, 200, 24
@@ -109,7 +108,7 @@ class Setting:
     @cached_property
     def edited(self) -> ZeroShotClassifier:
         """The model with outliers."""
-        return outliers.with_outliers(load_model(self.folder, nouns()), self.firing)
+        return with_outliers(load_model(self.folder, nouns()), self.firing)
 
     @cached_property
     def registers(self) -> ZeroShotClassifier:
@@ -121,25 +120,6 @@ class Setting:
     def references(self) -> list[Tensor]:
         """Maps of the unedited model without a repair."""
         return scene_maps(self.unedited, LayerCLIPSurgery, self.scenes)
-
-
-def scene_maps(clip: ZeroShotClassifier, make: Make, scenes: Sequence[Scene]) -> list[Tensor]:
-    """Return the maps (K, h*w) of each scene's nouns."""
-    maps = []
-    for scene in scenes:
-        method = make(clip.with_texts(scene.nouns))
-        with torch.no_grad():
-            maps.append(method.attribute_all(clip.preprocess(scene.image))[0].flatten(1))
-    return maps
-
-
-def mean_correlation(maps: Sequence[Tensor], references: Sequence[Tensor]) -> float:
-    """Return the mean over nouns of the correlation of two maps over patches."""
-    centered = (
-        [F.normalize(each - each.mean(-1, keepdim=True), dim=-1) for each in both]
-        for both in zip(maps, references, strict=True)
-    )
-    return float(torch.cat([(a * b).sum(-1) for a, b in centered]).mean())
 
 
 def measure(clip: ZeroShotClassifier, make: Make, scenes: Sequence[Scene]) -> list[str]:
@@ -322,8 +302,8 @@ def main(
     ),
     firing: Annotated[
         str, typer.Option(help="Comma-separated shares of patches on which pairs of neurons fire.")
-    ] = ",".join(map(str, outliers.FIRING)),
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
+    ] = ",".join(map(str, FIRING)),
+    output: TablesFile = None,
 ) -> None:
     """Print the tables."""
     chosen = split_names(tables, TABLES, "--tables")

@@ -22,14 +22,13 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from random import Random
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from _options import ModelFolder, load_model, split_names
+from _options import ModelFolder, TablesFile, load_model, split_names
 from torch import Tensor
 from tqdm import tqdm
 
@@ -349,7 +348,7 @@ def main(
         ),
     ] = None,
     model: ModelFolder = None,
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the tables."""
     chosen = split_names(tables, TABLES, "--tables")

@@ -8,11 +8,11 @@ are shuffled: only the head, half of the stages, and all of them.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from _options import TablesFile
 
 from captum_clip_surgery import ZeroShotClassifier
 from captum_clip_surgery._utils.tables import markdown
@@ -26,7 +26,7 @@ def main(
         int, typer.Option(help="Number of test scenes; one object of each is explained.")
     ] = 8,
     methods: Annotated[str, typer.Option(help="Comma-separated method names, or 'all'.")] = "all",
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the table."""
     drawn = Scenes("test", scenes, objects=[2, 3])

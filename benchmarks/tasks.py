@@ -23,12 +23,11 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from _options import ModelFolder, load_model, split_names
+from _options import ModelFolder, TablesFile, load_model, split_names
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
 from tqdm import tqdm
@@ -189,7 +188,7 @@ def main(
         ),
     ] = "segmentation,outlines,recognition,points,words",
     model: ModelFolder = None,
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the tables."""
     clip = load_model(model, nouns())

@@ -9,11 +9,10 @@ nouns per scene. "absent, sd" is the standard deviation over scenes of the colum
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from _options import ModelFolder, load_model
+from _options import ModelFolder, TablesFile, load_model
 
 from captum_clip_surgery import trust
 from captum_clip_surgery._utils.tables import markdown
@@ -27,7 +26,7 @@ def main(
     scenes: Annotated[int, typer.Option(min=2, help="Number of test scenes.")] = 12,
     methods: Annotated[str, typer.Option(help="Comma-separated method names, or 'all'.")] = "all",
     model: ModelFolder = None,
-    output: Annotated[Path | None, typer.Option(help="Markdown file for the table.")] = None,
+    output: TablesFile = None,
 ) -> None:
     """Print the table."""
     clip = load_model(model, ["dog"])

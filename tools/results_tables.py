@@ -29,9 +29,7 @@ SPECIFICITY = {
     "nonsense_specificity": "nonsense",
     "image_specificity": "other images",
 }
-LOCALIZATION = {
-    key: title for key, title in ALL_COLUMNS.items() if key not in (*SPECIFICITY, *COUNTS)
-}
+COLUMNS = {key: title for key, title in ALL_COLUMNS.items() if key not in (*SPECIFICITY, *COUNTS)}
 
 
 def merge(parts: Sequence[Mapping[str, Result]]) -> dict[str, Result]:
@@ -70,14 +68,14 @@ def main(
 ) -> None:
     """Print the tables, and how wide the confidence intervals are."""
     results = merge([read_results(folder) for folder in folders])
-    print(to_markdown(results, LOCALIZATION, memory=True), end="\n\n")
+    print(to_markdown(results, COLUMNS, memory=True), end="\n\n")
     untimed = {
         name: Result(result.measures, result.intervals, None, None)
         for name, result in results.items()
         if "text_specificity" in result.measures
     }
     print(to_markdown(untimed, SPECIFICITY), end="\n\n")
-    for key, title in (LOCALIZATION | SPECIFICITY).items():
+    for key, title in (COLUMNS | SPECIFICITY).items():
         if any(key in result.intervals for result in results.values()):
             print(f"{title}: 95 % intervals within {half_width(results, key):.1f}")
 

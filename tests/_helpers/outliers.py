@@ -16,7 +16,7 @@ Need Trained Registers", NeurIPS 2025) that a few feed-forward neurons write the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,25 @@ def with_outliers(
             _turn_keys(block, inputs, read)
             _turn_values(block, inputs, read)
     return clip
+
+
+def scene_maps(clip: ZeroShotClassifier, make: Any, scenes: Iterable[Scene]) -> list[Tensor]:
+    """Return a method's maps (K, h*w) of each scene's nouns."""
+    maps = []
+    for scene in scenes:
+        method = make(clip.with_texts(scene.nouns))
+        with torch.no_grad():
+            maps.append(method.attribute_all(clip.preprocess(scene.image))[0].flatten(1))
+    return maps
+
+
+def mean_correlation(maps: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Return the mean over nouns of the correlation of two maps over patches."""
+    centered = (
+        [F.normalize(each - each.mean(-1, keepdim=True), dim=-1) for each in both]
+        for both in zip(maps, references, strict=True)
+    )
+    return float(torch.cat([(a * b).sum(-1) for a, b in centered]).mean())
 
 
 def _inputs_of_blocks(

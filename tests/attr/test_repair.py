@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from captum_clip_surgery import (
     CLIPSurgery,
@@ -18,7 +17,7 @@ from captum_clip_surgery import (
 from captum_clip_surgery.attr import DualPathAttribution
 from captum_clip_surgery.demo import Scenes, nouns
 from captum_clip_surgery.evaluation import evaluate_scenes
-from tests._helpers.outliers import with_outliers
+from tests._helpers.outliers import mean_correlation, scene_maps, with_outliers
 from tests._helpers.tiny import random_images, tiny_model
 
 METHODS = (LayerCLIPSurgery, LayerFeatureCLIPSurgery, LayerGEM, LayerNACLIP)
@@ -114,23 +113,9 @@ def test_a_check_up_names_the_remedy_and_shows_it():
 # --- remedies on the model that writes outliers ---------------------------------------------------
 
 
-def mean_correlation(clips, method, scenes) -> float:
-    """Mean correlation of maps of nouns: of a method on a model, of surgery on another."""
-    correlations = []
-    for scene in scenes:
-        maps = []
-        for clip, make in zip(clips, (method, LayerCLIPSurgery), strict=True):
-            local = clip.with_texts(scene.nouns)
-            with torch.no_grad():
-                maps.append(make(local).attribute_all(clip.preprocess(scene.image))[0].flatten(1))
-        centered = [F.normalize(each - each.mean(-1, keepdim=True), dim=-1) for each in maps]
-        correlations += (centered[0] * centered[1]).sum(-1).tolist()
-    return sum(correlations) / len(correlations)
-
-
 @pytest.mark.slow
 def test_surgery_collapses_and_remedies_bring_its_maps_back():
-    """The figures in docs/models.md come from here, over 60 scenes."""
+    """On the scenes of docs/models.md, whose figures `benchmarks/outliers.py` prints."""
     sound, edited = ZeroShotClassifier.demo(nouns()), with_outliers()
     single = Scenes("test", 200, sound.native_size[0], objects=[1])
     images = sound.preprocess([scene.image for scene in single])
@@ -141,7 +126,6 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
             for name, clip in {"sound": sound, "edited": edited}.items()
         }
         cosine = (sound.image_features(images) * edited.image_features(images)).sum(-1).mean()
-    print(f"\ntop-1 {top1}, cosine {float(cosine):.3f}")
     assert top1["edited"] > top1["sound"] - 0.05
     assert cosine > 0.97
     scenes = Scenes("test", 60, sound.native_size[0], objects=[2, 3])
@@ -152,6 +136,7 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
         "registers": (registers, None),
         **{repair: (edited, repair) for repair in ("auto", "neighbors", "likeness")},
     }
+    references = scene_maps(sound, LayerCLIPSurgery, scenes)
     found, overlap = {}, {}
     for name, (clip, repair) in remedies.items():
 
@@ -159,9 +144,8 @@ def test_surgery_collapses_and_remedies_bring_its_maps_back():
             return LayerCLIPSurgery(clip, repair=repair)
 
         measures = evaluate_scenes(clip, scenes, {name: method}, progress=False, confidence=False)
-        found[name] = mean_correlation((clip, sound), method, scenes)
+        found[name] = mean_correlation(scene_maps(clip, method, scenes), references)
         overlap[name] = measures[name].measures["explanation_iou"]
-        print(f"{name:10} {found[name]:+.3f}", measures[name].measures)
     assert found["edited"] < 0.6
     assert overlap["edited"] < 0.6 * overlap["sound"] < 0.7 * overlap["registers"]
     assert found["registers"] > 0.95

@@ -25,6 +25,11 @@ from captum_clip_surgery.functional import VARIANTS
 from tools.embedded_model import variants  # noqa: F401  (registers the plans' image towers)
 
 BATCH_SIZE = 100
+#: The option `--model` of this module and of benchmarks.
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option("--model", help="Folder of a trained model (default: the embedded model)."),
+]
 
 
 def surgery_variants() -> dict[str, Method]:
@@ -42,8 +47,10 @@ def _surgery(method: type, variant: str | None) -> Method:
     return partial(method, feature_surgery=variant)
 
 
-def load_trained(folder: Path) -> ZeroShotClassifier:
-    """Load a model that `train` has written to a folder."""
+def load_trained(folder: Path | None) -> ZeroShotClassifier:
+    """Load a model that `train` has written to a folder, or the embedded one, with all nouns."""
+    if folder is None:
+        return ZeroShotClassifier.demo(nouns())
     templates = prompt_templates()
     return ZeroShotClassifier.from_pretrained(f"local-dir:{folder}", None, nouns(), None, templates)
 
@@ -71,16 +78,14 @@ def main(
             help="Side in pixels of the images the model sees (default: its native size)."
         ),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a trained model (default: the embedded model).")
-    ] = None,
+    model: ModelFolder = None,
     captum: Annotated[
         bool, typer.Option("--captum", help="Also measure Captum's methods.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Print the tables of the model card."""
-    clip = ZeroShotClassifier.demo(["dog"]) if model is None else load_trained(model)
+    clip = load_trained(model)
     print(clip.tower.describe())
     render = size or clip.native_size[0]
     results: dict[str, object] = {}
