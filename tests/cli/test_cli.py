@@ -88,7 +88,8 @@ def test_trust_writes_a_report_and_a_line_under_each_map(
 ) -> None:
     assert explain(monkeypatch, photo, "--trust", "--size", 64, "--output", tmp_path) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"CLIP Surgery, '\w+': this map .* on the text: -?\d\.\d\d.* passes", printed)
+    verdict = r"this map .* on the text: -?\d\.\d\d(, and [^()]*)? \(.* passes"
+    assert re.search(rf"CLIP Surgery, '\w+': {verdict}", printed)
     report = (tmp_path / "photo-trust.md").read_text()
     assert "absent texts" in report
     assert "forward and 0 backward passes" in report

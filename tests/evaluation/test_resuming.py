@@ -74,7 +74,7 @@ class Evaluated:
         expected, found = (
             pandas.read_csv(io.BytesIO(table)) for table in (self.table, self.found())
         )
-        pandas.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=1e-5)
+        pandas.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=2e-6)
 
     def pieces(self) -> dict[str, bytes]:
         """The content of every file of statistics."""
