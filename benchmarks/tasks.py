@@ -12,9 +12,9 @@ The other figures of docs/tasks.md:
     python benchmarks/tasks.py --tasks replaced --split validation --scenes 80
     python benchmarks/tasks.py --tasks words --split validation --scenes 500
 
-`sizes` segments images of several sizes among all nouns. `replaced` puts an absent noun in the
-place of one of each caption's nouns, and measures how often it has the lowest value of the
-caption's nouns.
+`sizes` segments images of several sizes, and windows of them, among all nouns. `replaced` puts an
+absent noun in the place of one of each caption's nouns, and measures how often it has the lowest
+value of the caption's nouns.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ VOID = -1
 #: Backgrounds that segmentation is measured with, besides ignoring the pixels of no object.
 BACKGROUNDS: tuple[Any, ...] = (["a background"], 0.5)
 TITLES = (", background text", ", below 0.5")
+#: Windows of images of the native size, by side and stride in pixels.
+WINDOWS = ((112, 56), (112, 28), (128, 48), (144, 40), (160, 32))
+#: The best of them on validation scenes.
+WINDOW: dict[str, Any] = {"window": 144, "stride": 40}
 
 
 def truth(scene: Scene, classes: Sequence[str]) -> Tensor:
@@ -240,6 +244,8 @@ def _segmentation_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> st
         {"feature_surgery": None},
         {"feature_surgery": "release"},
         {"feature_surgery": "release", "refine": "guided"},
+        {"feature_surgery": "release", **WINDOW},
+        {"feature_surgery": "release", **WINDOW, "refine": "guided"},
     ]
     size = clip.native_size[0]
     rows = []
@@ -250,21 +256,28 @@ def _segmentation_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> st
             for background in (None, *BACKGROUNDS)
         ]
         cells = [f"{figure:.1f}" for figure in figures]
-        options = [way["feature_surgery"] or "none", way.get("refine") or "-"]
-        rows.append([str(size), *options, *cells])
+        options = [way["feature_surgery"], way.get("window"), way.get("refine")]
+        rows.append([*(str(option or "-") for option in options), *cells])
     columns = [f"{which}{name}" for which in ("all", "own") for name in ("", *TITLES)]
-    return markdown(["size", "feature surgery", "refined", *columns], rows, left=3)
+    return markdown(["feature surgery", "windows", "refined", *columns], rows, left=3)
 
 
 def _sizes_table(
     clip: ZeroShotClassifier, scenes_of: Callable[[int], Scenes], sizes: Iterable[int]
 ) -> str:
-    """Measure segmentation by image size among all nouns, pixels of no object ignored."""
+    """Measure segmentation by image size and window among all nouns, other pixels ignored."""
+    whole = [{"size": size} for size in sizes]
+    windows = [
+        {"size": clip.native_size[0], "window": window, "stride": stride}
+        for window, stride in WINDOWS
+    ]
     rows = []
-    for size in sizes:
-        figure = miou(clip, list(scenes_of(size)), False, feature_surgery="release", size=size)
-        rows.append([str(size), f"{figure:.1f}"])
-    return markdown(["size", "all"], rows)
+    for way in whole + windows:
+        scenes = list(scenes_of(way["size"]))
+        figure = miou(clip, scenes, False, feature_surgery="release", **way)
+        options = [str(way.get(name, "-")) for name in ("size", "window", "stride")]
+        rows.append([*options, f"{figure:.1f}"])
+    return markdown(["size", "windows", "stride", "all"], rows)
 
 
 def _outlines_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> str:
