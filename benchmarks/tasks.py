@@ -10,7 +10,7 @@ The other figures of docs/tasks.md:
     python benchmarks/tasks.py --tasks points --objects 1 --scenes 100
     python benchmarks/tasks.py --tasks sizes --split validation --scenes 40
     python benchmarks/tasks.py --tasks replaced --split validation --scenes 80
-    python benchmarks/tasks.py --tasks words --split validation --scenes 500
+    python benchmarks/tasks.py --tasks words --split validation --scenes 200
 
 `sizes` segments images of several sizes, and windows of them, among all nouns. `replaced` puts an
 absent noun in the place of one of each caption's nouns, and measures how often it has the lowest
