@@ -49,10 +49,12 @@ VOID = -1
 #: Backgrounds that segmentation is measured with, besides ignoring the pixels of no object.
 BACKGROUNDS: tuple[Any, ...] = (["a background"], 0.5)
 TITLES = (", background text", ", below 0.5")
-#: Windows of images of the native size, by side and stride in pixels.
-WINDOWS = ((112, 56), (112, 28), (128, 48), (144, 40), (160, 32))
-#: The best of them on validation scenes.
-WINDOW: dict[str, Any] = {"window": 144, "stride": 40}
+#: Sides and strides in pixels of windows, for images of the native size; the best on validation
+#: scenes is the first.
+WINDOWS: tuple[dict[str, Any], ...] = tuple(
+    {"window": window, "stride": stride}
+    for window, stride in ((144, 40), (112, 56), (112, 28), (128, 48), (160, 32))
+)
 
 
 def truth(scene: Scene, classes: Sequence[str]) -> Tensor:
@@ -244,8 +246,8 @@ def _segmentation_table(clip: ZeroShotClassifier, scenes: Sequence[Scene]) -> st
         {"feature_surgery": None},
         {"feature_surgery": "release"},
         {"feature_surgery": "release", "refine": "guided"},
-        {"feature_surgery": "release", **WINDOW},
-        {"feature_surgery": "release", **WINDOW, "refine": "guided"},
+        {"feature_surgery": "release", **WINDOWS[0]},
+        {"feature_surgery": "release", **WINDOWS[0], "refine": "guided"},
     ]
     size = clip.native_size[0]
     rows = []
@@ -267,10 +269,7 @@ def _sizes_table(
 ) -> str:
     """Measure segmentation by image size and window among all nouns, other pixels ignored."""
     whole = [{"size": size} for size in sizes]
-    windows = [
-        {"size": clip.native_size[0], "window": window, "stride": stride}
-        for window, stride in WINDOWS
-    ]
+    windows = [{"size": clip.native_size[0], **window} for window in WINDOWS]
     rows = []
     for way in whole + windows:
         scenes = list(scenes_of(way["size"]))
